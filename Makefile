@@ -1,0 +1,55 @@
+# Two commands for everybody: `make demo` and `make test`. Both do all their own set-up in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The versions the project is developed with. torch's range is wide (see pyproject.toml): any other
+# installed or given here is fine, e.g. make test TORCH="torch>=2.4"
+TORCH  ?= torch==2.13.0
+VISION ?= torchvision==0.28.0
+DATA   ?= ../shared
+export ACTZIP_SHARED ?= $(abspath $(DATA))
+
+.PHONY: help demo test setup native lint format typecheck asan tsan fuzz docs wheel clean bench
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## virtual environment, dependencies, native build
+
+# torchvision first finds torch already there: its own dependency would otherwise fetch another build.
+$(VENV)/.deps: pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, set PYTHON=..."'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q "$(VISION)"
+	$(BIN)/python -m pip install -q "scikit-build-core>=0.10" "nanobind>=2.2" "cmake>=3.22" ninja
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.deps pyproject.toml CMakeLists.txt cmake/isa.cmake $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[data,onnx,numcodecs,distributed,test,dev]"
+	touch $@
+
+demo: setup ## the main job: LeNet-5 on MNIST, trained, sparsified, quantized, encoded, decoded, checked
+	$(BIN)/actzip reproduce recipes/lenet5-mnist.yaml --out out/demo --fresh
+
+test: setup ## every test
+	$(BIN)/python -m pytest -q
+
+native: ## developer build: the extension modules beside the sources, incremental (use with PYTHONPATH=src)
+	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v python) -DCMAKE_INSTALL_PREFIX=src \
+	  $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >/dev/null
+	cmake --build build/dev
+	cmake --install build/dev >/dev/null
+
+lint: setup ## ruff, clang-format, mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/mypy
+
+format: setup ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+
+clean:
+	rm -rf build .venv out site dist

@@ -1,0 +1,14 @@
+// Python bindings of the codec (nanobind). Arrays cross as buffers without a copy; the GIL is released in
+// every call that does work.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings/cpu.h"
+
+namespace nb = nanobind;
+
+NB_MODULE(_codec, m) {
+  m.doc() = "Native codec of actzip.";
+  actzip::bind_cpu(m);
+}

@@ -1,0 +1,200 @@
+#include "common/thread_pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace actzip {
+namespace {
+
+thread_local bool t_inside = false;
+
+void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// One parallel_for. It lives on the caller's stack: a worker joins only under the pool's lock while the
+// job is listed, and the caller leaves only after unlisting it and seeing `inside` fall to zero.
+struct Job {
+  int64_t n;
+  RangeFn fn;
+  void* context;
+  int max_workers;              // the caller included
+  int joined = 1;               // guarded by the pool's lock
+  std::atomic<int> inside{0};   // workers (not the caller) that still hold a pointer to this job
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;     // written once by whoever sets `failed`
+
+  void run(int worker) {
+    while (!failed.load(std::memory_order_relaxed)) {
+      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= n) return;
+      try {
+        fn(context, i, worker);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+      }
+    }
+  }
+};
+
+class Pool {
+ public:
+  // Engines post a job per layer, a few microseconds apart: workers look for the next one for about 50
+  // microseconds before they sleep, which saves the wake-up through the kernel.
+  static constexpr int kSpins = 1500;
+
+  void run(Job& job) {
+    grow(job.max_workers - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      jobs_.push_back(&job);
+      posted_.fetch_add(1, std::memory_order_release);
+      if (sleeping_ > 0) wake_.notify_all();
+    }
+    t_inside = true;
+    job.run(0);
+    t_inside = false;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (size_t i = 0; i < jobs_.size(); ++i)
+        if (jobs_[i] == &job) {
+          jobs_.erase(jobs_.begin() + static_cast<std::ptrdiff_t>(i));
+          break;
+        }
+    }
+    for (int spin = 0; job.inside.load(std::memory_order_acquire) != 0; ++spin) {
+      if (spin < kSpins)
+        relax();
+      else
+        std::this_thread::yield();
+    }
+    if (job.failed.load(std::memory_order_acquire)) std::rethrow_exception(job.error);
+  }
+
+ private:
+  void grow(int workers) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (static_cast<int>(started_) < workers) {
+      std::thread([this] { work(); }).detach();
+      ++started_;
+    }
+  }
+
+  // Under the lock: a job with a free place, or null.
+  Job* take(int* worker) {
+    for (Job* job : jobs_) {
+      if (job->joined < job->max_workers && job->next.load(std::memory_order_relaxed) < job->n &&
+          !job->failed.load(std::memory_order_relaxed)) {
+        *worker = job->joined++;
+        job->inside.fetch_add(1, std::memory_order_relaxed);
+        return job;
+      }
+    }
+    return nullptr;
+  }
+
+  void work() {
+    t_inside = true;
+    uint64_t seen = 0;
+    for (;;) {
+      for (int spin = 0; spin < kSpins && posted_.load(std::memory_order_acquire) == seen; ++spin) relax();
+      Job* job = nullptr;
+      int worker = 0;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+          seen = posted_.load(std::memory_order_relaxed);
+          job = take(&worker);
+          if (job != nullptr) break;
+          ++sleeping_;
+          wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
+          --sleeping_;
+        }
+      }
+      job->run(worker);
+      job->inside.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<Job*> jobs_;
+  std::atomic<uint64_t> posted_{0};
+  int sleeping_ = 0;
+  size_t started_ = 0;
+};
+
+std::atomic<Pool*> g_pool{nullptr};
+
+#if defined(__linux__) || defined(__APPLE__)
+// A forked child has none of the parent's threads: it starts with a fresh pool (the old one is leaked, its
+// lock may be held by a thread that no longer exists).
+void forget_pool() {
+  g_pool.store(nullptr);
+  t_inside = false;
+}
+#endif
+
+Pool& pool() {
+  Pool* p = g_pool.load(std::memory_order_acquire);
+  if (p != nullptr) return *p;
+#if defined(__linux__) || defined(__APPLE__)
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  (void)registered;
+#endif
+  Pool* fresh = new Pool;  // never destroyed: its threads outlive main
+  if (g_pool.compare_exchange_strong(p, fresh)) return *fresh;
+  delete fresh;
+  return *p;
+}
+
+}  // namespace
+
+int default_threads() {
+  static const int n = [] {
+    if (const char* env = std::getenv("ACTZIP_NUM_THREADS")) {
+      const int v = std::atoi(env);
+      if (v > 0) return v;
+    }
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+#endif
+    const unsigned h = std::thread::hardware_concurrency();
+    return h > 0 ? static_cast<int>(h) : 1;
+  }();
+  return n;
+}
+
+void parallel_for_raw(int64_t n, int threads, RangeFn fn, void* context) {
+  if (n <= 0) return;
+  if (threads <= 0) threads = default_threads();
+  if (threads > n) threads = static_cast<int>(n);
+  if (threads == 1 || t_inside) {
+    for (int64_t i = 0; i < n; ++i) fn(context, i, 0);
+    return;
+  }
+  Job job{n, fn, context, threads};
+  pool().run(job);
+}
+
+}  // namespace actzip

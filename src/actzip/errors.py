@@ -1,0 +1,77 @@
+"""The errors that actzip raises on purpose: one small hierarchy.
+
+Every message says what was wrong, where, and what would be right. The command line turns each into one
+line and the exit code of its class (``exit_code``); ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ActzipError",
+    "ActzipWarning",
+    "CodecError",
+    "DataError",
+    "InputError",
+    "LayerError",
+    "RecipeError",
+    "TrainingError",
+    "UnsupportedError",
+]
+
+
+class ActzipError(Exception):
+    """Base of all errors that actzip raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(ActzipError, ValueError):
+    """A value given by the caller is unusable: dtype, shape, range, non-finite numbers, option."""
+
+    exit_code = 2
+
+
+class CodecError(ActzipError, ValueError):
+    """A blob, or a file of blobs, is damaged, truncated or of a kind that this version cannot read.
+
+    The message names the place: byte offset, chunk, map.
+    """
+
+    exit_code = 3
+
+
+class DataError(ActzipError):
+    """A data set, weights file or folder is missing, empty or unreadable."""
+
+    exit_code = 4
+
+
+class RecipeError(ActzipError, ValueError):
+    """A recipe is wrong: the message names the key, the line and what is allowed there."""
+
+    exit_code = 5
+
+
+class LayerError(ActzipError, KeyError):
+    """A layer was named that the model does not have, or that cannot be used for this; near matches are named."""
+
+    exit_code = 6
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class UnsupportedError(ActzipError, NotImplementedError):
+    """The engine cannot run an operator, shape or dtype of this model; the message names it and where it is."""
+
+    exit_code = 7
+
+
+class TrainingError(ActzipError, RuntimeError):
+    """Training cannot go on (a non-finite loss, say); the last good checkpoint is kept and named."""
+
+    exit_code = 8
+
+
+class ActzipWarning(UserWarning):
+    """Something worth knowing that does not stop the work: a dead layer, a saturated quantizer, a slower path."""
