@@ -31,7 +31,16 @@ _LAZY = {
     "compile": "actzip.runtime",
 }
 
-__all__ = ["ActivationPenalty", "ActzipError", "compile", "decode", "encode", "profile", "quantize", "sparsify"]
+__all__ = [
+    "ActivationPenalty",
+    "ActzipError",
+    "compile",
+    "decode",
+    "encode",
+    "profile",
+    "quantize",
+    "sparsify",
+]
 
 
 def __getattr__(name: str) -> Any:
