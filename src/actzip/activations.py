@@ -118,7 +118,7 @@ ComputeFn = Callable[[Site, ComputeCall], "Tensor | None"]
 _RELU = {torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_}
 _RELU6 = {F.relu6, torch.nn.functional.relu6}
 _HARDTANH = {F.hardtanh, F.hardtanh_}
-_THRESHOLD = {F.threshold, F.threshold_, torch.threshold, torch.threshold_}
+_THRESHOLD = {F.threshold, getattr(F, "threshold_"), torch.threshold, torch.threshold_}
 _CLAMP = {
     torch.clamp,
     torch.clamp_,
@@ -478,7 +478,7 @@ class ActivationTap:
         if not state.stack:
             state.counts = {}
             state.mode = _Mode(self, state)
-            state.mode.__enter__()
+            state.mode.__enter__()  # type: ignore[no-untyped-call]
         state.stack.append(path)
 
     def _after(self, path: str, *, ok: bool) -> None:
@@ -490,7 +490,7 @@ class ActivationTap:
             mode, state.mode = state.mode, None
             _PASSES.passes.pop(id(self), None)
             if mode is not None:
-                mode.__exit__(None, None, None)
+                mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if ok and path == "" and not self._checked:
                 self._checked = True
                 seen = [*self.sites.values(), *self.compute_sites.values()]
