@@ -1,1 +1,1 @@
-"""actzip.runtime."""
+"""Running networks on packed activations: capture -> Graph -> passes -> Plan -> native engine."""

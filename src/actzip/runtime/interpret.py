@@ -1,0 +1,308 @@
+"""The meaning of a Graph, node by node with PyTorch: slow, plain, and what every pass and the engine are checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from actzip.errors import InputError, UnsupportedError
+from actzip.runtime import graph as g
+
+__all__ = ["apply_act", "interpret"]
+
+
+def apply_act(act: g.Act | None, x: Tensor) -> Tensor:
+    """``act`` of ``x``; NaN stays NaN for those functions of PyTorch that keep it."""
+    if act is None:
+        return x
+    k = act.kind
+    if k in ("threshold", "prelu"):
+        assert act.param is not None
+        p = torch.from_numpy(act.param)
+        if p.numel() > 1:
+            p = p.reshape(1, -1, *([1] * (x.ndim - 2)))
+        if k == "prelu":
+            return torch.where(x < 0, x * p, x)
+        kept = torch.where(x <= p, torch.zeros((), dtype=x.dtype), x)
+        return kept.clamp(max=act.hi)
+    if k == "clip":
+        return x.clamp(act.lo, act.hi)
+    table: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": torch.relu,
+        "leaky_relu": lambda x: F.leaky_relu(x, act.alpha),
+        "elu": lambda x: F.elu(x, act.alpha),
+        "selu": F.selu,
+        "celu": lambda x: F.celu(x, act.alpha),
+        "softplus": lambda x: F.softplus(x, act.beta, act.limit),
+        "softsign": F.softsign,
+        "sigmoid": torch.sigmoid,
+        "logsigmoid": F.logsigmoid,
+        "hardsigmoid": lambda x: (x * act.alpha + act.beta).clamp(0, 1),
+        "tanh": torch.tanh,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "hardswish": F.hardswish,
+        "mish": F.mish,
+        "exp": torch.exp,
+        "log": torch.log,
+        "sqrt": torch.sqrt,
+        "rsqrt": torch.rsqrt,
+        "reciprocal": torch.reciprocal,
+        "square": torch.square,
+        "neg": torch.neg,
+        "abs": torch.abs,
+        "sign": torch.sign,
+        "floor": torch.floor,
+        "ceil": torch.ceil,
+        "round": torch.round,
+        "erf": torch.erf,
+        "sin": torch.sin,
+        "cos": torch.cos,
+    }
+    if k not in table:
+        raise UnsupportedError(f"activation {k!r}")
+    return table[k](x)
+
+
+def _t(a: g.Array | None) -> Tensor | None:
+    return None if a is None else torch.from_numpy(np.ascontiguousarray(a))
+
+
+def _padded(x: Tensor, padding: tuple[int, int, int, int], value: float) -> Tensor:
+    t, left, b, r = padding
+    return F.pad(x, (left, r, t, b), value=value) if any(padding) else x
+
+
+def _conv(n: g.Conv2d, x: Tensor, *rest: Tensor) -> Tensor:
+    y = F.conv2d(_padded(x, n.padding, 0.0), _t(n.weight), _t(n.bias), n.stride, 0, n.dilation, n.groups)  # type: ignore[arg-type]
+    y = apply_act(n.pre_act, y)
+    return apply_act(n.act, y + rest[0] if rest else y)
+
+
+def _conv_transpose(n: g.ConvTranspose2d, x: Tensor) -> Tensor:
+    op = n.output_padding
+    y = F.conv_transpose2d(x, _t(n.weight), None, n.stride, 0, 0, n.groups, n.dilation)  # type: ignore[arg-type]
+    t, left, b, r = n.padding
+    y = F.pad(y, (-left, op[1] - r, -t, op[0] - b))
+    bias = _t(n.bias)
+    return apply_act(n.act, y if bias is None else y + bias.reshape(1, -1, 1, 1))
+
+
+def _linear(n: g.Linear, x: Tensor, *rest: Tensor) -> Tensor:
+    y = F.linear(x, _t(n.weight), _t(n.bias))  # type: ignore[arg-type]
+    return apply_act(n.act, y + rest[0] if rest else y)
+
+
+def _batch_norm(n: g.BatchNorm, x: Tensor) -> Tensor:
+    shape = (1, -1, *([1] * (x.ndim - 2)))
+    scale, shift = _t(n.scale), _t(n.shift)
+    assert scale is not None and shift is not None
+    return apply_act(n.act, x * scale.reshape(shape) + shift.reshape(shape))
+
+
+def _pool(n: g.Pool, x: Tensor) -> Tensor:
+    """By plain sums over shifted windows, so that uneven padding and ceil_mode need no special case."""
+    h, w = x.shape[2:]
+    shape = n.infer([(1, x.shape[1], h, w)])
+    oh, ow = int(shape[2]), int(shape[3])  # type: ignore[arg-type]
+    t, left, b, r = n.padding
+    (kh, kw), (sh, sw), (dh, dw) = n.kernel_size, n.stride, n.dilation
+    extra_h = max(0, (oh - 1) * sh + dh * (kh - 1) + 1 - (h + t + b))
+    extra_w = max(0, (ow - 1) * sw + dw * (kw - 1) + 1 - (w + left + r))
+    is_max = n.kind == "max"
+    xp = F.pad(x, (left, r + extra_w, t, b + extra_h), value=-torch.inf if is_max else 0.0)
+    windows = [
+        xp[:, :, i * dh : i * dh + sh * (oh - 1) + 1 : sh, j * dw : j * dw + sw * (ow - 1) + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    stack = torch.stack(windows)
+    if is_max:
+        return stack.amax(0)
+    if n.divisor:
+        return stack.sum(0) / n.divisor
+    inside = torch.ones(1, 1, h, w)
+    inside = F.pad(inside, (left, r, t, b), value=1.0 if n.count_include_pad else 0.0)
+    counted = F.avg_pool2d(F.pad(inside, (0, extra_w, 0, extra_h)), (kh, kw), (sh, sw), divisor_override=1)
+    return stack.sum(0) / counted
+
+
+def _adaptive(n: g.AdaptivePool, x: Tensor) -> Tensor:
+    f: Callable[..., Tensor] = F.adaptive_max_pool2d if n.kind == "max" else F.adaptive_avg_pool2d
+    return f(x, n.output_size)
+
+
+def _binary(n: g.Binary, a: Tensor, b: Tensor) -> Tensor:
+    f: Callable[[Tensor, Tensor], Tensor] = {
+        "add": torch.add,
+        "sub": torch.sub,
+        "mul": torch.mul,
+        "div": torch.div,
+        "max": torch.maximum,
+        "min": torch.minimum,
+        "pow": torch.pow,
+    }[n.kind]
+    return apply_act(n.act, f(a, b))
+
+
+def _slice(n: g.Slice, x: Tensor) -> Tensor:
+    index = [slice(None)] * x.ndim
+    index[n.axis] = slice(n.start, n.stop, n.step)
+    return x[tuple(index)]
+
+
+def _pad(n: g.Pad, x: Tensor) -> Tensor:
+    if n.mode == "constant":
+        flat = [v for b, a in zip(reversed(n.before), reversed(n.after), strict=True) for v in (b, a)]
+        return F.pad(x, flat, value=n.value)
+    pairs = list(zip(n.before, n.after, strict=True))
+    y = np.pad(x.numpy(), pairs, mode="reflect" if n.mode == "reflect" else "edge")
+    return torch.from_numpy(y)
+
+
+def _reduce(n: g.Reduce, x: Tensor) -> Tensor:
+    axes, keep = tuple(a % x.ndim for a in n.axes), n.keepdims
+    if n.kind == "prod":
+        for a in sorted(axes, reverse=True):
+            x = x.prod(a, keepdim=keep)
+        return x
+    f: Callable[[], Tensor] = {
+        "mean": lambda: x.mean(axes, keep),
+        "sum": lambda: x.sum(axes, keep),
+        "max": lambda: x.amax(axes, keep),
+        "min": lambda: x.amin(axes, keep),
+        "l1": lambda: x.abs().sum(axes, keep),
+        "l2": lambda: x.square().sum(axes, keep).sqrt(),
+        "sum_square": lambda: x.square().sum(axes, keep),
+        "log_sum_exp": lambda: torch.logsumexp(x, axes, keep),
+    }[n.kind]
+    return f()
+
+
+def _source(size: int, out: int, coordinates: str, scale: float) -> Tensor:
+    i = torch.arange(out, dtype=torch.float64)
+    if coordinates == "align_corners":
+        return i * ((size - 1) / (out - 1)) if out > 1 else i * 0
+    return (i + 0.5) / scale - 0.5 if coordinates == "half_pixel" else i / scale
+
+
+def _resize(n: g.Resize, x: Tensor) -> Tensor:
+    for axis in (0, 1):
+        size, out = x.shape[2 + axis], n.size[axis]
+        scale = n.scale[axis] if n.scale else out / size
+        at = _source(size, out, n.coordinates, scale)
+        if n.mode == "nearest":
+            if n.coordinates == "half_pixel":
+                at = (at + 0.5).ceil() - 1  # round half down, ONNX's default
+            elif n.coordinates == "align_corners":
+                at = (at + 0.5).ceil() - 1
+            x = x.index_select(2 + axis, at.floor().long().clamp(0, size - 1))
+            continue
+        at = at.clamp(0, size - 1)
+        low = at.floor().long()
+        high = (low + 1).clamp(max=size - 1)
+        shape = [1, 1, 1, 1]
+        shape[2 + axis] = out
+        f = (at - low).float().reshape(shape)
+        x = x.index_select(2 + axis, low) * (1 - f) + x.index_select(2 + axis, high) * f
+    return x
+
+
+def _softmax(n: g.Softmax, x: Tensor) -> Tensor:
+    return F.log_softmax(x, n.axis) if n.log else F.softmax(x, n.axis)
+
+
+def _run(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
+    match n:
+        case g.Conv2d():
+            return _conv(n, *args)
+        case g.ConvTranspose2d():
+            return _conv_transpose(n, *args)
+        case g.Linear():
+            return _linear(n, *args)
+        case g.MatMul():
+            return torch.matmul(*args)
+        case g.BatchNorm():
+            return _batch_norm(n, *args)
+        case g.LayerNorm():
+            return F.layer_norm(args[0], n.shape, _t(n.weight), _t(n.bias), n.eps)
+        case g.GroupNorm():
+            return F.group_norm(args[0], n.groups, _t(n.weight), _t(n.bias), n.eps)
+        case g.LocalResponseNorm():
+            return F.local_response_norm(args[0], n.size, n.alpha, n.beta, n.k)
+        case g.Pool():
+            return _pool(n, *args)
+        case g.AdaptivePool():
+            return _adaptive(n, *args)
+        case g.Activation():
+            return apply_act(n.act, args[0])
+        case g.Binary():
+            return _binary(n, *args)
+        case g.Concat():
+            return torch.cat(args, n.axis)
+        case g.Slice():
+            return _slice(n, *args)
+        case g.Pad():
+            return _pad(n, *args)
+        case g.Reshape():
+            return args[0].reshape(g.concrete(n.shape, batch))
+        case g.Transpose():
+            return args[0].permute(n.perm)
+        case g.Expand():
+            return args[0].expand(g.concrete(n.shape, batch))
+        case g.Reduce():
+            return _reduce(n, *args)
+        case g.Softmax():
+            return _softmax(n, *args)
+        case g.Resize():
+            return _resize(n, *args)
+    raise UnsupportedError(f"{n.where()}: the interpreter does not know it")
+
+
+def batch_of(graph: g.Graph, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The batch N that the shapes of the graph's inputs imply.
+
+    Raises:
+        InputError: an input is missing, or its shape is not what the graph was made for.
+    """
+    batch: int | None = None
+    for name in graph.inputs:
+        want, got = graph.shape(name), shapes.get(name)
+        if got is None or len(want) != len(got):
+            raise InputError(f"input {name!r} has shape {got}, not {want}")
+        for w, d in zip(want, got, strict=True):
+            if isinstance(w, g.Sym):
+                if d % w.mul or (batch is not None and batch != d // w.mul):
+                    raise InputError(f"input {name!r} has shape {got}, not {want}")
+                batch = d // w.mul
+            elif w != d:
+                raise InputError(f"input {name!r} has shape {got}, not {want}")
+    return 1 if batch is None else batch
+
+
+@torch.no_grad()
+def interpret(
+    graph: g.Graph, inputs: Mapping[str, Tensor], keep: Iterable[str] = ()
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Runs ``graph`` on ``inputs`` (name -> tensor): its outputs, and the values named in ``keep``.
+
+    Raises:
+        InputError: inputs that do not fit the graph.
+        UnsupportedError: an operator without a meaning here.
+    """
+    batch = batch_of(graph, {k: tuple(v.shape) for k, v in inputs.items()})
+    env: dict[str, Tensor] = {k: torch.from_numpy(np.array(v)) for k, v in graph.constants.items()}
+    env.update({k: inputs[k] for k in graph.inputs})
+    wanted = set(keep)
+    last: dict[str, int] = {v: i for i, n in enumerate(graph.nodes) for v in n.inputs}
+    for i, n in enumerate(graph.nodes):
+        env[n.output] = _run(n, [env[v] for v in n.inputs], batch)
+        for v in set(n.inputs):
+            if last[v] == i and v not in graph.outputs and v not in wanted:
+                del env[v]
+    return [env[v] for v in graph.outputs], {k: env[k] for k in wanted if k in env}
