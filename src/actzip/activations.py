@@ -110,7 +110,7 @@ class ComputeCall:
 
 
 ActivationFn = Callable[[Site, Tensor], "Tensor | None"]
-ComputeFn = Callable[[Site, ComputeCall], "Tensor | None"]
+ComputeFn = Callable[[Site, ComputeCall], "Tensor | ComputeCall | None"]
 
 
 # --- which functions are activations ------------------------------------------------------------------------------
@@ -177,6 +177,15 @@ def _arg(args: Sequence[Any], kwargs: dict[str, Any], index: int, *names: str, d
         if name in kwargs:
             return kwargs[name]
     return args[index] if len(args) > index else default
+
+
+def _with_arg(
+    args: Any, kwargs: dict[str, Any], index: int, name: str, value: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The arguments with another value in one place."""
+    if name in kwargs:
+        return args, {**kwargs, name: value}
+    return (*args[:index], value, *args[index + 1 :]), kwargs
 
 
 def _activation_kind(
@@ -354,33 +363,50 @@ class _Mode(TorchFunctionMode):
                 site = tap._site(self.state, "compute", kind, None)
                 if tap._wanted(site):
                     replaced = tap._compute(site, call)
-                    if replaced is not None:  # another input for this computation
-                        if "input" in kwargs:
-                            kwargs = {**kwargs, "input": replaced}
-                        else:
-                            args = (replaced, *args[1:])
+                    if isinstance(replaced, ComputeCall):  # another input and another weight
+                        args, kwargs = _with_arg(args, kwargs, 1, "weight", replaced.weight)
+                        replaced = replaced.input
+                    if (
+                        replaced is not None and replaced is not call.input
+                    ):  # another input for this computation
+                        args, kwargs = _with_arg(args, kwargs, 0, "input", replaced)
         if tap._activation is not None:
             try:
                 activation = _activation_kind(func, args, kwargs)
             except TypeError:  # an unhashable callable
                 activation = None
             if activation is not None:
-                kind, high = activation
-                out = func(*args, **kwargs)
-                if not isinstance(out, Tensor):
-                    return out
-                site = tap._site(self.state, "activation", kind, high)
-                if tap._wanted(site):
-                    new = tap._activation(site, out)
-                    if new is not None and new is not out:
-                        if _in_place(func, args, kwargs):
-                            # callers of an in-place function may go on with the tensor they gave it
-                            target = _arg(args, kwargs, 0, "input", "self")
-                            target.copy_(new)
-                            return target
-                        return new
-                return out
+                return self._activate(func, args, kwargs, *activation)
         return func(*args, **kwargs)
+
+    def _activate(self, func: Any, args: Any, kwargs: Any, kind: str, high: float | None) -> Any:
+        tap = self.tap
+        target = _arg(args, kwargs, 0, "input", "self")
+        in_place = _in_place(func, args, kwargs)
+        tracked = in_place and isinstance(target, Tensor) and torch.is_grad_enabled() and target.requires_grad
+        if tracked:
+            # an in-place activation keeps its result for the backward pass, so it must not be overwritten later:
+            # it works on a copy, and the caller's tensor gets the final values
+            key = next((k for k in ("input", "self") if k in kwargs), None)
+            copy = target.clone()
+            out = func(*args, **{**kwargs, key: copy}) if key else func(copy, *args[1:], **kwargs)
+        else:
+            out = func(*args, **kwargs)
+        if not isinstance(out, Tensor):
+            return out
+        site = tap._site(self.state, "activation", kind, high)
+        new = tap._activation(site, out) if tap._activation is not None and tap._wanted(site) else None
+        if new is None:
+            new = out
+        if tracked:
+            target.copy_(new)
+            return new
+        if (
+            in_place and new is not out
+        ):  # callers of an in-place function may go on with the tensor they gave it
+            target.copy_(new)
+            return target
+        return new
 
 
 def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -406,7 +432,7 @@ class ActivationTap:
         activation: ``f(site, y)`` is called with the result ``y`` of each activation function (``N, C, H, W`` or any
             other shape; autograd is on as in the model); a tensor that it returns takes the place of ``y``.
         compute: ``f(site, call)`` is called before each convolution and linear with its operands; a tensor that it
-            returns takes the place of the input.
+            returns takes the place of the input, a :class:`ComputeCall` that of input and weight.
         layers, ignore: which sites, see the module's documentation.
 
     Attributes:

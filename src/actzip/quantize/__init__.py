@@ -1,1 +1,54 @@
-"""actzip.quantize."""
+"""Stage 2: activation maps as integers of 4 to 16 bits, zero exactly zero.
+
+    quantized = actzip.quantize(model, calibration, bits=8)     # fake-quantized, same class and state_dict
+    maps = integers(quantized, x)                               # site -> IntegerMap, what codecs and engine store
+
+See :mod:`actzip.quantize.linear` (the formula), :mod:`~actzip.quantize.observers` (how scales are chosen),
+:mod:`~actzip.quantize.model` (models), :mod:`~actzip.quantize.allocate` (bits per layer).
+"""
+
+from __future__ import annotations
+
+from actzip._module import make_callable
+from actzip.quantize.linear import (
+    IntegerMap,
+    QuantRange,
+    dequantize_linear,
+    fake_quantize,
+    quantize_linear,
+)
+from actzip.quantize.model import (
+    Quantization,
+    SiteQuantizer,
+    capture,
+    get_quantization,
+    integers,
+    quantization,
+    quantize,
+    remove_quantization,
+    watch_saturation,
+    without_quantization,
+)
+from actzip.quantize.observers import OBSERVERS, MapObserver
+
+__all__ = [
+    "OBSERVERS",
+    "IntegerMap",
+    "MapObserver",
+    "QuantRange",
+    "Quantization",
+    "SiteQuantizer",
+    "capture",
+    "dequantize_linear",
+    "fake_quantize",
+    "get_quantization",
+    "integers",
+    "quantization",
+    "quantize",
+    "quantize_linear",
+    "remove_quantization",
+    "watch_saturation",
+    "without_quantization",
+]
+
+make_callable(__name__, "quantize")

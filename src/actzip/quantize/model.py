@@ -1,0 +1,630 @@
+"""Quantized models: the same module, its class and ``state_dict`` untouched, with quantizers beside it.
+
+    quantized = actzip.quantize(model, calibration, bits=8)
+    quantized(x)                                    # fake-quantized: every activation map on its grid
+    integers(quantized, x)["layer1.0.relu"].values  # the integers of each map
+    quantization(quantized).scales                  # the scales by site
+
+The quantizers hang on an :class:`~actzip.activations.ActivationTap` that stays attached; thresholds set before
+(``set_thresholds``) act first. Activation sites bear their own names, inputs of convolutions and linear layers
+``NAME@input``, weights ``NAME@weight``.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actzip.activations import (
+    ActivationTap,
+    ComputeCall,
+    Selector,
+    Site,
+    _eval_mode,
+    run_model,
+    select_sites,
+)
+from actzip.errors import ActzipWarning, DataError, InputError, LayerError
+from actzip.quantize.linear import (
+    IntegerMap,
+    QuantRange,
+    check_bits,
+    fake_quantize,
+    quantize_linear,
+)
+from actzip.quantize.observers import OBSERVERS, MapObserver
+
+__all__ = [
+    "INPUT",
+    "WEIGHT",
+    "Quantization",
+    "SiteQuantizer",
+    "attach",
+    "capture",
+    "get_quantization",
+    "integers",
+    "quantization",
+    "quantize",
+    "remove_quantization",
+    "watch_saturation",
+    "without_quantization",
+]
+
+INPUT, WEIGHT = "@input", "@weight"
+
+Batches = Iterable[Any]
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class SiteQuantizer:
+    """The quantizer of one map: its range and its scale, a float32 parameter of shape 1 or C."""
+
+    def __init__(self, name: str, r: QuantRange, scale: Tensor, kind: str = "relu") -> None:
+        scale = scale.detach().to(torch.float32).reshape(-1).clone()
+        if scale.numel() == 0 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise InputError(f"{name}: a scale must be positive and finite")
+        check_bits(r.bits, name)
+        self.name = name
+        self.range = r
+        self.kind = kind
+        self.scale = nn.Parameter(scale)
+
+    @property
+    def bits(self) -> int:
+        return self.range.bits
+
+    @property
+    def signed(self) -> bool:
+        return self.range.signed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.scale, self.range)
+
+    def integers(self, x: Tensor) -> IntegerMap:
+        """The integers of a map.
+
+        Raises:
+            InputError: NaN or infinite values, with the layer's name.
+        """
+        if not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).sum())
+            raise InputError(f"layer {self.name!r}: {bad} of {x.numel()} values are infinite or NaN")
+        scale = self.scale.detach()
+        q = quantize_linear(x, scale, self.bits, signed=self.signed)
+        return IntegerMap(self.name, q, scale.to(x.device), self.bits, self.signed)
+
+    def __repr__(self) -> str:
+        per = "tensor" if self.scale.numel() == 1 else f"{self.scale.numel()} channels"
+        return f"SiteQuantizer({self.name!r}, {self.bits} bits, {'signed' if self.signed else 'unsigned'}, per {per})"
+
+
+class Quantization:
+    """What a quantized model carries: quantizers by name, and the tap that applies them.
+
+    Attributes:
+        sites: quantizers of activation maps (site name) and of inputs (``NAME@input``).
+        weights: quantizers of weights (``NAME@weight``), one scale an output channel.
+        enabled: False switches all of them off.
+        info: what calibration found, by name (density, mse, saturated ...), for reports.
+    """
+
+    def __init__(self, sites: Iterable[SiteQuantizer] = (), weights: Iterable[SiteQuantizer] = ()) -> None:
+        self.sites = {q.name: q for q in sites}
+        self.weights = {q.name: q for q in weights}
+        self.enabled = True
+        self.info: dict[str, dict[str, float]] = {}
+        self._tap: ActivationTap | None = None
+        self._local = _Local()
+
+    # -- reading
+
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """float32 scales by name, detached copies."""
+        return {n: q.scale.detach().clone() for n, q in self.sites.items()}
+
+    @property
+    def bits(self) -> dict[str, int]:
+        return {n: q.bits for n, q in self.sites.items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The scales of maps and weights: learned step sizes, for an optimiser."""
+        return [q.scale for q in (*self.sites.values(), *self.weights.values())]
+
+    def clamp_scales_(self, least: float = 1e-12) -> None:
+        """Keeps learned scales positive; call it after an optimiser's step."""
+        with torch.no_grad():
+            for p in self.parameters():
+                p.clamp_(min=least)
+
+    # -- the tap
+
+    def _activation(self, site: Site, y: Tensor) -> Tensor | None:
+        q = self.sites.get(site.name) if self.enabled else None
+        return None if q is None else self._apply(q, y)
+
+    def _compute(self, site: Site, call: ComputeCall) -> Tensor | ComputeCall | None:
+        if not self.enabled:
+            return None
+        q, w = self.sites.get(site.name + INPUT), self.weights.get(site.name + WEIGHT)
+        x = call.input if q is None else self._apply(q, call.input)
+        if w is None:
+            return None if q is None else x
+        return replace(call, input=x, weight=w(call.weight.unsqueeze(0)).squeeze(0))
+
+    def _apply(self, q: SiteQuantizer, y: Tensor) -> Tensor:
+        visit = self._local.visit
+        if visit is None:
+            return q(y)
+        found = visit(q, y)
+        return q(y) if found is None else found
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Puts the quantizers onto ``model``, in the place of any that it has."""
+        remove_quantization(model)
+        self._tap = ActivationTap(model, self._activation, self._compute if self._needs_compute else None)
+        self._tap.attach()
+        model.__dict__["_actzip_quantization"] = self
+        return model
+
+    @property
+    def _needs_compute(self) -> bool:
+        return bool(self.weights) or any(n.endswith(INPUT) for n in self.sites)
+
+    def detach(self) -> None:
+        if self._tap is not None:
+            self._tap.detach()
+            self._tap.model.__dict__.pop("_actzip_quantization", None)
+            self._tap = None
+
+
+class _Local(threading.local):
+    """What visits the maps in this thread; copies and pickles as nothing."""
+
+    visit: Callable[[SiteQuantizer, Tensor], Tensor | None] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Local:
+        return _Local()
+
+    def __reduce__(self) -> tuple[type[_Local], tuple[()]]:
+        return _Local, ()
+
+
+def get_quantization(model: nn.Module) -> Quantization | None:
+    """The quantizers of ``model``; None where it is not quantized."""
+    return model.__dict__.get("_actzip_quantization")
+
+
+def quantization(model: nn.Module) -> Quantization:
+    """The quantizers of ``model``.
+
+    Raises:
+        InputError: it is not quantized.
+    """
+    found = get_quantization(model)
+    if found is None:
+        raise InputError(
+            "the model is not quantized; actzip.quantize(model, calibration, bits=8) makes it so"
+        )
+    return found
+
+
+def attach(model: nn.Module, quantizers: Quantization) -> nn.Module:
+    """``model`` with these quantizers, in place."""
+    return quantizers.attach(model)
+
+
+def remove_quantization(model: nn.Module) -> Quantization | None:
+    """Makes ``model`` a float model again; gives the quantizers that it had."""
+    found = get_quantization(model)
+    if found is not None:
+        found.detach()
+    return found
+
+
+@contextmanager
+def without_quantization(model: nn.Module) -> Iterator[Quantization | None]:
+    """The model without its quantizers (and without their hooks) inside the block, which is given them."""
+    found = remove_quantization(model)
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.attach(model)
+
+
+# --- integers -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _visiting(found: Quantization, visit: Callable[[SiteQuantizer, Tensor], Tensor | None]) -> Iterator[None]:
+    before = found._local.visit
+    found._local.visit = visit
+    try:
+        yield
+    finally:
+        found._local.visit = before
+
+
+@contextmanager
+def capture(
+    model: nn.Module, sink: Callable[[IntegerMap], None] | None = None
+) -> Iterator[dict[str, IntegerMap]]:
+    """Inside the block, forward passes (of this thread) record the integers of each quantized map.
+
+    Args:
+        sink: called with each map as it is made, so that none is kept; else they are kept in the dict that the block is
+            given, by name, those of the latest pass.
+
+    Raises:
+        InputError: the model is not quantized; in the pass: NaN or infinite values, with the layer's name.
+    """
+    maps: dict[str, IntegerMap] = {}
+
+    def visit(q: SiteQuantizer, y: Tensor) -> Tensor:
+        m = q.integers(y)
+        if sink is not None:
+            sink(m)
+        else:
+            maps[q.name] = m
+        return m.dequantize().to(y.dtype)
+
+    with _visiting(quantization(model), visit):
+        yield maps
+
+
+def integers(model: nn.Module, x: Any) -> dict[str, IntegerMap]:
+    """The integers of each quantized map for one input, in order of execution (evaluation mode, no gradients).
+
+    Args:
+        x: the model's input: a tensor, a tuple of inputs or a dict of keyword arguments.
+
+    Raises:
+        InputError: the model is not quantized, or a map has NaN or infinite values.
+    """
+    with capture(model) as maps, _eval_mode(model), torch.no_grad():
+        run_model(model, x)
+    return maps
+
+
+@contextmanager
+def watch_saturation(model: nn.Module, share: float = 0.01) -> Iterator[dict[str, float]]:
+    """Counts, inside the block, the share of non-zero elements that each map clips; warns at its end.
+
+    The dict that the block is given holds the shares by name once the block has ended. A layer above ``share`` is named
+    in an :class:`~actzip.errors.ActzipWarning`. Infinite values count as clipped.
+    """
+    clipped: dict[str, list[Tensor | int]] = {}
+    shares: dict[str, float] = {}
+
+    def visit(q: SiteQuantizer, y: Tensor) -> None:
+        y = y.detach()
+        scale = q.scale.detach().to(y.device)
+        if scale.numel() > 1:
+            scale = scale.reshape(1, -1, *([1] * (y.dim() - 2)))
+        over = (y.abs() > scale * (q.range.qmax + 0.5)).sum()
+        if not q.signed:
+            over = over + (y < -0.5 * scale).sum()
+        total = clipped.setdefault(q.name, [0, 0])
+        total[0], total[1] = total[0] + over, total[1] + torch.count_nonzero(y)
+
+    with _visiting(quantization(model), visit):
+        yield shares
+    for name, (over, count) in clipped.items():
+        shares[name] = float(over) / max(1, int(count))
+    _warn_saturated(shares, share)
+
+
+def _warn_saturated(shares: Mapping[str, float], share: float) -> None:
+    for name, value in shares.items():
+        if value > share:
+            warnings.warn(
+                f"layer {name!r}: {100 * value:.2f} % of the non-zero elements saturate (more than "
+                f"{100 * share:g} %); calibrate on data like these, use more bits or another observer",
+                ActzipWarning,
+                stacklevel=3,
+            )
+
+
+# --- quantize -----------------------------------------------------------------------------------------------------
+
+
+def _input_of(batch: Any) -> Any:
+    if isinstance(batch, (list, tuple)):
+        if not batch:
+            raise DataError("a calibration batch is empty")
+        return batch[0]
+    return batch
+
+
+def _default_forward(model: nn.Module, batch: Any) -> Any:
+    return run_model(model, _input_of(batch))
+
+
+@dataclass
+class Calibration:
+    """The observers of all maps that calibration met, by name, and their sites."""
+
+    observers: dict[str, MapObserver]
+    sites: dict[str, Site]
+    images: int = 0
+
+
+def calibrate(
+    model: nn.Module,
+    calibration: Batches | Tensor,
+    *,
+    per: str = "tensor",
+    layers: Selector | Iterable[Selector] | None = None,
+    ignore: Selector | Iterable[Selector] | None = None,
+    inputs: Selector | Iterable[Selector] | None = None,
+    batches: int | None = None,
+    forward: Forward | None = None,
+) -> Calibration:
+    """Runs the calibration data and gives the statistics of each map; see :func:`quantize` for the arguments."""
+    data = [calibration] if isinstance(calibration, Tensor) else calibration
+    if isinstance(inputs, str) and inputs == "all":
+        inputs = ["*"]
+    elif inputs == []:
+        inputs = None
+    run = forward or _default_forward
+    found = Calibration({}, {})
+
+    def observe(name: str, site: Site, x: Tensor) -> None:
+        observer = found.observers.get(name)
+        if observer is None:
+            observer = found.observers[name] = MapObserver(per)
+            found.sites[name] = site
+        observer.update(x, f"layer {name!r}")
+
+    def activation(site: Site, y: Tensor) -> None:
+        observe(site.name, site, y)
+
+    def compute(site: Site, call: ComputeCall) -> None:
+        observe(site.name + INPUT, site, call.input)
+
+    tap = ActivationTap(model, activation, None, layers=layers, ignore=ignore)
+    input_tap = ActivationTap(model, None, compute, layers=inputs) if inputs is not None else None
+    with tap, _eval_mode(model), torch.no_grad():
+        if input_tap is not None:
+            input_tap.attach()
+        try:
+            for i, batch in enumerate(data):
+                if batches is not None and i >= batches:
+                    break
+                run(model, batch)
+                found.images += 1
+        finally:
+            if input_tap is not None:
+                input_tap.detach()
+    if not found.images:
+        raise DataError("the calibration data has no batch")
+    if not found.observers:
+        raise LayerError("no activation map was met: the model has none, or `layers` and `ignore` leave none")
+    return found
+
+
+def _site_bits(bits: Any, found: Calibration, model: nn.Module) -> dict[str, int]:
+    if isinstance(bits, Mapping):
+        chosen: dict[str, int] = {}
+        # selectors see inputs under their own names
+        named = [replace(site, name=name) for name, site in found.sites.items()]
+        for selector, value in bits.items():
+            value = check_bits(value, f"bits of {selector!r}")
+            for site in select_sites(named, model, selector):
+                chosen[site.name] = value
+        missing = [n for n in found.observers if n not in chosen]
+        if missing:
+            raise LayerError(
+                f"bits names no number for {len(missing)} layers, {missing[0]!r} among them; "
+                "give '*': 8 first for the rest"
+            )
+        return chosen
+    value = check_bits(bits)
+    return dict.fromkeys(found.observers, value)
+
+
+def _signed(name: str, site: Site, observer: MapObserver) -> bool:
+    """Unsigned after ReLU and its kin; elsewhere signed where a negative value was met or the function has them."""
+    if not name.endswith(INPUT):
+        return not (site.sparse or site.kind in ("sigmoid", "hardsigmoid", "softplus"))
+    return observer.negative > 0
+
+
+def quantize(
+    model: nn.Module,
+    calibration: Batches | Tensor,
+    bits: int | Mapping[str, int] | str = 8,
+    per: str = "tensor",
+    observer: str = "mse",
+    *,
+    layers: Selector | Iterable[Selector] | None = None,
+    ignore: Selector | Iterable[Selector] | None = None,
+    inputs: Selector | Iterable[Selector] | None = None,
+    weights: int | None = None,
+    percentile: float = 99.99,
+    saturation: float = 0.01,
+    budget: float | None = None,
+    cost: str = "raw",
+    floor: float | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    batches: int | None = None,
+    forward: Forward | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """A fake-quantized copy of ``model``: each activation map is rounded to integers of 4 to 16 bits and back.
+
+    Same class, same ``state_dict``; zero stays exactly zero. Maps after ReLU and its kin are unsigned, others signed
+    and symmetric. It can be evaluated and trained (straight-through estimator; the scales of
+    ``quantization(model).parameters()`` are learned step sizes).
+
+    Args:
+        model: any module, thresholded or not; a quantized one is quantized anew from float.
+        calibration: batches: tensors, dicts of keyword arguments, or tuples and lists whose first item is the input; or
+            one tensor. A pass over it, streaming.
+        bits: 4 to 16; or one a layer, as {selector: bits}, later ones win (``{"*": 8, "layer4.*": 6}``); or ``"auto"``
+            with ``budget`` or with ``floor`` and ``evaluate``.
+        per: ``tensor`` or ``channel``: one scale a map, or one a channel.
+        observer: ``minmax``, ``percentile``, ``mse`` or ``entropy`` (see :mod:`actzip.quantize.observers`).
+        layers, ignore: which activation sites (see :mod:`actzip.activations`).
+        inputs: convolutions and linear layers whose input is quantized too, signed where it has negatives: the network's
+            input, residual sums, pooled maps. ``"all"`` for every one. None by default.
+        weights: bits of weights, per output channel and symmetric; None leaves them float.
+        percentile: for ``observer="percentile"``, of the non-zero elements.
+        saturation: share of non-zero elements of a layer above which its clipping is warned of.
+        budget: bits an image that all quantized maps together may take, for ``bits="auto"``.
+        cost: how ``budget`` counts: ``raw`` (elements times bits) or ``entropy`` (order-0 entropy of the integers).
+        floor: least value of ``evaluate(quantized model)`` for ``bits="auto"``: the fewest bits that keep it.
+        batches: how many calibration batches to use at most.
+        forward: ``f(model, batch)`` where the model is not called with a batch's first item.
+        inplace: quantize ``model`` itself instead of a copy.
+
+    Raises:
+        InputError: an option out of range, infinite values or NaN in a map (the layer is named), a budget that 4 bits
+            everywhere exceed, a floor that 16 bits do not reach.
+        LayerError: a layer named that the model does not have; no activation map.
+        DataError: no calibration batch.
+
+    Warns:
+        ActzipWarning: a layer that the calibration data never activates, one that saturates, one whose values mostly
+            vanish because an outlier sets the scale.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if observer not in OBSERVERS:
+        raise InputError(f"observer must be one of {', '.join(OBSERVERS)}, not {observer!r}")
+    if per not in ("tensor", "channel"):
+        raise InputError(f"per must be 'tensor' or 'channel', not {per!r}")
+    if not 0 < percentile <= 100:
+        raise InputError(f"percentile must be above 0 and at most 100, not {percentile}")
+    if not 0 <= saturation <= 1:
+        raise InputError(f"saturation is a share from 0 to 1, not {saturation}")
+    auto = isinstance(bits, str)
+    if auto and bits != "auto":
+        raise InputError(f"bits must be an integer, a mapping or 'auto', not {bits!r}")
+    if auto and (budget is None) == (floor is None):
+        raise InputError("bits='auto' needs either a budget (bits an image) or a floor with evaluate")
+    if floor is not None and evaluate is None:
+        raise InputError("floor needs evaluate: a function that gives the quantized model's accuracy")
+    if not auto and (budget is not None or floor is not None):
+        raise InputError("budget and floor choose the bits: give them with bits='auto'")
+    if not auto and not isinstance(bits, Mapping):
+        check_bits(bits)
+    if weights is not None:
+        check_bits(weights, "weights")
+
+    model = model if inplace else copy.deepcopy(model)
+    remove_quantization(model)
+    first: Batches | Tensor = calibration  # what later passes over a few batches read
+    if isinstance(calibration, Iterator):
+        first = list(itertools.islice(calibration, 4))
+        calibration = itertools.chain(first, calibration)
+    found = calibrate(
+        model,
+        calibration,
+        per=per,
+        layers=layers,
+        ignore=ignore,
+        inputs=inputs,
+        batches=batches,
+        forward=forward,
+    )
+    signs = {n: _signed(n, found.sites[n], o) for n, o in found.observers.items()}
+    weight_quantizers = quantize_weights(model, first, weights, forward) if weights else []
+
+    def build(chosen: Mapping[str, int]) -> Quantization:
+        sites = []
+        for name, o in found.observers.items():
+            r = QuantRange(chosen[name], signs[name])
+            sites.append(SiteQuantizer(name, r, o.scales(r, observer, percentile), found.sites[name].kind))
+        return Quantization(sites, weight_quantizers)
+
+    if auto:
+        from actzip.quantize.allocate import allocate
+
+        chosen = allocate(
+            model,
+            first,
+            found,
+            signs,
+            observer=observer,
+            percentile=percentile,
+            budget=budget,
+            cost=cost,
+            floor=floor,
+            evaluate=evaluate,
+            build=build,
+            forward=forward,
+            batches=batches,
+        )
+    else:
+        chosen = _site_bits(bits, found, model)
+    result = build(chosen)
+    _report(result, found, saturation)
+    return result.attach(model)
+
+
+def _report(result: Quantization, found: Calibration, saturation: float) -> None:
+    """Keeps what calibration found and warns of what is unsound."""
+    shares = {}
+    for name, q in result.sites.items():
+        o = found.observers[name]
+        quality = o.quality(q.range, q.scale.detach())
+        result.info[name] = {"density": o.density, "elements": float(o.positions), **quality}
+        if o.dead:
+            warnings.warn(
+                f"layer {name!r} was never activated by the calibration data (all zeros): its scale is 1.0; "
+                "calibrate on more data, or remove the layer",
+                ActzipWarning,
+                stacklevel=4,
+            )
+            continue
+        shares[name] = quality["saturated"]
+        if quality["vanished"] > 0.9:
+            warnings.warn(
+                f"layer {name!r}: {100 * quality['vanished']:.1f} % of the non-zero elements become zero, since the "
+                f"largest value ({float(o.maximum.max()):.3g}) sets the scale; "  # type: ignore[union-attr]
+                "observer='percentile' or 'mse' leaves outliers out",
+                ActzipWarning,
+                stacklevel=4,
+            )
+    _warn_saturated(shares, saturation)
+
+
+def quantize_weights(
+    model: nn.Module,
+    calibration: Batches | Tensor,
+    bits: int,
+    forward: Forward | None = None,
+) -> list[SiteQuantizer]:
+    """Quantizers of the weights of every convolution and linear layer: symmetric, one scale an output channel.
+
+    The clip of each channel is its largest |w|; channels of zeros get scale 1.
+    """
+    r = QuantRange(check_bits(bits, "weights"), signed=True)
+    made: dict[str, SiteQuantizer] = {}
+
+    def compute(site: Site, call: ComputeCall) -> None:
+        name = site.name + WEIGHT
+        if name not in made:
+            top = call.weight.detach().abs().flatten(1).amax(1).to(torch.float32)
+            if not bool(torch.isfinite(top).all()):
+                raise InputError(f"layer {site.name!r} has infinite or NaN weights")
+            scale = torch.where(top > 0, (top / r.qmax).clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+            made[name] = SiteQuantizer(name, r, scale, site.kind)
+
+    data = [calibration] if isinstance(calibration, Tensor) else calibration
+    with ActivationTap(model, None, compute), _eval_mode(model), torch.no_grad():
+        for batch in data:
+            (forward or _default_forward)(model, batch)
+            break
+    return list(made.values())
