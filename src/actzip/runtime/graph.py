@@ -494,19 +494,24 @@ class BatchNorm(Node):
 
 @dataclass(eq=False)
 class LayerNorm(Node):
-    """Normalises over the last ``weight.ndim`` dimensions; population variance."""
+    """Normalises over the last dimensions, those of ``shape``, or over dimension 1 with ``channels``;
+    population variance."""
 
     shape: tuple[int, ...] = field(kw_only=True)
     weight: Array | None = None
     bias: Array | None = None
     eps: float = 1e-5
+    channels: bool = False
 
     op = "layer_norm"
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         x = shapes[0]
         n = len(self.shape)
-        if n < 1 or len(x) < n or tuple(x[-n:]) != tuple(self.shape):
+        if self.channels:
+            if n != 1 or len(x) < 2 or x[1] != self.shape[0]:
+                raise InputError(f"normalised shape {self.shape} is not dimension 1 of {x}")
+        elif n < 1 or len(x) < n or tuple(x[-n:]) != tuple(self.shape):
             raise InputError(f"normalised shape {self.shape} is not the tail of {x}")
         for name, a in (("weight", self.weight), ("bias", self.bias)):
             if a is not None and a.shape != tuple(self.shape):
@@ -556,7 +561,7 @@ class LocalResponseNorm(Node):
 class Pool(Node):
     """Max or average pooling. ``padding`` (top, left, bottom, right): -inf for max, zeros for average.
 
-    ``ceil_mode`` is PyTorch's; an average divides by the window's size, by what of it is inside when
+    Then ``bias`` (C) is added and ``act`` applied. ``ceil_mode`` is PyTorch's; an average divides by the window's size, by what of it is inside when
     ``count_include_pad`` is false, or by ``divisor`` when that is not 0.
     """
 
@@ -568,6 +573,8 @@ class Pool(Node):
     ceil_mode: bool = False
     count_include_pad: bool = True
     divisor: int = 0
+    bias: Array | None = None
+    act: Act | None = None
 
     op = "pool"
 
@@ -582,6 +589,7 @@ class Pool(Node):
         _pair("dilation", self.dilation, 2, 1)
         if self.kind == "avg" and self.dilation != (1, 1):
             raise UnsupportedError("average pooling with dilation")
+        _channels("bias", self.bias, _static(x[1], "the number of channels"))
         t, left, b, r = self.padding
         k, s, d = self.kernel_size, self.stride, self.dilation
         h = _window(_static(x[2], "height"), k[0], s[0], t, b, d[0], self.ceil_mode)

@@ -137,17 +137,15 @@ def _adaptive(n: g.AdaptivePool, x: Tensor) -> Tensor:
     return f(x, n.output_size)
 
 
-def _binary(n: g.Binary, a: Tensor, b: Tensor) -> Tensor:
-    f: Callable[[Tensor, Tensor], Tensor] = {
-        "add": torch.add,
-        "sub": torch.sub,
-        "mul": torch.mul,
-        "div": torch.div,
-        "max": torch.maximum,
-        "min": torch.minimum,
-        "pow": torch.pow,
-    }[n.kind]
-    return apply_act(n.act, f(a, b))
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "max": lambda a, b: torch.maximum(a, b),
+    "min": lambda a, b: torch.minimum(a, b),
+    "pow": lambda a, b: torch.pow(a, b),
+}
 
 
 def _slice(n: g.Slice, x: Tensor) -> Tensor:
@@ -230,19 +228,24 @@ def _run(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
         case g.BatchNorm():
             return _batch_norm(n, *args)
         case g.LayerNorm():
-            return F.layer_norm(args[0], n.shape, _t(n.weight), _t(n.bias), n.eps)
+            x = args[0].movedim(1, -1) if n.channels else args[0]
+            y = F.layer_norm(x, n.shape, _t(n.weight), _t(n.bias), n.eps)
+            return y.movedim(-1, 1) if n.channels else y
         case g.GroupNorm():
             return F.group_norm(args[0], n.groups, _t(n.weight), _t(n.bias), n.eps)
         case g.LocalResponseNorm():
             return F.local_response_norm(args[0], n.size, n.alpha, n.beta, n.k)
         case g.Pool():
-            return _pool(n, *args)
+            y = _pool(n, *args)
+            return apply_act(
+                n.act, y if n.bias is None else y + torch.from_numpy(n.bias).reshape(1, -1, 1, 1)
+            )
         case g.AdaptivePool():
             return _adaptive(n, *args)
         case g.Activation():
             return apply_act(n.act, args[0])
         case g.Binary():
-            return _binary(n, *args)
+            return apply_act(n.act, _BINARY[n.kind](*args))
         case g.Concat():
             return torch.cat(args, n.axis)
         case g.Slice():

@@ -1,0 +1,362 @@
+"""Every pass keeps the meaning of the graph, and does what it is for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from actzip.errors import InputError
+from actzip.runtime import graph as g
+from actzip.runtime import passes as P
+from actzip.runtime.capture import capture
+from actzip.runtime.interpret import interpret
+
+
+def inputs_for(graph, batch=3, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    return {v: torch.randn(g.concrete(graph.shape(v), batch), generator=gen) for v in graph.inputs}
+
+
+def check(before, after, tol=1e-5):
+    """Same outputs; the graph given to the pass is as it was."""
+    after.validate()
+    before.validate()
+    x = inputs_for(before)
+    a, _ = interpret(before, x)
+    b, _ = interpret(after, x)
+    assert len(a) == len(b)
+    for p, q in zip(a, b, strict=True):
+        assert p.shape == q.shape
+        scale = p.abs().max().item() or 1.0
+        assert (p - q).abs().max().item() <= tol * scale
+
+
+def graph_of(model, *shape):
+    torch.manual_seed(0)
+    for m in model.modules():
+        if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            m.running_mean.normal_()
+            m.running_var.uniform_(0.5, 2)
+            nn.init.normal_(m.weight)
+            nn.init.normal_(m.bias)
+    return capture(model.eval(), torch.randn(2, *shape))
+
+
+def ops(graph):
+    return [n.op for n in graph.nodes]
+
+
+class Two(nn.Module):
+    """A residual block: two convolutions, a projected shortcut, an addition, a ReLU."""
+
+    def __init__(self, project=True):
+        super().__init__()
+        self.a = nn.Conv2d(8, 16 if project else 8, 3, padding=1, bias=False)
+        self.abn = nn.BatchNorm2d(16 if project else 8)
+        self.b = nn.Conv2d(16 if project else 8, 16 if project else 8, 3, padding=1)
+        self.bbn = nn.BatchNorm2d(16 if project else 8)
+        self.s = nn.Conv2d(8, 16, 1) if project else nn.Identity()
+
+    def forward(self, x):
+        y = torch.relu(self.abn(self.a(x)))
+        return torch.relu(self.bbn(self.b(y)) + self.s(x))
+
+
+@pytest.mark.parametrize("p", P.PASSES, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("model", ["residual", "mixed"])
+def test_each_pass_alone_keeps_the_meaning(p, model):
+    if model == "residual":
+        graph = graph_of(Two(), 8, 7, 6)
+    else:
+        graph = graph_of(
+            nn.Sequential(
+                nn.ZeroPad2d(1), nn.Conv2d(3, 6, 3), nn.Hardswish(), nn.BatchNorm2d(6), nn.ReLU6(), nn.AvgPool2d(2, 2, 1),
+                nn.Conv2d(6, 12, 1, groups=2), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 5),
+                nn.Softmax(1),
+            ), 3, 9, 9,
+        )  # fmt: skip
+    check(graph, p(graph))
+
+
+def test_residual_block_becomes_three_convolutions():
+    graph = graph_of(Two(), 8, 7, 6)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert ops(after) == ["conv2d"] * 3
+    last = after.nodes[-1]
+    assert len(last.inputs) == 2 and last.act.kind == "relu"
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batch_norm_folds(transposed, groups):
+    conv = nn.ConvTranspose2d if transposed else nn.Conv2d
+    graph = graph_of(nn.Sequential(conv(4, 6, 3, groups=groups, bias=False), nn.BatchNorm2d(6)), 4, 6, 6)
+    after = P.fold_batch_norm(graph)
+    check(graph, after)
+    assert len(after.nodes) == 1 and after.nodes[0].bias is not None
+
+
+def test_batch_norm_stays_where_the_convolution_has_another_reader():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.c(x)
+            return self.b(y) * y
+
+    graph = graph_of(M(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert "batch_norm" in ops(after)
+
+
+def test_linear_and_batch_norm_1d():
+    graph = graph_of(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU()), 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert ops(after) == ["linear"] and after.nodes[0].act.kind == "relu"
+
+
+def test_channel_constants_fold():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv2d(3, 4, 1)
+            self.register_buffer("k", torch.randn(1, 4, 1, 1))
+
+        def forward(self, x):
+            return (2.0 - self.c(x) * self.k) / 3.0 + 1.0
+
+    graph = graph_of(M(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert ops(after) == ["conv2d"] and not after.constants
+
+
+@pytest.mark.parametrize(
+    ("acts", "want"),
+    [
+        ([("relu", {}), ("threshold", {"param": [0.3]})], "threshold"),
+        ([("clip", {"lo": 0.0, "hi": 1.0}), ("threshold", {"param": [0.3]})], "threshold"),
+        ([("threshold", {"param": [0.3]}), ("clip", {"lo": 0.0, "hi": 1.0})], "threshold"),
+        ([("threshold", {"param": [0.3]}), ("threshold", {"param": [0.1, 0.5, 0.2]})], "threshold"),
+        ([("relu", {}), ("clip", {"lo": -1.0, "hi": 1.0})], "clip"),
+        ([("relu", {}), ("relu", {})], "relu"),
+        ([("clip", {"lo": 0.5, "hi": 2.0}), ("threshold", {"param": [0.3]})], None),
+        ([("clip", {"lo": -2.0, "hi": -1.0}), ("clip", {"lo": 0.0, "hi": 1.0})], None),
+        ([("relu", {}), ("threshold", {"param": [-0.3]})], None),
+        ([("gelu", {}), ("relu", {})], None),
+    ],
+)
+def test_two_activations_become_one(acts, want):
+    made = []
+    for kind, kw in acts:
+        kw = {k: np.array(v, np.float32) if k == "param" else v for k, v in kw.items()}
+        made.append(g.Act.of(kind, **kw))
+    merged = P.merge_acts(*made)
+    assert (merged.kind if merged else None) == want
+    graph = g.Graph()
+    graph.add_input("x", (g.Sym(), 3, 4, 4))
+    graph.add(g.Activation("a", ("x",), "y", act=made[0]))
+    graph.add(g.Activation("b", ("y",), "z", act=made[1]))
+    graph.outputs = ["z"]
+    after = P.fuse_activations(graph)
+    check(graph, after)
+    assert len(after.nodes) == (1 if want else 2)
+    if want:
+        x = {
+            "x": torch.tensor([math.nan, -1.0, 0.2, 0.3, 0.30001, 5.0])
+            .repeat(3, 3, 1, 1)
+            .expand(3, 3, 4, 6)[..., :4]
+        }
+        x["x"] = x["x"].contiguous()
+        (p,), (q,) = interpret(graph, x)[0], interpret(after, x)[0]
+        torch.testing.assert_close(p, q, equal_nan=True, rtol=0, atol=0)
+
+
+def test_activations_written_out_are_recognised():
+    class M(nn.Module):
+        def forward(self, x):
+            a = x * torch.sigmoid(x)
+            b = x * nn.functional.relu6(x + 3.0) / 6.0
+            c = x * (nn.functional.relu6(x + 3.0) / 6.0)
+            d = torch.clamp(0.2 * x + 0.5, 0, 1)
+            return a, b, c, d
+
+    graph = graph_of(M(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert [n.act.kind for n in after.nodes] == ["silu", "hardswish", "hardswish", "hardsigmoid"]
+
+
+def test_padding_folds_into_convolution_but_not_into_counted_average():
+    graph = graph_of(nn.Sequential(nn.ZeroPad2d((1, 2, 3, 0)), nn.Conv2d(3, 4, 3, padding=1)), 3, 5, 5)
+    after = P.fold_padding(graph)
+    check(graph, after)
+    assert ops(after) == ["conv2d"] and after.nodes[0].padding == (4, 2, 1, 3)
+    graph = graph_of(nn.Sequential(nn.ZeroPad2d(1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)), 3, 5, 5)
+    check(graph, P.fold_padding(graph))
+    graph = graph_of(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(3, 4, 3)), 3, 5, 5)
+    after = P.fold_padding(graph)
+    check(graph, after)
+    assert "pad" in ops(after)
+
+
+def test_average_pool_moves_behind_a_pointwise_convolution():
+    for include in (True, False):
+        pool = nn.AvgPool2d(3, 1, 1, count_include_pad=include)
+        graph = graph_of(nn.Sequential(pool, nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 8, 6, 6)
+        after = P.optimize(graph)
+        check(graph, after)
+        assert ops(after) == ["conv2d", "pool"]
+        assert after.nodes[0].bias is None and after.nodes[0].act is None
+        assert after.nodes[1].act.kind == "relu" and after.nodes[1].bias.shape == (4,)
+    # not where the convolution widens the map, nor with a stride that the pool does not have
+    graph = graph_of(nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 8, 1)), 4, 6, 6)
+    assert ops(P.optimize(graph)) == ["pool", "conv2d"]
+    graph = graph_of(nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(8, 4, 1, stride=2)), 8, 6, 6)
+    assert ops(P.optimize(graph)) == ["pool", "conv2d"]
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, k, 1) for k in (4, 5, 6, 7))
+
+    def forward(self, x):
+        inner = torch.cat([torch.relu(self.b(x)), torch.relu(self.c(x))], 1)
+        return torch.relu(torch.cat([torch.relu(self.a(x)), inner, x, self.d(x)], 1))
+
+
+def test_branches_are_placed_nested_too():
+    graph = graph_of(Branches(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    outer = next(n for n in after.nodes if n.op == "concat" and len(n.inputs) == 4)
+    inner = next(n for n in after.nodes if n.op == "concat" and len(n.inputs) == 2)
+    assert inner.placed and not outer.placed  # the graph's input has to be copied
+    where = {v.name: P.root_of(after, v.name) for v in after.values.values() if v.place}
+    starts = sorted(start for root, start in where.values() if root == outer.output)
+    assert starts == [0, 4, 4, 9, 18]
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3 + 2 * i, 2, 1) for i in range(4)])
+        self.stem = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        maps = [self.stem(x)]
+        for layer in self.layers:
+            maps.append(torch.relu(layer(torch.cat(maps, 1) if len(maps) > 1 else maps[0])))
+        return torch.cat(maps, 1) * 2.0
+
+
+def test_dense_blocks_store_every_map_once():
+    graph = graph_of(Dense(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    concats = [n for n in after.nodes if n.op == "concat"]
+    assert all(n.placed for n in concats)
+    roots = {P.root_of(after, v)[0] for n in concats for v in n.inputs}
+    assert roots == {concats[-1].output}
+
+
+def test_concat_of_the_same_value_twice():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            y = self.c(x)
+            return torch.cat([y, y], 1) + 1.0, torch.cat([y, torch.relu(x)], 1)
+
+    graph = graph_of(M(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert not next(n for n in after.nodes if n.op == "concat").placed
+
+
+def test_flattened_linear_is_a_convolution():
+    graph = graph_of(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30, 9)), 3, 5, 6
+    )
+    after = P.optimize(graph)
+    check(graph, after)
+    assert ops(after) == ["conv2d", "conv2d", "reshape"]
+    assert after.nodes[1].weight.shape == (9, 4, 5, 6)
+
+
+def test_channels_last_arithmetic_has_no_transposes_left():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dw = nn.Conv2d(8, 8, 7, padding=3, groups=8)
+            self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)
+            self.gamma = nn.Parameter(torch.randn(8))
+
+        def forward(self, x):
+            y = self.dw(x).permute(0, 2, 3, 1)
+            y = self.gamma * self.down(torch.nn.functional.gelu(self.up(self.norm(y))))
+            return x + y.permute(0, 3, 1, 2)
+
+    graph = graph_of(Block(), 8, 6, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert ops(after) == ["conv2d", "layer_norm", "conv2d", "conv2d"]
+
+
+def test_constants_fold_and_dead_code_goes():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.randn(4, 4))
+            self.unused = nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.unused(x)
+            return x @ torch.softmax(self.p * 2 + 1, 1).t()
+
+    graph = graph_of(M(), 4)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert ops(after) == ["linear"]
+    built = g.Graph()
+    built.add_input("x", (g.Sym(), 4))
+    k = built.add_constant(np.arange(4, dtype=np.float32))
+    built.add(g.Activation("a", (k,), "kk", act=g.Act.of("square")))
+    built.add(g.Binary("b", ("x", "kk"), "y", kind="mul"))
+    built.add(g.Activation("dead", ("y",), "z", act=g.Act.of("exp")))
+    built.outputs = ["y"]
+    after = P.drop_dead(P.fold_constants(built))
+    check(built, after)
+    assert ops(after) == ["binary"] and list(after.constants) == ["kk"]
+
+
+def test_nonfinite_parameters_are_found():
+    graph = graph_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), 3, 5, 5)
+    assert not P.nonfinite_parameters(graph)
+    weight = graph.nodes[1].weight.copy()
+    weight[2, 1] = np.inf
+    graph.nodes[1].weight = weight
+    assert P.nonfinite_parameters(graph) == [graph.nodes[1]]
+
+
+def test_calibration_counts_zeros():
+    graph = P.optimize(graph_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)), 3, 5, 5))
+    x = inputs_for(graph)
+    after = P.calibrate(graph, x)
+    _, kept = interpret(graph, x, [graph.nodes[0].output])
+    v = kept[graph.nodes[0].output]
+    assert after.values[graph.nodes[0].output].density == pytest.approx((v != 0).float().mean().item())
+    with pytest.raises(InputError):
+        P.calibrate(graph, {"x": torch.zeros(1, 3, 4, 4)})
