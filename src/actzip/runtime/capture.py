@@ -9,6 +9,7 @@ Thresholded ReLUs (``actzip.activations.set_thresholds``) are seen as they run: 
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 import warnings
@@ -141,10 +142,12 @@ def _export(
 
     shapes = None
     if dynamic:
-        # torch.export wants dynamic_shapes by parameter name or in order
-        shapes_args = tuple(pytree.tree_map(spec, a) for a in args)
-        shapes_kwargs = {k: pytree.tree_map(spec, v) for k, v in kwargs.items()}
-        shapes = shapes_kwargs if kwargs and not args else shapes_args
+        # torch.export wants dynamic_shapes by parameter, *args and **kwargs nested
+        try:
+            bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InputError(f"the model does not take this example: {error}") from error
+        shapes = {k: pytree.tree_map(spec, v) for k, v in bound.items()}
         args, kwargs = pytree.tree_map(grown, args), pytree.tree_map(grown, kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -778,6 +781,27 @@ def _avg_pool(b: _Builder, a: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
+@_handles("avg_pool3d")
+def _avg_pool3d(b: _Builder, a: dict[str, Any]) -> Any:
+    """Only windows along the first of the three dimensions, which is what local response norm is made of."""
+    k, s, p = [list(a[n]) for n in ("kernel_size", "stride", "padding")]
+    n, c, d, h, w = b.shape(a["self"])
+    if (
+        k[1:] != [1, 1]
+        or (s and set(s) != {1})
+        or any(p[1:])
+        or not isinstance(h, int)
+        or not isinstance(w, int)
+    ):
+        raise b.refuse("3-dimensional pooling is not supported")
+    x = b.reshape(a["self"], (n, c, d, h * w))
+    y = b.emit(
+        g.Pool, x, kind="avg", kernel_size=(k[0], 1), padding=(p[0], 0, p[0], 0),
+        count_include_pad=bool(a["count_include_pad"]), divisor=int(a["divisor_override"] or 0),
+    )  # fmt: skip
+    return b.reshape(y, b.out_shape)
+
+
 @_handles("adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d")
 def _adaptive_pool(b: _Builder, a: dict[str, Any]) -> Any:
     is_max = "max" in b.node.target._schema.name
@@ -806,6 +830,11 @@ def _upsample(b: _Builder, a: dict[str, Any]) -> Any:
     if "exact" in name:
         raise b.refuse("interpolation 'nearest-exact' is not supported")
     return b.emit(g.Resize, x, size=(oh, ow), mode="nearest", coordinates="asymmetric", scale=scale)
+
+
+@_handles("upsample_bicubic2d", "grid_sampler_2d", "upsample_linear1d", "upsample_trilinear3d")
+def _refused(b: _Builder, a: dict[str, Any]) -> Any:
+    raise b.refuse(f"operator {b.node.target} is not supported")
 
 
 # shapes
