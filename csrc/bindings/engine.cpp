@@ -5,10 +5,12 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/cpu.h"
+#include "bindings/kernels_testing.h"
 
 namespace nb = nanobind;
 
 NB_MODULE(_engine, m) {
   m.doc() = "Native engine of actzip.";
   actzip::bind_cpu(m);
+  actzip::kernels_testing::bind(m);
 }

@@ -33,7 +33,7 @@ namespace actzip {
 enum class ValueType : int {
   f32 = 0,
   f16 = 1,  // IEEE half; values too large become infinite, those that round to zero become zero
-  u8 = 2,  // value = scale * q, q = round to nearest (even) of value / scale in 0..255; negative becomes zero
+  u8 = 2,   // value = scale * q, q = value * (1 / scale) rounded to nearest even, in 0..255; negative is zero
   u16 = 3,  // the same in 0..65535
 };
 inline constexpr size_t value_size(ValueType t) {

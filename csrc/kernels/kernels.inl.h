@@ -1,0 +1,539 @@
+// Every kernel, written once with compiler vectors of ACTZIP_VL floats and compiled per instruction set. Only
+// packing (compress, expand) and half precision use intrinsics.
+#include <cstring>
+
+#include "kernels/ops.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace actzip::kernels {
+namespace ACTZIP_ISA_NS {
+namespace {
+
+constexpr int VL = ACTZIP_VL;
+#if ACTZIP_VL == 16 || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+
+#define AZ_INLINE inline __attribute__((always_inline))
+
+AZ_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
+AZ_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
+AZ_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 = x, NaN and infinities too
+AZ_INLINE int ctz(uint64_t m) { return __builtin_ctzll(m); }
+AZ_INLINE int popcount(uint64_t m) { return __builtin_popcountll(m); }
+
+// ---------------------------------------------------------------------------------------------- sparse
+
+// One pixel a visit: its accumulators stay in registers while the mask is walked.
+template <int NV>
+void sparse_run(const SparseRun& r) {
+  const float* const weight = r.weight;
+  float* acc = r.acc;
+  const uint64_t* masks = r.masks;
+  const float* const* values = r.values;
+  for (int64_t i = 0; i < r.count; ++i, acc += r.acc_stride, masks += r.step, values += r.step) {
+    const uint64_t all = *masks;
+    uint64_t m = all & r.clip;
+    if (m == 0) continue;
+    // Values below the clipped channels are passed over.
+    const float* v = *values + popcount(all & ~r.clip & ((m & (~m + 1)) - 1));
+    vf a[NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) a[j] = load(acc + j * VL);
+    do {
+      const float* w = weight + static_cast<int64_t>(ctz(m)) * (NV * VL);
+      m &= m - 1;
+      const vf b = splat(*v++);
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
+    } while (m != 0);
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]);
+  }
+}
+
+// Two neighbouring output pixels a visit: the channels that both have share their weight rows' loads.
+template <int NV>
+void sparse_pair_run(const SparseRun& r) {
+  const float* const weight = r.weight;
+  float* acc = r.acc;
+  const uint64_t* masks = r.masks;
+  const float* const* values = r.values;
+  int64_t i = 0;
+  for (; i + 1 < r.count; i += 2, acc += 2 * r.acc_stride, masks += 2 * r.step, values += 2 * r.step) {
+    const uint64_t m0 = masks[0] & r.clip, m1 = masks[r.step] & r.clip;
+    const float *v0 = values[0], *v1 = values[r.step];
+    float* acc1 = acc + r.acc_stride;
+    vf a[NV], c[NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) a[j] = load(acc + j * VL), c[j] = load(acc1 + j * VL);
+    for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
+      const int64_t k = ctz(m);
+      const float* w = weight + k * (NV * VL);
+      const vf b0 = splat(v0[k]), b1 = splat(v1[k]);
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) {
+        const vf x = load(w + j * VL);
+        a[j] += b0 * x;
+        c[j] += b1 * x;
+      }
+    }
+    for (uint64_t m = m0 & ~m1; m != 0; m &= m - 1) {
+      const int64_t k = ctz(m);
+      const float* w = weight + k * (NV * VL);
+      const vf b = splat(v0[k]);
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
+    }
+    for (uint64_t m = m1 & ~m0; m != 0; m &= m - 1) {
+      const int64_t k = ctz(m);
+      const float* w = weight + k * (NV * VL);
+      const vf b = splat(v1[k]);
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) c[j] += b * load(w + j * VL);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]), store(acc1 + j * VL, c[j]);
+  }
+  if (i < r.count) {
+    uint64_t m = masks[0] & r.clip;
+    const float* v = values[0];
+    vf a[NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) a[j] = load(acc + j * VL);
+    for (; m != 0; m &= m - 1) {
+      const int64_t k = ctz(m);
+      const float* w = weight + k * (NV * VL);
+      const vf b = splat(v[k]);
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------- dense
+
+template <int MR, int NV>
+void dense_tile(const DenseTile& t) {
+  vf a[MR][NV];
+  if (t.init != nullptr) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      const vf x = load(t.init + j * VL);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) a[m][j] = x;
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) a[m][j] = load(t.acc + m * t.acc_stride + j * VL);
+  }
+  const float* const* table = t.in;
+  const float* tap_weight = t.weight;
+  for (int64_t tap = 0; tap < t.taps; ++tap, table += t.in_table_stride, tap_weight += t.weight_tap_stride) {
+    const float* p[MR];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) p[m] = table[m] + t.in_offset;
+    const float* w = tap_weight;
+    const int64_t depth = t.depth;
+    for (int64_t k = 0; k < depth; ++k, w += NV * VL) {
+      vf x[NV];
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) x[j] = load(w + j * VL);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        const vf b = splat(p[m][k]);
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; ++j) a[m][j] += b * x[j];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) store(t.acc + m * t.acc_stride + j * VL, a[m][j]);
+}
+
+// ------------------------------------------------------------------------------------------- depthwise
+
+void depthwise_row(const DepthwiseRow& d) {
+  for (int64_t c = 0; c < d.channels; c += VL) {
+    const bool whole = c + VL <= d.channels;
+    for (int64_t i = 0; i < d.count; ++i) {
+      const int64_t x0 = (d.first + i) * d.sw - d.pad_left;
+      vf a = load(d.bias + c);
+      for (int64_t ky = 0; ky < d.kh; ++ky) {
+        const float* row = d.rows[ky];
+        if (row == nullptr) continue;
+        for (int64_t kx = 0; kx < d.kw; ++kx) {
+          const int64_t x = x0 + kx * d.dw;
+          if (x < 0 || x >= d.iw) continue;
+          const float* p = row + x * d.in_stride + c;
+          vf v{};
+          if (whole)
+            v = load(p);
+          else
+            for (int64_t l = 0; l < d.channels - c; ++l) v[l] = p[l];
+          a += v * load(d.weight + (ky * d.kw + kx) * d.weight_stride + c);
+        }
+      }
+      store(d.acc + i * d.acc_stride + c, a);
+    }
+  }
+}
+
+// -------------------------------------------------------------------------------------------- epilogue
+
+void fill(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < floats; j += VL) store(acc + i * acc_stride + j, load(row + j));
+}
+
+// Comparisons are written so that NaN stays NaN.
+template <int ACT>
+AZ_INLINE vf activate(vf x, vf lo, vf hi) {
+  const vf zero{};
+  if constexpr (ACT == 1) return x < zero ? zero : x;
+  if constexpr (ACT == 2) {
+    x = x < lo ? lo : x;
+    return x > hi ? hi : x;
+  }
+  if constexpr (ACT == 3) return x <= lo ? zero : x;
+  return x;
+}
+
+template <int ACT>
+void epilogue_act(const EpilogueRow& e) {
+  const vf hi = splat(e.hi);
+  for (int64_t i = 0; i < e.count; ++i) {
+    float* a = e.acc + i * e.acc_stride;
+    const float* res = e.residual == nullptr ? nullptr : e.residual + i * e.residual_stride;
+    float* out = e.out == nullptr ? nullptr : e.out + i * e.out_stride;
+    int64_t j = 0;
+    for (; j + VL <= e.width; j += VL) {
+      vf x = load(a + j);
+      if (res != nullptr) x += load(res + j);
+      const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
+      x = activate<ACT>(x, lo, hi);
+      store(out != nullptr ? out + j : a + j, x);
+    }
+    if (j < e.width) {
+      vf r{};
+      if (res != nullptr)
+        for (int64_t l = 0; l < e.width - j; ++l) r[l] = res[j + l];
+      const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
+      const vf x = activate<ACT>(load(a + j) + r, lo, hi);
+      if (out == nullptr)
+        store(a + j, x);
+      else
+        for (int64_t l = 0; l < e.width - j; ++l) out[j + l] = x[l];
+    }
+  }
+}
+
+void epilogue(const EpilogueRow& e) {
+  switch (e.act) {
+    case 1:
+      return epilogue_act<1>(e);
+    case 2:
+      return epilogue_act<2>(e);
+    case 3:
+      return epilogue_act<3>(e);
+    default:
+      return epilogue_act<0>(e);
+  }
+}
+
+// --------------------------------------------------------------------------------------------- packing
+
+// What the stored type can hold of x: f16: values that would round to zero become zero; u8, u16: the integer.
+template <int TYPE>
+AZ_INLINE vf representable(vf x, vf inverse_scale) {
+  const vf zero{};
+  if constexpr (TYPE == 1) {
+    const vf tiny = splat(0x1p-25f);
+    return ((x <= tiny) & (x >= -tiny)) ? zero : x;
+  }
+  if constexpr (TYPE == 2 || TYPE == 3) {
+    const vf top = splat(TYPE == 2 ? 255.0f : 65535.0f), magic = splat(12582912.0f);
+    x = x * inverse_scale;
+    x = x <= zero ? zero : x;
+    x = x < top ? x : top;  // NaN too
+    return (x + magic) - magic;
+  }
+  return x;
+}
+
+// Non-zero lanes of x as bits, lane 0 lowest, and their values to dst in order (up to VL floats are written).
+AZ_INLINE uint32_t compress_vector(vf x, float* dst) {
+#if ACTZIP_VL == 16
+  const __m512 v = reinterpret_cast<__m512>(x);
+  const __mmask16 k = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  _mm512_storeu_ps(dst, _mm512_maskz_compress_ps(k, v));
+  return k;
+#elif ACTZIP_VL == 8
+  const __m256 v = reinterpret_cast<__m256>(x);
+  const uint32_t k =
+      static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
+  // The index of the lanes set, a byte each, by a bit deposit and extract.
+  const uint64_t spread = _pdep_u64(k, 0x0101010101010101ull) * 0xff;
+  const uint64_t lanes = _pext_u64(0x0706050403020100ull, spread);
+  const __m256i index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(lanes)));
+  _mm256_storeu_ps(dst, _mm256_permutevar8x32_ps(v, index));
+  return k;
+#else
+  uint32_t k = 0;
+  for (int l = 0; l < VL; ++l) {
+    *dst = x[l];
+    const bool some = x[l] != 0;
+    dst += some;
+    k |= static_cast<uint32_t>(some) << l;
+  }
+  return k;
+#endif
+}
+
+template <int TYPE>
+int64_t compress_type(const float* src, int64_t stride, int64_t count, int64_t width, float scale,
+                      uint64_t* masks, float* dst) {
+  const vf inverse = splat(TYPE >= 2 ? 1.0f / scale : 1.0f);
+  float* const begin = dst;
+  for (int64_t i = 0; i < count; ++i, src += stride) {
+    uint64_t mask = 0;
+    int64_t j = 0;
+    for (; j + VL <= width; j += VL) {
+      const uint32_t k = compress_vector(representable<TYPE>(load(src + j), inverse), dst);
+      dst += popcount(k);
+      mask |= static_cast<uint64_t>(k) << j;
+    }
+    if (j < width) {
+      vf x{};
+      for (int64_t l = 0; l < width - j; ++l) x[l] = src[j + l];
+      const uint32_t k = compress_vector(representable<TYPE>(x, inverse), dst);
+      dst += popcount(k);
+      mask |= static_cast<uint64_t>(k) << j;
+    }
+    masks[i] = mask;
+  }
+  return dst - begin;
+}
+
+int64_t compress(const float* src, int64_t stride, int64_t count, int64_t width, int type, float scale,
+                 uint64_t* masks, float* dst) {
+  switch (type) {
+    case 1:
+      return compress_type<1>(src, stride, count, width, scale, masks, dst);
+    case 2:
+      return compress_type<2>(src, stride, count, width, scale, masks, dst);
+    case 3:
+      return compress_type<3>(src, stride, count, width, scale, masks, dst);
+    default:
+      return compress_type<0>(src, stride, count, width, scale, masks, dst);
+  }
+}
+
+// IEEE half precision, round to nearest even.
+AZ_INLINE uint16_t to_half(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 16) & 0x8000u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (u >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
+  if (u < 0x38800000u) {                                               // below 2^-14: subnormal
+    float y;
+    memcpy(&y, &u, 4);
+    y += 0.5f;  // aligns the half's last place with the float's
+    uint32_t v;
+    memcpy(&v, &y, 4);
+    return static_cast<uint16_t>(sign | (v - 0x3f000000u));
+  }
+  u += 0xfffu + ((u >> 13) & 1u);
+  return static_cast<uint16_t>(sign | ((u - 0x38000000u) >> 13));
+}
+AZ_INLINE float from_half(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  uint32_t u = h & 0x7fffu;
+  float y;
+  if (u >= 0x7c00u) {
+    u = 0x7f800000u | ((u & 0x3ffu) << 13);
+    memcpy(&y, &u, 4);
+  } else {
+    u <<= 13;
+    memcpy(&y, &u, 4);
+    y *= 0x1p112f;  // exact; subnormals become normal
+  }
+  memcpy(&u, &y, 4);
+  u |= sign;
+  memcpy(&y, &u, 4);
+  return y;
+}
+
+void store_values(const float* src, int64_t count, int type, void* dst) {
+  int64_t i = 0;
+  if (type == 0) {
+    memcpy(dst, src, static_cast<size_t>(count) * 4);
+  } else if (type == 1) {
+    auto* d = static_cast<uint16_t*>(dst);
+#if defined(__F16C__)
+    for (; i + 8 <= count; i += 8)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(d + i), _mm256_cvtps_ph(_mm256_loadu_ps(src + i), 0));
+#endif
+    for (; i < count; ++i) d[i] = to_half(src[i]);
+  } else if (type == 2) {
+    auto* d = static_cast<uint8_t*>(dst);
+    for (; i < count; ++i) d[i] = static_cast<uint8_t>(static_cast<int32_t>(src[i]));
+  } else {
+    auto* d = static_cast<uint16_t*>(dst);
+    for (; i < count; ++i) d[i] = static_cast<uint16_t>(static_cast<int32_t>(src[i]));
+  }
+}
+
+void load_values(const void* src, int64_t count, int type, float scale, float* dst) {
+  int64_t i = 0;
+  if (type == 0) {
+    memcpy(dst, src, static_cast<size_t>(count) * 4);
+  } else if (type == 1) {
+    const auto* s = static_cast<const uint16_t*>(src);
+#if defined(__F16C__)
+    for (; i + 8 <= count; i += 8)
+      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i))));
+#endif
+    for (; i < count; ++i) dst[i] = from_half(s[i]);
+  } else if (type == 2) {
+    const auto* s = static_cast<const uint8_t*>(src);
+    for (; i < count; ++i) dst[i] = scale * static_cast<float>(s[i]);
+  } else {
+    const auto* s = static_cast<const uint16_t*>(src);
+    for (; i < count; ++i) dst[i] = scale * static_cast<float>(s[i]);
+  }
+}
+
+int64_t expand(const uint64_t* masks, const float* src, int64_t count, int64_t width, float* dst,
+               int64_t stride) {
+  const float* const begin = src;
+  for (int64_t i = 0; i < count; ++i, dst += stride) {
+    const uint64_t mask = masks[i];
+    int64_t j = 0;
+#if ACTZIP_VL == 16
+    for (; j + 16 <= width; j += 16) {
+      const auto k = static_cast<__mmask16>(mask >> j);
+      _mm512_storeu_ps(dst + j, _mm512_maskz_expand_ps(k, _mm512_loadu_ps(src)));
+      src += popcount(k);
+    }
+#elif ACTZIP_VL == 8
+    for (; j + 8 <= width; j += 8) {
+      const uint64_t k = (mask >> j) & 0xff;
+      const uint64_t spread = _pdep_u64(k, 0x0101010101010101ull) * 0xff;
+      const uint64_t lanes = _pdep_u64(0x0706050403020100ull, spread);
+      const __m256i index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(lanes)));
+      const __m256i keep = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(static_cast<long long>(spread)));
+      const __m256 v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(src), index);
+      _mm256_storeu_ps(dst + j, _mm256_and_ps(v, _mm256_castsi256_ps(keep)));
+      src += popcount(k);
+    }
+#endif
+    for (; j < width; ++j) {
+      const bool some = (mask >> j) & 1;
+      dst[j] = some ? *src : 0.0f;
+      src += some;
+    }
+  }
+  return src - begin;
+}
+
+// ------------------------------------------------------------------------------------------------ peak
+
+double peak(int64_t rounds) {
+  constexpr int N = kRegisters == 32 ? 24 : 12;
+  vf a[N];
+  for (int j = 0; j < N; ++j) a[j] = splat(0.001f * static_cast<float>(j));
+  vf b = splat(0.9999f), c = splat(0.0001f);
+  for (int64_t r = 0; r < rounds; ++r) {
+    __asm__ volatile("" : : : "memory");
+#pragma GCC unroll 32
+    for (int j = 0; j < N; ++j) a[j] = a[j] * b + c;
+  }
+  vf s{};
+  for (int j = 0; j < N; ++j) s += a[j];
+  volatile float sink = s[0];
+  (void)sink;
+  return static_cast<double>(rounds) * N * VL * 2;
+}
+
+// ----------------------------------------------------------------------------------------------- table
+
+template <int NV, int MR>
+constexpr void put_dense(Ops& o, int top) {
+  if constexpr (MR >= 1) {
+    o.dense[NV][MR] = &dense_tile<MR, NV>;
+    put_dense<NV, MR - 1>(o, top);
+  }
+}
+
+Ops make_ops() {
+  Ops o{};
+  o.isa = ACTZIP_ISA_ID;
+  o.vl = VL;
+  o.sparse[1] = sparse_run<1>;
+  o.sparse[2] = sparse_run<2>;
+  o.sparse[3] = sparse_run<3>;
+  o.sparse[4] = sparse_run<4>;
+  o.sparse[5] = sparse_run<5>;
+  o.sparse[6] = sparse_run<6>;
+  o.sparse[7] = sparse_run<7>;
+  o.sparse[8] = sparse_run<8>;
+  o.sparse[9] = sparse_run<9>;
+  o.sparse[10] = sparse_run<10>;
+  o.sparse[11] = sparse_run<11>;
+  o.sparse[12] = sparse_run<12>;
+  o.sparse_pair[1] = sparse_pair_run<1>;
+  o.sparse_pair[2] = sparse_pair_run<2>;
+  o.sparse_pair[3] = sparse_pair_run<3>;
+  o.sparse_pair[4] = sparse_pair_run<4>;
+  o.sparse_pair[5] = sparse_pair_run<5>;
+  o.sparse_pair[6] = sparse_pair_run<6>;
+  if constexpr (kRegisters == 32) {
+    o.sparse_pair[7] = sparse_pair_run<7>;
+    o.sparse_pair[8] = sparse_pair_run<8>;
+    put_dense<1, 12>(o, 12);
+    put_dense<2, 12>(o, 12);
+    put_dense<3, 8>(o, 8);
+    put_dense<4, 6>(o, 6);
+    o.dense_mr[1] = 12, o.dense_mr[2] = 12, o.dense_mr[3] = 8, o.dense_mr[4] = 6;
+  } else {
+    put_dense<1, 10>(o, 10);
+    put_dense<2, 6>(o, 6);
+    put_dense<3, 4>(o, 4);
+    o.dense_mr[1] = 10, o.dense_mr[2] = 6, o.dense_mr[3] = 4;
+  }
+  o.fill = fill;
+  o.epilogue = epilogue;
+  o.depthwise = depthwise_row;
+  o.compress = compress;
+  o.store_values = store_values;
+  o.load_values = load_values;
+  o.expand = expand;
+  o.peak = peak;
+  return o;
+}
+
+}  // namespace
+
+const Ops& ops() {
+  static const Ops o = make_ops();
+  return o;
+}
+
+}  // namespace ACTZIP_ISA_NS
+}  // namespace actzip::kernels

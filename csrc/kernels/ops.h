@@ -1,0 +1,108 @@
+// Internal: the functions that are compiled once per instruction set, and their table. conv.cpp and
+// packed.cpp (compiled for the baseline) arrange the work; everything that touches many floats is here.
+//
+// Scratch and weight pointers are aligned to 64 bytes and padded to whole vectors; `vl` is the vector length
+// in floats, `nv` a number of vectors, MR a number of pixels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/cpu.h"
+
+namespace actzip::kernels {
+
+inline constexpr int kMaxNv = 12;  // vectors of one accumulator tile
+inline constexpr int kMaxMr = 14;
+
+// One (ic block, tap) over a run of output pixels: acc[i][0 .. nv * vl) += values of input pixel i * step
+// times the weight rows of their channels.
+struct SparseRun {
+  const float* weight;  // [64][nv * vl]
+  float* acc;           // pixel i at acc + i * acc_stride
+  int64_t acc_stride;
+  int64_t count;          // output pixels
+  int64_t step;           // input pixels between output pixels
+  const uint64_t* masks;  // of the first input pixel
+  const float* const*
+      values;                // per input pixel: its first value (packed, or expanded to 64 floats: see below)
+  uint64_t clip;             // channels to use
+  const float* next_weight;  // prefetched while this one runs, or null; next_lines lines of 64 bytes
+  int64_t next_lines;
+};
+using SparseRunFn = void (*)(const SparseRun&);
+
+// acc[m][0 .. nv * vl) (+)= sum over taps, k of in[m][tap][k] * weight[tap][k][0 .. nv * vl), m < mr.
+struct DenseTile {
+  const float* const* in;  // [taps][mr pointers, in_stride of the table apart]
+  int64_t in_table_stride;
+  int64_t in_offset;    // floats added to every pointer
+  int64_t taps, depth;  // depth: channels a tap
+  const float* weight;
+  int64_t weight_tap_stride;
+  const float* init;  // bias row of nv * vl floats, or null: continue from acc
+  float* acc;
+  int64_t acc_stride;
+};
+using DenseFn = void (*)(const DenseTile&);
+
+// act(acc + residual) in place or to a dense map; acc already holds the bias.
+struct EpilogueRow {
+  float* acc;
+  int64_t acc_stride;
+  int64_t count;          // pixels
+  int64_t width;          // channels
+  const float* residual;  // or null
+  int64_t residual_stride;
+  int act;  // ActKind
+  float lo, hi;
+  const float* thresholds;  // per channel, padded to whole vectors
+  float* out;               // dense: width channels a pixel; null: result stays in acc
+  int64_t out_stride;
+};
+
+struct DepthwiseRow {
+  const float* const* rows;  // kh input rows, or null for a row of zeros (padding)
+  int64_t in_stride;         // floats between input pixels
+  int64_t iw, kh, kw, sw, dw, pad_left;
+  const float* weight;    // [kh * kw][padded channels]
+  int64_t weight_stride;  // padded channels
+  const float* bias;      // padded
+  int64_t channels;
+  float* acc;  // [count][acc_stride]
+  int64_t acc_stride;
+  int64_t first, count;  // output pixels first .. first + count
+};
+
+struct Ops {
+  Isa isa;
+  int vl;
+  SparseRunFn sparse[kMaxNv + 1];         // by nv; null where the registers do not suffice. values: packed
+  SparseRunFn sparse_pair[kMaxNv + 1];    // two pixels at once. values: 64 floats a pixel (`expand_pixels`)
+  DenseFn dense[kMaxNv + 1][kMaxMr + 1];  // by nv and mr; null where there is none
+  int dense_mr[kMaxNv + 1];               // the largest mr
+
+  void (*fill)(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats);
+  void (*epilogue)(const EpilogueRow&);
+  void (*depthwise)(const DepthwiseRow&);
+
+  // Appends the non-zero values of `count` pixels to dst (room for 64 * count + 16 floats), writes their
+  // masks, returns how many. type, scale: values are rounded to what the type can hold first (u8, u16: the
+  // integers).
+  int64_t (*compress)(const float* src, int64_t stride, int64_t count, int64_t width, int type, float scale,
+                      uint64_t* masks, float* dst);
+  // To and from the stored type. load: dst has room for count + 16.
+  void (*store_values)(const float* src, int64_t count, int type, void* dst);
+  void (*load_values)(const void* src, int64_t count, int type, float scale, float* dst);
+  // Zeros and values of `count` pixels to dst[i * stride + 0 .. width). Returns the number of values read.
+  // `src` is readable 64 bytes further.
+  int64_t (*expand)(const uint64_t* masks, const float* src, int64_t count, int64_t width, float* dst,
+                    int64_t stride);
+  // FMAs in registers; returns floating-point operations done.
+  double (*peak)(int64_t rounds);
+};
+
+// Of an instruction set compiled in here; the baseline's for others.
+const Ops& ops_for(Isa isa);
+
+}  // namespace actzip::kernels

@@ -1,0 +1,300 @@
+"""Every row of the kernel table, on every instruction set of this CPU, against a float64 reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from actzip import _engine
+
+kernels = _engine.kernels
+ISAS = _engine.isas()
+ROWS = [(isa, row["name"]) for isa in ISAS for row in kernels.table(isa)]
+F32, F16, U8, U16 = range(4)
+NONE, RELU, CLIP, THRESHOLD = range(4)
+
+
+@pytest.fixture(autouse=True)
+def _release():
+    yield
+    _engine.force_isa("")
+
+
+@dataclass
+class Case:
+    n: int = 1
+    h: int = 7
+    w: int = 9
+    ic: int = 70
+    oc: int = 33
+    k: tuple[int, int] = (3, 3)
+    s: tuple[int, int] = (1, 1)
+    d: tuple[int, int] = (1, 1)
+    pad: tuple[int, int, int, int] = (1, 1, 1, 1)  # top, left, bottom, right
+    groups: int = 1
+    density: float = 0.4
+    in_packed: bool = True
+    out_packed: bool = True
+    act: int = RELU
+    per_channel: bool = False
+    bias: bool = True
+    residual: str = ""
+    parts: list[int] = field(default_factory=list)
+    in_type: int = F32
+    out_type: int = F32
+    capacity: float = 1.0
+    threads: int = 1
+    front: int = 0
+    seed: int = 0
+
+    def problem(self):
+        p = kernels.Problem()
+        p.ic, p.oc, p.groups = self.ic, self.oc, self.groups
+        (p.kh, p.kw), (p.sh, p.sw), (p.dh, p.dw) = self.k, self.s, self.d
+        p.pad_top, p.pad_left, p.pad_bottom, p.pad_right = self.pad
+        p.in_packed, p.out_packed, p.act = self.in_packed, self.out_packed, self.act
+        if self.act == CLIP:
+            p.lo, p.hi = 0.0, 0.7
+        if self.act == THRESHOLD:
+            p.lo = 0.2
+            if self.per_channel:
+                p.thresholds = list(np.linspace(0.0, 0.5, self.oc))
+        if self.parts:
+            p.set_in_parts(self.parts)
+        p.hint_density = self.density
+        return p
+
+
+def sparse_array(rng, shape, density):
+    x = rng.standard_normal(shape).astype(np.float32)
+    keep = rng.random(shape) < density if density < 1 else np.ones(shape, bool)
+    x[x == 0] = 1.0
+    return np.where(keep, x, np.float32(0))
+
+
+def reference(c: Case, x, weight, bias, residual):
+    t = torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2)
+    t = torch.nn.functional.pad(t, (c.pad[1], c.pad[3], c.pad[0], c.pad[2]))
+    b = None if bias is None else torch.from_numpy(bias.astype(np.float64))
+    y = torch.nn.functional.conv2d(t, torch.from_numpy(weight.astype(np.float64)), b, c.s, 0, c.d, c.groups)
+    y = y.permute(0, 2, 3, 1).numpy().copy()
+    if residual is not None:
+        y += residual
+    if c.act == RELU:
+        y = np.where(y < 0, 0, y)
+    elif c.act == CLIP:
+        y = np.where(y < 0, 0, np.where(y > 0.7, 0.7, y))
+    elif c.act == THRESHOLD:
+        t = np.linspace(0.0, 0.5, c.oc, dtype=np.float32) if c.per_channel else np.float32(0.2)
+        near = np.abs(y - t) < 1e-4  # may fall either way in float32
+        y = np.where(y <= t, 0, y)
+        y[near] = np.nan
+    return y
+
+
+def check(c: Case, variant: str):
+    rng = np.random.default_rng(c.seed)
+    x = sparse_array(rng, (c.n, c.h, c.w, c.ic), c.density)
+    fan = c.ic // c.groups * c.k[0] * c.k[1]
+    weight = (rng.standard_normal((c.oc, c.ic // c.groups, *c.k)) / np.sqrt(fan)).astype(np.float32)
+    bias = rng.standard_normal(c.oc).astype(np.float32) if c.bias else None
+    p = c.problem()
+    oh = (c.h + c.pad[0] + c.pad[2] - c.d[0] * (c.k[0] - 1) - 1) // c.s[0] + 1
+    ow = (c.w + c.pad[1] + c.pad[3] - c.d[1] * (c.k[1] - 1) - 1) // c.s[1] + 1
+    residual = sparse_array(rng, (c.n, oh, ow, c.oc), c.density) if c.residual else None
+    scale = out_scale = 1.0
+    if c.in_type == F16:
+        x = x.astype(np.float16).astype(np.float32)
+        residual = None if residual is None else residual.astype(np.float16).astype(np.float32)
+    elif c.in_type in (U8, U16):
+        scale = 1 / 64 if c.in_type == U8 else 1 / 4096
+        top = 255 if c.in_type == U8 else 65535
+        x = np.rint(np.abs(x) / scale).clip(0, top).astype(np.float32) * np.float32(scale)
+        if residual is not None:
+            residual = (np.rint(np.abs(residual) / scale).clip(0, 255) * scale).astype(np.float32)
+    if c.out_type in (U8, U16):
+        out_scale = 1 / 16 if c.out_type == U8 else 1 / 2048
+    y, _ = kernels.conv(
+        p, variant, x, weight, bias, residual, c.residual == "packed", c.in_type, scale, c.out_type, out_scale,
+        in_pad=c.seed % 3, out_pad=c.seed % 5, out_front=c.front, capacity=c.capacity, threads=c.threads,
+    )  # fmt: skip
+    want = reference(c, x, weight, bias, residual)
+    tolerance = np.float64(2e-5) * max(1.0, np.abs(np.nan_to_num(want)).max(initial=0.0))
+    if c.out_packed and c.out_type == F16:
+        tolerance = tolerance + np.abs(np.nan_to_num(want)) * 2**-11 + 2**-24
+    elif c.out_packed and c.out_type in (U8, U16):
+        top = 255 if c.out_type == U8 else 65535
+        want = np.where(np.isnan(want), np.nan, np.clip(want, 0, top * out_scale))
+        tolerance = tolerance + out_scale * 0.5
+    error = np.abs(y - want)
+    bad = ~(error <= tolerance) & ~np.isnan(want)
+    assert not bad.any(), (
+        f"{c} {variant}: {bad.sum()} wrong, first at {np.argwhere(bad)[0]}, worst {error[bad].max()}"
+    )
+    return y
+
+
+def random_case(rng, in_packed=None, depthwise=False) -> Case:
+    pick = lambda *v: v[rng.integers(len(v))]  # noqa: E731
+    k = pick((1, 1), (3, 3), (3, 3), (1, 7), (7, 1), (5, 5), (2, 3))
+    s = pick((1, 1), (1, 1), (2, 2), (2, 1), (3, 2))
+    d = pick((1, 1), (1, 1), (1, 1), (2, 2), (1, 3))
+    pad = tuple(int(v) for v in rng.integers(0, 4, 4))
+    h, w = int(rng.integers(1, 20)), int(pick(1, 3, 7, 8, 17, 35, 75, 150))
+    h = max(h, d[0] * (k[0] - 1) + 1 - pad[0] - pad[2])
+    w = max(w, d[1] * (k[1] - 1) + 1 - pad[1] - pad[3])
+    if w > 40:
+        h = min(h, max(4, d[0] * (k[0] - 1) + 1))
+    groups = 1 if rng.random() < 0.75 else int(pick(2, 3, 4, 8))
+    icg, ocg = int(pick(1, 3, 5, 16, 31, 64, 65, 130)), int(pick(1, 3, 8, 24, 48, 64, 80, 96, 130, 192))
+    if groups > 1:
+        icg, ocg = min(icg, 40), min(ocg, 40)
+    ic, oc = icg * groups, ocg * groups
+    if depthwise:
+        groups = ic = oc = int(pick(2, 3, 16, 24, 64, 96, 130))
+    parts: list[int] = []
+    if rng.random() < 0.4 and ic > 2:
+        cut = int(rng.integers(1, ic))
+        parts = [cut, ic - cut]
+    packed = bool(rng.random() < 0.5) if in_packed is None else in_packed
+    return Case(
+        n=int(pick(1, 1, 2, 3)), h=h, w=w, ic=ic, oc=oc, k=k, s=s, d=d, pad=pad, groups=groups,
+        density=float(pick(0.0, 0.05, 0.3, 0.5, 0.8, 1.0)), in_packed=packed, out_packed=bool(rng.random() < 0.5),
+        act=int(rng.integers(4)), per_channel=bool(rng.random() < 0.5), bias=bool(rng.random() < 0.8),
+        residual=pick("", "", "dense", "packed"), parts=parts, in_type=int(pick(F32, F32, F16, U8, U16)),
+        out_type=int(pick(F32, F32, F16, U8, U16)), capacity=float(pick(0.0, 0.3, 1.0)), threads=int(pick(1, 2, 3)),
+        front=int(pick(0, 0, 2)), seed=int(rng.integers(1 << 30)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("isa", "variant"), ROWS)
+def test_random_problems(isa, variant):
+    assert _engine.force_isa(isa)
+    kind = next(r["kind"] for r in kernels.table(isa) if r["name"] == variant)
+    rng = np.random.default_rng(sum(map(ord, isa + variant)))
+    done = 0
+    for _ in range(25):
+        c = random_case(rng, in_packed=True if kind == "sparse" else None, depthwise=kind == "depthwise")
+        if variant in kernels.variants(c.problem()):
+            check(c, variant)
+            done += 1
+    assert done > 0
+
+
+@pytest.mark.parametrize(("isa", "variant"), ROWS)
+def test_same_bits_for_every_thread_count_and_batch(isa, variant):
+    assert _engine.force_isa(isa)
+    kind = next(r["kind"] for r in kernels.table(isa) if r["name"] == variant)
+    groups = {"depthwise": 64, "grouped": 16}.get(kind, 1)
+    rng = np.random.default_rng(5)
+    x = sparse_array(rng, (3, 19, 37, 64), 0.4)
+    weight = rng.standard_normal((64, 64 // groups, 3, 3)).astype(np.float32)
+    c = Case(ic=64, oc=64, groups=groups, in_packed=kind == "sparse")
+    outs = [
+        kernels.conv(c.problem(), variant, x[:n].copy(), weight, None, threads=t)[0]
+        for n, t in [(3, 1), (3, 2), (3, 5), (1, 1), (1, 2)]
+    ]
+    for y in outs[1:]:
+        assert np.array_equal(y, outs[0][: len(y)])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nan_and_infinity_propagate(isa):
+    """A NaN activation is not zero; an output is NaN exactly where the reference is."""
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(1)
+    x = sparse_array(rng, (1, 6, 6, 70), 0.3)
+    x[0, 2, 3, 68], x[0, 5, 0, 1] = np.nan, np.inf
+    weight = rng.standard_normal((20, 70, 3, 3)).astype(np.float32)
+    for act in (NONE, RELU, CLIP, THRESHOLD):
+        for packed in (False, True):
+            c = Case(ic=70, oc=20, act=act, in_packed=packed, out_packed=packed)
+            for variant in kernels.variants(c.problem()):
+                y, _ = kernels.conv(c.problem(), variant, x, weight, None)
+                t = torch.from_numpy(x).permute(0, 3, 1, 2)
+                want = torch.nn.functional.conv2d(t, torch.from_numpy(weight), padding=1)
+                assert np.array_equal(np.isnan(y), np.isnan(want.permute(0, 2, 3, 1).numpy())), (act, variant)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_pack_round_trip(isa):
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(2)
+    for channels, parts in [(1, []), (17, []), (64, []), (130, []), (130, [30, 100]), (63, [1, 62])]:
+        for density in (0.0, 0.3, 1.0):
+            for capacity in (0.0, 0.5, 1.0):
+                x = sparse_array(rng, (2, 3, 11, channels), density)
+                y, used, spilled, nonzeros, _ = kernels.roundtrip(x, parts, F32, 1.0, capacity, 2)
+                assert np.array_equal(x, y)
+                assert nonzeros == np.count_nonzero(x)
+                assert used + spilled == nonzeros * 4
+                assert used <= capacity * x.nbytes + 64
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_pack_special_values_and_types(isa):
+    assert _engine.force_isa(isa)
+    x = np.zeros((1, 1, 3, 40), np.float32)
+    special = [np.nan, np.inf, -np.inf, 1e-40, -1e-40, 2**-25, 2**-24, 65519.9, 65520, 1e9, -3]
+    special += [0.5, 1.5, 2.5, 254.6, -0.0]
+    x[0, 0, 1, : len(special)] = special
+    y = kernels.roundtrip(x, [], F32, 1.0, 1.0, 1)[0]
+    assert np.array_equal(x, y, equal_nan=True)
+    y, _, _, nonzeros, _ = kernels.roundtrip(x, [], F16, 1.0, 1.0, 1)
+    with np.errstate(over="ignore"):
+        want = x.astype(np.float16).astype(np.float32)
+    assert np.array_equal(want, y, equal_nan=True)
+    assert nonzeros == np.count_nonzero(want)
+    for kind, top in ((U8, 255), (U16, 65535)):
+        y, _, _, nonzeros, _ = kernels.roundtrip(x, [], kind, 0.5, 1.0, 1)
+        want = np.clip(np.rint(np.where(np.isnan(x), np.inf, x) / np.float32(0.5)), 0, top) * np.float32(0.5)
+        assert np.array_equal(want, y)
+        assert nonzeros == np.count_nonzero(want)
+
+
+def test_every_half_and_every_integer_survives():
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    x = np.resize(halves, (1, 1, 1024, 64)).copy()
+    for isa in ISAS:
+        assert _engine.force_isa(isa)
+        y = kernels.roundtrip(x, [], F16, 1.0, 1.0, 1)[0]
+        assert np.array_equal(x, y, equal_nan=True)
+        numbers = np.arange(1 << 16, dtype=np.float32).reshape(1, 1, 1024, 64) * np.float32(0.25)
+        assert np.array_equal(kernels.roundtrip(numbers, [], U16, 0.25, 1.0, 1)[0], numbers)
+
+
+def test_memory_falls_with_density():
+    """Index and values of a float32 map at density 0.44 take less than half of the dense map."""
+    x = sparse_array(np.random.default_rng(3), (1, 35, 35, 256), 0.44)
+    _, used, spilled, _, index = kernels.roundtrip(x, [], F32, 1.0, 0.46, 1)
+    assert spilled == 0
+    assert used + index < 0.5 * x.nbytes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ic": 0}, "positive"),
+        ({"sh": 0}, "positive"),
+        ({"pad_left": -1}, "negative"),
+        ({"groups": 3}, "groups"),
+        ({"thresholds": [1.0]}, "threshold"),
+    ],
+)
+def test_impossible_problems_are_refused(change, message):
+    p = Case(ic=64, oc=64).problem()
+    for name, value in change.items():
+        setattr(p, name, value)
+    with pytest.raises(ValueError, match=message):
+        kernels.variants(p)
+
+
+def test_unknown_kernel_is_refused():
+    p = Case(ic=4, oc=4).problem()
+    with pytest.raises(ValueError, match="no kernel named nonsense"):
+        kernels.conv(
+            p, "nonsense", np.zeros((1, 7, 9, 4), np.float32), np.zeros((4, 4, 3, 3), np.float32), None
+        )
