@@ -191,7 +191,7 @@ def test_scales_of_another_tool_are_matched_by_node_names(data, tmp_path):
     with ActivationTap(net, watch), torch.no_grad():
         quantization(net).enabled = False
         net(data[:4])
-    for n in ("relu", "(model)"):
+    for n in ("relu", "(model)", "silu"):
         assert sites[n].scale.item() * sites[n].range.qmax == pytest.approx(top[n], rel=0.02)
     with pytest.raises(LayerError, match="names"):
         import_qdq(net, tmp_path / "q.onnx", data[:2], names={name: "nowhere"})

@@ -371,6 +371,26 @@ def _before_clip(
         tensor = node.input[0]
 
 
+_OPERATORS = {  # kind of activation -> last operator that exporters make of it
+    "relu": ("Relu", "Clip", "Max"),
+    "relu6": ("Clip", "Min"),
+    "threshold": ("ThresholdedRelu", "Where", "Mul"),
+    "sigmoid": ("Sigmoid",),
+    "hardsigmoid": ("HardSigmoid",),
+    "tanh": ("Tanh",),
+    "silu": ("Mul",),
+    "hardswish": ("HardSwish", "Mul"),
+    "gelu": ("Gelu", "Mul"),
+    "mish": ("Mish", "Mul"),
+    "leaky_relu": ("LeakyRelu",),
+    "prelu": ("PRelu",),
+    "elu": ("Elu",),
+    "selu": ("Selu",),
+    "celu": ("Celu",),
+    "softplus": ("Softplus",),
+}
+
+
 def _module_path(node: str) -> str:
     """``/layer1/layer1.0/relu/Relu`` -> ``layer1.0.relu``, as PyTorch's exporter names nodes."""
     path = ""
@@ -433,16 +453,26 @@ def import_qdq(
             name = own
         else:
             module = _module_path(m.producer)
-            if m.producer_op in ("Relu", "Clip", "Sigmoid", "Mul", "HardSwish", "LeakyRelu"):
-                free = [n for n in by_module.get(module, []) if n not in sites]
-                name = free[0] if free else None
-            elif m.producer_op in ("Conv", "Gemm", "MatMul", "BatchNormalization", "Add"):
-                name = order.get(module)  # the ReLU has been merged into the quantizer
-                name = None if name in sites else name
+            free = [
+                n
+                for n in by_module.get(module, [])
+                if n not in sites and m.producer_op in _OPERATORS.get(kinds[n], ())
+            ]
+            name = free[0] if free else None
         if name is None:
             left.append(m)
         else:
             _add(sites, SiteQuantizer(name, r, torch.from_numpy(m.scale.copy()), kinds[name]), path)
+    for m in list(
+        left
+    ):  # where another tool merged the ReLU into the quantizer, the convolution is the producer
+        name = None
+        if m.producer_op in ("Conv", "Gemm", "MatMul", "BatchNormalization", "Add"):
+            name = order.get(_module_path(m.producer))
+        if name is not None and name not in sites:
+            left.remove(m)
+            r = QuantRange(m.bits, m.signed)
+            sites[name] = SiteQuantizer(name, r, torch.from_numpy(m.scale.copy()), kinds[name])
     if not sites and left:
         inner = [m for m in left if m.producer]
         if len(inner) == len(activations):
