@@ -1,0 +1,287 @@
+"""Runs a model over inputs and collects the statistics of its activation maps and computations."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actzip.activations import ActivationTap, ComputeCall, Selector, Site
+from actzip.errors import ActzipWarning, DataError, InputError
+from actzip.profile.stats import CodedStats, ComputeStats, MapStats
+
+__all__ = ["Collection", "Sample", "collect", "split_inputs"]
+
+
+@dataclass
+class Sample:
+    """A real activation map kept for the report's pictures: up to eight channels of the first image."""
+
+    name: str
+    channels: list[int]
+    values: np.ndarray[Any, Any]
+
+
+@dataclass
+class Collection:
+    """All that one pass over the data has counted; collections of two processes merge exactly."""
+
+    maps: dict[str, MapStats] = field(default_factory=dict)
+    computations: dict[str, ComputeStats] = field(default_factory=dict)
+    samples: dict[str, Sample] = field(default_factory=dict)
+    images: int = 0
+    batches: int = 0
+    never_run: list[str] = field(default_factory=list)
+
+    def merge(self, other: Collection) -> None:
+        for name, stats in other.maps.items():
+            if name in self.maps:
+                self.maps[name].merge(stats)
+            else:
+                self.maps[name] = stats
+        for name, compute in other.computations.items():
+            if name in self.computations:
+                self.computations[name].merge(compute)
+            else:
+                self.computations[name] = compute
+        for name, sample in other.samples.items():
+            self.samples.setdefault(name, sample)
+        self.images += other.images
+        self.batches += other.batches
+        self.never_run = [n for n in self.never_run if n in other.never_run]
+
+
+def split_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments for ``model`` in a batch of a loader: tensors, (inputs, labels) pairs, tuples or dicts.
+
+    A dict gives keyword arguments: those keys that ``forward`` takes (all of them where it takes ``**kwargs``).
+    A tuple or list gives as many positional arguments as ``forward`` requires, at least one; what follows (labels)
+    is left out. numpy arrays become tensors.
+
+    Raises:
+        InputError: nothing in the batch can be an input.
+    """
+
+    def tensor(value: Any) -> Any:
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if isinstance(batch, dict):
+        names = {p.name for p in parameters}
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return (), {k: tensor(v) for k, v in batch.items()}
+        chosen = {k: tensor(v) for k, v in batch.items() if k in names}
+        if chosen:
+            return (), chosen
+        for value in batch.values():
+            if isinstance(value, (Tensor, np.ndarray)):
+                return (tensor(value),), {}
+        raise InputError(f"a batch is a dict with keys {sorted(batch)}; forward takes {sorted(names)}")
+    if isinstance(batch, (tuple, list)):
+        required = [
+            p
+            for p in parameters
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        n = max(1, len(required))
+        if len(batch) < n:
+            raise InputError(f"a batch has {len(batch)} parts; forward requires {n}")
+        return tuple(tensor(v) for v in batch[:n]), {}
+    if isinstance(batch, (Tensor, np.ndarray)):
+        return (tensor(batch),), {}
+    raise InputError(f"a batch is a {type(batch).__name__}; a tensor, an array, a tuple or a dict is needed")
+
+
+def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    return 1
+
+
+class _Collector:
+    def __init__(
+        self,
+        into: Collection,
+        *,
+        codecs: dict[str, tuple[int, ...]],
+        encode: Callable[[np.ndarray[Any, Any], str, int], list[int]] | None,
+        runs: bool,
+        threads: int,
+    ) -> None:
+        self.into = into
+        self.codecs = codecs
+        self.encode = encode
+        self.runs = runs
+        self.pool = ThreadPoolExecutor(max_workers=max(1, threads))
+        self.pending: list[Any] = []
+
+    def activation(self, site: Site, y: Tensor) -> None:
+        if not y.is_floating_point() or y.dim() < 2:
+            return
+        stats = self.into.maps.get(site.name)
+        if stats is None:
+            stats = self.into.maps[site.name] = MapStats.of(site, y)
+        # the map may be changed in place after this call: count now, code a copy
+        stats.add(y, runs=self.runs)
+        if site.name not in self.into.samples:
+            self.into.samples[site.name] = _sample(site, y)
+        if self.codecs and self.encode is not None:
+            copy = y.detach().float().cpu().clone().numpy()
+            for image in copy:
+                self.pending.append(self.pool.submit(self._code, stats, image))
+            if len(self.pending) > 64:  # bounded memory
+                self._drain(32)
+
+    def _code(self, stats: MapStats, image: np.ndarray[Any, Any]) -> list[tuple[MapStats, str, int, int, int]]:
+        assert self.encode is not None
+        out = []
+        for codec, widths in self.codecs.items():
+            for bits in widths:
+                for size in self.encode(image, codec, bits):
+                    out.append((stats, codec, bits, 8 * size, image.size))
+        return out
+
+    def _drain(self, leave: int) -> None:
+        while len(self.pending) > leave:
+            for stats, codec, bits, size, elements in self.pending.pop(0).result():
+                key = f"{codec}-{bits}"
+                coded = stats.coded.get(key)
+                if coded is None:
+                    coded = stats.coded[key] = CodedStats(bits)
+                coded.add(size, elements)
+
+    def computation(self, site: Site, call: ComputeCall) -> None:
+        stats = self.into.computations.get(site.name)
+        if stats is None:
+            stats = self.into.computations[site.name] = ComputeStats.of(site, call)
+        stats.add(call)
+
+    def close(self) -> None:
+        try:
+            self._drain(0)
+        finally:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sample(site: Site, y: Tensor) -> Sample:
+    first = y.detach()[0].float().cpu()
+    if first.dim() == 1:
+        first = first.reshape(1, 1, -1)
+    first = first.reshape(first.shape[0], -1, first.shape[-1])
+    # the channels that show most: spread over the order of their densities
+    density = (first != 0).float().mean((1, 2))
+    order = torch.argsort(density)
+    places = torch.linspace(0, len(order) - 1, min(8, len(order))).round().long()
+    channels = sorted({int(order[p]) for p in places})
+    return Sample(site.name, channels, first[channels].numpy().copy())
+
+
+def _quantized_sizes(image: np.ndarray[Any, Any], codec: str, bits: int) -> list[int]:
+    """Size in bytes of one map, quantized by its own largest magnitude and coded, headers included."""
+    from actzip.codec import encode
+
+    return [len(encode(image, codec=codec, bits=bits))]
+
+
+def collect(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    layers: Selector | Iterable[Selector] | None = None,
+    ignore: Selector | Iterable[Selector] | None = None,
+    codecs: dict[str, tuple[int, ...]] | None = None,
+    max_images: int | None = None,
+    runs: bool = True,
+    threads: int = 2,
+    device: str | torch.device | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Collection:
+    """Counts zeros, magnitudes, MACs and coded sizes over ``loader``; the model is run in eval mode without gradient.
+
+    Args:
+        loader: batches as :func:`split_inputs` takes them.
+        layers, ignore: sites to count (:mod:`actzip.activations`); computations are always all counted.
+        codecs: codec name -> bit widths; each map of each image is quantized by its own maximum and coded whole.
+        max_images: stop after this many.
+        runs: count zero runs and bursts too.
+        on_batch: called with the number of images after each batch (progress).
+
+    Raises:
+        DataError: the loader has no batch.
+        LayerError: unknown layer name.
+        InputError: a batch that ``model`` cannot take.
+    """
+    result = Collection()
+    collector = _Collector(
+        result, codecs=codecs or {}, encode=_quantized_sizes if codecs else None, runs=runs, threads=threads
+    )
+    training = {m: m.training for m in model.modules()}
+    ran: set[str] = set()
+    handles = [
+        module.register_forward_pre_hook(lambda _m, _a, path=path: ran.add(path))
+        for path, module in model.named_modules()
+        if next(module.children(), None) is None
+    ]
+    tap = ActivationTap(model, collector.activation, None, layers=layers, ignore=ignore)
+    compute_tap = ActivationTap(model, None, collector.computation)
+    model.eval()
+    try:
+        with tap, compute_tap, torch.no_grad():
+            for args, kwargs in _batches(model, loader, max_images, device):
+                model(*args, **kwargs)
+                n = _batch_size(args, kwargs)
+                result.images += n
+                result.batches += 1
+                if on_batch is not None:
+                    on_batch(n)
+        collector.close()
+    finally:
+        collector.close()
+        for handle in handles:
+            handle.remove()
+        for m, was in training.items():
+            m.training = was
+    if result.batches == 0:
+        raise DataError("the loader gave no batch; at least one input is needed to profile a model")
+    result.never_run = [
+        path
+        for path, module in model.named_modules()
+        if next(module.children(), None) is None and path not in ran and not isinstance(module, nn.Identity)
+    ]
+    if result.never_run:
+        names = ", ".join(result.never_run[:5]) + (" ..." if len(result.never_run) > 5 else "")
+        warnings.warn(f"{len(result.never_run)} layers were never run: {names}", ActzipWarning, stacklevel=2)
+    return result
+
+
+def _batches(
+    model: nn.Module, loader: Iterable[Any], max_images: int | None, device: str | torch.device | None
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    left = max_images
+    for batch in loader:
+        if left is not None and left <= 0:
+            return
+        args, kwargs = split_inputs(model, batch)
+        if device is not None:
+            args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
+            kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        n = _batch_size(args, kwargs)
+        if left is not None and n > left:
+            args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() and a.shape[0] == n else a for a in args)
+            kwargs = {
+                k: v[:left] if isinstance(v, Tensor) and v.dim() and v.shape[0] == n else v for k, v in kwargs.items()
+            }
+            n = left
+        if left is not None:
+            left -= n
+        yield args, kwargs
+
+

@@ -1,0 +1,323 @@
+"""Streaming statistics of activation maps: integers only, so that two halves of a data set merge exactly.
+
+Everything is a count, a sum of counts or a maximum. Memory is fixed by the model, not by the number of images:
+magnitudes go into bins of an eighth of an octave (the upper bits of the float32 pattern), per-image densities and
+coded sizes into bins of a thousandth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from actzip.activations import ComputeCall, Site, count_macs
+
+__all__ = ["BINS_PER_OCTAVE", "ComputeStats", "MapStats", "bin_edges", "run_lengths"]
+
+BINS_PER_OCTAVE = 8
+_SHIFT = 20  # a float32 pattern without its sign, shifted right by this: 8 bins an octave
+_BINS = 2048
+_RATIO_BINS = 1001
+_RUN_BINS = 24  # runs of 2^i .. 2^(i+1)-1 elements
+
+IntArray = npt.NDArray[np.int64]
+
+
+def bin_edges() -> npt.NDArray[np.float64]:
+    """Lower edges of the magnitude bins (``_BINS`` of them); bin 0 holds exact zeros and the least subnormals."""
+    patterns = (np.arange(_BINS, dtype=np.uint32) << np.uint32(_SHIFT)).astype(np.uint32)
+    return patterns.view(np.float32).astype(np.float64)
+
+
+def run_lengths(mask: npt.NDArray[np.bool_]) -> IntArray:
+    """Lengths of the runs of True in a flat array, in order."""
+    padded = np.zeros(mask.size + 2, dtype=np.int8)
+    padded[1:-1] = mask.reshape(-1)
+    edges = np.flatnonzero(np.diff(padded))
+    return (edges[1::2] - edges[0::2]).astype(np.int64)
+
+
+def _log2_histogram(lengths: IntArray) -> IntArray:
+    if lengths.size == 0:
+        return np.zeros(_RUN_BINS, dtype=np.int64)
+    _, exponent = np.frexp(lengths.astype(np.float64))
+    return np.bincount(np.minimum(exponent - 1, _RUN_BINS - 1), minlength=_RUN_BINS).astype(np.int64)
+
+
+def quantile_of_histogram(hist: IntArray, q: float) -> int:
+    """The least bin index at or below which a share ``q`` of the counts lies."""
+    total = int(hist.sum())
+    if total == 0:
+        return 0
+    return int(np.searchsorted(np.cumsum(hist), math.ceil(q * total)))
+
+
+def _entropy(counts: npt.NDArray[Any]) -> float:
+    total = counts.sum()
+    if total == 0:
+        return 0.0
+    p = counts[counts > 0] / total
+    return float(-(p * np.log2(p)).sum())
+
+
+@dataclass
+class CodedStats:
+    """Coded sizes of one map with one codec at one bit width, over all images (bits, headers included)."""
+
+    bits: int
+    coded_bits: int = 0
+    elements: int = 0
+    worst_bits: int = 0
+    ratio_hist: IntArray = field(default_factory=lambda: np.zeros(_RATIO_BINS + 200, dtype=np.int64))
+
+    def add(self, coded_bits: int, elements: int) -> None:
+        self.coded_bits += coded_bits
+        self.elements += elements
+        self.worst_bits = max(self.worst_bits, coded_bits)
+        ratio = math.ceil(1000 * coded_bits / max(1, elements * self.bits))
+        self.ratio_hist[min(ratio, self.ratio_hist.size - 1)] += 1
+
+    def merge(self, other: CodedStats) -> None:
+        self.coded_bits += other.coded_bits
+        self.elements += other.elements
+        self.worst_bits = max(self.worst_bits, other.worst_bits)
+        self.ratio_hist += other.ratio_hist
+
+    def summary(self, map_elements: int) -> dict[str, Any]:
+        raw = map_elements * self.bits
+        p99 = quantile_of_histogram(self.ratio_hist, 0.99) * raw / 1000
+        return {
+            "bits_per_element": self.coded_bits / self.elements if self.elements else None,
+            "gain_float32": 32 * self.elements / self.coded_bits if self.coded_bits else None,
+            "gain_qbit": self.bits * self.elements / self.coded_bits if self.coded_bits else None,
+            "coded_bytes_per_image": self.coded_bits / 8 / max(1, self.elements // max(1, map_elements)),
+            "buffer_bytes_worst": math.ceil(self.worst_bits / 8),
+            "buffer_bytes_p99": math.ceil(min(p99, self.worst_bits) / 8),
+        }
+
+
+@dataclass
+class MapStats:
+    """Statistics of one activation map (one site) over all images seen.
+
+    Attributes:
+        shape: of the map without the batch dimension, ``C, H, W`` (or ``F``); that of the first image.
+        images, elements, nonzeros: counts over all images. NaN counts as non-zero.
+        channel_nonzeros: a count for each channel.
+        position_nonzeros: a count for each ``H, W`` position, where all images had one shape (else empty).
+        hist: counts of magnitudes (see :func:`bin_edges`).
+    """
+
+    site: Site
+    shape: tuple[int, ...]
+    dtype: str
+    images: int = 0
+    elements: int = 0
+    nonzeros: int = 0
+    negatives: int = 0
+    nonfinite: int = 0
+    density_hist: IntArray = field(default_factory=lambda: np.zeros(_RATIO_BINS, dtype=np.int64))
+    density_min: float = 1.0
+    density_max: float = 0.0
+    max_abs: float = 0.0
+    hist: IntArray = field(default_factory=lambda: np.zeros(_BINS, dtype=np.int64))
+    channel_nonzeros: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    position_nonzeros: IntArray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    zero_runs: IntArray = field(default_factory=lambda: np.zeros(_RUN_BINS, dtype=np.int64))
+    bursts: IntArray = field(default_factory=lambda: np.zeros(_RUN_BINS, dtype=np.int64))
+    coded: dict[str, CodedStats] = field(default_factory=dict)
+    varying_shape: bool = False
+
+    @classmethod
+    def of(cls, site: Site, y: Tensor) -> MapStats:
+        return cls(site, tuple(int(s) for s in y.shape[1:]), str(y.dtype).removeprefix("torch."))
+
+    def add(self, y: Tensor, *, runs: bool = True) -> None:
+        """Adds a batch ``N, C, *`` (or ``N, F``)."""
+        if tuple(y.shape[1:]) != self.shape:
+            self.varying_shape = True
+        y = y.detach()
+        n = int(y.shape[0])
+        if n == 0 or y.numel() == 0:
+            return
+        flat = y.float().cpu().contiguous()
+        array = flat.numpy()
+        mask = flat != 0
+        per_image = mask.reshape(n, -1).sum(1).tolist()
+        size = flat.numel() // n
+        self.images += n
+        self.elements += flat.numel()
+        self.nonzeros += sum(per_image)
+        for count in per_image:
+            density = count / size
+            self.density_min = min(self.density_min, density)
+            self.density_max = max(self.density_max, density)
+            self.density_hist[round(1000 * density)] += 1
+        patterns = array.view(np.int32)
+        self.negatives += int(np.count_nonzero(array < 0)) if not self.site.sparse else 0
+        bins = np.bincount(((patterns & 0x7FFFFFFF) >> _SHIFT).reshape(-1), minlength=_BINS).astype(np.int64)
+        self.hist += bins
+        self.nonfinite += int(bins[0x7F800000 >> _SHIFT :].sum())
+        peak = float(np.max(np.abs(array))) if self.nonfinite == 0 else self._finite_peak(array)
+        self.max_abs = max(self.max_abs, peak)
+        counts = mask.transpose(0, 1).reshape(mask.shape[1], -1).sum(1).numpy() if mask.dim() > 1 else mask.sum(0).numpy()
+        if self.channel_nonzeros.size == 0:
+            self.channel_nonzeros = np.zeros(counts.size, dtype=np.int64)
+        if counts.size == self.channel_nonzeros.size:
+            self.channel_nonzeros += counts
+        if mask.dim() == 4:
+            places = mask.sum((0, 1)).numpy()
+            if self.position_nonzeros.size == 0:
+                self.position_nonzeros = np.zeros(places.shape, dtype=np.int64)
+            if places.shape == self.position_nonzeros.shape:
+                self.position_nonzeros += places
+        if runs:
+            # rows of one channel are what a DMA engine reads in one go: runs do not cross images
+            bits = mask.numpy()
+            for image in bits.reshape(n, -1):
+                self.zero_runs += _log2_histogram(run_lengths(~image))
+                self.bursts += _log2_histogram(run_lengths(image))
+
+    @staticmethod
+    def _finite_peak(array: npt.NDArray[Any]) -> float:
+        finite = array[np.isfinite(array)]
+        return float(np.max(np.abs(finite))) if finite.size else 0.0
+
+    def merge(self, other: MapStats) -> None:
+        """Adds what another process has seen of the same site; exact, and independent of order."""
+        self.varying_shape |= other.varying_shape or other.shape != self.shape
+        self.images += other.images
+        self.elements += other.elements
+        self.nonzeros += other.nonzeros
+        self.negatives += other.negatives
+        self.nonfinite += other.nonfinite
+        self.density_hist += other.density_hist
+        self.density_min = min(self.density_min, other.density_min)
+        self.density_max = max(self.density_max, other.density_max)
+        self.max_abs = max(self.max_abs, other.max_abs)
+        self.hist += other.hist
+        for name in ("channel_nonzeros", "position_nonzeros"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine.size == 0:
+                setattr(self, name, theirs.copy())
+            elif theirs.shape == mine.shape:
+                mine += theirs
+        self.zero_runs += other.zero_runs
+        self.bursts += other.bursts
+        for key, coded in other.coded.items():
+            if key in self.coded:
+                self.coded[key].merge(coded)
+            else:
+                self.coded[key] = coded
+
+    # -- what follows from the counts
+
+    @property
+    def density(self) -> float:
+        return self.nonzeros / self.elements if self.elements else 0.0
+
+    @property
+    def dead_channels(self) -> list[int]:
+        """Channels that were zero in every image."""
+        return [int(c) for c in np.flatnonzero(self.channel_nonzeros == 0)]
+
+    def density_spread(self) -> dict[str, float]:
+        """Minimum, 5th, 50th and 95th percentile and maximum of the density over images."""
+        q = {f"p{int(100 * p)}": quantile_of_histogram(self.density_hist, p) / 1000 for p in (0.05, 0.5, 0.95)}
+        return {"min": self.density_min if self.images else 0.0, **q, "max": self.density_max}
+
+    def density_at(self, threshold: float) -> float:
+        """Density if values at or below ``threshold`` were zero too (to the resolution of a bin: 1/8 octave)."""
+        if threshold <= 0:
+            return self.density
+        pattern = int(np.array(threshold, dtype=np.float32).view(np.uint32)) >> _SHIFT
+        return int(self.hist[pattern + 1 :].sum()) / self.elements if self.elements else 0.0
+
+    def threshold_for(self, density: float) -> float:
+        """The least threshold (a bin's edge) that brings the density to ``density`` or below."""
+        if self.density <= density:
+            return 0.0
+        keep = np.cumsum(self.hist[::-1])[::-1]  # elements in bins >= i
+        allowed = density * self.elements
+        index = int(np.searchsorted(-keep, -allowed))
+        return float(bin_edges()[min(index, 0x7F800000 >> _SHIFT)])
+
+    def entropy(self, bits: int) -> float:
+        """Order-0 entropy, bits/element, of the map quantized to ``bits`` by its largest magnitude over all images.
+
+        Computed from the magnitude bins with values spread evenly inside a bin: an estimate, for choosing; the coded
+        sizes are measured.
+        """
+        if self.max_abs == 0 or self.elements == 0:
+            return 0.0
+        levels = 2**bits - 1 if self.site.sparse or self.negatives == 0 else 2 ** (bits - 1) - 1
+        step = self.max_abs / levels
+        edges = bin_edges()
+        counts = np.zeros(levels + 2, dtype=np.float64)
+        counts[0] = self.elements - self.nonzeros
+        for i in np.flatnonzero(self.hist):
+            low, high = edges[i], edges[i + 1] if i + 1 < edges.size else np.inf
+            number = float(self.hist[i]) - (counts[0] if i == 0 else 0.0)
+            if number <= 0 or not np.isfinite(high):
+                continue
+            first, last = round(low / step), round(min(high, self.max_abs) / step)
+            counts[min(first, levels) : min(last, levels) + 1] += number / (last - first + 1)
+        sign = (self.nonzeros / self.elements) if self.negatives else 0.0
+        return _entropy(counts) + sign
+
+
+@dataclass
+class ComputeStats:
+    """MACs of one convolution or linear layer over all images; see :func:`actzip.activations.count_macs`."""
+
+    site: Site
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int
+    dtype: str
+    images: int = 0
+    macs: int = 0
+    border_macs: int = 0
+    effective_macs: int = 0
+    input_elements: int = 0
+    input_nonzeros: int = 0
+
+    @classmethod
+    def of(cls, site: Site, call: ComputeCall) -> ComputeStats:
+        return cls(
+            site,
+            tuple(int(s) for s in call.input.shape[1:]),
+            tuple(int(s) for s in call.weight.shape),
+            call.stride,
+            call.groups,
+            str(call.input.dtype).removeprefix("torch."),
+        )
+
+    def add(self, call: ComputeCall) -> None:
+        macs, border, effective = count_macs(call)
+        self.images += int(call.input.shape[0])
+        self.macs += macs
+        self.border_macs += border
+        self.effective_macs += effective
+        self.input_elements += call.input.numel()
+        self.input_nonzeros += int(torch.count_nonzero(call.input))
+
+    def merge(self, other: ComputeStats) -> None:
+        for name in ("images", "macs", "border_macs", "effective_macs", "input_elements", "input_nonzeros"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def input_density(self) -> float:
+        return self.input_nonzeros / self.input_elements if self.input_elements else 0.0
+
+    @property
+    def theoretical_speedup(self) -> float | None:
+        """MACs / effective MACs; None where no effective MAC is left."""
+        return self.macs / self.effective_macs if self.effective_macs else None

@@ -1,0 +1,123 @@
+"""What if the ReLUs had thresholds: density and effective MACs against the change of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actzip.activations import ActivationTap, ComputeCall, Site, count_macs, threshold_activation
+from actzip.profile.collect import Collection, split_inputs
+
+__all__ = ["what_if"]
+
+
+def what_if(
+    model: nn.Module,
+    batches: Iterable[Any],
+    collection: Collection,
+    *,
+    keep: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+    max_images: int = 8,
+) -> dict[str, Any]:
+    """Runs ``model`` with every ReLU thresholded so that a share of its non-zeros is kept, and compares outputs.
+
+    Thresholds come from the histograms of ``collection`` (one a map, at the same share of non-zeros in every map:
+    FATReLU of Kurtz et al., ICML 2020, without any calibration of which map bears it best; ``sparsify`` does
+    better). Nothing of the model is changed.
+
+    Returns:
+        ``{"images": n, "points": [...]}``, a point for each share: ``kept``, ``density`` (of all ReLU maps),
+        ``theoretical_speedup``, ``output_change`` (L2 of the change / L2 of the output) and ``top1_agreement``
+        (share of rows whose largest output stays the same; None where outputs are not rows of scores).
+    """
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    images = 0
+    for batch in batches:
+        if images >= max_images:
+            break
+        args, kwargs = split_inputs(model, batch)
+        left = max_images - images
+        args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() else a for a in args)
+        kwargs = {k: v[:left] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
+        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
+        images += int(first.shape[0]) if first is not None else 1
+        inputs.append((args, kwargs))
+    sparse = {name: s for name, s in collection.maps.items() if s.site.sparse and s.nonzeros}
+    if not inputs or not sparse:
+        return {"images": images, "points": []}
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    points = []
+    reference: list[Tensor] = []
+    try:
+        for share in keep:
+            thresholds = {n: s.threshold_for(share * s.density) if share < 1 else 0.0 for n, s in sparse.items()}
+            counts = {"nonzeros": 0, "elements": 0, "macs": 0, "effective": 0}
+
+            def cut(site: Site, y: Tensor, thresholds: Any = thresholds, counts: Any = counts) -> Tensor | None:
+                t = thresholds.get(site.name)
+                if t is None:
+                    return None
+                y = threshold_activation(y, t) if t > 0 else y
+                counts["nonzeros"] += int(torch.count_nonzero(y))
+                counts["elements"] += y.numel()
+                return y
+
+            def compute(site: Site, call: ComputeCall, counts: Any = counts) -> None:
+                macs, _, effective = count_macs(call)
+                counts["macs"] += macs
+                counts["effective"] += effective
+
+            with ActivationTap(model, cut, compute), torch.no_grad():
+                outputs = [_scores(model(*args, **kwargs)) for args, kwargs in inputs]
+            if not reference:
+                reference = outputs
+            points.append(
+                {
+                    "kept": share,
+                    "density": counts["nonzeros"] / max(1, counts["elements"]),
+                    "theoretical_speedup": counts["macs"] / counts["effective"] if counts["effective"] else None,
+                    "output_change": _change(reference, outputs),
+                    "top1_agreement": _agreement(reference, outputs),
+                }
+            )
+    finally:
+        for m, was in training.items():
+            m.training = was
+    return {"images": images, "points": points}
+
+
+def _scores(output: Any) -> Tensor:
+    """The first floating-point tensor in an output of any structure."""
+    stack = [output]
+    while stack:
+        item = stack.pop(0)
+        if isinstance(item, Tensor):
+            if item.is_floating_point():
+                return item.detach().float().clone()
+        elif isinstance(item, dict):
+            stack = [*item.values(), *stack]
+        elif isinstance(item, (tuple, list)):
+            stack = [*item, *stack]
+        elif hasattr(item, "logits"):
+            stack.insert(0, item.logits)
+    return torch.zeros(0)
+
+
+def _change(reference: list[Tensor], outputs: list[Tensor]) -> float | None:
+    difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(reference, outputs) if a.shape == b.shape)
+    size = sum(float((a**2).sum()) for a in reference)
+    return (difference / size) ** 0.5 if size > 0 else None
+
+
+def _agreement(reference: list[Tensor], outputs: list[Tensor]) -> float | None:
+    same = total = 0
+    for a, b in zip(reference, outputs):
+        if a.dim() != 2 or a.shape != b.shape or a.shape[1] < 2:
+            return None
+        same += int((a.argmax(1) == b.argmax(1)).sum())
+        total += int(a.shape[0])
+    return same / total if total else None
