@@ -282,7 +282,7 @@ class Report:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as JSON text; written to ``path`` too where one is given (whole or not at all)."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        text = json.dumps(self.to_dict(), separators=(",", ":"), allow_nan=False)
         if path is not None:
             write_text(path, text + "\n")
         return text

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from actzip import _codec
 from actzip.activations import ComputeCall, Site, count_macs
 
-__all__ = ["BINS_PER_OCTAVE", "ComputeStats", "MapStats", "bin_edges", "run_lengths"]
+__all__ = ["BINS_PER_OCTAVE", "CodedStats", "ComputeStats", "MapStats", "bin_edges"]
 
 BINS_PER_OCTAVE = 8
 _SHIFT = 20  # a float32 pattern without its sign, shifted right by this: 8 bins an octave
@@ -27,27 +28,14 @@ _RATIO_BINS = 1001
 _RUN_BINS = 24  # runs of 2^i .. 2^(i+1)-1 elements
 
 IntArray = npt.NDArray[np.int64]
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 def bin_edges() -> npt.NDArray[np.float64]:
     """Lower edges of the magnitude bins (``_BINS`` of them); bin 0 holds exact zeros and the least subnormals."""
     patterns = (np.arange(_BINS, dtype=np.uint32) << np.uint32(_SHIFT)).astype(np.uint32)
-    return patterns.view(np.float32).astype(np.float64)
-
-
-def run_lengths(mask: npt.NDArray[np.bool_]) -> IntArray:
-    """Lengths of the runs of True in a flat array, in order."""
-    padded = np.zeros(mask.size + 2, dtype=np.int8)
-    padded[1:-1] = mask.reshape(-1)
-    edges = np.flatnonzero(np.diff(padded))
-    return (edges[1::2] - edges[0::2]).astype(np.int64)
-
-
-def _log2_histogram(lengths: IntArray) -> IntArray:
-    if lengths.size == 0:
-        return np.zeros(_RUN_BINS, dtype=np.int64)
-    _, exponent = np.frexp(lengths.astype(np.float64))
-    return np.bincount(np.minimum(exponent - 1, _RUN_BINS - 1), minlength=_RUN_BINS).astype(np.int64)
+    with np.errstate(invalid="ignore"):  # the patterns above infinity are NaN
+        return patterns.view(np.float32).astype(np.float64)
 
 
 def quantile_of_histogram(hist: IntArray, q: float) -> int:
@@ -146,48 +134,37 @@ class MapStats:
         n = int(y.shape[0])
         if n == 0 or y.numel() == 0:
             return
-        flat = y.float().cpu().contiguous()
-        array = flat.numpy()
-        mask = flat != 0
-        per_image = mask.reshape(n, -1).sum(1).tolist()
-        size = flat.numel() // n
+        array = np.ascontiguousarray(y.float().cpu().numpy())
+        channels = int(y.shape[1]) if y.dim() > 1 else 1
+        values = array.reshape(n, channels, -1)
+        if self.channel_nonzeros.size == 0:
+            self.channel_nonzeros = np.zeros(channels, dtype=np.int64)
+        same = self.channel_nonzeros.size == channels
+        if y.dim() == 4 and self.position_nonzeros.size == 0 and self.images == 0:
+            self.position_nonzeros = np.zeros(array.shape[2:], dtype=np.int64)
+        places = self.position_nonzeros if array.shape[2:] == self.position_nonzeros.shape else _NONE
+        per_image = np.zeros(n, dtype=np.int64)
+        negatives, peak = _codec.count_maps(
+            values,
+            per_image,
+            self.channel_nonzeros if same else np.zeros(channels, dtype=np.int64),
+            places.reshape(-1),
+            self.hist,
+            self.zero_runs if runs else _NONE,
+            self.bursts if runs else _NONE,
+        )
+        size = array.size // n
         self.images += n
-        self.elements += flat.numel()
-        self.nonzeros += sum(per_image)
-        for count in per_image:
+        self.elements += array.size
+        self.nonzeros += int(per_image.sum())
+        self.negatives += negatives
+        self.nonfinite = int(self.hist[0x7F800000 >> _SHIFT :].sum())
+        self.max_abs = max(self.max_abs, peak)
+        for count in per_image.tolist():
             density = count / size
             self.density_min = min(self.density_min, density)
             self.density_max = max(self.density_max, density)
             self.density_hist[round(1000 * density)] += 1
-        patterns = array.view(np.int32)
-        self.negatives += int(np.count_nonzero(array < 0)) if not self.site.sparse else 0
-        bins = np.bincount(((patterns & 0x7FFFFFFF) >> _SHIFT).reshape(-1), minlength=_BINS).astype(np.int64)
-        self.hist += bins
-        self.nonfinite += int(bins[0x7F800000 >> _SHIFT :].sum())
-        peak = float(np.max(np.abs(array))) if self.nonfinite == 0 else self._finite_peak(array)
-        self.max_abs = max(self.max_abs, peak)
-        counts = mask.transpose(0, 1).reshape(mask.shape[1], -1).sum(1).numpy() if mask.dim() > 1 else mask.sum(0).numpy()
-        if self.channel_nonzeros.size == 0:
-            self.channel_nonzeros = np.zeros(counts.size, dtype=np.int64)
-        if counts.size == self.channel_nonzeros.size:
-            self.channel_nonzeros += counts
-        if mask.dim() == 4:
-            places = mask.sum((0, 1)).numpy()
-            if self.position_nonzeros.size == 0:
-                self.position_nonzeros = np.zeros(places.shape, dtype=np.int64)
-            if places.shape == self.position_nonzeros.shape:
-                self.position_nonzeros += places
-        if runs:
-            # rows of one channel are what a DMA engine reads in one go: runs do not cross images
-            bits = mask.numpy()
-            for image in bits.reshape(n, -1):
-                self.zero_runs += _log2_histogram(run_lengths(~image))
-                self.bursts += _log2_histogram(run_lengths(image))
-
-    @staticmethod
-    def _finite_peak(array: npt.NDArray[Any]) -> float:
-        finite = array[np.isfinite(array)]
-        return float(np.max(np.abs(finite))) if finite.size else 0.0
 
     def merge(self, other: MapStats) -> None:
         """Adds what another process has seen of the same site; exact, and independent of order."""
