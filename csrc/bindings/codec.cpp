@@ -10,12 +10,9 @@
 #include <optional>
 
 #include "bindings/cpu.h"
-<<<<<<< HEAD
+#include "bindings/stats.h"
 #include "codec/container.h"
 #include "codec/crc32c.h"
-=======
-#include "bindings/stats.h"
->>>>>>> fa959b3 (profile: streaming statistics, report as table, JSON, HTML, CSV and Parquet)
 
 namespace nb = nanobind;
 using namespace actzip::codec;
@@ -148,7 +145,7 @@ struct PyHeader {
 NB_MODULE(_codec, m) {
   m.doc() = "Native codec of actzip.";
   actzip::bind_cpu(m);
-<<<<<<< HEAD
+  actzip::bind_stats(m);
 
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
@@ -286,7 +283,4 @@ NB_MODULE(_codec, m) {
       },
       nb::arg("header"), nb::arg("chunks"), nb::arg("payloads"), nb::arg("outs"), nb::arg("verify") = true,
       nb::arg("threads") = 0, "Decode some chunks, each into its own one-dimensional array of symbols.");
-=======
-  actzip::bind_stats(m);
->>>>>>> fa959b3 (profile: streaming statistics, report as table, JSON, HTML, CSV and Parquet)
 }

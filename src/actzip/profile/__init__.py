@@ -28,7 +28,17 @@ from actzip.profile.report import (
 )
 from actzip.profile.whatif import what_if
 
-__all__ = ["Collection", "Comparison", "Report", "collect", "compare", "load_report", "profile", "split_inputs", "what_if"]
+__all__ = [
+    "Collection",
+    "Comparison",
+    "Report",
+    "collect",
+    "compare",
+    "load_report",
+    "profile",
+    "split_inputs",
+    "what_if",
+]
 
 
 def profile(
@@ -112,7 +122,9 @@ def profile(
         else:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     if random:
-        notes.insert(0, "the inputs are random numbers: densities, bits and speed-ups mean nothing for real data")
+        notes.insert(
+            0, "the inputs are random numbers: densities, bits and speed-ups mean nothing for real data"
+        )
     for stats in collection.maps.values():
         if stats.nonfinite:
             notes.append(f"{stats.site.name}: {stats.nonfinite} values are NaN or infinite")
@@ -132,7 +144,12 @@ def profile(
             "parameters": sum(p.numel() for p in model.parameters()),
             "thresholds": len(get_thresholds(model)),
         },
-        "data": {"images": collection.images, "batches": collection.batches, "source": source or "a loader", "random": random},
+        "data": {
+            "images": collection.images,
+            "batches": collection.batches,
+            "source": source or "a loader",
+            "random": random,
+        },
         "environment": info,
         "maps": maps,
         "layers": rows,

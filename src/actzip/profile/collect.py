@@ -140,7 +140,9 @@ class _Collector:
             if len(self.pending) > 64:  # bounded memory
                 self._drain(32)
 
-    def _code(self, stats: MapStats, image: np.ndarray[Any, Any]) -> list[tuple[MapStats, str, int, int, int]]:
+    def _code(
+        self, stats: MapStats, image: np.ndarray[Any, Any]
+    ) -> list[tuple[MapStats, str, int, int, int]]:
         assert self.encode is not None
         out = []
         for codec, widths in self.codecs.items():
@@ -275,13 +277,14 @@ def _batches(
             kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         n = _batch_size(args, kwargs)
         if left is not None and n > left:
-            args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() and a.shape[0] == n else a for a in args)
+            args = tuple(
+                a[:left] if isinstance(a, Tensor) and a.dim() and a.shape[0] == n else a for a in args
+            )
             kwargs = {
-                k: v[:left] if isinstance(v, Tensor) and v.dim() and v.shape[0] == n else v for k, v in kwargs.items()
+                k: v[:left] if isinstance(v, Tensor) and v.dim() and v.shape[0] == n else v
+                for k, v in kwargs.items()
             }
             n = left
         if left is not None:
             left -= n
         yield args, kwargs
-
-

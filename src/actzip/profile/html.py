@@ -24,7 +24,9 @@ def render(report: Report) -> str:
     payload["samples"] = _samples(report)
     # "</script>" inside a string would end the script element
     data = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
-    return environment.from_string(source).render(title=f"actzip profile: {payload['model']['name']}", data=data)
+    return environment.from_string(source).render(
+        title=f"actzip profile: {payload['model']['name']}", data=data
+    )
 
 
 def _samples(report: Report) -> dict[str, Any]:

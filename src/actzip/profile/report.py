@@ -69,7 +69,8 @@ def build_maps(collection: Collection, bits: Iterable[int] = (8, 16)) -> list[di
         low = max(first, 1)  # bin 0 is the zeros: kept apart
         dead = stats.dead_channels
         curve = [
-            (stats.threshold_for(d * stats.density), d * stats.density) for d in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+            (stats.threshold_for(d * stats.density), d * stats.density)
+            for d in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
         ]
         rows.append(
             {
@@ -86,7 +87,11 @@ def build_maps(collection: Collection, bits: Iterable[int] = (8, 16)) -> list[di
                 "float32_bytes": 4 * elements,
                 "density": stats.density,
                 "density_spread": stats.density_spread(),
-                "dead_channels": {"count": len(dead), "of": int(stats.channel_nonzeros.size), "first": dead[:64]},
+                "dead_channels": {
+                    "count": len(dead),
+                    "of": int(stats.channel_nonzeros.size),
+                    "first": dead[:64],
+                },
                 "nonfinite": stats.nonfinite,
                 "max_abs": stats.max_abs,
                 "entropy": {str(b): stats.entropy(b) for b in bits},
@@ -164,7 +169,9 @@ def build_totals(maps: list[dict[str, Any]], layers: list[dict[str, Any]]) -> di
         "entropy": {},
     }
     for bits in sorted({b for m in maps for b in m["entropy"]}, key=int):
-        totals["entropy"][bits] = sum(m["entropy"][bits] * m["elements"] for m in maps) / elements if elements else None
+        totals["entropy"][bits] = (
+            sum(m["entropy"][bits] * m["elements"] for m in maps) / elements if elements else None
+        )
     for key in dict.fromkeys(k for m in maps for k in m["coded"]):
         have = [m for m in maps if key in m["coded"]]
         n = sum(m["elements"] for m in have)
@@ -342,7 +349,10 @@ class Report:
         maps, runs, values = [], [], []
         keys = list(self.totals["coded"])
         for m in self.maps:
-            row = {k: m[k] for k in ("name", "kind", "module", "module_type", "dtype", "images", "elements", "density")}
+            row = {
+                k: m[k]
+                for k in ("name", "kind", "module", "module_type", "dtype", "images", "elements", "density")
+            }
             row["shape"] = "x".join(map(str, m["shape"]))
             row |= {f"density_{k}": v for k, v in m["density_spread"].items()}
             row |= {"dead_channels": m["dead_channels"]["count"], "channels": m["dead_channels"]["of"]}
@@ -350,7 +360,13 @@ class Report:
             row |= {f"entropy_{b}": e for b, e in m["entropy"].items()}
             for key in keys:
                 coded = m["coded"].get(key, {})
-                for name in ("bits_per_element", "gain_float32", "gain_qbit", "buffer_bytes_worst", "buffer_bytes_p99"):
+                for name in (
+                    "bits_per_element",
+                    "gain_float32",
+                    "gain_qbit",
+                    "buffer_bytes_worst",
+                    "buffer_bytes_p99",
+                ):
                     row[f"{key}_{name}"] = coded.get(name)
             maps.append(row)
             for what in ("zero_runs_log2", "bursts_log2"):
@@ -367,7 +383,9 @@ class Report:
             h = m["histogram"]
             values.append({"name": m["name"], "from": 0.0, "to": 0.0, "count": h["zeros"]})
             for i, count in enumerate(h["counts"]):
-                values.append({"name": m["name"], "from": h["edges"][i], "to": h["edges"][i + 1], "count": count})
+                values.append(
+                    {"name": m["name"], "from": h["edges"][i], "to": h["edges"][i + 1], "count": count}
+                )
         layers = []
         for r in self.layers:
             row = {k: v for k, v in r.items() if not isinstance(v, list)}
@@ -467,7 +485,11 @@ class Comparison:
         table.add_section()
         a, b = self.before.totals, self.after.totals
         table.add_row(
-            "total", "theoretical speed-up", ratio(a["theoretical_speedup"]), ratio(b["theoretical_speedup"]), ""
+            "total",
+            "theoretical speed-up",
+            ratio(a["theoretical_speedup"]),
+            ratio(b["theoretical_speedup"]),
+            "",
         )
         for key in a["coded"]:
             if key in b["coded"]:
@@ -487,7 +509,9 @@ def compare(before: Report, after: Report) -> Comparison:
         other = {r["name"]: r for r in after.data[part]}
         for r in before.data[part]:
             if r["name"] in other:
-                rows.append({"name": r["name"], "what": what, "before": r[key], "after": other[r["name"]][key]})
+                rows.append(
+                    {"name": r["name"], "what": what, "before": r[key], "after": other[r["name"]][key]}
+                )
     names = [{r["name"] for p in ("maps", "layers") for r in x.data[p]} for x in (before, after)]
     if not rows:
         raise InputError("the two profiles have no layer in common; are they of the same model?")

@@ -206,7 +206,9 @@ class MapStats:
 
     def density_spread(self) -> dict[str, float]:
         """Minimum, 5th, 50th and 95th percentile and maximum of the density over images."""
-        q = {f"p{int(100 * p)}": quantile_of_histogram(self.density_hist, p) / 1000 for p in (0.05, 0.5, 0.95)}
+        q = {
+            f"p{int(100 * p)}": quantile_of_histogram(self.density_hist, p) / 1000 for p in (0.05, 0.5, 0.95)
+        }
         return {"min": self.density_min if self.images else 0.0, **q, "max": self.density_max}
 
     def density_at(self, threshold: float) -> float:

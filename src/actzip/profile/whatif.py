@@ -54,10 +54,14 @@ def what_if(
     reference: list[Tensor] = []
     try:
         for share in keep:
-            thresholds = {n: s.threshold_for(share * s.density) if share < 1 else 0.0 for n, s in sparse.items()}
+            thresholds = {
+                n: s.threshold_for(share * s.density) if share < 1 else 0.0 for n, s in sparse.items()
+            }
             counts = {"nonzeros": 0, "elements": 0, "macs": 0, "effective": 0}
 
-            def cut(site: Site, y: Tensor, thresholds: Any = thresholds, counts: Any = counts) -> Tensor | None:
+            def cut(
+                site: Site, y: Tensor, thresholds: Any = thresholds, counts: Any = counts
+            ) -> Tensor | None:
                 t = thresholds.get(site.name)
                 if t is None:
                     return None
@@ -79,7 +83,9 @@ def what_if(
                 {
                     "kept": share,
                     "density": counts["nonzeros"] / max(1, counts["elements"]),
-                    "theoretical_speedup": counts["macs"] / counts["effective"] if counts["effective"] else None,
+                    "theoretical_speedup": counts["macs"] / counts["effective"]
+                    if counts["effective"]
+                    else None,
                     "output_change": _change(reference, outputs),
                     "top1_agreement": _agreement(reference, outputs),
                 }

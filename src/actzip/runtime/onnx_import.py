@@ -50,7 +50,9 @@ def _onnx() -> Any:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise DataError("reading ONNX models needs the onnx package; `pip install actzip[onnx]` brings it") from error
+        raise DataError(
+            "reading ONNX models needs the onnx package; `pip install actzip[onnx]` brings it"
+        ) from error
     return onnx
 
 
@@ -83,7 +85,7 @@ def load_onnx(source: Any) -> Any:
         model.ParseFromString(data)
     except Exception as error:
         raise DataError(f"{name} is not an ONNX model, or is damaged: {error}") from error
-    if not model.HasField("graph") or not model.graph.node and not model.graph.output:
+    if not model.HasField("graph") or (not model.graph.node and not model.graph.output):
         raise DataError(f"{name} holds no ONNX graph; it is another kind of file, or damaged")
     _external(onnx, model, folder, name)
     return model
@@ -230,7 +232,9 @@ class _Node:
             return None
         name = self.proto.input[i]
         if name not in self.importer.env:
-            raise self.wrong(f"reads {name!r}, which nothing before it writes (missing initialiser, or a cycle)")
+            raise self.wrong(
+                f"reads {name!r}, which nothing before it writes (missing initialiser, or a cycle)"
+            )
         return self.importer.env[name]
 
     def need(self, i: int) -> Any:
@@ -248,7 +252,9 @@ class _Node:
                 raise self.refuse(f"{what} depends on the batch")
             return np.array(value, dtype=np.int64)
         if isinstance(value, str):
-            raise NeedsConstant(f"{self.where}: {what} must be known when the graph is made", self.proto.input[i])
+            raise NeedsConstant(
+                f"{self.where}: {what} must be known when the graph is made", self.proto.input[i]
+            )
         return np.asarray(value)
 
     def required(self, i: int, what: str) -> Array:
@@ -397,8 +403,14 @@ class _Importer:
         tensor = value.type.tensor_type
         if tensor.elem_type != self.onnx.TensorProto.FLOAT:
             known = self.onnx.TensorProto.DataType.values()
-            label = self.onnx.TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type in known else "unknown"
-            raise NeedsConstant(f"input {value.name!r} is of type {label}; the engine takes float32", value.name)
+            label = (
+                self.onnx.TensorProto.DataType.Name(tensor.elem_type)
+                if tensor.elem_type in known
+                else "unknown"
+            )
+            raise NeedsConstant(
+                f"input {value.name!r} is of type {label}; the engine takes float32", value.name
+            )
         if not tensor.HasField("shape"):
             if given is None:
                 raise InputError(f"input {value.name!r} has no shape; give one (an example)")
@@ -420,7 +432,9 @@ class _Importer:
                 dims.append(int(given[i]))
             else:
                 label = d.dim_param or "?"
-                raise InputError(f"input {value.name!r}: dimension {i} ({label}) is dynamic; give an example input")
+                raise InputError(
+                    f"input {value.name!r}: dimension {i} ({label}) is dynamic; give an example input"
+                )
         self.check_size(tuple(dims), f"input {value.name!r}")
         return self.graph.add_input(value.name, tuple(dims))
 
@@ -505,7 +519,14 @@ class _Importer:
             return None
         if node.op in _GROWING and not self._small(node, inputs):
             raise node.wrong(f"asks for more than {MAX_ELEMENTS} elements")
-        if node.op in ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"):
+        if node.op in (
+            "RandomNormal",
+            "RandomUniform",
+            "RandomNormalLike",
+            "RandomUniformLike",
+            "Multinomial",
+            "Bernoulli",
+        ):
             raise node.refuse("random numbers")
         from onnx.reference import ReferenceEvaluator
 
@@ -517,7 +538,9 @@ class _Importer:
             [helper.make_value_info(n, self.onnx.TypeProto()) for n in dict.fromkeys(names)],
             [helper.make_value_info(n, self.onnx.TypeProto()) for n in node.proto.output if n],
         )
-        model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version or 8)
+        model = helper.make_model(
+            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version or 8
+        )
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
@@ -537,18 +560,25 @@ class _Importer:
         try:
             if node.op in ("ConstantOfShape", "Expand"):
                 wanted = inputs[0] if node.op == "ConstantOfShape" else inputs[1]
-                return math.prod(max(1, int(d)) for d in wanted.reshape(-1)) * (
-                    inputs[0].size if node.op == "Expand" else 1
-                ) <= MAX_ELEMENTS
+                return (
+                    math.prod(max(1, int(d)) for d in wanted.reshape(-1))
+                    * (inputs[0].size if node.op == "Expand" else 1)
+                    <= MAX_ELEMENTS
+                )
             if node.op == "Tile":
-                return inputs[0].size * math.prod(max(1, int(d)) for d in inputs[1].reshape(-1)) <= MAX_ELEMENTS
+                return (
+                    inputs[0].size * math.prod(max(1, int(d)) for d in inputs[1].reshape(-1)) <= MAX_ELEMENTS
+                )
             if node.op == "Range":
                 start, limit, delta = (float(v.reshape(())) for v in inputs)
                 return delta != 0 and abs((limit - start) / delta) <= MAX_ELEMENTS
             if node.op == "Pad":
                 pads = inputs[1].reshape(-1)
                 rank = inputs[0].ndim
-                sizes = [inputs[0].shape[i] + int(pads[i]) + int(pads[i + len(pads) // 2]) for i in range(min(rank, len(pads) // 2))]
+                sizes = [
+                    inputs[0].shape[i] + int(pads[i]) + int(pads[i + len(pads) // 2])
+                    for i in range(min(rank, len(pads) // 2))
+                ]
                 return math.prod(max(1, s) for s in sizes) * max(1, inputs[0].size) <= MAX_ELEMENTS
             if node.op == "OneHot":
                 return inputs[0].size * int(inputs[1].reshape(-1)[0]) <= MAX_ELEMENTS
@@ -669,7 +699,9 @@ _UNARY: dict[str, Callable[[_Node], g.Act]] = {
     "Softplus": lambda n: g.Act.of("softplus"),
     "Softsign": lambda n: g.Act.of("softsign"),
     "Sigmoid": lambda n: g.Act.of("sigmoid"),
-    "HardSigmoid": lambda n: g.Act.of("hardsigmoid", alpha=n.number("alpha", 0.2), beta=n.number("beta", 0.5)),
+    "HardSigmoid": lambda n: g.Act.of(
+        "hardsigmoid", alpha=n.number("alpha", 0.2), beta=n.number("beta", 0.5)
+    ),
     "HardSwish": lambda n: g.Act.of("hardswish"),
     "Tanh": lambda n: g.Act.of("tanh"),
     "Mish": lambda n: g.Act.of("mish"),
@@ -697,7 +729,10 @@ def _unary(self: _Importer, node: _Node) -> Any:
 
 @_op("Selu")
 def _selu(self: _Importer, node: _Node) -> Any:
-    alpha, gamma = node.number("alpha", 1.67326319217681884765625), node.number("gamma", 1.05070102214813232421875)
+    alpha, gamma = (
+        node.number("alpha", 1.67326319217681884765625),
+        node.number("gamma", 1.05070102214813232421875),
+    )
     if abs(alpha - 1.6732632) < 1e-6 and abs(gamma - 1.0507010) < 1e-6:
         return self.emit(g.Activation, node.need(0), act=g.Act.of("selu"))
     out = self.emit(g.Activation, node.need(0), act=g.Act.of("elu", alpha=alpha))
@@ -775,7 +810,11 @@ def _cast(self: _Importer, node: _Node) -> Any:
 
 
 def _auto_pads(
-    node: _Node, spatial: Sequence[g.Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    node: _Node,
+    spatial: Sequence[g.Dim],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
 ) -> list[int]:
     n = len(kernel)
     auto = node.attribute("auto_pad", "NOTSET")
@@ -921,7 +960,12 @@ def _gemm(self: _Importer, node: _Node) -> Any:
             w = w * np.float32(alpha)
         out_features = w.shape[0]
         bias = None
-        if isinstance(c, np.ndarray) and c.size == out_features and c.reshape(-1).shape == c.shape[-1:] and c.ndim <= 1:
+        if (
+            isinstance(c, np.ndarray)
+            and c.size == out_features
+            and c.reshape(-1).shape == c.shape[-1:]
+            and c.ndim <= 1
+        ):
             bias, c = _float32(c, node.where) * np.float32(beta), None
         out = self.emit(g.Linear, a, weight=w, bias=bias)
     else:
@@ -933,8 +977,10 @@ def _gemm(self: _Importer, node: _Node) -> Any:
     if c is None:
         return out
     if beta != 1.0:
-        c = c * np.float32(beta) if isinstance(c, np.ndarray) else self.emit(
-            g.Binary, c, np.array(beta, dtype=np.float32), kind="mul"
+        c = (
+            c * np.float32(beta)
+            if isinstance(c, np.ndarray)
+            else self.emit(g.Binary, c, np.array(beta, dtype=np.float32), kind="mul")
         )
     return self.emit(g.Binary, out, c, kind="add")
 
@@ -1006,7 +1052,9 @@ def _global_pool(self: _Importer, node: _Node) -> Any:
     axes = tuple(range(2, len(shape)))
     if not axes:
         raise node.wrong(f"an input of shape {shape} has no spatial dimension")
-    return self.emit(g.Reduce, x, kind="mean" if node.op == "GlobalAveragePool" else "max", axes=axes, keepdims=True)
+    return self.emit(
+        g.Reduce, x, kind="mean" if node.op == "GlobalAveragePool" else "max", axes=axes, keepdims=True
+    )
 
 
 @_op("BatchNormalization")
@@ -1014,7 +1062,10 @@ def _batch_norm(self: _Importer, node: _Node) -> Any:
     if node.integer("training_mode", 0):
         raise node.refuse("training mode")
     x = node.need(0)
-    values = [node.floats(i, w) for i, w in ((1, "the scale"), (2, "the bias"), (3, "the mean"), (4, "the variance"))]
+    values = [
+        node.floats(i, w)
+        for i, w in ((1, "the scale"), (2, "the bias"), (3, "the mean"), (4, "the variance"))
+    ]
     if any(v is None for v in values):
         raise node.wrong("it needs scale, bias, mean and variance")
     weight, bias, mean, variance = (v.astype(np.float64) for v in values if v is not None)
@@ -1034,7 +1085,9 @@ def _group_norm(self: _Importer, node: _Node) -> Any:
             raise node.wrong(f"{channels} channels do not divide into {groups} groups")
         per = int(channels) // groups  # type: ignore[arg-type]
         weight, bias = np.repeat(weight, per), np.repeat(bias, per)
-    return self.emit(g.GroupNorm, x, groups=groups, weight=weight, bias=bias, eps=node.number("epsilon", 1e-5))
+    return self.emit(
+        g.GroupNorm, x, groups=groups, weight=weight, bias=bias, eps=node.number("epsilon", 1e-5)
+    )
 
 
 @_op("LayerNormalization")
@@ -1069,7 +1122,11 @@ def _lrn(self: _Importer, node: _Node) -> Any:
 
 def _axes(node: _Node, i: int, rank: int, *, name: str = "axes") -> list[int] | None:
     """Axes from an input (newer opsets) or an attribute (older), normalised; None where none are given."""
-    axes = node.integers(i, "the axes") if node.has(i) else (node.ints(name) if name in node.attributes else None)
+    axes = (
+        node.integers(i, "the axes")
+        if node.has(i)
+        else (node.ints(name) if name in node.attributes else None)
+    )
     if axes is None:
         return None
     for a in axes:
@@ -1103,7 +1160,11 @@ def _split(self: _Importer, node: _Node) -> Any:
     size = shape[axis]
     if isinstance(size, g.Sym):
         raise node.refuse("splitting the batch")
-    parts = node.integers(1, "the sizes") if node.has(1) else (node.ints("split") if "split" in node.attributes else None)
+    parts = (
+        node.integers(1, "the sizes")
+        if node.has(1)
+        else (node.ints("split") if "split" in node.attributes else None)
+    )
     if parts is None:
         n = node.integer("num_outputs", len(node.proto.output))
         if n < 1:
@@ -1395,19 +1456,41 @@ def _resize(self: _Importer, node: _Node) -> Any:
     if mode == "nearest":
         rounding = node.attribute("nearest_mode", "round_prefer_floor")
         if coordinates == "asymmetric" and rounding == "floor":
-            return self.emit(g.Resize, x, size=(out[0], out[1]), mode="nearest", coordinates="asymmetric", scale=(factors[0], factors[1]))
+            return self.emit(
+                g.Resize,
+                x,
+                size=(out[0], out[1]),
+                mode="nearest",
+                coordinates="asymmetric",
+                scale=(factors[0], factors[1]),
+            )
         for axis in (2, 3):
-            x = _nearest(self, node, x, axis, hw[axis - 2], out[axis - 2], factors[axis - 2], coordinates, rounding)
+            x = _nearest(
+                self, node, x, axis, hw[axis - 2], out[axis - 2], factors[axis - 2], coordinates, rounding
+            )
         return x
     if coordinates not in ("half_pixel", "align_corners", "asymmetric"):
         raise node.refuse(f"coordinates {coordinates!r}")
     return self.emit(
-        g.Resize, x, size=(out[0], out[1]), mode="bilinear", coordinates=coordinates, scale=(factors[0], factors[1])
+        g.Resize,
+        x,
+        size=(out[0], out[1]),
+        mode="bilinear",
+        coordinates=coordinates,
+        scale=(factors[0], factors[1]),
     )
 
 
 def _nearest(
-    self: _Importer, node: _Node, x: Any, axis: int, size: int, out: int, scale: float, coordinates: str, rounding: str
+    self: _Importer,
+    node: _Node,
+    x: Any,
+    axis: int,
+    size: int,
+    out: int,
+    scale: float,
+    coordinates: str,
+    rounding: str,
 ) -> Any:
     """Nearest-neighbour along one axis as slices of runs and a concatenation (rare conventions)."""
     indices = []
@@ -1488,7 +1571,10 @@ def _softmax(self: _Importer, node: _Node) -> Any:
     axis %= len(shape)
     if self.opset >= 13 or axis == len(shape) - 1:
         return self.emit(g.Softmax, x, axis=axis, log=log)
-    (a, p), (b, q) = g.numel(shape[:axis]), g.numel(shape[axis:])  # older opsets: over all dimensions from axis on
+    (a, p), (b, q) = (
+        g.numel(shape[:axis]),
+        g.numel(shape[axis:]),
+    )  # older opsets: over all dimensions from axis on
     if q:
         raise node.refuse("a softmax over the batch")
     flat = self.reshape(x, (g.Sym(a) if p else a, b))
