@@ -101,7 +101,7 @@ def export_qdq(
     assert held is not None
     for module in plain.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False
+            module.__dict__["inplace"] = False  # a plain attribute of torch's own modules
 
     def activation(site: Site, y: Tensor) -> Tensor | None:
         return _mark(y, site.name) if site.name in held.sites else None

@@ -1,0 +1,116 @@
+"""Training with quantizers: learned steps, penalties and teachers together."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_model import Net
+
+import actzip
+from actzip.activations import ActivationTap
+from actzip.errors import DataError, InputError, TrainingError
+from actzip.quantize import integers, quantization
+from actzip.quantize.train import finetune, parameter_groups
+
+
+@pytest.fixture
+def task():
+    """A small learnable task, and a net trained on it."""
+    g = torch.Generator().manual_seed(5)
+    y = torch.arange(160) % 5
+    patterns = torch.randn(5, 3, 10, 10, generator=g)
+    x = patterns[y] + 0.7 * torch.randn(160, 3, 10, 10, generator=g)
+    batches = [(x[i : i + 32], y[i : i + 32]) for i in range(0, 160, 32)]
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for _ in range(8):
+        for a, b in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(net(a), b).backward()
+            optimizer.step()
+    return net.eval(), batches
+
+
+def loss(model, batches):
+    with torch.no_grad():
+        return sum(F.cross_entropy(model(x), y).item() for x, y in batches) / len(batches)
+
+
+def test_training_repairs_four_bits_and_moves_the_steps(task):
+    net, batches = task
+    q = actzip.quantize(net, batches, bits=4, weights=4)
+    teacher = copy.deepcopy(net)
+    before, scales = loss(q, batches), quantization(q).scales
+    seen = []
+    figures = finetune(
+        q, batches, epochs=4, lr=2e-3, scale_lr=1e-2, teacher=teacher,
+        on_epoch=lambda epoch, row: seen.append((epoch, row["loss"])),
+    )  # fmt: skip
+    assert loss(q, batches) < before and not q.training
+    assert [e for e, _ in seen] == [1, 2, 3, 4] and figures[-1]["loss"] == seen[-1][1]
+    moved = [n for n, s in quantization(q).scales.items() if not torch.equal(s, scales[n])]
+    assert set(moved) == set(scales)
+    assert all(bool((s > 0).all()) for s in quantization(q).scales.values())
+    assert list(q.state_dict()) == list(net.state_dict())
+
+
+def test_a_penalty_trains_together_with_the_quantizer(task):
+    net, batches = task
+    densities = []
+    for weight in (0.0, 1.0):
+        q = actzip.quantize(net, batches, bits=6)
+        sums = []
+
+        def watch(site, y, sums=sums):
+            if site.sparse:
+                sums.append(y.abs().mean())
+
+        def penalty(sums=sums, weight=weight):
+            total = weight * torch.stack(sums).sum()
+            sums.clear()
+            return total
+
+        with ActivationTap(q, watch):
+            finetune(q, batches, epochs=8, lr=5e-3, penalty=penalty)
+        maps = integers(q, batches[0][0])
+        assert all(int(m.values.max()) <= 63 for m in maps.values())
+        densities.append(float((maps["relu"].values != 0).float().mean()))
+    assert densities[1] < 0.8 * densities[0]
+
+
+def test_norm_statistics_can_be_kept(task):
+    net, batches = task
+    q = actzip.quantize(net, batches, bits=5)
+    mean = q.bn.running_mean.clone()
+    finetune(q, batches, epochs=1, freeze_norm=True)
+    assert torch.equal(q.bn.running_mean, mean)
+    finetune(q, batches, epochs=1)
+    assert not torch.equal(q.bn.running_mean, mean)
+
+
+def test_groups_hold_everything_once(task):
+    net, batches = task
+    q = actzip.quantize(net, batches, bits=5, weights=8)
+    groups = parameter_groups(q, 1e-3, 1e-4, 1e-2)
+    ids = [id(p) for g in groups for p in g["params"]]
+    want = {id(p) for p in [*q.parameters(), *quantization(q).parameters()]}
+    assert len(ids) == len(set(ids)) and set(ids) == want
+
+
+def test_bad_training(task):
+    net, batches = task
+    with pytest.raises(InputError, match="not quantized"):
+        finetune(net, batches, epochs=1)
+    q = actzip.quantize(net, batches, bits=5)
+    with pytest.raises(InputError, match="epochs"):
+        finetune(q, batches, epochs=0)
+    with pytest.raises(InputError, match="distill"):
+        finetune(q, batches, epochs=1, distill=2)
+    with pytest.raises(DataError, match="no batch"):
+        finetune(q, [], epochs=1)
+    with pytest.raises(TrainingError, match="step 0"):
+        finetune(q, batches, epochs=1, penalty=lambda: torch.tensor(float("nan")))
