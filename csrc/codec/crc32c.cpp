@@ -1,6 +1,6 @@
 #include "codec/crc32c.h"
 
-#include <array>
+#include "codec/kernels.h"
 
 namespace actzip::codec {
 namespace {
@@ -19,9 +19,31 @@ struct Tables {
 };
 constexpr Tables kT;
 
+// The register after 1024 zero bytes is linear in the register before.
+struct Shift {
+  uint32_t t[4][256];
+  constexpr Shift() : t() {
+    uint32_t bit[32] = {};
+    for (int b = 0; b < 32; ++b) {
+      uint32_t c = uint32_t{1} << b;
+      for (int i = 0; i < 1024; ++i) c = (c >> 8) ^ kT.t[0][c & 255];
+      bit[b] = c;
+    }
+    for (int k = 0; k < 4; ++k)
+      for (int j = 0; j < 256; ++j)
+        for (int b = 0; b < 8; ++b)
+          if (j >> b & 1) t[k][j] ^= bit[8 * k + b];
+  }
+};
+constexpr Shift kShift;
+
 }  // namespace
 
-uint32_t crc32c(const uint8_t* p, size_t n) {
+const uint32_t (&kCrcShift1024)[4][256] = kShift.t;
+
+uint32_t crc32c(const uint8_t* p, size_t n) { return kernels().crc32c(p, n); }
+
+uint32_t crc32c_portable(const uint8_t* p, size_t n) {
   uint32_t c = ~0u;
   while (n >= 8) {
     const uint32_t a = c ^ (static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 |

@@ -3,69 +3,43 @@
 
 #include "codec/bytes.h"
 #include "codec/codec.h"
+#include "codec/kernels.h"
 
 namespace actzip::codec {
 namespace {
 
 size_t packed_size(size_t n, int bits) { return (n * static_cast<size_t>(bits) + 7) / 8; }
 
-template <class U>
-void pack(const U* s, size_t n, int bits, uint8_t* out) {
-  uint64_t acc = 0;
-  int have = 0;
-  for (size_t i = 0; i < n; ++i) {
-    acc |= static_cast<uint64_t>(s[i]) << have;
-    have += bits;
-    while (have >= 8) {
-      *out++ = static_cast<uint8_t>(acc);
-      acc >>= 8;
-      have -= 8;
-    }
-  }
-  if (have > 0) *out = static_cast<uint8_t>(acc);
-}
-
-template <class U>
-void unpack(const uint8_t* in, size_t n, int bits, U* s) {
-  uint64_t acc = 0;
-  int have = 0;
-  const uint64_t mask = (uint64_t{1} << bits) - 1;
-  for (size_t i = 0; i < n; ++i) {
-    while (have < bits) {
-      acc |= static_cast<uint64_t>(*in++) << have;
-      have += 8;
-    }
-    s[i] = static_cast<U>(acc & mask);
-    acc >>= bits;
-    have -= bits;
-  }
-  if (acc != 0) throw FormatError("padding bits are not zero");
-}
-
 class RawCoder final : public Coder {
  public:
   explicit RawCoder(const MapInfo& m) : bits_(m.bits), width_(m.width) {}
-  size_t bound(const Box& b) const override { return packed_size(b.size(), bits_); }
+  size_t bound(const Box& b) const override { return packed_size(b.size(), bits_) + 16; }
+
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch&) const override {
     const size_t n = b.size();
-    if (bits_ == 8 * width_)
+    if (bits_ == 8 * width_) {
       std::memcpy(out, s, n * static_cast<size_t>(width_));
-    else if (width_ == 1)
-      pack(static_cast<const uint8_t*>(s), n, bits_, out);
-    else
-      pack(static_cast<const uint16_t*>(s), n, bits_, out);
+    } else {
+      BitSink sink{out};
+      width_ == 1 ? kernels().pack8(static_cast<const uint8_t*>(s), n, bits_, &sink)
+                  : kernels().pack16(static_cast<const uint16_t*>(s), n, bits_, &sink);
+      sink.finish();
+    }
     return packed_size(n, bits_);
   }
+
   void decode(const uint8_t* in, size_t size, const Box& b, void* s, Scratch&) const override {
     const size_t n = b.size(), want = packed_size(n, bits_);
     if (size != want)
       throw FormatError(std::to_string(want) + " bytes expected, " + std::to_string(size) + " found");
-    if (bits_ == 8 * width_)
+    if (bits_ == 8 * width_) {
       std::memcpy(s, in, n * static_cast<size_t>(width_));
-    else if (width_ == 1)
-      unpack(in, n, bits_, static_cast<uint8_t*>(s));
-    else
-      unpack(in, n, bits_, static_cast<uint16_t*>(s));
+      return;
+    }
+    const size_t used = n * static_cast<size_t>(bits_) % 8;
+    if (used != 0 && in[size - 1] >> used != 0) throw FormatError("padding bits are not zero");
+    width_ == 1 ? kernels().unpack8(in, n, bits_, static_cast<uint8_t*>(s))
+                : kernels().unpack16(in, n, bits_, static_cast<uint16_t*>(s));
   }
 
  private:

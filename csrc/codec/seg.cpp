@@ -7,6 +7,7 @@
 
 #include "codec/bytes.h"
 #include "codec/codec.h"
+#include "codec/kernels.h"
 
 namespace actzip::codec {
 namespace {
@@ -14,139 +15,173 @@ namespace {
 constexpr uint8_t kPerChannel = 0xff;
 constexpr int kOrders = 16;
 
-int bit_length(uint32_t v) {
-  int n = 0;
-  while (v != 0) ++n, v >>= 1;
-  return n;
+enum Slot { kValues = Scratch::kFirst, kPrefixes, kSuffixes, kPositions };
+
+// Overloads over the symbol type.
+size_t compress(const uint8_t* s, size_t n, uint8_t flip, uint8_t* mask, uint8_t* v) {
+  return kernels().compress8(s, n, flip, mask, v);
+}
+size_t compress(const uint16_t* s, size_t n, uint8_t flip, uint8_t* mask, uint16_t* v) {
+  return kernels().compress16(s, n, flip, mask, v);
+}
+void expand(const uint8_t* mask, uint8_t flip, const uint8_t* v, size_t n, uint8_t* s) {
+  kernels().expand8(mask, flip, v, n, s);
+}
+void expand(const uint8_t* mask, uint8_t flip, const uint16_t* v, size_t n, uint16_t* s) {
+  kernels().expand16(mask, flip, v, n, s);
+}
+void eg_encode(const uint8_t* v, size_t n, int k, int bias, BitSink* p, BitSink* q) {
+  kernels().eg_encode8(v, n, k, bias, p, q);
+}
+void eg_encode(const uint16_t* v, size_t n, int k, int bias, BitSink* p, BitSink* q) {
+  kernels().eg_encode16(v, n, k, bias, p, q);
+}
+EgStatus eg_decode(const uint8_t* at, size_t n, int k, int bias, uint32_t most, const uint8_t* suffix,
+                   uint64_t end, uint64_t* bit, uint8_t* v) {
+  return kernels().eg_decode8(at, n, k, bias, most, suffix, end, bit, v);
+}
+EgStatus eg_decode(const uint8_t* at, size_t n, int k, int bias, uint32_t most, const uint8_t* suffix,
+                   uint64_t end, uint64_t* bit, uint16_t* v) {
+  return kernels().eg_decode16(at, n, k, bias, most, suffix, end, bit, v);
+}
+size_t eg_bounds(const uint8_t* s, size_t n, int bias, uint64_t* sum) {
+  return kernels().eg_bounds8(s, n, bias, sum);
+}
+size_t eg_bounds(const uint16_t* s, size_t n, int bias, uint64_t* sum) {
+  return kernels().eg_bounds16(s, n, bias, sum);
+}
+uint64_t eg_zeros(const uint8_t* s, size_t n, int bias, int k) { return kernels().eg_zeros8(s, n, bias, k); }
+uint64_t eg_zeros(const uint16_t* s, size_t n, int bias, int k) {
+  return kernels().eg_zeros16(s, n, bias, k);
 }
 
-struct BitWriter {
-  uint8_t* p;
-  uint64_t acc = 0;
-  int have = 0;
-  void put(uint32_t v, int n) {
-    acc |= static_cast<uint64_t>(v) << have;
-    have += n;
-    while (have >= 8) {
-      *p++ = static_cast<uint8_t>(acc);
-      acc >>= 8;
-      have -= 8;
-    }
-  }
-  uint8_t* flush() {
-    if (have > 0) *p++ = static_cast<uint8_t>(acc);
-    acc = 0;
-    have = 0;
-    return p;
-  }
-};
-
-struct BitReader {
-  const uint8_t* p;
-  size_t bits, at = 0;
-  const char* what;
-  bool bit() {
-    if (at >= bits)
-      throw FormatError(std::string(what) + " ends at bit " + std::to_string(at) + ", more is needed");
-    const bool b = (p[at >> 3] >> (at & 7)) & 1;
-    ++at;
-    return b;
-  }
-  uint32_t get(int n) {
-    uint32_t v = 0;
-    for (int i = 0; i < n; ++i) v |= static_cast<uint32_t>(bit()) << i;
-    return v;
-  }
-  void finish() {
-    if (bits - at >= 8)
-      throw FormatError(std::string(what) + " has bytes left over after bit " + std::to_string(at));
-    while (at < bits)
-      if (bit()) throw FormatError(std::string(what) + " has padding bits that are not zero");
-  }
-};
+// Ones of the bits [from, to) of a mask (64 readable bytes of slack).
+size_t ones_between(const uint8_t* mask, size_t from, size_t to) {
+  if (from == to) return 0;
+  const size_t a = from / 8, b = (to - 1) / 8;
+  size_t n = kernels().ones(mask + a, b - a + 1);
+  const uint8_t before = static_cast<uint8_t>(mask[a] & ((1u << (from % 8)) - 1));
+  const uint8_t after = static_cast<uint8_t>(to % 8 == 0 ? 0 : mask[b] >> (to % 8));
+  return n - kernels().ones(&before, 1) - kernels().ones(&after, 1);
+}
 
 class SegCoder final : public Coder {
  public:
+  // `orders`: one, or one a channel. sparse: seg, else eg.
   SegCoder(const MapInfo& m, bool sparse, std::vector<uint8_t> orders)
       : m_(m), sparse_(sparse), orders_(std::move(orders)) {}
 
-  int order(const Box& b, size_t i) const {
-    if (orders_.size() == 1) return orders_[0];
-    const uint64_t plane = b.first_plane + i / (static_cast<size_t>(b.rows) * b.cols);
-    return orders_[plane % orders_.size()];
+  // With k < bits, a code has at most 17 prefix and 16 suffix bits and a flag; `encode` lets streams of that
+  // size grow apart in scratch memory and only then writes them out.
+  size_t bound(const Box& b) const override {
+    const size_t bits = static_cast<size_t>(m_.bits);
+    return b.size() * (2 * bits + 2) / 8 + 64;
   }
-
-  // A code has at most 1 + 2 * 16 + 1 + 16 bits.
-  size_t bound(const Box& b) const override { return b.size() * 7 + 64; }
 
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch& scratch) const override {
     return m_.width == 1 ? encode_as(static_cast<const uint8_t*>(s), b, out, scratch)
                          : encode_as(static_cast<const uint16_t*>(s), b, out, scratch);
   }
-  void decode(const uint8_t* in, size_t size, const Box& b, void* s, Scratch&) const override {
-    m_.width == 1 ? decode_as(in, size, b, static_cast<uint8_t*>(s))
-                  : decode_as(in, size, b, static_cast<uint16_t*>(s));
+  void decode(const uint8_t* in, size_t size, const Box& b, void* s, Scratch& scratch) const override {
+    m_.width == 1 ? decode_as(in, size, b, static_cast<uint8_t*>(s), scratch)
+                  : decode_as(in, size, b, static_cast<uint16_t*>(s), scratch);
   }
 
  private:
-  template <class U>
-  size_t encode_as(const U* s, const Box& b, uint8_t* out, Scratch& scratch) const {
-    const size_t n = b.size();
-    uint8_t* const flags = scratch.get_as<uint8_t>(Scratch::kFirst, n / 8 + 8);
-    uint8_t* const prefix = scratch.get_as<uint8_t>(Scratch::kFirst + 1, n * 3 + 8);
-    uint8_t* const suffix = scratch.get_as<uint8_t>(Scratch::kFirst + 2, n * 3 + 8);
-    BitWriter f{flags}, p{prefix}, q{suffix};
-    for (size_t i = 0; i < n; ++i) {
-      uint32_t x = s[i];
-      if (sparse_) {
-        f.put(x == 0, 1);
-        if (x == 0) continue;
-        --x;
-      }
-      const int k = order(b, i);
-      const uint32_t g = x + (1u << k);
-      const int len = bit_length(g) - 1;
-      p.put(1u << (len - k), len - k + 1);
-      q.put(g & ((1u << len) - 1), len);
+  // Calls fn(number of coded symbols, k) for each run of one order; `mask` has a one for each that is not
+  // coded.
+  template <class F>
+  void runs(const Box& b, const uint8_t* mask, size_t coded, F&& fn) const {
+    if (orders_.size() == 1) {
+      fn(coded, orders_[0]);
+      return;
     }
-    const size_t nf = static_cast<size_t>(f.flush() - flags), np = static_cast<size_t>(p.flush() - prefix),
-                 nq = static_cast<size_t>(q.flush() - suffix);
-    uint8_t* o = out + write_varint(out, np);
-    if (sparse_) std::memcpy(o, flags, nf), o += nf;
-    std::memcpy(o, prefix, np), o += np;
-    std::memcpy(o, suffix, nq), o += nq;
-    return static_cast<size_t>(o - out);
+    const size_t plane = static_cast<size_t>(b.rows) * b.cols;
+    size_t pending = 0;
+    for (uint32_t j = 0; j < b.planes; ++j) {
+      pending += plane - (mask ? ones_between(mask, j * plane, (j + 1) * plane) : 0);
+      const int k = orders_[(b.first_plane + j) % orders_.size()];
+      const int next = j + 1 < b.planes ? orders_[(b.first_plane + j + 1) % orders_.size()] : -1;
+      if (k == next) continue;
+      fn(pending, k);
+      pending = 0;
+    }
   }
 
   template <class U>
-  void decode_as(const uint8_t* in, size_t size, const Box& b, U* s) const {
-    const size_t n = b.size();
+  size_t encode_as(const U* s, const Box& b, uint8_t* out, Scratch& scratch) const {
+    const size_t n = b.size(), nf = sparse_ ? (n + 7) / 8 : 0;
+    // The prefixes' length comes first and is not known yet: flags go to scratch as well.
+    const size_t bits = static_cast<size_t>(m_.bits);
+    uint8_t* const prefixes = scratch.get_as<uint8_t>(kPrefixes, n * (bits + 1) / 8 + nf + 64);
+    uint8_t* const suffixes = scratch.get_as<uint8_t>(kSuffixes, n * bits / 8 + 64);
+    uint8_t* const flags = prefixes;
+    const U* v = s;
+    size_t coded = n;
+    if (sparse_) {
+      U* const values = scratch.get_as<U>(kValues, n + 64);
+      coded = compress(s, n, 0xff, flags, values);
+      v = values;
+    }
+    BitSink p{prefixes + nf}, q{suffixes};
+    runs(b, sparse_ ? flags : nullptr, coded, [&](size_t count, int k) {
+      eg_encode(v, count, k, sparse_, &p, &q);
+      v += count;
+    });
+    const size_t np = static_cast<size_t>(p.finish() - prefixes) - nf;
+    const size_t nq = static_cast<size_t>(q.finish() - suffixes);
+    uint8_t* o = out + write_varint(out, np);
+    std::memcpy(o, prefixes, nf + np);
+    std::memcpy(o + nf + np, suffixes, nq);
+    return static_cast<size_t>(o - out) + nf + np + nq;
+  }
+
+  template <class U>
+  void decode_as(const uint8_t* in, size_t size, const Box& b, U* s, Scratch& scratch) const {
+    const size_t n = b.size(), nf = sparse_ ? (n + 7) / 8 : 0;
     Reader r(in, size, "payload");
     const uint64_t np = r.varint("length of the prefixes");
-    BitReader f{nullptr, 0, 0, "flags"};
-    if (sparse_) f = {r.take((n + 7) / 8, "flags"), (n + 7) / 8 * 8, 0, "flags"};
-    if (np > r.left()) r.fail("prefixes", "are longer than the payload");
-    BitReader p{r.take(static_cast<size_t>(np), "prefixes"), static_cast<size_t>(np) * 8, 0, "prefixes"};
-    BitReader q{r.here(), r.left() * 8, 0, "suffixes"};
-    const uint32_t limit = 1u << m_.bits;
-    for (size_t i = 0; i < n; ++i) {
-      if (sparse_ && f.bit()) {
-        s[i] = 0;
-        continue;
-      }
-      const int k = order(b, i);
-      int len = k;
-      while (!p.bit())
-        if (++len > 17) throw FormatError("prefixes: a code is too long, at bit " + std::to_string(p.at));
-      const uint32_t x = (1u << len) + q.get(len) - (1u << k) + (sparse_ ? 1 : 0);
-      if (x >= limit)
-        throw FormatError("symbol " + std::to_string(i) + " is " + std::to_string(x) + ", not below 2^" +
-                          std::to_string(m_.bits));
-      s[i] = static_cast<U>(x);
-    }
-    f.finish();
-    p.finish();
-    q.finish();
+    const uint8_t* flags = r.take(nf, "zero flags");
+    if (np > r.left()) r.fail("prefixes", "are longer than what is left of the payload");
+    const uint8_t* prefixes = r.take(static_cast<size_t>(np), "prefixes");
+    const uint8_t* suffixes = r.here();
+    const uint64_t end = static_cast<uint64_t>(r.left()) * 8;
+
+    if (sparse_ && n % 8 != 0 && flags[nf - 1] >> (n % 8) != 0)
+      throw FormatError("padding bits of the zero flags are not zero");
+    const size_t coded = sparse_ ? n - kernels().ones(flags, nf) : n;
+    const size_t have = kernels().ones(prefixes, static_cast<size_t>(np));
+    if (have != coded)
+      throw FormatError(std::to_string(have) + " prefixes found, " + std::to_string(coded) +
+                        " were expected");
+    if (np > 0 && prefixes[np - 1] == 0) throw FormatError("bytes are left over after the prefixes");
+    // One place before the first position stands for the one that closed an imaginary prefix before.
+    uint8_t* const at = scratch.get_as<uint8_t>(kPositions, coded + 192) + 64;
+    at[-1] = 0xff;
+    if (!kernels().positions(prefixes, static_cast<size_t>(np), at))
+      throw FormatError("a prefix is too long");
+
+    U* const values = scratch.get_as<U>(kValues, coded + 128);
+    uint64_t bit = 0;
+    size_t done = 0;
+    const uint32_t most = (1u << m_.bits) - 1;
+    runs(b, sparse_ ? flags : nullptr, coded, [&](size_t count, int k) {
+      const EgStatus st = eg_decode(at + done, count, k, sparse_, most, suffixes, end, &bit, values + done);
+      if (st != EgStatus::ok)
+        throw FormatError(std::string(st == EgStatus::too_long    ? "a prefix is too long"
+                                      : st == EgStatus::exhausted ? "the suffixes end too early"
+                                                                  : "a symbol is too large") +
+                          ", among coded symbols " + std::to_string(done) + " to " +
+                          std::to_string(done + count));
+      done += count;
+    });
+    if (end - bit >= 8) throw FormatError("bytes are left over after suffix bit " + std::to_string(bit));
+    if (bit % 8 != 0 && suffixes[bit / 8] >> (bit % 8) != 0)
+      throw FormatError("padding bits of the suffixes are not zero");
+    if (sparse_)
+      expand(flags, 0xff, values, n, s);
+    else
+      std::memcpy(s, values, n * sizeof(U));
   }
 
   MapInfo m_;
@@ -154,21 +189,15 @@ class SegCoder final : public Coder {
   std::vector<uint8_t> orders_;
 };
 
-// Total code length of the chunks' symbols for every order, added to cost[channel * 16 + k].
-template <class U>
-void add_costs(const U* s, const Box& b, const MapInfo& m, bool sparse, uint64_t* cost) {
-  const size_t plane = static_cast<size_t>(b.rows) * b.cols;
-  for (uint32_t j = 0; j < b.planes; ++j) {
-    uint64_t* c = cost + (b.first_plane + j) % m.channels * kOrders;
-    for (size_t i = 0; i < plane; ++i) {
-      uint32_t x = s[j * plane + i];
-      if (sparse) {
-        if (x == 0) continue;
-        --x;
-      }
-      for (int k = 0; k < m.bits; ++k) c[k] += static_cast<uint64_t>(2 * bit_length(x + (1u << k)) - k - 1);
-    }
+// Calls fn(row, symbols, count) for the planes of a chunk, or for the whole of it where there is one row.
+template <class U, class F>
+void for_each_row(const U* s, const Box& b, size_t rows, F&& fn) {
+  if (rows == 1) {
+    fn(size_t{0}, s, b.size());
+    return;
   }
+  const size_t plane = static_cast<size_t>(b.rows) * b.cols;
+  for (uint32_t j = 0; j < b.planes; ++j) fn((b.first_plane + j) % rows, s + j * plane, plane);
 }
 
 std::vector<uint8_t> plan(const MapInfo& m, const Source& src, const Options& o, int threads, bool sparse) {
@@ -181,24 +210,62 @@ std::vector<uint8_t> plan(const MapInfo& m, const Source& src, const Options& o,
   if (src.chunks() == 0) return {0};
   if (m.channels > (uint64_t{1} << 24)) throw ArgumentError("too many channels for per_channel");
   const size_t rows = per_channel ? m.channels : 1;
-  MapInfo one = m;
-  if (!per_channel) one.channels = 1;
-  std::vector<std::vector<uint64_t>> partial(static_cast<size_t>(threads > 0 ? threads : default_threads()));
-  for_each_chunk(src, threads, [&](uint64_t, const void* s, const Box& b, int worker) {
-    auto& cost = partial[static_cast<size_t>(worker)];
-    cost.resize(rows * kOrders);
-    one.width == 1 ? add_costs(static_cast<const uint8_t*>(s), b, one, sparse, cost.data())
-                   : add_costs(static_cast<const uint16_t*>(s), b, one, sparse, cost.data());
-  });
+  const int bias = sparse ? 1 : 0;
+  const size_t workers = static_cast<size_t>(threads > 0 ? threads : default_threads());
+
+  // A code of order k has k + 1 bits, twice as many more as its prefix has zeros, and the flag. With b the
+  // bit length of what is coded, the prefix has between max(b - k, 0) - (b > k + 1) and max(b - k, 0) zeros:
+  // one look at the map leaves few orders for an exact count.
+  struct Row {
+    uint64_t sum[kOrders + 2] = {};  // of max(b - k, 0)
+    uint64_t zeros[kOrders] = {};    // exact
+    uint64_t coded = 0;
+    uint32_t candidates = 0;
+  };
+  std::vector<std::vector<Row>> partial(workers);
+  auto each = [&](auto&& fn) {
+    for_each_chunk(src, threads, [&](uint64_t, const void* s, const Box& b, int worker) {
+      auto& mine = partial[static_cast<size_t>(worker)];
+      mine.resize(rows);
+      auto visit = [&](size_t row, auto* p, size_t n) { fn(row, mine[row], p, n); };
+      m.width == 1 ? for_each_row(static_cast<const uint8_t*>(s), b, rows, visit)
+                   : for_each_row(static_cast<const uint16_t*>(s), b, rows, visit);
+    });
+  };
+  each([&](size_t, Row& r, auto* s, size_t n) { r.coded += eg_bounds(s, n, bias, r.sum); });
+  std::vector<Row> total(rows);
+  bool more = false;
+  for (size_t c = 0; c < rows; ++c) {
+    Row& t = total[c];
+    for (const auto& p : partial) {
+      if (p.empty()) continue;
+      t.coded += p[c].coded;
+      for (int i = 0; i < kOrders; ++i) t.sum[i] += p[c].sum[i];
+    }
+    uint64_t reach = UINT64_MAX;  // the best order costs no more than this
+    const auto fixed = [&](int i) { return t.coded * static_cast<uint64_t>(i); };
+    for (int i = 0; i < m.bits; ++i) reach = std::min(reach, fixed(i) + 2 * t.sum[i]);
+    for (int i = 0; i < m.bits; ++i)
+      if (fixed(i) + 2 * (t.sum[i] - t.sum[i + 1] + t.sum[i + 2]) <= reach) t.candidates |= 1u << i;
+    more |= (t.candidates & (t.candidates - 1)) != 0;
+  }
+  if (more)
+    each([&](size_t row, Row& r, auto* s, size_t n) {
+      const uint32_t candidates = total[row].candidates;
+      if ((candidates & (candidates - 1)) == 0) return;
+      for (int i = 0; i < m.bits; ++i)
+        if (candidates >> i & 1) r.zeros[i] += eg_zeros(s, n, bias, i);
+    });
   std::vector<uint8_t> best(rows);
   for (size_t c = 0; c < rows; ++c) {
     uint64_t least = UINT64_MAX;
     for (int i = 0; i < m.bits; ++i) {
-      uint64_t total = 0;
+      if ((total[c].candidates >> i & 1) == 0) continue;
+      uint64_t cost = total[c].coded * static_cast<uint64_t>(i);
       for (const auto& p : partial)
-        if (!p.empty()) total += p[c * kOrders + static_cast<size_t>(i)];
-      if (total < least) {
-        least = total;
+        if (!p.empty()) cost += 2 * p[c].zeros[i];
+      if (cost < least) {
+        least = cost;
         best[c] = static_cast<uint8_t>(i);
       }
     }

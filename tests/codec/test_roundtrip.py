@@ -42,7 +42,7 @@ def sample(dtype: str, shape: tuple[int, ...], density: float = 0.4, seed: int =
 @pytest.mark.parametrize(
     "dtype", ["bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "uint32", "uint64"]
 )
-def test_integers_come_back(codec: str, dtype: str) -> None:
+def test_integers_come_back(isa: str, codec: str, dtype: str) -> None:
     for seed, shape in enumerate(SHAPES):
         a = sample(dtype, shape, seed=seed)
         back = decode(encode(a, codec))
@@ -52,7 +52,7 @@ def test_integers_come_back(codec: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("codec", [c for c in codecs() if codecs()[c].integers])
 @pytest.mark.parametrize("bits", range(1, 17))
-def test_every_width(codec: str, bits: int) -> None:
+def test_every_width(isa: str, codec: str, bits: int) -> None:
     rng = np.random.default_rng(bits)
     for density in (0.0, 0.05, 0.5, 1.0):
         a = rng.integers(0, 2**bits, (3, 17, 19)) * (rng.random((3, 17, 19)) < density)

@@ -1,0 +1,2 @@
+#define ACTZIP_ISA_NS avx2
+#include "codec/kernels.inl.h"

@@ -1,0 +1,2 @@
+#define ACTZIP_ISA_NS avx512
+#include "codec/kernels.inl.h"

@@ -1,0 +1,2 @@
+#define ACTZIP_ISA_NS baseline
+#include "codec/kernels.inl.h"
