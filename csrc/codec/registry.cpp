@@ -5,9 +5,10 @@ namespace actzip::codec {
 
 const std::vector<const Codec*>& codecs() {
   static const std::vector<const Codec*> all = {
-      &kRaw,  // 0
-      &kSeg,  // 1
-      &kEg,   // 2
+      &kRaw,   // 0
+      &kSeg,   // 1
+      &kEg,    // 2
+      &kRans,  // 6
   };
   return all;
 }

@@ -1,0 +1,409 @@
+// The inner loop of the `rans` decoder: all lanes of a group, one symbol of each a step.
+//
+// A step has up to three phases, each over all lanes in ascending order: the token (then a word for each lane
+// whose state fell below kRansLow), the low 16 raw bits (words again), and, if any token has more, the raw
+// bits above those (words again). The scalar form is the definition; the others do the same on 8 or 16
+// lanes at once.
+#include <cstring>
+
+#include "codec/rans_lanes.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own headers (bug 105593)
+#endif
+
+namespace actzip::codec::ACTZIP_ISA_NS {
+namespace {
+
+// Writes steps [first, first + count) of the tile to the stripes. T: symbol type.
+template <class T>
+inline void rans_flush_tile(const RansGroup& g, uint32_t first, uint32_t count) {
+  const T* tile = reinterpret_cast<const T*>(g.tile);
+  const int lanes = g.lanes;
+  for (int l = 0; l < lanes; ++l) {
+    const uint32_t length = g.length[l];
+    if (length <= first) continue;
+    const uint32_t n = length - first < count ? length - first : count;
+    T* out = reinterpret_cast<T*>(g.out[l]) + first;
+    const T* in = tile + l;
+    for (uint32_t i = 0; i < n; ++i) out[i] = in[static_cast<size_t>(i) * static_cast<size_t>(lanes)];
+  }
+}
+
+inline uint32_t rans_word(const uint8_t* p) {
+  return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8;
+}
+
+template <class T>
+inline bool rans_group_scalar(const RansGroup& g, RansStream* s) {
+  const int lanes = g.lanes;
+  const size_t back = static_cast<size_t>(g.cols) * static_cast<size_t>(lanes);
+  const uint32_t mask = (1u << g.prec) - 1;
+  const int prec = g.prec;
+  const uint8_t* at = s->at;
+  T* tile = reinterpret_cast<T*>(g.tile);
+  uint8_t* now = g.history + back;
+  uint32_t left[kRansMaxLanes], more[kRansMaxLanes], value[kRansMaxLanes];
+  uint32_t column = 0, filled = 0;
+  for (uint32_t i = 0; i < g.steps; ++i) {
+    if (at > s->safe) {
+      s->at = at;
+      if (!s->refill()) return false;
+      at = s->at;
+    }
+    if (column == 0)
+      for (int l = 0; l < lanes; ++l) left[l] = 0;
+    const uint8_t* up = now - back;
+    for (int l = 0; l < lanes; ++l) {
+      if (i >= g.length[l]) {
+        now[l] = 0;
+        continue;
+      }
+      uint32_t x = s->state[l];
+      const uint32_t entry = g.slots[g.contexts[g.row[l] + left[l] + up[l]] + (x & mask)];
+      x = (entry & 0x1fff) * (x >> prec) + ((entry >> 13) & 0xfff);
+      if (x < kRansLow) {
+        x = x << 16 | rans_word(at);
+        at += 2;
+      }
+      s->state[l] = x;
+      left[l] = entry >> 25;
+      now[l] = static_cast<uint8_t>(entry >> 25);
+    }
+    for (int l = 0; l < lanes; ++l) {
+      if (i >= g.length[l]) continue;
+      uint32_t x = s->state[l];
+      uint32_t raw = g.tokens->raw[left[l]];
+      more[l] = 0;
+      if (raw > 16) {
+        more[l] = raw - 16;
+        raw = 16;
+      }
+      value[l] = g.tokens->base[left[l]] + (x & ((1u << raw) - 1));
+      x >>= raw;
+      if (x < kRansLow) {
+        x = x << 16 | rans_word(at);
+        at += 2;
+      }
+      s->state[l] = x;
+    }
+    if (g.wide) {
+      for (int l = 0; l < lanes; ++l) {
+        if (i >= g.length[l]) continue;
+        uint32_t x = s->state[l];
+        value[l] += (x & ((1u << more[l]) - 1)) << 16;
+        x >>= more[l];
+        if (x < kRansLow) {
+          x = x << 16 | rans_word(at);
+          at += 2;
+        }
+        s->state[l] = x;
+      }
+    }
+    T* row = tile + static_cast<size_t>(filled) * static_cast<size_t>(lanes);
+    if (g.rotate) {
+      for (int l = 0; l < lanes; ++l)
+        row[l] = static_cast<T>(value[l] >> 1 | (value[l] & 1) << (8 * sizeof(T) - 1));
+    } else {
+      for (int l = 0; l < lanes; ++l) row[l] = static_cast<T>(value[l]);
+    }
+    now += lanes;
+    if (++column == g.cols) column = 0;
+    if (++filled == kRansTile) {
+      rans_flush_tile<T>(g, i + 1 - filled, filled);
+      filled = 0;
+    }
+  }
+  rans_flush_tile<T>(g, g.steps - filled, filled);
+  s->at = at;
+  return true;
+}
+
+#if defined(__AVX512BW__)
+#define ACTZIP_RANS_VECTOR 1
+
+struct RansVec {
+  using V = __m512i;
+  using M = __mmask16;
+  static constexpr int n = 16;
+  static V set(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static V zero() { return _mm512_setzero_si512(); }
+  static V load(const uint32_t* p) { return _mm512_load_si512(p); }
+  static void store(uint32_t* p, V v) { _mm512_store_si512(p, v); }
+  static V load8(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void store8(uint8_t* p, V v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+  }
+  static void store16(uint16_t* p, V v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
+  }
+  static void store32(uint32_t* p, V v) { _mm512_storeu_si512(p, v); }
+  static V gather(const uint32_t* p, V i) { return _mm512_i32gather_epi32(i, p, 4); }
+  static V add(V a, V b) { return _mm512_add_epi32(a, b); }
+  static V sub(V a, V b) { return _mm512_sub_epi32(a, b); }
+  static V mul(V a, V b) { return _mm512_mullo_epi32(a, b); }
+  static V and_(V a, V b) { return _mm512_and_si512(a, b); }
+  static V or_(V a, V b) { return _mm512_or_si512(a, b); }
+  static V min(V a, V b) { return _mm512_min_epu32(a, b); }
+  template <int k>
+  static V srl(V a) {
+    return _mm512_srli_epi32(a, k);
+  }
+  template <int k>
+  static V sll(V a) {
+    return _mm512_slli_epi32(a, k);
+  }
+  static V srlc(V a, __m128i k) { return _mm512_srl_epi32(a, k); }
+  static V sllc(V a, __m128i k) { return _mm512_sll_epi32(a, k); }
+  static V srlv(V a, V k) { return _mm512_srlv_epi32(a, k); }
+  static V sllv(V a, V k) { return _mm512_sllv_epi32(a, k); }
+  static M greater(V a, V b) { return _mm512_cmpgt_epu32_mask(a, b); }
+  static V keep(M m, V v) { return _mm512_maskz_mov_epi32(m, v); }
+  static V select(M m, V yes, V no) { return _mm512_mask_mov_epi32(no, m, yes); }
+  // base and raw of tokens: two lookups of 64 entries.
+  struct Table {
+    V t[4];
+  };
+  static Table table(const uint32_t* p) { return {{load(p), load(p + 16), load(p + 32), load(p + 48)}}; }
+  static V look(const Table& t, V i, bool big) {
+    const V low = _mm512_permutex2var_epi32(t.t[0], i, t.t[1]);
+    if (!big) return low;
+    const V high = _mm512_permutex2var_epi32(t.t[2], i, t.t[3]);
+    return _mm512_mask_mov_epi32(low, _mm512_test_epi32_mask(i, set(32)), high);
+  }
+  // Lanes of x below kRansLow take a word each.
+  static V renorm(V x, const uint8_t** at) {
+    const M need = _mm512_cmplt_epu32_mask(x, set(kRansLow));
+    const V words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(*at)));
+    *at += 2 * static_cast<size_t>(__builtin_popcount(need));
+    return _mm512_mask_or_epi32(x, need, _mm512_slli_epi32(x, 16), _mm512_maskz_expand_epi32(need, words));
+  }
+};
+
+#elif defined(__AVX2__)
+#define ACTZIP_RANS_VECTOR 1
+
+// For a mask of 8 lanes, in lane order: which of the next words each takes.
+struct RansExpand {
+  uint64_t row[256];
+  constexpr RansExpand() : row() {
+    for (int m = 0; m < 256; ++m) {
+      uint64_t r = 0;
+      int k = 0;
+      for (int l = 0; l < 8; ++l)
+        if (m >> l & 1) r |= static_cast<uint64_t>(k++) << (8 * l);
+      row[m] = r;
+    }
+  }
+};
+constexpr RansExpand kRansExpand{};
+
+struct RansVec {
+  using V = __m256i;
+  using M = __m256i;
+  static constexpr int n = 8;
+  static V set(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static V zero() { return _mm256_setzero_si256(); }
+  static V load(const uint32_t* p) { return _mm256_load_si256(reinterpret_cast<const V*>(p)); }
+  static void store(uint32_t* p, V v) { _mm256_store_si256(reinterpret_cast<V*>(p), v); }
+  static V load8(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static __m128i narrow16(V v) {  // values below 2^16
+    return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  }
+  static void store8(uint8_t* p, V v) {
+    const __m128i h = narrow16(v);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(h, h));
+  }
+  static void store16(uint16_t* p, V v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow16(v)); }
+  static void store32(uint32_t* p, V v) { _mm256_storeu_si256(reinterpret_cast<V*>(p), v); }
+  static V gather(const uint32_t* p, V i) {
+    return _mm256_i32gather_epi32(reinterpret_cast<const int*>(p), i, 4);
+  }
+  static V add(V a, V b) { return _mm256_add_epi32(a, b); }
+  static V sub(V a, V b) { return _mm256_sub_epi32(a, b); }
+  static V mul(V a, V b) { return _mm256_mullo_epi32(a, b); }
+  static V and_(V a, V b) { return _mm256_and_si256(a, b); }
+  static V or_(V a, V b) { return _mm256_or_si256(a, b); }
+  static V min(V a, V b) { return _mm256_min_epu32(a, b); }
+  template <int k>
+  static V srl(V a) {
+    return _mm256_srli_epi32(a, k);
+  }
+  template <int k>
+  static V sll(V a) {
+    return _mm256_slli_epi32(a, k);
+  }
+  static V srlc(V a, __m128i k) { return _mm256_srl_epi32(a, k); }
+  static V sllc(V a, __m128i k) { return _mm256_sll_epi32(a, k); }
+  static V srlv(V a, V k) { return _mm256_srlv_epi32(a, k); }
+  static V sllv(V a, V k) { return _mm256_sllv_epi32(a, k); }
+  static M greater(V a, V b) {  // of numbers below 2^31
+    return _mm256_cmpgt_epi32(a, b);
+  }
+  static V keep(M m, V v) { return _mm256_and_si256(m, v); }
+  static V select(M m, V yes, V no) { return _mm256_blendv_epi8(no, yes, m); }
+  struct Table {
+    const uint32_t* p;
+  };
+  static Table table(const uint32_t* p) { return {p}; }
+  static V look(const Table& t, V i, bool) { return gather(t.p, i); }
+  static V renorm(V x, const uint8_t** at) {
+    const V need = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), zero());
+    const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(need)));
+    const V words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(*at)));
+    *at += 2 * static_cast<size_t>(__builtin_popcount(bits));
+    const V order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kRansExpand.row[bits])));
+    const V taken = _mm256_permutevar8x32_epi32(words, order);
+    return _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), taken), need);
+  }
+};
+#endif
+
+#ifdef ACTZIP_RANS_VECTOR
+
+inline void rans_store(uint8_t* p, RansVec::V v) { RansVec::store8(p, v); }
+inline void rans_store(uint16_t* p, RansVec::V v) { RansVec::store16(p, v); }
+inline void rans_store(uint32_t* p, RansVec::V v) { RansVec::store32(p, v); }
+
+// K vectors of lanes.
+template <class T, int K, bool wide>
+inline bool rans_group_vector(const RansGroup& g, RansStream* s) {
+  using V = RansVec::V;
+  constexpr int n = RansVec::n, lanes = K * n;
+  const size_t back = static_cast<size_t>(g.cols) * lanes;
+  const V mask = RansVec::set((1u << g.prec) - 1), one = RansVec::set(1);
+  const __m128i prec = _mm_cvtsi32_si128(g.prec);
+  const auto base = RansVec::table(g.tokens->base), raws = RansVec::table(g.tokens->raw);
+  bool big = false;
+  for (int t = 32; t < kRansTokens; ++t) big |= (g.tokens->base[t] | g.tokens->raw[t]) != 0;
+  const bool rotate = g.rotate;
+  const uint8_t* at = s->at;
+  const uint8_t* safe = s->safe;
+  const uint32_t* contexts = g.contexts;
+  const uint32_t* slots = g.slots;
+  uint8_t* now = g.history + back;
+  T* row = reinterpret_cast<T*>(g.tile);
+  V x[K], left[K], length[K], of[K], value[K], more[K];
+  for (int k = 0; k < K; ++k) {
+    x[k] = RansVec::load(s->state + k * n);
+    length[k] = RansVec::load(g.length + k * n);
+    of[k] = RansVec::load(g.row + k * n);
+    left[k] = RansVec::zero();
+  }
+  uint32_t shortest = g.length[0];
+  for (int l = 1; l < lanes; ++l) shortest = g.length[l] < shortest ? g.length[l] : shortest;
+  uint32_t column = 0, filled = 0;
+  for (uint32_t i = 0; i < g.steps; ++i) {
+    if (at > safe) {
+      s->at = at;
+      if (!s->refill()) return false;
+      at = s->at;
+      safe = s->safe;
+    }
+    if (column == 0)
+      for (int k = 0; k < K; ++k) left[k] = RansVec::zero();
+    const bool partial = i >= shortest;
+    const V step = RansVec::set(i);
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      const V sum = RansVec::add(of[k], RansVec::add(left[k], RansVec::load8(now - back + k * n)));
+      const V slot = RansVec::add(RansVec::gather(contexts, sum), RansVec::and_(x[k], mask));
+      const V entry = RansVec::gather(slots, slot);
+      const V y =
+          RansVec::add(RansVec::mul(RansVec::and_(entry, RansVec::set(0x1fff)), RansVec::srlc(x[k], prec)),
+                       RansVec::and_(RansVec::srl<13>(entry), RansVec::set(0xfff)));
+      left[k] = RansVec::srl<25>(entry);
+      if (partial) {
+        const auto active = RansVec::greater(length[k], step);
+        left[k] = RansVec::keep(active, left[k]);
+        x[k] = RansVec::select(active, y, x[k]);
+      } else {
+        x[k] = y;
+      }
+      RansVec::store8(now + k * n, left[k]);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) x[k] = RansVec::renorm(x[k], &at);
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      V raw = RansVec::look(raws, left[k], big);
+      if (partial) raw = RansVec::keep(RansVec::greater(length[k], step), raw);
+      if (wide) {
+        const V low = RansVec::min(raw, RansVec::set(16));
+        more[k] = RansVec::sub(raw, low);
+        raw = low;
+      }
+      value[k] = RansVec::add(RansVec::look(base, left[k], big),
+                              RansVec::and_(x[k], RansVec::sub(RansVec::sllv(one, raw), one)));
+      x[k] = RansVec::srlv(x[k], raw);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) x[k] = RansVec::renorm(x[k], &at);
+    if (wide) {
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) {
+        const V high = RansVec::and_(x[k], RansVec::sub(RansVec::sllv(one, more[k]), one));
+        value[k] = RansVec::add(value[k], RansVec::template sll<16>(high));
+        x[k] = RansVec::srlv(x[k], more[k]);
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) x[k] = RansVec::renorm(x[k], &at);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      V v = value[k];
+      if (rotate)
+        v = RansVec::or_(RansVec::srl<1>(v), RansVec::sll<8 * sizeof(T) - 1>(RansVec::and_(v, one)));
+      rans_store(row + k * n, v);
+    }
+    now += lanes;
+    row += lanes;
+    if (++column == g.cols) column = 0;
+    if (++filled == kRansTile) {
+      rans_flush_tile<T>(g, i + 1 - filled, filled);
+      filled = 0;
+      row = reinterpret_cast<T*>(g.tile);
+    }
+  }
+  rans_flush_tile<T>(g, g.steps - filled, filled);
+  for (int k = 0; k < K; ++k) RansVec::store(s->state + k * n, x[k]);
+  s->at = at;
+  return true;
+}
+#endif
+
+template <class T>
+inline bool rans_group(const RansGroup& g, RansStream* s) {
+#ifdef ACTZIP_RANS_VECTOR
+  if (g.lanes == 32)
+    return g.wide ? rans_group_vector<T, 32 / RansVec::n, true>(g, s)
+                  : rans_group_vector<T, 32 / RansVec::n, false>(g, s);
+  if (g.lanes == 16)
+    return g.wide ? rans_group_vector<T, 16 / RansVec::n, true>(g, s)
+                  : rans_group_vector<T, 16 / RansVec::n, false>(g, s);
+#endif
+  return rans_group_scalar<T>(g, s);
+}
+
+}  // namespace
+
+bool rans_decode_group(const RansGroup& g, RansStream* s) {
+  if (g.width == 1) return rans_group<uint8_t>(g, s);
+  if (g.width == 2) return rans_group<uint16_t>(g, s);
+  return rans_group<uint32_t>(g, s);
+}
+
+}  // namespace actzip::codec::ACTZIP_ISA_NS
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
