@@ -244,7 +244,8 @@ class ConvBase : public Conv {
     Cut c{};
     c.oh = p.out_h(a.ih);
     c.ow = p.out_w(a.iw);
-    const int64_t tile = variant_.tile;
+    static const int64_t forced = getenv("AZT") ? atoi(getenv("AZT")) : 0;
+    const int64_t tile = forced ? forced : variant_.tile;
     c.segments = std::max<int64_t>(1, ceil_div(c.ow, tile + tile / 3));
     c.segment = round_up(ceil_div(c.ow, c.segments), 2);
     c.segments = ceil_div(c.ow, c.segment);

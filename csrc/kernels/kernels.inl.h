@@ -26,6 +26,18 @@ typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 AZ_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
 AZ_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
 AZ_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 = x, NaN and infinities too
+// Keeps a loaded vector in its register: left alone, GCC loads it again for every use.
+AZ_INLINE void keep(vf& v) {
+#if defined(__x86_64__) || defined(__i386__)
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#else
+  __asm__("" : "+x"(v));
+#endif
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+}
 AZ_INLINE int ctz(uint64_t m) { return __builtin_ctzll(m); }
 AZ_INLINE int popcount(uint64_t m) { return __builtin_popcountll(m); }
 
@@ -80,7 +92,8 @@ void sparse_pair_run(const SparseRun& r) {
       const vf b0 = splat(v0[k]), b1 = splat(v1[k]);
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
-        const vf x = load(w + j * VL);
+        vf x = load(w + j * VL);
+        keep(x);
         a[j] += b0 * x;
         c[j] += b1 * x;
       }
@@ -460,7 +473,6 @@ double peak(int64_t rounds) {
   for (int j = 0; j < N; ++j) a[j] = splat(0.001f * static_cast<float>(j));
   vf b = splat(0.9999f), c = splat(0.0001f);
   for (int64_t r = 0; r < rounds; ++r) {
-    __asm__ volatile("" : : : "memory");
 #pragma GCC unroll 32
     for (int j = 0; j < N; ++j) a[j] = a[j] * b + c;
   }
