@@ -75,8 +75,8 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"depthwise", "depthwise", 4, 1, kDesign}, Algorithm::depthwise, 1, 1},
   };
   static const std::vector<Variant> avx2 = {
-      {{"sparse-64", "sparse", 64, 1, kDesign}, Algorithm::sparse, 8, 48},
-      {{"sparse-96", "sparse", 96, 1, kDesign}, Algorithm::sparse, 12, 48},
+      {{"sparse-64", "sparse", 64, 1, kDesign}, Algorithm::sparse, 8, 64},
+      {{"sparse-96", "sparse", 96, 1, kDesign}, Algorithm::sparse, 12, 64},
       {{"sparse-32", "sparse", 32, 1, kDesign}, Algorithm::sparse, 4, 96},
       {{"pair-32", "sparse", 32, 2, kDesign}, Algorithm::sparse_pair, 4, 96},
       {{"pair-48", "sparse", 48, 2, kDesign}, Algorithm::sparse_pair, 6, 64},
@@ -85,10 +85,10 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"depthwise", "depthwise", 8, 1, kDesign}, Algorithm::depthwise, 1, 1},
   };
   static const std::vector<Variant> avx512 = {
-      {{"sparse-64", "sparse", 64, 1, kDesign}, Algorithm::sparse, 4, 48},
-      {{"sparse-128", "sparse", 128, 1, kDesign}, Algorithm::sparse, 8, 32},
-      {{"pair-64", "sparse", 64, 2, kDesign}, Algorithm::sparse_pair, 4, 48},
-      {{"pair-128", "sparse", 128, 2, kDesign}, Algorithm::sparse_pair, 8, 32},
+      {{"sparse-64", "sparse", 64, 1, kDesign}, Algorithm::sparse, 4, 64},
+      {{"sparse-128", "sparse", 128, 1, kDesign}, Algorithm::sparse, 8, 64},
+      {{"pair-64", "sparse", 64, 2, kDesign}, Algorithm::sparse_pair, 4, 64},
+      {{"pair-128", "sparse", 128, 2, kDesign}, Algorithm::sparse_pair, 8, 64},
       {{"dense-6x64", "dense", 64, 6, kIndirect}, Algorithm::dense, 4, 96},
       {{"dense-8x48", "dense", 48, 8, kIndirect}, Algorithm::dense, 3, 96},
       {{"dense-12x32", "dense", 32, 12, kIndirect}, Algorithm::dense, 2, 96},
@@ -388,6 +388,7 @@ class SparseConv final : public ConvBase {
     isa_ = isa;
     init(p, v, bias);
     pair_ = v.algorithm == Algorithm::sparse_pair;
+    expand_ = pair_ && ops_->expanded_pairs;
     const int64_t vl = ops_->vl, icg = p.ic / p.groups;
     // [unit][sub][ic block][tap][channel of the block][nv * vl]; channels outside the sub's group have no
     // rows' use but keep their place.
@@ -427,7 +428,7 @@ class SparseConv final : public ConvBase {
     for (const Unit& u : units_) stride = std::max(stride, u.stride);
     s.acc = carver.take<float>(c.rows * c.segment * stride);
     s.pointers = carver.take<const float*>(c.in_rows * a.iw);
-    const bool values = pair_ || (a.in_map != nullptr && a.in_map->layout().type != ValueType::f32);
+    const bool values = expand_ || (a.in_map != nullptr && a.in_map->layout().type != ValueType::f32);
     s.values = carver.take<float>(values ? c.in_rows * (a.iw * 64 + 16) : 0);
     s.finish = take_finish(carver, c, 1);
     return s;
@@ -518,7 +519,7 @@ class SparseConv final : public ConvBase {
     const PackedMap& map = *a.in_map;
     const PackedLayout& l = map.layout();
     const uint64_t* masks = map.masks(n, iy, block);
-    if (pair_) {
+    if (expand_) {
       if (l.type == ValueType::f32)
         ops_->expand(masks, static_cast<const float*>(map.segment(n, iy, block)), a.iw, width, values, 64);
       else
@@ -539,7 +540,7 @@ class SparseConv final : public ConvBase {
     }
   }
 
-  bool pair_ = false;
+  bool pair_ = false, expand_ = false;
 };
 
 // ------------------------------------------------------------------------------------------------- dense

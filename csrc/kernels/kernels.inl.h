@@ -71,6 +71,17 @@ void sparse_run(const SparseRun& r) {
   }
 }
 
+// Where channel k of a pixel lies among its values: its rank in the mask, or k itself where counting bits is
+// slow and the values come expanded (Ops::expanded_pairs).
+AZ_INLINE int64_t place(uint64_t mask, int64_t k) {
+#if defined(__POPCNT__) && defined(__BMI2__)
+  return popcount(_bzhi_u64(mask, static_cast<uint32_t>(k)));
+#else
+  (void)mask;
+  return k;
+#endif
+}
+
 // Two neighbouring output pixels a visit: the channels that both have share their weight rows' loads.
 template <int NV>
 void sparse_pair_run(const SparseRun& r) {
@@ -80,7 +91,8 @@ void sparse_pair_run(const SparseRun& r) {
   const float* const* values = r.values;
   int64_t i = 0;
   for (; i + 1 < r.count; i += 2, acc += 2 * r.acc_stride, masks += 2 * r.step, values += 2 * r.step) {
-    const uint64_t m0 = masks[0] & r.clip, m1 = masks[r.step] & r.clip;
+    const uint64_t all0 = masks[0], all1 = masks[r.step];
+    const uint64_t m0 = all0 & r.clip, m1 = all1 & r.clip;
     const float *v0 = values[0], *v1 = values[r.step];
     float* acc1 = acc + r.acc_stride;
     vf a[NV], c[NV];
@@ -89,7 +101,7 @@ void sparse_pair_run(const SparseRun& r) {
     for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
       const int64_t k = ctz(m);
       const float* w = weight + k * (NV * VL);
-      const vf b0 = splat(v0[k]), b1 = splat(v1[k]);
+      const vf b0 = splat(v0[place(all0, k)]), b1 = splat(v1[place(all1, k)]);
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
         vf x = load(w + j * VL);
@@ -101,14 +113,14 @@ void sparse_pair_run(const SparseRun& r) {
     for (uint64_t m = m0 & ~m1; m != 0; m &= m - 1) {
       const int64_t k = ctz(m);
       const float* w = weight + k * (NV * VL);
-      const vf b = splat(v0[k]);
+      const vf b = splat(v0[place(all0, k)]);
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
     }
     for (uint64_t m = m1 & ~m0; m != 0; m &= m - 1) {
       const int64_t k = ctz(m);
       const float* w = weight + k * (NV * VL);
-      const vf b = splat(v1[k]);
+      const vf b = splat(v1[place(all1, k)]);
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) c[j] += b * load(w + j * VL);
     }
@@ -116,7 +128,8 @@ void sparse_pair_run(const SparseRun& r) {
     for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]), store(acc1 + j * VL, c[j]);
   }
   if (i < r.count) {
-    uint64_t m = masks[0] & r.clip;
+    const uint64_t all0 = masks[0];
+    uint64_t m = all0 & r.clip;
     const float* v = values[0];
     vf a[NV];
 #pragma GCC unroll 16
@@ -124,7 +137,7 @@ void sparse_pair_run(const SparseRun& r) {
     for (; m != 0; m &= m - 1) {
       const int64_t k = ctz(m);
       const float* w = weight + k * (NV * VL);
-      const vf b = splat(v[k]);
+      const vf b = splat(v[place(all0, k)]);
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
     }
@@ -529,6 +542,9 @@ Ops make_ops() {
     put_dense<3, 4>(o, 4);
     o.dense_mr[1] = 10, o.dense_mr[2] = 6, o.dense_mr[3] = 4;
   }
+#if !(defined(__POPCNT__) && defined(__BMI2__))
+  o.expanded_pairs = true;
+#endif
   o.fill = fill;
   o.epilogue = epilogue;
   o.depthwise = depthwise_row;

@@ -21,13 +21,12 @@ struct SparseRun {
   const float* weight;  // [64][nv * vl]
   float* acc;           // pixel i at acc + i * acc_stride
   int64_t acc_stride;
-  int64_t count;          // output pixels
-  int64_t step;           // input pixels between output pixels
-  const uint64_t* masks;  // of the first input pixel
-  const float* const*
-      values;                // per input pixel: its first value (packed, or expanded to 64 floats: see below)
-  uint64_t clip;             // channels to use
-  const float* next_weight;  // prefetched while this one runs, or null; next_lines lines of 64 bytes
+  int64_t count;               // output pixels
+  int64_t step;                // input pixels between output pixels
+  const uint64_t* masks;       // of the first input pixel
+  const float* const* values;  // per input pixel: its first value, packed or expanded
+  uint64_t clip;               // channels to use
+  const float* next_weight;    // prefetched while this one runs, or null; next_lines lines of 64 bytes
   int64_t next_lines;
 };
 using SparseRunFn = void (*)(const SparseRun&);
@@ -77,8 +76,9 @@ struct DepthwiseRow {
 struct Ops {
   Isa isa;
   int vl;
-  SparseRunFn sparse[kMaxNv + 1];         // by nv; null where the registers do not suffice. values: packed
-  SparseRunFn sparse_pair[kMaxNv + 1];    // two pixels at once. values: 64 floats a pixel (`expand_pixels`)
+  SparseRunFn sparse[kMaxNv + 1];       // by nv; null where the registers do not suffice. values: packed
+  SparseRunFn sparse_pair[kMaxNv + 1];  // two pixels at once; values packed, or expanded as this says:
+  bool expanded_pairs;
   DenseFn dense[kMaxNv + 1][kMaxMr + 1];  // by nv and mr; null where there is none
   int dense_mr[kMaxNv + 1];               // the largest mr
 

@@ -1,0 +1,233 @@
+"""Micro-benchmark of the convolution kernels on real layer shapes.
+
+    PYTHONPATH=src python benchmarks/kernels/bench.py --net inception_v3 --out benchmarks/results/kernels.json
+
+Every layer of `layers.txt` at every density, one thread: each kernel of the table that can compute it (or the best
+few), packed input to packed output with bias and ReLU, against oneDNN through PyTorch (the faster of NCHW,
+channels_last and prepacked weights) in the same run. `GFLOP/s` counts non-zero MACs (two operations each, borders and
+strides exact); `% of peak` is against a loop of FMAs in registers measured in the same run on the same instruction
+set. Masks: `smooth` are spatially correlated as those of real maps are, `random` are independent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from actzip import _engine
+
+kernels = _engine.kernels
+HERE = Path(__file__).parent
+FIELDS = "net count ic oc kh kw sh sw ph pw dilation groups h w".split()
+
+
+def layers(path: Path, nets: list[str]) -> list[dict]:
+    rows = []
+    for line in path.read_text().splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        parts = line.split()
+        row = {k: (v if k == "net" else int(v)) for k, v in zip(FIELDS, parts, strict=True)}
+        if not nets or row["net"] in nets:
+            rows.append(row)
+    return rows
+
+
+def activations(rng: np.random.Generator, row: dict, density: float, masks: str) -> np.ndarray:
+    """(1, H, W, C) float32 with the given fraction of non-zeros, densities varying from channel to channel."""
+    h, w, c = row["h"], row["w"], row["ic"]
+    noise = rng.standard_normal((h + 2, w + 2, c)).astype(np.float32)
+    if masks == "smooth":
+        k = np.array([0.25, 0.5, 0.25], np.float32)
+        noise = sum(k[i] * noise[i : i + h] for i in range(3))
+        noise = sum(k[i] * noise[:, i : i + w] for i in range(3))
+        noise /= noise.std() + 1e-9
+        noise = noise + 0.7 * rng.standard_normal((1, 1, c)).astype(np.float32)
+    else:
+        noise = noise[:h, :w]
+    if density >= 1:
+        return np.abs(noise)[None] + np.float32(0.01)
+    cut = np.quantile(noise, 1 - density)
+    return np.where(noise > cut, noise - cut, 0)[None].astype(np.float32)
+
+
+def effective_macs(x: np.ndarray, row: dict) -> int:
+    """Multiply-accumulates whose activation operand is not zero."""
+    nonzero = torch.from_numpy((x != 0).sum(-1).astype(np.float64))[None]
+    ones = torch.ones((1, 1, row["kh"], row["kw"]), dtype=torch.float64)
+    reach = F.conv2d(nonzero, ones, None, (row["sh"], row["sw"]), (row["ph"], row["pw"]), row["dilation"])
+    return int(reach.sum().item()) * row["oc"] // row["groups"]
+
+
+class OneDnn:
+    """The fastest of PyTorch's ways to call oneDNN on this layer."""
+
+    def __init__(self, row: dict, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+        nchw = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+        nhwc = nchw.contiguous(memory_format=torch.channels_last)
+        w, b = torch.from_numpy(weight), torch.from_numpy(bias)
+        wl = w.contiguous(memory_format=torch.channels_last)
+        stride, pad, dil, groups = (
+            (row["sh"], row["sw"]),
+            (row["ph"], row["pw"]),
+            (row["dilation"],) * 2,
+            row["groups"],
+        )
+        self.ways = {
+            "nchw": lambda: F.relu_(F.conv2d(nchw, w, b, stride, pad, dil, groups)),
+            "channels_last": lambda: F.relu_(F.conv2d(nhwc, wl, b, stride, pad, dil, groups)),
+        }
+        if row["h"] == row["w"] == 1:
+            v, m = nchw.flatten(1), w.flatten(1)
+            self.ways = {"linear": lambda: F.relu_(F.linear(v, m, b))}
+        else:
+            try:
+                packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
+                    w.to_mkldnn(), pad, stride, dil, groups, list(nchw.shape)
+                )
+                op = torch.ops.mkldnn._convolution_pointwise
+                self.ways["prepacked"] = lambda: op(nhwc, packed, b, pad, stride, dil, groups, "relu", [], "")
+                self.ways["prepacked"]()
+            except (RuntimeError, AttributeError):
+                self.ways.pop("prepacked", None)
+        self.best = {k: float("inf") for k in self.ways}
+
+    def measure(self, seconds: float) -> None:
+        for name, way in self.ways.items():
+            end = time.perf_counter() + seconds
+            while True:
+                t = time.perf_counter()
+                way()
+                now = time.perf_counter()
+                self.best[name] = min(self.best[name], now - t)
+                if now > end:
+                    break
+
+
+def problem(row: dict, density: float, packed_in: bool, packed_out: bool):
+    p = kernels.Problem()
+    for k in ("ic", "oc", "kh", "kw", "sh", "sw", "groups"):
+        setattr(p, k, row[k])
+    p.dh = p.dw = row["dilation"]
+    p.pad_top = p.pad_bottom = row["ph"]
+    p.pad_left = p.pad_right = row["pw"]
+    p.in_packed, p.out_packed, p.act = packed_in, packed_out, 1
+    p.hint_h, p.hint_w, p.hint_density = row["h"], row["w"], density
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    a = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    a.add_argument("--net", action="append", default=[], help="only this network (repeatable)")
+    a.add_argument("--layers", type=Path, default=HERE / "layers.txt")
+    a.add_argument("--density", type=float, action="append", default=[])
+    a.add_argument("--isa", default="", help="instruction set; default: the best")
+    a.add_argument("--kernels", default="", help="only kernels whose name contains one of these (comma list)")
+    a.add_argument("--masks", choices=("smooth", "random"), default="smooth")
+    a.add_argument("--seconds", type=float, default=0.05, help="for each kernel and rival of a layer")
+    a.add_argument("--match", default="", help="only layers whose line contains this")
+    a.add_argument("--rival", action=argparse.BooleanOptionalAction, default=True)
+    a.add_argument("--verbose", action="store_true", help="a line per kernel")
+    a.add_argument("--out", type=Path)
+    args = a.parse_args(argv)
+    densities = args.density or [1.0, 0.5, 0.34, 0.2]
+    torch.set_num_threads(1)
+    if not _engine.force_isa(args.isa):
+        print(f"this CPU cannot run {args.isa}", file=sys.stderr)
+        return 2
+    only = [k for k in args.kernels.split(",") if k]
+    rng = np.random.default_rng(0)
+    peak = kernels.peak_gflops(0.5)
+    info = {
+        "cpu": _engine.cpu_model(), "isa": _engine.isa(), "peak_gflops": peak, "threads": 1, "masks": args.masks,
+        "torch": torch.__version__, "python": platform.python_version(), "layers": [],
+    }  # fmt: skip
+    print(f"{info['cpu']}, {info['isa']}, FMA loop {peak:.1f} GFLOP/s, one thread, {args.masks} masks")
+    totals: dict[tuple[str, float], list[float]] = {}
+    for row in layers(args.layers, args.net):
+        label = f"{row['net']} {row['ic']}->{row['oc']} {row['kh']}x{row['kw']}/{row['sh']} g{row['groups']} {row['h']}x{row['w']}"
+        if args.match and args.match not in label:
+            continue
+        fan = row["ic"] // row["groups"] * row["kh"] * row["kw"]
+        weight = (
+            rng.standard_normal((row["oc"], row["ic"] // row["groups"], row["kh"], row["kw"])) / fan**0.5
+        ).astype(np.float32)
+        bias = rng.standard_normal(row["oc"]).astype(np.float32) * np.float32(0.1)
+        first = row["ic"] < 4
+        for density in densities if not first else [1.0]:
+            x = activations(rng, row, density, args.masks)
+            macs = effective_macs(x, row)
+            rival = OneDnn(row, x, weight, bias) if args.rival else None
+            if rival:
+                rival.measure(args.seconds)
+            p = problem(row, density, not first, True)
+            times: dict[str, float] = {}
+            for name in kernels.variants(p):
+                if only and not any(k in name for k in only):
+                    continue
+                best, end = float("inf"), time.perf_counter() + args.seconds
+                while True:
+                    repeat = 5 if best == float("inf") else max(1, min(200, int(args.seconds / 4 / best)))
+                    _, seconds = kernels.conv(p, name, x, weight, bias, repeat=repeat)
+                    best = min(best, *seconds)
+                    if time.perf_counter() > end:
+                        break
+                times[name] = best
+            if rival:
+                rival.measure(args.seconds)
+            if not times:
+                continue
+            name = min(times, key=times.__getitem__)
+            mine = times[name]
+            best_rival = min(rival.best.values()) if rival else float("nan")
+            gflops = 2e-9 * macs / mine
+            entry = {
+                **row, "density": density, "effective_macs": macs, "kernel": name, "seconds": mine,
+                "gflops": gflops, "peak_share": gflops / peak, "kernels": times,
+                "onednn_seconds": rival.best if rival else None,
+            }  # fmt: skip
+            info["layers"].append(entry)
+            total = totals.setdefault((row["net"], density), [0.0, 0.0, 0.0])
+            total[0] += row["count"] * macs
+            total[1] += row["count"] * mine
+            total[2] += row["count"] * best_rival
+            print(
+                f"{label:44s} d{density:4.2f} {name:14s} {mine * 1e6:8.0f} us {gflops:6.1f} GF/s "
+                f"{100 * gflops / peak:5.1f} %  oneDNN {best_rival * 1e6:8.0f} us  {best_rival / mine:5.2f}x",
+                flush=True,
+            )
+            if args.verbose:
+                for k, v in times.items():
+                    print(f"    {k:16s} {v * 1e6:8.0f} us {2e-11 * macs / v / peak * 1e4:5.1f} %")
+    print("\nAll layers of a network (each as often as it occurs): non-zero MACs as a share of the FMA peak")
+    info["totals"] = []
+    for (net, density), (macs, mine, theirs) in totals.items():
+        share = 2e-9 * macs / mine / peak
+        info["totals"].append(
+            {"net": net, "density": density, "seconds": mine, "peak_share": share, "onednn_seconds": theirs}
+        )
+        print(
+            f"{net:14s} d{density:4.2f} {mine * 1e3:8.2f} ms  {100 * share:5.1f} %  oneDNN {theirs * 1e3:8.2f} ms  "
+            f"{theirs / mine:5.2f}x"
+        )
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = args.out.with_suffix(".tmp")
+        temporary.write_text(json.dumps(info, indent=1))
+        temporary.replace(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
