@@ -1,1 +1,90 @@
-"""actzip.cli."""
+"""The command line: ``actzip VERB``. One file a verb, each with ``register(app)``; add its name to ``VERBS``.
+
+Exit codes: 0 done, 1 any other error of actzip, 2 a wrong value or option, 3 a damaged blob, 4 missing or unreadable
+data, 5 a wrong recipe, 6 an unknown layer, 7 something the engine cannot run, 8 training that cannot go on, 130
+interrupted. Errors are one line on standard error; ``--debug`` anywhere on the line shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from actzip.errors import ActzipError, ActzipWarning
+
+__all__ = ["VERBS", "build", "main"]
+
+#: The verbs, in the order of ``actzip --help``; each is a module of this package.
+VERBS = ("info", "encode", "decode", "inspect")
+
+_EPILOG = (
+    "Exit codes: 0 done, 1 other error, 2 wrong value or option, 3 damaged blob, 4 missing data, 5 wrong recipe, "
+    "6 unknown layer, 7 unsupported operator, 8 training failed, 130 interrupted. --debug shows tracebacks."
+)
+
+
+def build() -> typer.Typer:
+    """The Typer application with every verb."""
+    app = typer.Typer(
+        name="actzip",
+        help="Make the zeros of trained CNNs pay: sparsify, quantize, encode, compile.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(
+        version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+        debug: bool = typer.Option(
+            False, "--debug", help="Show the traceback of an error (works after a verb too)."
+        ),
+    ) -> None:
+        if version:
+            from actzip import __version__
+
+            typer.echo(__version__)
+            raise typer.Exit
+
+    for verb in VERBS:
+        importlib.import_module(f"actzip.cli.{verb}").register(app)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; leaves by SystemExit with the exit code of what happened."""
+    from actzip.cli.common import errors, one_line
+
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+
+    def show(
+        message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None
+    ) -> None:
+        if issubclass(category, ActzipWarning) or debug:
+            errors.print(f"[yellow]warning:[/yellow] {one_line(message)}", highlight=False, soft_wrap=True)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ActzipWarning)
+            warnings.showwarning = show
+            build()(args=args, prog_name="actzip")
+    except ActzipError as error:
+        if debug:
+            raise
+        errors.print(f"[red]error:[/red] {one_line(error)}", highlight=False, soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        errors.print("interrupted")
+        raise SystemExit(130) from None

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actzip.data.arrays import Images
+from actzip.data.roots import data_roots
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.files import cache_dir, write_with
 
@@ -23,25 +24,6 @@ _MNIST = ((0.1307,), (0.3081,))
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
-
-
-def data_roots(folder: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Folders that are searched for data, in order: ``folder``, ``$ACTZIP_DATA``, ``$ACTZIP_SHARED/data``, ``../shared/data``.
-
-    Raises:
-        DataError: ``folder`` or ``$ACTZIP_DATA`` is given and is no folder.
-    """
-    roots: list[Path] = []
-    for given, where in ((folder, "the data folder"), (os.environ.get("ACTZIP_DATA"), "ACTZIP_DATA")):
-        if given:
-            path = Path(given).expanduser()
-            if not path.is_dir():
-                raise DataError(f"{where} {path} does not exist or is no folder")
-            roots += [path, path / "data"]
-    shared = os.environ.get("ACTZIP_SHARED")
-    roots += [Path(shared) / "data"] if shared else []
-    roots.append(Path("../shared/data"))
-    return [r for r in dict.fromkeys(roots) if r.is_dir()]
 
 
 def names() -> list[str]:

@@ -13,13 +13,13 @@ import difflib
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actzip.errors import DataError, InputError
+from actzip.files import write_bytes
 from actzip.models._torchvision import import_timm, import_torchvision
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _CIFAR_IDELBAYEV = ((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR = ((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET = ((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-# Names with an underscore before a torchvision model's own shadow nothing: they are unique to this table.
+# None of these is a torchvision or timm name.
 OWN: dict[str, ModelInfo] = {
     "lenet5": ModelInfo("actzip.models.lenet:lenet5", (1, 28, 28), (0.0,), (1.0,)),
     "mobilenet_v1": ModelInfo("actzip.models.mobilenet:mobilenet_v1", *_CIFAR),
@@ -281,26 +281,3 @@ def save_weights(
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     blob = save(flat, metadata={"format": "pt", **text})
     write_bytes(path, blob)
-
-
-def write_bytes(path: str | os.PathLike[str], blob: bytes) -> None:
-    """Write a file under a temporary name beside it, flush it to disk, and rename it.
-
-    Raises:
-        DataError: the folder does not exist or cannot be written.
-    """
-    target = Path(path)
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-        temporary = None
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
