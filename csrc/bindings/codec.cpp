@@ -103,12 +103,10 @@ nb::object encode_array(Array a, const std::string& codec, const std::string& dt
   o.chunk_elements = chunk_elements;
   o.threads = threads;
   BytesOut out;
-  size_t used;
   {
     nb::gil_scoped_release release;
-    used = encode(std::move(h), ref, o, &BytesOut::allocate, &out);
+    encode(std::move(h), ref, o, &BytesOut::allocate, &out);
   }
-  if (_PyBytes_Resize(&out.object, static_cast<Py_ssize_t>(used)) != 0) throw nb::python_error();
   PyObject* result = out.object;
   out.object = nullptr;
   return nb::steal(result);

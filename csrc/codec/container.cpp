@@ -5,6 +5,7 @@
 
 #include "codec/bytes.h"
 #include "codec/crc32c.h"
+#include "codec/kernels.h"
 
 namespace actzip::codec {
 namespace {
@@ -38,22 +39,11 @@ bool mul(uint64_t a, uint64_t b, uint64_t* r) {
 
 uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 
-// 0, -1, 1, -2 ... <-> 0, 1, 2, 3 ...
-template <class U>
-void zigzag(U* v, size_t n) {
-  constexpr int s = sizeof(U) * 8 - 1;
-  for (size_t i = 0; i < n; ++i)
-    v[i] = static_cast<U>(static_cast<U>(v[i] << 1) ^ static_cast<U>(0u - (v[i] >> s)));
-}
-template <class U>
-void unzigzag(U* v, size_t n) {
-  for (size_t i = 0; i < n; ++i) v[i] = static_cast<U>((v[i] >> 1) ^ static_cast<U>(0u - (v[i] & 1u)));
-}
 void zigzag(void* v, size_t n, int width) {
-  width == 1 ? zigzag(static_cast<uint8_t*>(v), n) : zigzag(static_cast<uint16_t*>(v), n);
+  width == 1 ? kernels().zigzag8(static_cast<uint8_t*>(v), n) : kernels().zigzag16(static_cast<uint16_t*>(v), n);
 }
 void unzigzag(void* v, size_t n, int width) {
-  width == 1 ? unzigzag(static_cast<uint8_t*>(v), n) : unzigzag(static_cast<uint16_t*>(v), n);
+  width == 1 ? kernels().unzigzag8(static_cast<uint8_t*>(v), n) : kernels().unzigzag16(static_cast<uint16_t*>(v), n);
 }
 
 bool contiguous(const std::vector<uint64_t>& shape, const std::vector<int64_t>& strides, int width) {
@@ -330,41 +320,43 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   const size_t index = head.size(), start = index + 8 * h.chunks + 4;
   head.resize(start);
 
-  // Chunks of the same shape have the same bound, so the slots can be laid out before anything is coded.
-  std::vector<size_t> slot(h.chunks + 1);
-  slot[0] = start;
+  // The chunks are coded into memory that the calling thread keeps, and copied once, when the blob's size is known.
+  constexpr size_t kKeep = size_t{64} << 20;
+  Scratch& own = thread_scratch();
+  const int threads = std::min<int64_t>(o.threads > 0 ? o.threads : default_threads(), 1 << 10);
+  const bool serial = threads == 1 || h.chunks <= 1;
+  std::vector<size_t> slot(h.chunks + 1, 0), size(h.chunks, 0);
   for (uint64_t i = 0; i < h.chunks; ++i) slot[i + 1] = slot[i] + coder->bound(h.box(i));
-  uint8_t* blob = allocate(context, slot[h.chunks] + kPad);
-
-  const int threads = o.threads > 0 ? o.threads : default_threads();
-  size_t end = start;
-  auto finish = [&](uint64_t i, const uint8_t* payload, size_t size) {
-    store_u32(head.data() + index + 8 * i, static_cast<uint32_t>(size));
-    store_u32(head.data() + index + 8 * i + 4, crc32c(payload, size));
+  uint8_t* const arena = own.get_as<uint8_t>(kSlotOut, slot[h.chunks]);
+  auto code = [&](uint64_t i, uint8_t* to, Scratch& scratch) {
+    size[i] = coder->encode(source.load(i, scratch), h.box(i), to, scratch);
+    store_u32(head.data() + index + 8 * i, static_cast<uint32_t>(size[i]));
+    store_u32(head.data() + index + 8 * i + 4, crc32c(to, size[i]));
   };
-  if (threads == 1 || h.chunks <= 1) {
-    Scratch& scratch = thread_scratch();
+  size_t total = 0;
+  if (serial) {
     for (uint64_t i = 0; i < h.chunks; ++i) {
-      const size_t size = coder->encode(source.load(i, scratch), h.box(i), blob + end, scratch);
-      finish(i, blob + end, size);
-      end += size;
+      code(i, arena + total, own);  // never beyond slot[i]
+      total += size[i];
     }
   } else {
-    parallel_for(static_cast<int64_t>(h.chunks), threads, [&](int64_t c, int) {
-      const uint64_t i = static_cast<uint64_t>(c);
-      Scratch& scratch = thread_scratch();
-      const size_t size = coder->encode(source.load(i, scratch), h.box(i), blob + slot[i], scratch);
-      finish(i, blob + slot[i], size);
-    });
-    for (uint64_t i = 0; i < h.chunks; ++i) {
-      const size_t size = load_u32(head.data() + index + 8 * i);
-      if (end != slot[i]) std::memmove(blob + end, blob + slot[i], size);
-      end += size;
-    }
+    parallel_for(static_cast<int64_t>(h.chunks), threads,
+                 [&](int64_t i, int) { code(static_cast<uint64_t>(i), arena + slot[i], thread_scratch()); });
+    for (uint64_t i = 0; i < h.chunks; ++i) total += size[i];
   }
   store_u32(head.data() + start - 4, crc32c(head.data(), start - 4));
+  uint8_t* const blob = allocate(context, start + total);
   std::memcpy(blob, head.data(), start);
-  return end;
+  if (serial) {
+    std::memcpy(blob + start, arena, total);
+  } else {
+    std::vector<size_t> at(h.chunks + 1, start);
+    for (uint64_t i = 0; i < h.chunks; ++i) at[i + 1] = at[i] + size[i];
+    parallel_for(static_cast<int64_t>(h.chunks), threads,
+                 [&](int64_t i, int) { std::memcpy(blob + at[i], arena + slot[i], size[i]); });
+  }
+  if (slot[h.chunks] > kKeep) own.trim(kKeep);
+  return start + total;
 }
 
 void value_range(const ArrayRef& a, const std::vector<uint64_t>& shape, int width, bool is_signed,
@@ -377,36 +369,18 @@ void value_range(const ArrayRef& a, const std::vector<uint64_t>& shape, int widt
   const uint64_t parts = ceil_div(total, kPart);
   std::vector<int64_t> lo(parts), hi(parts);
   const int64_t step = shape.empty() ? width : a.strides.back();
-  auto scan = [&](auto zero, const uint8_t* p, uint64_t n, int64_t* l, int64_t* g) {
-    using T = decltype(zero);
-    T mn = static_cast<T>(*l), mx = static_cast<T>(*g);
-    if (step == static_cast<int64_t>(sizeof(T))) {
-      for (uint64_t i = 0; i < n; ++i) {
-        T v;
-        std::memcpy(&v, p + i * sizeof(T), sizeof(T));
-        mn = v < mn ? v : mn;
-        mx = v > mx ? v : mx;
-      }
-    } else {
-      for (uint64_t i = 0; i < n; ++i) {
-        T v;
-        std::memcpy(&v, p + static_cast<int64_t>(i) * step, sizeof(T));
-        mn = v < mn ? v : mn;
-        mx = v > mx ? v : mx;
-      }
-    }
-    *l = mn;
-    *g = mx;
-  };
+  const auto kernel = width == 1 ? (is_signed ? kernels().range_i8 : kernels().range_u8)
+                                 : (is_signed ? kernels().range_i16 : kernels().range_u16);
   parallel_for(static_cast<int64_t>(parts), threads, [&](int64_t part, int) {
     const uint64_t first = static_cast<uint64_t>(part) * kPart, n = std::min(kPart, total - first);
-    int64_t l = 0, g = 0;  // zero is always a value worth having
+    int l = 0, g = 0;  // zero is always a value worth having
     runs(shape, a.strides, first, n, [&](int64_t offset, uint64_t count, uint64_t) {
       const uint8_t* p = a.data + offset;
-      if (width == 1)
-        is_signed ? scan(int8_t{}, p, count, &l, &g) : scan(uint8_t{}, p, count, &l, &g);
-      else
-        is_signed ? scan(int16_t{}, p, count, &l, &g) : scan(uint16_t{}, p, count, &l, &g);
+      if (step == width) {
+        kernel(p, count, &l, &g);
+      } else {
+        for (uint64_t i = 0; i < count; ++i) kernel(p + static_cast<int64_t>(i) * step, 1, &l, &g);
+      }
     });
     lo[static_cast<size_t>(part)] = l;
     hi[static_cast<size_t>(part)] = g;

@@ -33,7 +33,7 @@ enum class EgStatus : int { ok = 0, too_long = 1, exhausted = 2, too_large = 3 }
 
 struct Kernels {
   // Splits s[0, n) into a mask (bit i set where s[i] != 0, then xor `flip`, which is 0 or 0xff; bits after n
-  // are zero; ceil(n / 8) bytes, 8 bytes of slack) and the non-zero symbols in order (64 elements of slack);
+  // are zero; ceil(n / 8) bytes, no slack) and the non-zero symbols in order (64 elements of slack);
   // s has 64 readable bytes of slack. Returns how many are not zero.
   size_t (*compress8)(const uint8_t* s, size_t n, uint8_t flip, uint8_t* mask, uint8_t* values);
   size_t (*compress16)(const uint16_t* s, size_t n, uint8_t flip, uint8_t* mask, uint16_t* values);
@@ -82,6 +82,17 @@ struct Kernels {
   // Sum of floor(log2((v >> k) + 1)): the zeros of all prefixes of order k.
   uint64_t (*eg_zeros8)(const uint8_t* s, size_t n, int bias, int k);
   uint64_t (*eg_zeros16)(const uint16_t* s, size_t n, int bias, int k);
+
+  // Lowers *least and raises *greatest to the range of s[0, n).
+  void (*range_u8)(const uint8_t* s, size_t n, int* least, int* greatest);
+  void (*range_i8)(const uint8_t* s, size_t n, int* least, int* greatest);
+  void (*range_u16)(const uint8_t* s, size_t n, int* least, int* greatest);
+  void (*range_i16)(const uint8_t* s, size_t n, int* least, int* greatest);
+  // 0, -1, 1, -2 ... to 0, 1, 2, 3 ... in place, and back.
+  void (*zigzag8)(uint8_t* s, size_t n);
+  void (*zigzag16)(uint16_t* s, size_t n);
+  void (*unzigzag8)(uint8_t* s, size_t n);
+  void (*unzigzag16)(uint16_t* s, size_t n);
 
   // CRC-32C, see crc32c.h.
   uint32_t (*crc32c)(const uint8_t* p, size_t n);

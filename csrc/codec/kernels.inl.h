@@ -206,7 +206,9 @@ size_t compress(const U* s, size_t n, uint8_t flip, uint8_t* mask, U* values) {
     U tail[64] = {};
     std::memcpy(tail, s + i, (n - i) * sizeof(U));
     const uint64_t valid = (uint64_t{1} << (n - i)) - 1, m = nonzero_mask(tail);
-    store64(mask + i / 8, (m ^ f) & valid);
+    uint8_t last[8];
+    store64(last, (m ^ f) & valid);
+    std::memcpy(mask + i / 8, last, (n - i + 7) / 8);
     v += squeeze(tail, m, v);
   }
   return static_cast<size_t>(v - values);
@@ -754,25 +756,53 @@ uint64_t eg_zeros_u16(const uint16_t* s, size_t n, int bias, int k) {
 
 #else
 
+// floor(log2(v)) for 0 < v < 2^24, from the exponent of a float (exact); vectorises everywhere.
+inline int32_t log2_by_float(int32_t v) {
+  const float f = static_cast<float>(v);
+  int32_t u;
+  std::memcpy(&u, &f, 4);
+  return (u >> 23) - 127;
+}
+
 template <class U>
 size_t eg_bounds(const U* s, size_t n, int bias, uint64_t* sum) {
-  uint64_t histogram[17] = {};
-  size_t count = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const bool coded = s[i] >= bias;
-    count += coded;
-    ++histogram[bit_length(coded ? s[i] - static_cast<uint32_t>(bias) : 0)];
+  constexpr size_t kBlock = 512;
+  uint32_t histogram[4][32] = {};  // four, so that equal neighbours do not wait for each other
+  uint64_t total[32] = {};
+  size_t below = 0;
+  for (size_t i = 0; i < n; i += kBlock) {
+    const size_t r = n - i < kBlock ? n - i : kBlock;
+    uint8_t length[kBlock + 4];
+    int32_t uncoded = 0;
+    for (size_t j = 0; j < r; ++j) {
+      const int32_t v = s[i + j] - bias;
+      uncoded += v < 0;
+      // log2(2 v + 1) is the bit length of v
+      length[j] = static_cast<uint8_t>(log2_by_float(2 * (v < 0 ? 0 : v) + 1));
+    }
+    for (size_t j = r; j < r + 4; ++j) length[j] = 0;  // counts for nothing
+    below += static_cast<size_t>(uncoded);
+    for (size_t j = 0; j < r; j += 4)
+      for (size_t l = 0; l < 4; ++l) ++histogram[l][length[j + l]];
+    if ((i / kBlock & 0xffff) == 0xffff || i + kBlock >= n)
+      for (auto& h : histogram)
+        for (int b = 0; b < 32; ++b) total[b] += h[b], h[b] = 0;
   }
   for (int j = 0; j < 16; ++j)
-    for (int b = j + 1; b <= 16; ++b) sum[j] += histogram[b] * static_cast<uint64_t>(b - j);
-  return count;
+    for (int b = j + 1; b <= 16; ++b) sum[j] += total[b] * static_cast<uint64_t>(b - j);
+  return n - below;
 }
 template <class U>
 uint64_t eg_zeros(const U* s, size_t n, int bias, int k) {
   uint64_t total = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const uint32_t v = s[i] >= bias ? s[i] - static_cast<uint32_t>(bias) : 0;
-    total += static_cast<uint64_t>(log2i((v >> k) + 1));
+  for (size_t i = 0; i < n; i += 4096) {
+    const size_t r = n - i < 4096 ? n - i : 4096;
+    int32_t part = 0;
+    for (size_t j = 0; j < r; ++j) {
+      const int32_t v = s[i + j] - bias;
+      part += log2_by_float(((v < 0 ? 0 : v) >> k) + 1);
+    }
+    total += static_cast<uint64_t>(part);
   }
   return total;
 }
@@ -786,6 +816,36 @@ uint64_t eg_zeros_u8(const uint8_t* s, size_t n, int bias, int k) { return eg_ze
 uint64_t eg_zeros_u16(const uint16_t* s, size_t n, int bias, int k) { return eg_zeros(s, n, bias, k); }
 
 #endif
+
+// ---------------------------------------------------------------- plain passes, left to the compiler
+
+template <class T>
+void range(const uint8_t* s, size_t n, int* least, int* greatest) {
+  constexpr size_t kBlock = 1024;
+  T low = static_cast<T>(*least), high = static_cast<T>(*greatest);
+  T block[kBlock];
+  for (size_t i = 0; i < n; i += kBlock) {
+    const size_t r = n - i < kBlock ? n - i : kBlock;
+    std::memcpy(block, s + i * sizeof(T), r * sizeof(T));  // s may be unaligned
+    for (size_t j = 0; j < r; ++j) {
+      low = block[j] < low ? block[j] : low;
+      high = block[j] > high ? block[j] : high;
+    }
+  }
+  *least = low;
+  *greatest = high;
+}
+
+template <class U>
+void zigzag(U* v, size_t n) {
+  constexpr int s = sizeof(U) * 8 - 1;
+  for (size_t i = 0; i < n; ++i)
+    v[i] = static_cast<U>(static_cast<U>(v[i] << 1) ^ static_cast<U>(0u - (v[i] >> s)));
+}
+template <class U>
+void unzigzag(U* v, size_t n) {
+  for (size_t i = 0; i < n; ++i) v[i] = static_cast<U>((v[i] >> 1) ^ static_cast<U>(0u - (v[i] & 1u)));
+}
 
 // ---------------------------------------------------------------- checksum
 
@@ -837,6 +897,14 @@ const Kernels kTable = {
     eg_bounds_u16,
     eg_zeros_u8,
     eg_zeros_u16,
+    range<uint8_t>,
+    range<int8_t>,
+    range<uint16_t>,
+    range<int16_t>,
+    zigzag<uint8_t>,
+    zigzag<uint16_t>,
+    unzigzag<uint8_t>,
+    unzigzag<uint16_t>,
     crc32c,
 };
 

@@ -8,6 +8,7 @@ const std::vector<const Codec*>& codecs() {
       &kRaw,   // 0
       &kSeg,   // 1
       &kEg,    // 2
+      &kZvc,   // 4
       &kEbpc,  // 5
       &kRans,  // 6
   };

@@ -147,7 +147,7 @@ def _integers(
     if a.dtype == np.bool_:
         return a.view(np.uint8), 1 if bits is None else min(int(bits), 1), False
     unsigned = a.dtype.kind == "u"
-    if bits is None and unsigned and a.itemsize <= 2:
+    if unsigned and a.itemsize <= 2 and (bits is None or bits >= 8 * a.itemsize):
         return a, 8 * a.itemsize, False
     if a.itemsize <= 2:
         low, high = _codec.value_range(a, not unsigned, threads)
