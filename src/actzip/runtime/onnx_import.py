@@ -335,7 +335,8 @@ class _Importer:
             if entry.domain in ("", "ai.onnx"):
                 self.opset = entry.version
         if self.opset == 0:
-            raise InputError("the model imports no ONNX opset")
+            domains = ", ".join(e.domain or "ai.onnx" for e in self.model.opset_import) or "none"
+            raise UnsupportedError(f"the model imports no opset of ai.onnx (it imports {domains})")
         if self.opset < _MIN_OPSET:
             raise UnsupportedError(f"opset {self.opset}; {_MIN_OPSET} or newer is needed")
         proto = self.model.graph
@@ -362,6 +363,10 @@ class _Importer:
             out = self.env[value.name]
             if isinstance(out, Dims):
                 raise UnsupportedError(f"output {value.name!r} is a shape, not a tensor")
+            if not isinstance(out, str) and np.asarray(out).dtype != np.float32:
+                raise UnsupportedError(
+                    f"output {value.name!r} is a constant of type {np.asarray(out).dtype}, not float32"
+                )
             name = out if isinstance(out, str) else self.ref(np.asarray(out))
             if name in self.graph.inputs or name in self.graph.constants or name in self.graph.outputs:
                 name = self.emit(g.Reshape, name, shape=self.graph.shape(name))  # the engine owns its outputs
@@ -420,7 +425,7 @@ class _Importer:
         if given is not None and len(given) != len(declared):
             raise InputError(f"input {value.name!r} has {len(declared)} dimensions, not {len(given)}")
         for i, d in enumerate(declared):
-            if d.HasField("dim_value") and not (d.dim_value <= 0 and given is not None):
+            if d.HasField("dim_value"):
                 if d.dim_value < 0:
                     raise InputError(f"input {value.name!r} has a negative dimension")
                 if given is not None and given[i] != d.dim_value and i > 0:
@@ -436,6 +441,8 @@ class _Importer:
                     f"input {value.name!r}: dimension {i} ({label}) is dynamic; give an example input"
                 )
         self.check_size(tuple(dims), f"input {value.name!r}")
+        if 0 in dims:
+            raise UnsupportedError(f"input {value.name!r} of shape {tuple(dims)} is empty")
         return self.graph.add_input(value.name, tuple(dims))
 
     # -- building
@@ -444,6 +451,8 @@ class _Importer:
         n = 1
         for d in shape:
             n *= d.mul if isinstance(d, g.Sym) else int(d)
+            if n == 0:
+                raise UnsupportedError(f"{where}: a tensor of shape {shape}, which is empty")
             if n > MAX_ELEMENTS:
                 raise InputError(f"{where}: shape {shape} has more than {MAX_ELEMENTS} elements")
 
@@ -1277,6 +1286,8 @@ def _reshape(self: _Importer, node: _Node) -> Any:
             out.append(shape[i])
         else:
             out.append(d)
+    if 0 in out:
+        raise node.refuse("an empty tensor")
     if sum(d == -1 for d in out) > 1:
         raise node.wrong("more than one dimension is -1")
     if any(isinstance(d, int) and d < -1 for d in out):
@@ -1397,7 +1408,8 @@ def _depth_space(self: _Importer, node: _Node) -> Any:
         if h % b or w % b:
             raise node.wrong(f"{h} x {w} does not divide by {b}")
         t = self.emit(g.Reshape, x, shape=(n, c, h // b, b, w // b, b))
-        t = self.emit(g.Transpose, t, perm=(0, 3, 5, 1, 2, 4))
+        crd = node.attribute("mode", "DCR") == "CRD"
+        t = self.emit(g.Transpose, t, perm=(0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4))
         return self.emit(g.Reshape, t, shape=(n, c * b * b, h // b, w // b))
     if c % (b * b):
         raise node.wrong(f"{c} channels do not divide by {b * b}")
@@ -1449,6 +1461,10 @@ def _resize(self: _Importer, node: _Node) -> Any:
     self.check_size((1, shape[1], *out), node.where)
     if min(out) < 1:
         raise node.wrong(f"an output of {out[0]} x {out[1]}")
+    if coordinates == "align_corners" and any(
+        abs(s * f - o) > 1e-6 for s, f, o in zip(hw, factors, out, strict=True)
+    ):
+        raise node.refuse("align_corners with a scale that does not give a whole size")
     if coordinates == "pytorch_half_pixel":
         if min(out) == 1:
             raise node.refuse("pytorch_half_pixel to a size of 1")

@@ -1,0 +1,306 @@
+"""The ONNX front end: its Graphs mean what ONNX says, and no file can hurt it."""
+
+import io
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from actzip.errors import ActzipError, DataError, InputError, UnsupportedError  # noqa: E402
+from actzip.runtime.interpret import interpret  # noqa: E402
+from actzip.runtime.onnx_backend import ActzipBackend, BackendIsNotSupposedToImplementIt  # noqa: E402
+from actzip.runtime.onnx_import import from_onnx, load_onnx  # noqa: E402
+
+
+def interpreted(graph):
+    def run(inputs):
+        values = {n: torch.from_numpy(np.array(x)) for n, x in zip(graph.inputs, inputs, strict=True)}
+        return [o.numpy() for o in interpret(graph, values)[0]]
+
+    return run
+
+
+class Interpreted(ActzipBackend):
+    runner = staticmethod(interpreted)
+
+
+def run_file(model, x, **kw):
+    graph = from_onnx(model, **kw)
+    return interpreted(graph)([x])
+
+
+def make(nodes, inputs, outputs, initializers=(), opset=17):
+    def info(v):
+        name, shape = v
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    graph = helper.make_graph(
+        nodes, "g", [info(v) for v in inputs], [info(v) for v in outputs], list(initializers)
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def tensor(name, array):
+    return numpy_helper.from_array(np.asarray(array), name)
+
+
+def node_cases():
+    from onnx.backend.test.loader import load_model_tests
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load_model_tests(kind="node")
+
+
+def run_node_cases(backend, rtol=1e-3, atol=1e-5):
+    """Runs every ONNX node test; returns (passed, unsupported, failed) lists of names."""
+    passed, unsupported, failed = [], [], []
+    for case in node_cases():
+        try:
+            for inputs, outputs in case.data_sets:
+                got = backend.prepare(case.model).run(inputs)
+                for a, b in zip(got, outputs, strict=False):
+                    want = numpy_helper.to_array(b) if hasattr(b, "data_type") else np.asarray(b)
+                    assert a.shape == want.shape, (a.shape, want.shape)
+                    np.testing.assert_allclose(a, want.astype(np.float32), rtol=rtol, atol=atol)
+            passed.append(case.name)
+        except BackendIsNotSupposedToImplementIt:
+            unsupported.append(case.name)
+        except Exception as error:
+            failed.append(f"{case.name}: {type(error).__name__}: {str(error)[:200]}")
+    return passed, unsupported, failed
+
+
+def test_onnx_node_tests_mean_what_onnx_says():
+    passed, _, failed = run_node_cases(Interpreted)
+    assert failed == []
+    assert len(passed) >= 500
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.a(x)))
+        y = nn.functional.relu6(self.b(x))
+        x = torch.cat([x, nn.functional.max_pool2d(y, 3, 1, 1)], 1)
+        x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        x = nn.functional.adaptive_avg_pool2d(x, 1).view(x.shape[0], -1)
+        return torch.softmax(self.fc(x), -1)
+
+
+def export(model, x, opset=17, dynamic=True):
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.eval(), (x,), buffer, opset_version=opset, dynamo=False, input_names=["x"],
+            dynamic_axes={"x": {0: "n"}} if dynamic else None,
+        )  # fmt: skip
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_exported_models_of_several_opsets(opset, dynamic):
+    torch.manual_seed(0)
+    model, x = Small().eval(), torch.randn(2, 3, 16, 16)
+    data = export(model, x, opset, dynamic)
+    with torch.no_grad():
+        want = model(x).numpy()
+    assert np.allclose(run_file(data, x)[0], want, atol=1e-5)
+    if dynamic:
+        big = torch.randn(5, 3, 16, 16)
+        with torch.no_grad():
+            assert np.allclose(run_file(data, big)[0], model(big).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_torchvision_exports(name):
+    from actzip.models._torchvision import import_torchvision
+
+    torch.manual_seed(0)
+    model = import_torchvision().models.get_model(name, weights=None).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        want = model(x).numpy()
+    got = run_file(export(model, x), x)[0]
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_thresholded_relu_and_qdq_are_followed():
+    nodes = [
+        helper.make_node("ThresholdedRelu", ["x"], ["t"], alpha=0.5),
+        helper.make_node("QuantizeLinear", ["t", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    parts = [tensor("s", np.float32(0.02)), tensor("z", np.uint8(3))]
+    x = np.linspace(-1, 9, 60, dtype=np.float32).reshape(1, 1, 6, 10)
+    cut = np.where(x > 0.5, x, 0)
+    want = (np.clip(np.round(cut / np.float32(0.02)) + 3, 0, 255) - 3) * np.float32(0.02)
+    assert np.allclose(
+        run_file(make(nodes, [("x", x.shape)], [("y", x.shape)], parts), x)[0], want, atol=1e-6
+    )
+
+
+def conv_model(**kw):
+    weight = tensor("w", np.random.default_rng(0).standard_normal((4, 3, 3, 3), np.float32))
+    return make(
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])], [("x", kw.get("x", [1, 3, 8, 8]))],
+        [("y", None)], [weight],
+    )  # fmt: skip
+
+
+def test_dynamic_sizes_are_taken_from_the_example():
+    model = conv_model(x=["n", 3, "h", "w"])
+    with pytest.raises(InputError, match="dynamic"):
+        from_onnx(model)
+    graph = from_onnx(model, [(1, 3, 10, 12)])
+    assert str(graph.shape(graph.outputs[0])) == "(N, 4, 10, 12)"
+    with pytest.raises(InputError, match="dimensions"):
+        from_onnx(model, [(1, 3, 10)])
+    with pytest.raises(InputError, match="is 3, not 5"):
+        from_onnx(model, [(1, 5, 10, 12)])
+
+
+def test_external_data_is_read_and_kept_inside_the_folder(tmp_path):
+    model = conv_model()
+    path = tmp_path / "m.onnx"
+    x = np.ones((1, 3, 8, 8), np.float32)
+    want = run_file(conv_model(), x)[0]
+    onnx.save(model, path, save_as_external_data=True, location="m.bin", size_threshold=0)
+    assert np.allclose(run_file(path, x)[0], want)
+    for location, words in [
+        ("../m.bin", "outside"),
+        (str(tmp_path.parent / "m.bin"), "outside"),
+        ("no.bin", "missing"),
+    ]:
+        bad = onnx.load(path, load_external_data=False)
+        for e in bad.graph.initializer[0].external_data:
+            if e.key == "location":
+                e.value = location
+        (tmp_path / "b.onnx").write_bytes(bad.SerializeToString())
+        with pytest.raises(DataError, match=words):
+            from_onnx(tmp_path / "b.onnx")
+    (tmp_path / "m.bin").write_bytes(b"12")
+    with pytest.raises(DataError, match="bytes"):
+        from_onnx(path)
+    outside = tmp_path.parent / "secret.bin"
+    outside.write_bytes(b"0" * 4096)
+    (tmp_path / "m.bin").unlink()
+    (tmp_path / "m.bin").symlink_to(outside)
+    with pytest.raises(DataError, match="outside"):
+        from_onnx(path)
+
+
+RELU = helper.make_node("Relu", ["x"], ["y"], name="r")
+
+
+@pytest.mark.parametrize(
+    "model,error,words",
+    [
+        (b"", DataError, "no ONNX graph"),
+        (b"\x08\x07garbage" * 9, DataError, "damaged|no ONNX graph"),
+        (make([RELU], [("x", [1, 0, 2])], [("y", None)]), UnsupportedError, "empty"),
+        (make([RELU], [("x", [1, 2])], [("y", None)], opset=9), UnsupportedError, "opset 9"),
+        (make([helper.make_node("Relu", ["z"], ["y"])], [("x", [1])], [("y", None)]), InputError, "initialiser is missing"),
+        (
+            make([helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])], [("x", [1])], [("b", None)]),
+            InputError,
+            "cycle",
+        ),
+        (make([helper.make_node("Nope", ["x"], ["y"], name="n")], [("x", [1, 2])], [("y", None)]), UnsupportedError, "Nope node 'n'"),
+        (make([RELU], [("x", [1, 1 << 40])], [("y", None)]), InputError, "more than"),
+        (
+            make([helper.make_node("Expand", ["x", "s"], ["y"])], [("x", [1, 1])], [("y", None)], [tensor("s", np.array([1, 1 << 40]))]),
+            InputError,
+            "more than",
+        ),
+        (
+            make(
+                [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])],
+                [("x", [1])], [("y", None)], [tensor("s", np.array([1 << 20, 1 << 20, 1 << 20]))],
+            ),
+            InputError,
+            "more than",
+        ),
+        (
+            make([helper.make_node("Concat", ["x", "x"], ["y"])], [("x", [1, 2])], [("y", None)]),
+            InputError,
+            "axis",
+        ),
+        (
+            make([helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", [1, 2])], [("y", None)], [tensor("w", np.ones((3, 2), np.float32))]),
+            InputError,
+            "does not fit",
+        ),
+        (make([RELU], [("x", [1])], [("other", None)]), InputError, "written by no node"),
+    ],
+)  # fmt: skip
+def test_bad_models_get_a_typed_error_that_says_where(model, error, words):
+    with pytest.raises(error, match=words):
+        from_onnx(model)
+
+
+def test_control_flow_is_refused_by_name():
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "b", [], [helper.make_tensor_value_info("y", 1, [1])]
+    )
+    node = helper.make_node("If", ["c"], ["y"], name="branch", then_branch=body, else_branch=body)
+    model = make([node], [("x", [1])], [("y", None)], [tensor("c", np.array(True))])
+    with pytest.raises(UnsupportedError, match="branch"):
+        from_onnx(model)
+
+
+def test_an_initialiser_with_too_few_bytes_is_refused():
+    model = conv_model()
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-8]
+    with pytest.raises(DataError, match="bytes for"):
+        from_onnx(model)
+    model.graph.initializer[0].dims[0] = 1 << 50
+    with pytest.raises(DataError, match="more than"):
+        from_onnx(model)
+
+
+def test_missing_files_and_wrong_types(tmp_path):
+    with pytest.raises(DataError, match="no ONNX file"):
+        load_onnx(tmp_path / "no.onnx")
+    with pytest.raises(InputError, match="path, bytes or a ModelProto"):
+        load_onnx(3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_models_raise_typed_errors_or_work(seed):
+    rng = random.Random(seed)
+    base = bytearray(export(Small(), torch.randn(1, 3, 16, 16)))
+    x = torch.randn(1, 3, 16, 16)
+    survived = 0
+    for _ in range(120):
+        data = bytearray(base)
+        for _ in range(rng.randint(1, 6)):
+            kind = rng.random()
+            if kind < 0.6:
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            elif kind < 0.8:
+                i = rng.randrange(len(data))
+                del data[i : i + rng.randint(1, 40)]
+            else:
+                i = rng.randrange(len(data))
+                data[i:i] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 20)))
+        try:
+            graph = from_onnx(bytes(data), [tuple(x.shape)])
+            survived += bool(graph.nodes)
+        except ActzipError:
+            pass
+    assert survived > 0  # most mutations of weights leave a valid model: the fuzzer gets deep
