@@ -36,6 +36,28 @@ demo: setup ## the main job: LeNet-5 on MNIST, trained, sparsified, quantized, e
 test: setup ## every test
 	$(BIN)/python -m pytest -q
 
+# Native tests under sanitizers: `make asan` builds and runs them all, `make fuzz N=10` runs ten million cases of
+# the codecs' fuzzer (SEED=... for others), split over the CPUs.
+N    ?= 1
+SEED ?= 1
+SANITIZED := cmake -S . -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DACTZIP_PYTHON=OFF -DACTZIP_NATIVE_TESTS=ON \
+  -DACTZIP_SANITIZE=address,undefined $$(command -v ninja >/dev/null && echo -G Ninja) \
+  $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+
+asan: ## native tests and a short round of the fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(SANITIZED) >/dev/null
+	cmake --build build/asan
+	ctest --test-dir build/asan --output-on-failure
+
+fuzz: ## N million fuzz cases of every codec, under the same sanitizers
+	$(SANITIZED) >/dev/null
+	cmake --build build/asan --target codec_fuzz
+	jobs=$$(nproc); each=$$(( $(N) * 1000000 / jobs )); pids=; \
+	for j in $$(seq $$jobs); do \
+	  build/asan/tests/native/codec_fuzz --cases $$each --seed $$(( $(SEED) * 1000 + j )) & pids="$$pids $$!"; \
+	done; \
+	for p in $$pids; do wait $$p || exit 1; done
+
 native: ## developer build: the extension modules beside the sources, incremental (use with PYTHONPATH=src)
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v python) -DCMAKE_INSTALL_PREFIX=src \
 	  $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >/dev/null
