@@ -45,6 +45,11 @@ struct Kernels {
   void (*expand16)(const uint8_t* mask, uint8_t flip, const uint16_t* values, size_t n, uint16_t* out);
   void (*expand32)(const uint8_t* mask, uint8_t flip, const uint32_t* values, size_t n, uint32_t* out);
 
+  // Whether one of v[0, n) is zero.
+  bool (*any_zero8)(const uint8_t* v, size_t n);
+  bool (*any_zero16)(const uint16_t* v, size_t n);
+  bool (*any_zero32)(const uint32_t* v, size_t n);
+
   // Ones in p[0, n).
   size_t (*ones)(const uint8_t* p, size_t n);
 

@@ -294,6 +294,20 @@ void expand(const uint8_t* mask, uint8_t flip, const U* values, size_t n, U* out
   }
 }
 
+template <class U>
+bool any_zero(const U* v, size_t n) {
+  uint64_t all = ~uint64_t{0};
+  size_t i = 0;
+  for (; i + 64 <= n; i += 64) all &= nonzero_mask(v + i);
+  if (i < n) {
+    U tail[64];
+    std::memset(tail, 1, sizeof tail);
+    std::memcpy(tail, v + i, (n - i) * sizeof(U));
+    all &= nonzero_mask(tail);
+  }
+  return all != ~uint64_t{0};
+}
+
 size_t ones(const uint8_t* p, size_t n) {
   size_t total = 0, i = 0;
   for (; i + 8 <= n; i += 8) total += static_cast<size_t>(ones64(load64(p + i)));
@@ -685,48 +699,75 @@ EgStatus eg_decode_u16(const uint8_t* at, size_t n, int k, int bias, uint32_t mo
 
 inline uint64_t sum64(__m512i v) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(v)); }
 
+// sum[j] += max(b - j, 0) for 64 bytes b <= 16 at a time; bytes add up for 15 rounds before they are widened.
+template <int kTop>
+struct BoundSums {
+  __m512i wide[kTop], narrow[kTop];
+  int rounds = 0;
+  BoundSums() {
+    for (int j = 0; j < kTop; ++j) wide[j] = narrow[j] = _mm512_setzero_si512();
+  }
+  void add(__m512i b) {
+    for (int j = 0; j < kTop; ++j) {
+      narrow[j] = _mm512_add_epi8(narrow[j], b);
+      b = _mm512_subs_epu8(b, _mm512_set1_epi8(1));
+    }
+    if (++rounds == 15) widen();
+  }
+  void widen() {
+    for (int j = 0; j < kTop; ++j) {
+      wide[j] = _mm512_add_epi64(wide[j], _mm512_sad_epu8(narrow[j], _mm512_setzero_si512()));
+      narrow[j] = _mm512_setzero_si512();
+    }
+    rounds = 0;
+  }
+  void finish(uint64_t* sum) {
+    widen();
+    for (int j = 0; j < kTop; ++j) sum[j] += sum64(wide[j]);
+  }
+};
+
 size_t eg_bounds_u8(const uint8_t* s, size_t n, int bias, uint64_t* sum) {
-  const __m512i vbias = _mm512_set1_epi8(static_cast<char>(bias)), zero = _mm512_setzero_si512();
-  __m512i acc[8];
-  for (auto& a : acc) a = zero;
+  const __m512i vbias = _mm512_set1_epi8(static_cast<char>(bias));
+  BoundSums<8> sums;
   size_t count = 0;
   for (size_t i = 0; i < n; i += 64) {
     const __mmask64 live = n - i < 64 ? (uint64_t{1} << (n - i)) - 1 : ~uint64_t{0};
     const __m512i x = _mm512_maskz_loadu_epi8(live, s + i);
     count += static_cast<size_t>(ones64(_mm512_mask_cmpge_epu8_mask(live, x, vbias)));
-    // bit length: log2 + 1, 0 for 0
-    const __m512i v = _mm512_subs_epu8(x, vbias);
-    const __m512i b = _mm512_maskz_add_epi8(_mm512_test_epi8_mask(v, v), log2_bytes(v), _mm512_set1_epi8(1));
-    for (int j = 0; j < 8; ++j)
-      acc[j] = _mm512_add_epi64(
-          acc[j], _mm512_sad_epu8(_mm512_subs_epu8(b, _mm512_set1_epi8(static_cast<char>(j))), zero));
+    const __m512i v = _mm512_subs_epu8(x, vbias);  // bit length: log2 + 1, 0 for 0
+    sums.add(_mm512_maskz_add_epi8(_mm512_test_epi8_mask(v, v), log2_bytes(v), _mm512_set1_epi8(1)));
   }
-  for (int j = 0; j < 8; ++j) sum[j] += sum64(acc[j]);
+  sums.finish(sum);
   return count;
 }
 
 size_t eg_bounds_u16(const uint16_t* s, size_t n, int bias, uint64_t* sum) {
-  const __m512i vbias = _mm512_set1_epi16(static_cast<short>(bias));
-  const __m256i zero = _mm256_setzero_si256();
-  __m256i acc[16];
-  for (auto& a : acc) a = zero;
-  size_t count = 0;
-  for (size_t i = 0; i < n; i += 32) {
-    const __mmask32 live = n - i < 32 ? (uint32_t{1} << (n - i)) - 1 : ~uint32_t{0};
-    const __m512i x = _mm512_maskz_loadu_epi16(live, s + i);
-    count += static_cast<size_t>(ones64(_mm512_mask_cmpge_epu16_mask(live, x, vbias)));
-    const __m512i v = _mm512_subs_epu16(x, vbias);
-    const __m512i top = _mm512_set1_epi32(32);
-    const __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)),
-                  b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1));
-    const __m128i la = _mm512_cvtepi32_epi8(_mm512_sub_epi32(top, _mm512_lzcnt_epi32(a)));
-    const __m128i lb = _mm512_cvtepi32_epi8(_mm512_sub_epi32(top, _mm512_lzcnt_epi32(b)));
-    const __m256i len = _mm256_inserti128_si256(_mm256_castsi128_si256(la), lb, 1);
-    for (int j = 0; j < 16; ++j)
-      acc[j] = _mm256_add_epi64(
-          acc[j], _mm256_sad_epu8(_mm256_subs_epu8(len, _mm256_set1_epi8(static_cast<char>(j))), zero));
+  const __m512i vbias = _mm512_set1_epi16(static_cast<short>(bias)), one = _mm512_set1_epi8(1);
+  // Even bytes of a, then of b; odd ones.
+  alignas(64) uint8_t even[64], odd[64];
+  for (int i = 0; i < 64; ++i) {
+    even[i] = static_cast<uint8_t>(2 * i);
+    odd[i] = static_cast<uint8_t>(2 * i + 1);
   }
-  for (int j = 0; j < 16; ++j) sum[j] += sum64(_mm512_zextsi256_si512(acc[j]));
+  const __m512i veven = _mm512_load_si512(even), vodd = _mm512_load_si512(odd);
+  BoundSums<16> sums;
+  size_t count = 0;
+  for (size_t i = 0; i < n; i += 64) {
+    const size_t r = n - i < 64 ? n - i : 64;
+    const uint64_t live = r == 64 ? ~uint64_t{0} : (uint64_t{1} << r) - 1;
+    const __mmask32 la = static_cast<__mmask32>(live), lb = static_cast<__mmask32>(live >> 32);
+    const __m512i xa = _mm512_maskz_loadu_epi16(la, s + i), xb = _mm512_maskz_loadu_epi16(lb, s + i + 32);
+    count += static_cast<size_t>(ones64(_mm512_mask_cmpge_epu16_mask(la, xa, vbias)) +
+                                 ones64(_mm512_mask_cmpge_epu16_mask(lb, xb, vbias)));
+    const __m512i va = _mm512_subs_epu16(xa, vbias), vb = _mm512_subs_epu16(xb, vbias);
+    const __m512i low = _mm512_permutex2var_epi8(va, veven, vb), high = _mm512_permutex2var_epi8(va, vodd, vb);
+    const __mmask64 has_high = _mm512_test_epi8_mask(high, high), has_low = _mm512_test_epi8_mask(low, low);
+    __m512i b = _mm512_maskz_add_epi8(has_low, log2_bytes(low), one);
+    b = _mm512_mask_add_epi8(b, has_high, log2_bytes(high), _mm512_set1_epi8(9));
+    sums.add(b);
+  }
+  sums.finish(sum);
   return count;
 }
 
@@ -743,15 +784,23 @@ uint64_t eg_zeros_u8(const uint8_t* s, size_t n, int bias, int k) {
 }
 
 uint64_t eg_zeros_u16(const uint16_t* s, size_t n, int bias, int k) {
-  const __m512i vbias = _mm512_set1_epi16(static_cast<short>(bias));
-  __m256i acc = _mm256_setzero_si256();
-  for (size_t i = 0; i < n; i += 32) {
-    const __mmask32 live = n - i < 32 ? (uint32_t{1} << (n - i)) - 1 : ~uint32_t{0};
-    const __m512i v = _mm512_subs_epu16(_mm512_maskz_loadu_epi16(live, s + i), vbias);
-    const __m256i m = log2_words(_mm512_srl_epi16(v, _mm_cvtsi32_si128(k)));
-    acc = _mm256_add_epi64(acc, _mm256_sad_epu8(m, _mm256_setzero_si256()));
+  const __m512i vbias = _mm512_set1_epi16(static_cast<short>(bias)), one = _mm512_set1_epi32(1);
+  const __m128i shift = _mm_cvtsi32_si128(k);
+  uint64_t total = 0;
+  for (size_t i = 0; i < n; i += 1 << 16) {  // 32-bit sums of leading zeros
+    const size_t end = n - i < (1 << 16) ? n : i + (1 << 16);
+    __m512i acc = _mm512_setzero_si512();
+    uint64_t lanes = 0;
+    for (size_t j = i; j < end; j += 32, lanes += 32) {
+      const __mmask32 live = end - j < 32 ? (uint32_t{1} << (end - j)) - 1 : ~uint32_t{0};
+      const __m512i v = _mm512_srl_epi16(_mm512_subs_epu16(_mm512_maskz_loadu_epi16(live, s + j), vbias), shift);
+      const __m512i a = _mm512_add_epi32(_mm512_and_si512(v, _mm512_set1_epi32(0xffff)), one);
+      const __m512i b = _mm512_add_epi32(_mm512_srli_epi32(v, 16), one);
+      acc = _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_lzcnt_epi32(a), _mm512_lzcnt_epi32(b)));
+    }
+    total += 31 * lanes - static_cast<uint64_t>(static_cast<uint32_t>(_mm512_reduce_add_epi32(acc)));
   }
-  return sum64(_mm512_zextsi256_si512(acc));
+  return total;
 }
 
 #else
@@ -883,6 +932,9 @@ const Kernels kTable = {
     expand<uint8_t>,
     expand<uint16_t>,
     expand<uint32_t>,
+    any_zero<uint8_t>,
+    any_zero<uint16_t>,
+    any_zero<uint32_t>,
     ones,
     pack<uint8_t>,
     pack<uint16_t>,

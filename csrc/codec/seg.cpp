@@ -221,6 +221,8 @@ std::vector<uint8_t> plan(const MapInfo& m, const Source& src, const Options& o,
     uint64_t zeros[kOrders] = {};    // exact
     uint64_t coded = 0;
     uint32_t candidates = 0;
+    uint64_t most(int i) const { return sum[i]; }
+    uint64_t fewest(int i) const { return sum[i] - sum[i + 1] + sum[i + 2]; }
   };
   std::vector<std::vector<Row>> partial(workers);
   auto each = [&](auto&& fn) {
@@ -234,7 +236,8 @@ std::vector<uint8_t> plan(const MapInfo& m, const Source& src, const Options& o,
   };
   each([&](size_t, Row& r, auto* s, size_t n) { r.coded += eg_bounds(s, n, bias, r.sum); });
   std::vector<Row> total(rows);
-  bool more = false;
+  std::vector<uint8_t> best(rows);
+  std::vector<uint64_t> cost(rows);
   for (size_t c = 0; c < rows; ++c) {
     Row& t = total[c];
     for (const auto& p : partial) {
@@ -242,34 +245,44 @@ std::vector<uint8_t> plan(const MapInfo& m, const Source& src, const Options& o,
       t.coded += p[c].coded;
       for (int i = 0; i < kOrders; ++i) t.sum[i] += p[c].sum[i];
     }
-    uint64_t reach = UINT64_MAX;  // the best order costs no more than this
-    const auto fixed = [&](int i) { return t.coded * static_cast<uint64_t>(i); };
-    for (int i = 0; i < m.bits; ++i) reach = std::min(reach, fixed(i) + 2 * t.sum[i]);
-    for (int i = 0; i < m.bits; ++i)
-      if (fixed(i) + 2 * (t.sum[i] - t.sum[i + 1] + t.sum[i + 2]) <= reach) t.candidates |= 1u << i;
-    more |= (t.candidates & (t.candidates - 1)) != 0;
-  }
-  if (more)
-    each([&](size_t row, Row& r, auto* s, size_t n) {
-      const uint32_t candidates = total[row].candidates;
-      if ((candidates & (candidates - 1)) == 0) return;
-      for (int i = 0; i < m.bits; ++i)
-        if (candidates >> i & 1) r.zeros[i] += eg_zeros(s, n, bias, i);
-    });
-  std::vector<uint8_t> best(rows);
-  for (size_t c = 0; c < rows; ++c) {
+    // The guess to begin with: the least middle of the bounds.
     uint64_t least = UINT64_MAX;
     for (int i = 0; i < m.bits; ++i) {
-      if ((total[c].candidates >> i & 1) == 0) continue;
-      uint64_t cost = total[c].coded * static_cast<uint64_t>(i);
-      for (const auto& p : partial)
-        if (!p.empty()) cost += 2 * p[c].zeros[i];
-      if (cost < least) {
-        least = cost;
-        best[c] = static_cast<uint8_t>(i);
-      }
+      const uint64_t both = 2 * t.coded * static_cast<uint64_t>(i) + 2 * (t.most(i) + t.fewest(i));
+      if (both < least) least = both, best[c] = static_cast<uint8_t>(i);
     }
+    t.candidates = 1u << best[c];
   }
+  // Counts exactly what the candidates cost, all rows in one look, and keeps the best, of equals the lowest.
+  auto settle = [&] {
+    each([&](size_t row, Row& r, auto* s, size_t n) {
+      for (int i = 0; i < m.bits; ++i)
+        if (total[row].candidates >> i & 1) r.zeros[i] += eg_zeros(s, n, bias, i);
+    });
+    for (size_t c = 0; c < rows; ++c)
+      for (int i = 0; i < m.bits; ++i) {
+        if ((total[c].candidates >> i & 1) == 0) continue;
+        uint64_t exact = total[c].coded * static_cast<uint64_t>(i);
+        for (const auto& p : partial)
+          if (!p.empty()) exact += 2 * p[c].zeros[i];
+        if (cost[c] == 0 || exact < cost[c] - 1 || (exact == cost[c] - 1 && i < best[c])) {
+          cost[c] = exact + 1;  // 0: none yet
+          best[c] = static_cast<uint8_t>(i);
+        }
+      }
+  };
+  settle();
+  bool more = false;
+  for (size_t c = 0; c < rows; ++c) {
+    Row& t = total[c];
+    const uint32_t seen = t.candidates;
+    t.candidates = 0;
+    for (int i = 0; i < m.bits; ++i)
+      if ((seen >> i & 1) == 0 && t.coded * static_cast<uint64_t>(i) + 2 * t.fewest(i) <= cost[c] - 1)
+        t.candidates |= 1u << i;
+    more |= t.candidates != 0;
+  }
+  if (more) settle();
   if (!per_channel) return best;
   std::vector<uint8_t> params{kPerChannel};
   for (size_t c = 0; c < rows; c += 2)

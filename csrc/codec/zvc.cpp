@@ -49,6 +49,10 @@ class ZvcCoder final : public Coder {
     kernels().expand32(mask, 0, v, n, s);
   }
 
+  static bool any_zero(const uint8_t* v, size_t n) { return kernels().any_zero8(v, n); }
+  static bool any_zero(const uint16_t* v, size_t n) { return kernels().any_zero16(v, n); }
+  static bool any_zero(const uint32_t* v, size_t n) { return kernels().any_zero32(v, n); }
+
   template <class U>
   size_t encode_as(const U* s, size_t n, uint8_t* out, Scratch& scratch) const {
     const size_t nm = (n + 7) / 8;
@@ -97,12 +101,7 @@ class ZvcCoder final : public Coder {
       values = copy;
     }
     // A zero among the values would be a second way to write the same map.
-    for (size_t i = 0; i < count; i += 256) {
-      bool zero = false;
-      const size_t end = count < i + 256 ? count : i + 256;
-      for (size_t j = i; j < end; ++j) zero |= values[j] == 0;
-      if (zero) throw FormatError("a symbol marked as non-zero is zero, among " + std::to_string(i) + " to " + std::to_string(end));
-    }
+    if (any_zero(values, count)) throw FormatError("a symbol that the mask says is not zero is zero");
     expand(mask, values, n, s);
   }
 
