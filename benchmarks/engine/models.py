@@ -21,7 +21,13 @@ def _inception() -> nn.Module:
     models = import_torchvision().models
     net = models.inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     net.fc = nn.Sequential(
-        nn.Linear(2048, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 128), nn.ReLU(), nn.Dropout(), nn.Linear(128, 5)
+        nn.Linear(2048, 256),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(256, 128),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(128, 5),
     )
     state = load_file(str(SHARED / "weights/inception_v3_5class.safetensors"))
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
@@ -82,7 +88,9 @@ def photographs(name: str, count: int, first: int = 0) -> Tensor:
         image = Image.open(io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)).convert("RGB")
         if not cifar:
             scale = max(side / image.width, side / image.height)
-            image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))), 2)
+            image = image.resize(
+                (max(side, round(image.width * scale)), max(side, round(image.height * scale))), 2
+            )
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side))
         out.append(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)

@@ -129,7 +129,9 @@ def deepsparse(spec):
     import deepsparse as engine
 
     x = np.load(spec["input"])
-    compiled = engine.compile_model(spec["onnx_thresholded"], batch_size=x.shape[0], num_cores=spec["threads"])
+    compiled = engine.compile_model(
+        spec["onnx_thresholded"], batch_size=x.shape[0], num_cores=spec["threads"]
+    )
     return lambda: compiled.run([x]), lambda: compiled.run([x])[0], engine.__version__
 
 
@@ -142,7 +144,9 @@ def actzip(spec):
     x = np.load(spec["input"])
     calibration = np.load(spec["calibration"]) if spec.get("calibration") else x
     model = models.build(spec["torch"], thresholds=spec.get("thresholds"))
-    fast = engine.compile(model, x, threads=spec["threads"], calibration=calibration, **spec.get("options", {}))
+    fast = engine.compile(
+        model, x, threads=spec["threads"], calibration=calibration, **spec.get("options", {})
+    )
     del model
     return lambda: fast(x), lambda: fast(x), engine.__version__, fast
 
@@ -178,7 +182,12 @@ def main():
         for _ in range(3):
             run()
     except Exception as error:
-        say({"skip": "%s: %s" % (type(error).__name__, str(error).strip().splitlines()[0] if str(error) else "")})
+        say(
+            {
+                "skip": "%s: %s"
+                % (type(error).__name__, str(error).strip().splitlines()[0] if str(error) else "")
+            }
+        )
         return
     say({"ready": True, "version": version, "seconds": seconds})
     for line in sys.stdin:

@@ -6,11 +6,13 @@
 
 #include "bindings/cpu.h"
 #include "bindings/kernels_testing.h"
+#include "bindings/plan.h"
 
 namespace nb = nanobind;
 
 NB_MODULE(_engine, m) {
   m.doc() = "Native engine of actzip.";
   actzip::bind_cpu(m);
+  actzip::bind_plan(m);
   actzip::kernels_testing::bind(m);
 }

@@ -1,0 +1,206 @@
+// Plan and its builder in Python. Arrays cross as buffers; the GIL is released while a plan is built or run.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include "engine/plan.h"
+#include "kernels/conv.h"
+
+namespace actzip {
+
+inline void bind_plan(nanobind::module_& m) {
+  namespace nb = nanobind;
+  using namespace nb::literals;
+  using engine::NodeSpec;
+  using engine::Plan;
+  using engine::PlanBuilder;
+  using engine::ValueSpec;
+  using In = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+  using Out = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+  using Strings = std::map<std::string, std::string>;
+  using Ints = std::map<std::string, std::vector<int64_t>>;
+  using Floats = std::map<std::string, std::vector<double>>;
+
+  static const auto check = [](const std::vector<int64_t>& want, size_t rank, auto size) {
+    bool same = want.size() == rank;
+    for (size_t d = 0; same && d < rank; ++d) same = static_cast<int64_t>(size(d)) == want[d];
+    if (!same) throw std::invalid_argument("plan: an array of another shape");
+  };
+  struct Call {
+    std::vector<const float*> in;
+    std::vector<float*> out;
+    Call(const Plan& p, int64_t batch, const std::vector<In>& inputs, const std::vector<Out>& outputs) {
+      if (inputs.size() != p.inputs().size() || outputs.size() != p.outputs().size())
+        throw std::invalid_argument("plan: another number of inputs or outputs");
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        check(p.shape(p.inputs()[i], batch), inputs[i].ndim(), [&](size_t d) { return inputs[i].shape(d); });
+        in.push_back(inputs[i].data());
+      }
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        check(p.shape(p.outputs()[i], batch), outputs[i].ndim(),
+              [&](size_t d) { return outputs[i].shape(d); });
+        out.push_back(outputs[i].data());
+      }
+    }
+  };
+
+  nb::class_<Plan>(m, "Plan", "A compiled network; see docs/engine.md.")
+      .def(
+          "run",
+          [](const Plan& p, int64_t batch, const std::vector<In>& inputs, const std::vector<Out>& outputs,
+             int threads) {
+            const Call call(p, batch, inputs, outputs);
+            const nb::gil_scoped_release released;
+            p.run(batch, call.in, call.out, threads);
+          },
+          "batch"_a, "inputs"_a, "outputs"_a, "threads"_a = 0)
+      .def(
+          "profile",
+          [](const Plan& p, int64_t batch, const std::vector<In>& inputs, const std::vector<Out>& outputs,
+             int threads) {
+            const Call call(p, batch, inputs, outputs);
+            std::vector<engine::NodeTiming> timings;
+            {
+              const nb::gil_scoped_release released;
+              timings = p.profile(batch, call.in, call.out, threads);
+            }
+            nb::list rows;
+            for (const auto& t : timings)
+              rows.append(nb::make_tuple(t.op, t.name, t.kernel, t.kind, t.seconds));
+            return rows;
+          },
+          "batch"_a, "inputs"_a, "outputs"_a, "threads"_a = 0,
+          "(op, name, kernel, kind, seconds) of every node of one run.")
+      .def(
+          "densities",
+          [](const Plan& p, int64_t batch, const std::vector<In>& inputs, const std::vector<Out>& outputs,
+             int threads) {
+            const Call call(p, batch, inputs, outputs);
+            const nb::gil_scoped_release released;
+            return p.densities(batch, call.in, call.out, threads);
+          },
+          "batch"_a, "inputs"_a, "outputs"_a, "threads"_a = 0,
+          "Share of non-zeros of every value that a node writes in one run, -1 for the others.")
+      .def("shape", &Plan::shape, "value"_a, "batch"_a)
+      .def("arena_bytes", &Plan::arena_bytes, "batch"_a)
+      .def("weight_bytes", &Plan::weight_bytes)
+      .def("spilled_bytes", &Plan::spilled_bytes)
+      .def("release", &Plan::release, "Frees the memory of idle contexts.");
+
+  static const auto node_of = [](const std::string& op, const std::string& name, std::vector<int> inputs,
+                                 int output, const Ints& ints, const Floats& floats, const nb::dict& arrays,
+                                 const Strings& strings) {
+    NodeSpec s;
+    s.op = op;
+    s.name = name;
+    s.inputs = std::move(inputs);
+    s.output = output;
+    s.ints = ints;
+    s.floats = floats;
+    s.strings = strings;
+    for (auto [k, v] : arrays) {
+      const auto a = nb::cast<In>(v);
+      s.arrays[nb::cast<std::string>(k)] = std::vector<float>(a.data(), a.data() + a.size());
+    }
+    return s;
+  };
+  static const auto value_of = [](const std::string& name, std::vector<int64_t> dims, std::vector<bool> batch,
+                                  const std::string& layout, int parent, int64_t offset,
+                                  std::vector<int64_t> parts, const std::string& type, float scale,
+                                  double density, nb::object data) {
+    ValueSpec v;
+    v.name = name;
+    v.dims = std::move(dims);
+    v.batch = std::move(batch);
+    if (layout == "plain") {
+      v.layout = engine::Layout::plain;
+    } else if (layout == "map") {
+      v.layout = engine::Layout::map;
+    } else if (layout == "packed") {
+      v.layout = engine::Layout::packed;
+    } else {
+      throw std::invalid_argument("value '" + name + "': layout '" + layout + "'");
+    }
+    v.parent = parent;
+    v.offset = offset;
+    v.parts = std::move(parts);
+    static const std::map<std::string, ValueType> types = {
+        {"f32", ValueType::f32}, {"f16", ValueType::f16}, {"u8", ValueType::u8}, {"u16", ValueType::u16}};
+    const auto t = types.find(type);
+    if (t == types.end()) throw std::invalid_argument("value '" + name + "': type '" + type + "'");
+    v.type = t->second;
+    v.scale = scale;
+    v.density = density;
+    if (!data.is_none()) {
+      const auto a = nb::cast<In>(data);
+      v.data.assign(a.data(), a.data() + a.size());
+    }
+    return v;
+  };
+
+  struct Builder {
+    PlanBuilder builder;
+    std::vector<ValueSpec> values;
+  };
+  nb::class_<Builder>(m, "PlanBuilder", "Values and nodes of a Plan to be; see docs/engine.md.")
+      .def(nb::init<>())
+      .def(
+          "value",
+          [](Builder& b, const std::string& name, std::vector<int64_t> dims, std::vector<bool> batch,
+             const std::string& layout, int parent, int64_t offset, std::vector<int64_t> parts,
+             const std::string& type, float scale, double density, nb::object data) {
+            ValueSpec v = value_of(name, std::move(dims), std::move(batch), layout, parent, offset,
+                                   std::move(parts), type, scale, density, std::move(data));
+            ValueSpec light = v;
+            light.data.clear();
+            b.values.push_back(std::move(light));
+            return b.builder.value(std::move(v));
+          },
+          "name"_a, "dims"_a, "batch"_a, "layout"_a = "plain", "parent"_a = -1, "offset"_a = 0,
+          "parts"_a = std::vector<int64_t>{}, "type"_a = "f32", "scale"_a = 1.0f, "density"_a = 1.0,
+          "data"_a = nb::none())
+      .def(
+          "node",
+          [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,
+             const Ints& ints, const Floats& floats, const nb::dict& arrays, const Strings& strings) {
+            b.builder.node(node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings));
+          },
+          "op"_a, "name"_a, "inputs"_a, "output"_a, "ints"_a = Ints{}, "floats"_a = Floats{},
+          "arrays"_a = nb::dict(), "strings"_a = Strings{})
+      .def(
+          "variants",
+          [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,
+             const Ints& ints, const Floats& floats, const nb::dict& arrays, const Strings& strings) {
+            return engine::node_variants(
+                node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings), b.values);
+          },
+          "op"_a, "name"_a, "inputs"_a, "output"_a, "ints"_a = Ints{}, "floats"_a = Floats{},
+          "arrays"_a = nb::dict(), "strings"_a = Strings{},
+          "Kernel variants for a conv or linear node between values added before.")
+      .def(
+          "input", [](Builder& b, int v) { b.builder.input(v); }, "value"_a)
+      .def(
+          "output", [](Builder& b, int v) { b.builder.output(v); }, "value"_a)
+      .def("build", [](Builder& b) {
+        const nb::gil_scoped_release released;
+        b.values.clear();
+        return b.builder.build();
+      });
+
+  m.def(
+      "peak_gflops",
+      [](double seconds) {
+        const nb::gil_scoped_release released;
+        return measure_peak_gflops(seconds);
+      },
+      "seconds"_a = 0.05,
+      "GFLOP/s of one core by a loop of FMAs in registers on the instruction set in use.");
+}
+
+}  // namespace actzip

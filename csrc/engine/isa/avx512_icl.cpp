@@ -1,0 +1,3 @@
+#define ACTZIP_ISA_NS isa_avx512_icl
+#define ACTZIP_ISA_ID Isa::avx512_icl
+#include "engine/rows.inl.h"

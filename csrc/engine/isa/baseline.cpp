@@ -1,0 +1,3 @@
+#define ACTZIP_ISA_NS isa_baseline
+#define ACTZIP_ISA_ID Isa::baseline
+#include "engine/rows.inl.h"

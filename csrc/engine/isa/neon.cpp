@@ -1,0 +1,3 @@
+#define ACTZIP_ISA_NS isa_neon
+#define ACTZIP_ISA_ID Isa::neon
+#include "engine/rows.inl.h"

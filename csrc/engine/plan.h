@@ -1,0 +1,145 @@
+// Plan: a network as the executor runs it. Built once from values and nodes, then immutable.
+//
+//   PlanBuilder b;
+//   int x = b.value({...}); int y = b.value({...});
+//   b.node({"conv", "layer1.conv1", {x}, y, {{"stride", {1, 1}}}, {}, {{"weight", w}}, {}});
+//   b.input(x); b.output(y);
+//   std::unique_ptr<Plan> plan = b.build();
+//   plan->run(batch, inputs, outputs, threads);
+//
+// Values. Shapes are logical: maps are (N, C, H, W). A size marked `batch` is multiplied by N, the batch of
+// the run. Layout `plain`: row-major float32. Layout `map`: NHWC float32, rank 4. Layout `packed`:
+// kernels/packed.h, rank 4. A value with a `parent` has no memory of its own: it is `channels` of that value
+// from `offset` on (a parent of layout map or packed: channels of dimension 1; plain: `offset` must be 0 and
+// the sizes equal, another shape for the same memory). Inputs and outputs are plain, without parent; the
+// caller's memory is used directly. Constants are plain values with data.
+//
+// Memory. Per batch size there is a context: one arena in which every value that is not the caller's lies,
+// placed by liveness, the packed maps, and scratch for each thread. Contexts are made on first use and kept
+// (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
+// calibrated `density` with some room; a run with more non-zeros takes more from the heap (spill).
+//
+// Errors: std::invalid_argument for a plan or arguments that do not fit, std::bad_alloc.
+//
+// Nodes: docs/engine.md lists every operator with its attributes.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/cpu.h"
+#include "kernels/packed.h"
+
+namespace actzip::engine {
+
+enum class Layout : int { plain = 0, map = 1, packed = 2 };
+
+struct ValueSpec {
+  std::string name;
+  std::vector<int64_t> dims;
+  std::vector<bool> batch;  // per dimension: times N
+  Layout layout = Layout::plain;
+  int parent = -1;
+  int64_t offset = 0;
+  std::vector<int64_t> parts;  // packed without parent: channels of its producers in order; empty: one
+  ValueType type = ValueType::f32;
+  float scale = 1.0f;
+  double density = 1.0;
+  std::vector<float> data;  // constants
+};
+
+struct NodeSpec {
+  std::string op;
+  std::string name;
+  std::vector<int> inputs;
+  int output = -1;
+  std::map<std::string, std::vector<int64_t>> ints;
+  std::map<std::string, std::vector<double>> floats;
+  std::map<std::string, std::vector<float>> arrays;
+  std::map<std::string, std::string> strings;
+};
+
+struct NodeTiming {
+  std::string op, name, kernel, kind;
+  double seconds = 0;  // of the last run
+};
+
+class Node;
+struct Context;
+
+inline constexpr size_t kMaxContexts = 8;
+
+class Plan {
+ public:
+  ~Plan();
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // inputs[i], outputs[i]: memory of the plain inputs and outputs in the order they were declared, of the
+  // sizes that `shape` says. threads <= 0: default_threads(). Safe from several threads at once.
+  void run(int64_t batch, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
+           int threads) const;
+  // run, with the time of every node.
+  std::vector<NodeTiming> profile(int64_t batch, const std::vector<const float*>& inputs,
+                                  const std::vector<float*>& outputs, int threads) const;
+  // run, with the share of non-zeros of every value that a node writes (index: value), -1 for the others.
+  std::vector<double> densities(int64_t batch, const std::vector<const float*>& inputs,
+                                const std::vector<float*>& outputs, int threads) const;
+
+  std::vector<int64_t> shape(int value, int64_t batch) const;
+  const std::vector<int>& inputs() const { return inputs_; }
+  const std::vector<int>& outputs() const { return outputs_; }
+  // Bytes of the arena at this batch; what of it is packed maps; and the most heap that packed maps have
+  // spilled to so far.
+  size_t arena_bytes(int64_t batch) const;
+  size_t weight_bytes() const;
+  size_t spilled_bytes() const;
+  // Frees the idle contexts.
+  void release() const;
+
+ private:
+  friend class PlanBuilder;
+  Plan() = default;
+  std::unique_ptr<Context> acquire(int64_t batch) const;
+  void give_back(std::unique_ptr<Context> context) const;
+  void execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
+               int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities) const;
+
+  Isa isa_ = Isa::baseline;
+  std::vector<ValueSpec> values_;
+  std::vector<int> roots_;    // value -> the value whose memory it lies in
+  std::vector<int64_t> ats_;  // value -> first channel in its root
+  std::vector<std::unique_ptr<Node>> nodes_;
+  std::vector<std::vector<int>> binds_;  // node -> packed roots that it is the first to write
+  std::vector<int> first_, last_;        // root -> first and last node that touch it
+  std::vector<int> inputs_, outputs_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Context>> idle_;
+  mutable size_t spilled_ = 0;
+};
+
+class PlanBuilder {
+ public:
+  int value(ValueSpec spec);
+  void node(NodeSpec spec);
+  void input(int value);
+  void output(int value);
+  // Checks the whole and packs the weights. The builder is empty afterwards.
+  std::unique_ptr<Plan> build();
+
+ private:
+  std::vector<ValueSpec> values_;
+  std::vector<NodeSpec> nodes_;
+  std::vector<int> inputs_, outputs_;
+};
+
+// Names of the kernel variants that can run the convolution `spec` (op "conv" or "linear") between values of
+// these specs, most promising first.
+std::vector<std::string> node_variants(const NodeSpec& spec, const std::vector<ValueSpec>& values);
+
+}  // namespace actzip::engine

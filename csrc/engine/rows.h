@@ -1,0 +1,90 @@
+// Row functions of the executor: everything that is not a convolution works on rows of floats, and these are
+// compiled once per instruction set (rows.inl.h, isa/). No alignment is asked for; in and out may be the same
+// row where both are named.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu.h"
+
+namespace actzip::engine {
+
+// Elementwise functions; the numbers they take are in Act. NaN in, NaN out, for all of them.
+enum class Fn : int {
+  none = 0,
+  relu,
+  clip,       // min(max(x, lo), hi)
+  threshold,  // x <= T ? 0 : min(x, hi); T: param
+  leaky_relu,
+  prelu,  // slope: param
+  elu,
+  selu,
+  celu,
+  softplus,
+  softsign,
+  sigmoid,
+  logsigmoid,
+  hardsigmoid,
+  tanh,
+  silu,
+  gelu,
+  gelu_tanh,
+  hardswish,
+  mish,
+  exp,
+  log,
+  sqrt,
+  rsqrt,
+  reciprocal,
+  square,
+  neg,
+  abs,
+  sign,
+  floor,
+  ceil,
+  round,
+  erf,
+  sin,
+  cos,
+};
+
+struct Act {
+  Fn fn = Fn::none;
+  float alpha = 0, beta = 0, lo = 0, hi = 0, limit = 0;
+};
+
+enum class BinaryFn : int { add = 0, sub, mul, div, max, min, pow };
+
+struct Rows {
+  Isa isa;
+  // out[i] = fn(in[i]); param: one number a element (param_step 1) or one for all (0).
+  void (*activate)(const Act& act, const float* in, float* out, int64_t n, const float* param,
+                   int64_t param_step);
+  // out[i] = a[i * sa] fn b[i * sb], steps 0 or 1
+  void (*binary)(BinaryFn fn, const float* a, int64_t sa, const float* b, int64_t sb, float* out, int64_t n);
+  void (*max_rows)(float* out, const float* const* rows, int64_t count, int64_t n);
+  // out = scale * sum of rows + bias (null: none)
+  void (*sum_rows)(float* out, const float* const* rows, int64_t count, int64_t n, float scale,
+                   const float* bias);
+  void (*affine)(const float* in, float* out, const float* scale, const float* shift, int64_t n);
+  void (*accumulate)(float* acc, const float* in, int64_t n);      // acc += in
+  void (*accumulate_max)(float* acc, const float* in, int64_t n);  // acc = max(acc, in), NaN wins
+  void (*lerp4)(float* out, const float* a, const float* b, const float* c, const float* d, float wa,
+                float wb, float wc, float wd, int64_t n);
+  // out[0 .. n) = sum over k < depth of a[k * sa] * b[k * ldb + 0 .. n)
+  void (*vec_mat)(float* out, const float* a, int64_t sa, const float* b, int64_t ldb, int64_t depth,
+                  int64_t n);
+  void (*softmax)(float* x, int64_t n, bool log);
+  // normalised over n: (x - mean) / sqrt(var + eps) * weight + bias (either may be null)
+  void (*layer_norm)(const float* in, float* out, int64_t n, const float* weight, const float* bias,
+                     float eps);
+  // dst[c * dst_stride + r] = src[r * src_stride + c]
+  void (*transpose)(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows,
+                    int64_t cols);
+  int64_t (*count_nonzero)(const float* x, int64_t n);
+};
+
+// Of an instruction set compiled in here; the baseline's for others.
+const Rows& rows_for(Isa isa);
+
+}  // namespace actzip::engine
