@@ -1,206 +1,291 @@
-"""Penalties on activation maps: what is added to the task loss so that maps become sparser.
-
-Two lines in anybody's training loop::
-
-    penalty = ActivationPenalty(model, "l1", alpha=1e-6)
-    loss = criterion(model(x), y) + penalty()
-"""
+"""Penalties on activation maps: what is added to the task loss so that training makes zeros."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Selector, Site, count_macs, run_model
-from actzip.errors import ActzipWarning, InputError, LayerError
+from actzip.activations import ActivationTap, Selector, Site
+from actzip.errors import ActzipWarning, InputError
+from actzip.sparsify.costs import map_costs
 
-__all__ = ["PENALTIES", "ActivationPenalty", "mac_weights", "penalty_value"]
+__all__ = ["KINDS", "WEIGHTINGS", "ActivationPenalty"]
 
-
-def _l1(x: Tensor, beta: float) -> Tensor:
-    return x.abs().sum()
-
-
-def _transformed_l1(x: Tensor, beta: float) -> Tensor:
-    b = beta * _scale(x)
-    a = x.abs()
-    return ((1 + b) * a / (b + a)).sum() / (1 + b)
+KINDS = ("l1", "tl1", "log", "hoyer")
+WEIGHTINGS = ("macs", "elements", "uniform", "paper")
 
 
-def _log(x: Tensor, beta: float) -> Tensor:
-    b = beta * _scale(x)
-    return torch.log1p(x.abs() / b).sum() / math.log1p(1 / beta)
+class _TransformedL1(torch.autograd.Function):
+    """mean of (1 + b) x / (b s + x) over x >= 0, with s a constant a channel; its derivative in closed form."""
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bs: Tensor, b: float) -> Tensor:
+        r = torch.add(x, bs).reciprocal_().mul_(bs)
+        ctx.save_for_backward(r, bs)
+        ctx.b = b
+        return (1 + b) * (1 - r.mean(dtype=torch.float32))
 
-def _hoyer(x: Tensor, beta: float) -> Tensor:
-    a = x.abs()
-    return a.sum() ** 2 / (a.square().sum() + torch.finfo(x.dtype).tiny)
-
-
-def _scale(x: Tensor) -> Tensor:
-    """Mean magnitude of the non-zeros, without gradient: makes a penalty indifferent to the map's scale."""
-    d = x.detach()
-    n = torch.count_nonzero(d).clamp(min=1)
-    return (d.abs().sum() / n).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-#: name -> (function of a map and beta, what it is)
-PENALTIES: dict[str, tuple[Callable[[Tensor, float], Tensor], str]] = {
-    "l1": (_l1, "sum |x| (Georgiadis, CVPR 2019, equation 3)"),
-    "tl1": (
-        _transformed_l1,
-        "transformed L1: sum |x| / (b + |x|), b = beta * mean of the non-zeros (arXiv:2405.19652)",
-    ),
-    "log": (_log, "sum log(1 + |x| / b) / log(1 + 1 / beta), b as in tl1"),
-    "hoyer": (
-        _hoyer,
-        "Hoyer-square: (sum |x|)^2 / sum x^2, between 1 and the number of non-zeros (Kurtz et al., ICML 2020)",
-    ),
-}
-
-
-def penalty_value(kind: str, x: Tensor, beta: float = 1.0) -> Tensor:
-    """The penalty of one activation map summed over all its elements; see :data:`PENALTIES`.
-
-    ``tl1``, ``log`` and ``hoyer`` are near the number of non-zeros, ``l1`` is the sum of magnitudes.
-
-    Raises:
-        InputError: unknown kind, or beta <= 0.
-    """
-    if kind not in PENALTIES:
-        raise InputError(f"penalty {kind!r} is not known; these are: {', '.join(PENALTIES)}")
-    if not beta > 0:
-        raise InputError(f"beta must be > 0, not {beta}")
-    return PENALTIES[kind][0](x, beta)
-
-
-def mac_weights(model: nn.Module, example: Any) -> dict[str, float]:
-    """MACs that one element of each activation map costs when it is not zero, on average over the map.
-
-    Found by one pass in which every map starts a graph of its own: the gradient of (sum over convolution and linear
-    inputs of element times MACs an element) with respect to a map counts its direct readers, through pooling,
-    concatenation and addition, and nothing beyond the next convolution. Maps that nothing reads get 0.
-    """
-    leaves: dict[str, Tensor] = {}
-    costs: list[Tensor] = []
-
-    def activation(site: Site, y: Tensor) -> Tensor | None:
-        if not site.sparse or not y.is_floating_point():
-            return None
-        leaf = torch.ones_like(y).requires_grad_()
-        leaves[site.name] = leaf
-        return leaf
-
-    def compute(site: Site, call: ComputeCall) -> None:
-        if not call.input.requires_grad or not call.input.numel():
-            return
-        ones = ComputeCall(
-            torch.ones_like(call.input[:1]),
-            call.weight,
-            call.stride,
-            call.padding,
-            call.dilation,
-            call.output_padding,
-            call.groups,
-            call.transposed,
-        )
-        inside = count_macs(ones)[2]
-        costs.append(call.input.sum() * (inside / call.input[:1].numel()))
-
-    was = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with ActivationTap(model, activation, compute), torch.enable_grad():
-            run_model(model, example)
-        if not costs:
-            return dict.fromkeys(leaves, 0.0)
-        wanted = list(leaves.values())
-        grads = torch.autograd.grad(
-            torch.stack([c for c in costs if c.requires_grad]).sum(), wanted, allow_unused=True
-        )
-    finally:
-        for m, training in was.items():
-            m.training = training
-    return {n: 0.0 if gr is None else float(gr.mean()) for n, gr in zip(leaves, grads, strict=True)}
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        r, bs = ctx.saved_tensors
+        factor = (grads[0] * (1 + ctx.b) / r.numel()).to(r.dtype)
+        return torch.mul(r, r).div_(bs).mul_(factor), None, None
 
 
 class ActivationPenalty:
-    """The sum over activation maps of alpha_l times a penalty, per image: add it to the loss of your own loop.
+    """The penalty on the activation maps of the model's last forward pass; add it to your loss.
 
-    ``penalty()`` after a forward pass in training mode gives a scalar with gradient (0 where no map was seen) and
-    forgets the maps. Every use of a shared ReLU counts as a map of its own. Under DistributedDataParallel give the
-    inner module; the mean over processes of the penalties is that of the global batch, as for any mean loss.
+        penalty = ActivationPenalty(model, alpha=0.3, example=x)
+        loss = criterion(model(x), y) + penalty()
+
+    With phi and weights w_l as chosen, penalty() = alpha * sum_l w_l * mean over map l of phi(x).
 
     Args:
-        model: any ``nn.Module``; its ReLUs, module, functional or in place, are found as it runs.
-        kind: ``l1`` (the paper's), ``tl1``, ``log`` or ``hoyer``, see :data:`PENALTIES`.
-        alpha: weight; a number for all maps, or a mapping from site name to number (others get 0).
-        beta: shape of ``tl1`` and ``log``, relative to each map's mean non-zero magnitude.
-        weighting: ``uniform``: each map counts as it is (the paper); ``macs``: each element counts by the MACs that it
-            costs when it is not zero, as a share of the network's MACs, so the penalty is near alpha times the share
-            of MACs that are effective (needs ``example``, or the first batch is used).
-        layers, ignore: which maps (:mod:`actzip.activations`).
-        example: an input, for ``weighting="macs"``.
+        model: any module; nothing of it changes, its ReLUs are watched (see :mod:`actzip.activations`).
+        kind: ``l1``: |x| (Georgiadis, CVPR 2019, equation 3); ``tl1``: (1 + b)|x| / (b + |x|) (arXiv:2405.19652);
+            ``log``: log(1 + |x| / b) / log(1 + 1 / b); ``hoyer``: (sum |x|)^2 / sum x^2, per sample and map, over the
+            map's size (Kurtz et al., ICML 2020).
+        alpha: strength. A number, or a number a site name (then only those sites are penalised). May be set at any
+            time (``penalty.alpha = ...``). 0 switches the penalty off, its statistics stay.
+        weighting: w_l. ``macs``: the share of the network's MACs that non-zeros of map l cost (needs ``example``);
+            ``elements``: the share of elements; ``uniform``: 1 / number of maps; ``paper``: the number of elements a
+            sample, so that alpha_l multiplies the plain norm, as in the paper.
+        beta: b of ``tl1`` and ``log``, in units of the channel's scale.
+        normalise: divide each channel by its scale, the running mean of its positive values (a constant for the
+            gradient), before phi, so that shrinking a map is no way out. Default: for ``tl1`` and ``log``.
+        example: an input of the model, for ``weighting="macs"`` and to know the sites at once.
+        layers, ignore: which sites (see :mod:`actzip.activations`); default: all ReLU-like ones.
+        min_share: with ``weighting="macs"``, maps of a smaller share are left alone (they cost time and gain nothing).
+        stats_every: densities and scales are renewed at every n-th training pass.
+        dead_after: a map that is all zero in so many counted passes in a row is dead: warned of, no longer penalised.
 
     Attributes:
-        density: site name -> density in the last forward pass.
-        dead: names of maps that were all zero for ``patience`` passes; they are warned about and no longer penalised.
+        densities: running density of each penalised map; ``dead`` the names of dead ones; ``unsuitable`` the
+            activations of the model that have no zeros (SiLU, GELU ...), by name, with their kind.
+
+    Distributed training: scales and densities are averaged over all processes, and terms are means over samples, so
+    that the gradients which DistributedDataParallel averages are those of one process with the whole batch.
 
     Raises:
-        InputError: unknown kind or weighting, negative alpha.
-        LayerError: an alpha is given for a name that the model does not have (after the first pass).
+        InputError: an unknown kind or weighting, a negative or non-finite alpha, ``macs`` without example.
+        LayerError: a name in ``layers``, ``ignore`` or ``alpha`` that the model does not have.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        kind: str = "l1",
+        kind: str = "tl1",
+        alpha: float | Mapping[str, float] = 1.0,
         *,
-        alpha: float | Mapping[str, float] = 1e-6,
-        beta: float = 1.0,
-        weighting: str = "uniform",
+        weighting: str | None = None,
+        beta: float = 0.5,
+        normalise: bool | None = None,
+        example: Any = None,
         layers: Selector | Iterable[Selector] | None = None,
         ignore: Selector | Iterable[Selector] | None = None,
-        example: Any = None,
-        patience: int = 20,
+        min_share: float = 0.003,
+        stats_every: int = 8,
+        dead_after: int = 3,
     ) -> None:
-        if kind not in PENALTIES:
-            raise InputError(f"penalty {kind!r} is not known; these are: {', '.join(PENALTIES)}")
-        if weighting not in ("uniform", "macs"):
-            raise InputError(f"weighting must be 'uniform' or 'macs', not {weighting!r}")
-        values = alpha.values() if isinstance(alpha, Mapping) else [alpha]
-        if any(not (0 <= a < math.inf) for a in values):
-            raise InputError(f"alpha must be finite and >= 0, not {alpha}")
+        if kind not in KINDS:
+            raise InputError(f"penalty must be one of {', '.join(KINDS)}, not {kind!r}")
+        if weighting is None:
+            weighting = "macs" if example is not None else "elements"
+        if weighting not in WEIGHTINGS:
+            raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+        if weighting == "macs" and example is None:
+            raise InputError("weighting='macs' needs example=, an input of the model")
         if not beta > 0:
-            raise InputError(f"beta must be > 0, not {beta}")
+            raise InputError(f"beta must be positive, not {beta}")
+        if isinstance(alpha, Mapping):
+            if layers is None:
+                layers = list(alpha)
+            self._per_site: dict[str, float] | None = {k: _strength(v) for k, v in alpha.items()}
+            self._alpha = 1.0
+        else:
+            self._per_site = None
+            self._alpha = _strength(alpha)
         self.model = model
         self.kind = kind
-        self.alpha: float | Mapping[str, float] = alpha
-        self.beta = beta
         self.weighting = weighting
-        self.patience = patience
-        self.weights: dict[str, float] | None = None
-        self.density: dict[str, float] = {}
-        self.dead: list[str] = []
-        self.not_sparse: list[str] = []
-        self._empty: dict[str, int] = {}
-        self._terms: list[Tensor] = []
-        self._checked = False
-        if weighting == "macs" and example is not None:
-            self._weigh(example)
+        self.beta = float(beta)
+        self.normalise = kind in ("tl1", "log") if normalise is None else normalise
+        self.stats_every = max(1, stats_every)
+        self.dead_after = dead_after
+        self.densities: dict[str, float] = {}
+        self.dead: set[str] = set()
+        self.unsuitable: dict[str, str] = {}
+        self._zero_passes: dict[str, int] = {}
+        self._scales: dict[str, Tensor] = {}
+        self._sizes: dict[str, int] = {}
+        self._shares: dict[str, float] | None = None
+        self._terms: dict[str, list[Tensor]] = {}
+        self._passes = 0
+        self._counted: dict[str, int] = {}
+        self._first_site: str | None = None
+        self._last: float = 0.0
+        if example is not None:
+            from actzip.activations import find_sites
+
+            sites, _ = find_sites(model, example, layers=layers, ignore=ignore)
+            for site in sites:
+                if not site.sparse:
+                    self.unsuitable[site.name] = site.kind
+            if self.unsuitable:
+                names = ", ".join(f"{n} ({k})" for n, k in list(self.unsuitable.items())[:6])
+                more = f" and {len(self.unsuitable) - 6} more" if len(self.unsuitable) > 6 else ""
+                warnings.warn(
+                    f"these layers cannot become sparse: {names}{more}", ActzipWarning, stacklevel=2
+                )
+            if not any(s.sparse for s in sites):
+                warnings.warn(
+                    "the model has no ReLU among the chosen layers: there is nothing to penalise",
+                    ActzipWarning,
+                    stacklevel=2,
+                )
+            if weighting == "macs":
+                costs = map_costs(model, example)
+                self._shares = {
+                    s.name: costs[s.name].share
+                    for s in sites
+                    if s.sparse and s.name in costs and costs[s.name].share >= min_share
+                }
         self._tap = ActivationTap(model, self._see, layers=layers, ignore=ignore).attach()
-        self._handle = model.register_forward_pre_hook(self._start, with_kwargs=True)
+
+    # -- strength
+
+    @property
+    def alpha(self) -> float:
+        """Strength that multiplies everything (on top of strengths given per site)."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = _strength(value)
+
+    @property
+    def last(self) -> float:
+        """The value of the last call, without its gradient."""
+        return self._last
+
+    # -- watching
+
+    def _weight(self, name: str) -> float:
+        if name in self.dead:
+            return 0.0
+        own = 1.0 if self._per_site is None else self._per_site.get(name, 0.0)
+        if self._shares is not None:
+            return own * self._shares.get(name, 0.0)
+        return own
+
+    def _see(self, site: Site, y: Tensor) -> None:
+        if not site.sparse:
+            self.unsuitable.setdefault(site.name, site.kind)
+            return
+        if not torch.is_grad_enabled() or not self.model.training or y.dim() < 2 or y.numel() == 0:
+            return
+        if self._shares is not None and site.name not in self._shares:
+            return
+        name = site.name
+        self._sizes[name] = y.numel() // int(y.shape[0])
+        count = self._counted.get(name, 0)
+        self._counted[name] = count + 1
+        if count % self.stats_every == 0:
+            self._count(name, y.detach())
+        weight = self._weight(name)
+        if weight > 0 and self._alpha > 0 and y.requires_grad:
+            self._terms.setdefault(name, []).append(self._term(name, y))
+
+    def _count(self, name: str, y: Tensor) -> None:
+        dims = [d for d in range(y.dim()) if d != 1]
+        total = y.sum(dims, dtype=torch.float32)
+        nonzero = (y != 0).sum(dims).to(torch.float32)
+        packed = torch.cat([total, nonzero, torch.tensor([float(y.numel())], device=y.device)])
+        if _distributed():
+            dist.all_reduce(packed)
+        channels = total.numel()
+        total, nonzero, elements = packed[:channels], packed[channels:-1], float(packed[-1])
+        density = float(nonzero.sum()) / elements
+        old = self.densities.get(name)
+        self.densities[name] = density if old is None else 0.7 * old + 0.3 * density
+        if density == 0:
+            self.densities[name] = 0.0
+            self._zero_passes[name] = self._zero_passes.get(name, 0) + 1
+            if self._zero_passes[name] >= self.dead_after and name not in self.dead:
+                self.dead.add(name)
+                warnings.warn(
+                    f"activation map {name!r} is all zero: it died, and is no longer penalised",
+                    ActzipWarning,
+                    stacklevel=2,
+                )
+        else:
+            self._zero_passes[name] = 0
+        if self.normalise:
+            scale = total / nonzero.clamp(min=1)
+            known = self._scales.get(name)
+            # channels without a positive value keep what they had; the smallest scale is tied to the map's mean
+            floor = 0.01 * float(total.sum()) / max(1.0, float(nonzero.sum())) + 1e-12
+            scale = scale.clamp(min=floor)
+            self._scales[name] = (
+                scale if known is None else torch.where(nonzero > 0, 0.8 * known + 0.2 * scale, known)
+            )
+
+    def _term(self, name: str, y: Tensor) -> Tensor:
+        if self.kind == "hoyer":
+            flat = y.flatten(1).float()
+            top, bottom = flat.abs().sum(1).square(), flat.square().sum(1)
+            return (top / bottom.clamp(min=1e-20)).mean() / flat.shape[1]
+        scale: Tensor | float = 1.0
+        if self.normalise:
+            scale = self._scales[name].to(y.dtype).reshape(1, -1, *([1] * (y.dim() - 2)))
+        if self.kind == "l1":
+            x = y / scale if self.normalise else y
+            return x.abs().mean(dtype=torch.float32)
+        if self.kind == "tl1":
+            bs = self.beta * scale if isinstance(scale, Tensor) else torch.tensor(self.beta, dtype=y.dtype)
+            return _TransformedL1.apply(y, bs, self.beta)  # type: ignore[no-any-return, no-untyped-call]
+        x = y / scale if self.normalise else y
+        return torch.log1p(x.abs() / self.beta).mean(dtype=torch.float32) / _log1p(1 / self.beta)
+
+    # -- the value
+
+    def __call__(self) -> Tensor:
+        """The penalty of the forward passes since the last call (their mean), as a scalar with a gradient.
+
+        A plain zero where nothing was penalised: no pass in training mode with gradients, alpha 0, no ReLU.
+        """
+        terms, self._terms = self._terms, {}
+        if not terms:
+            self._last = 0.0
+            device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+            return torch.zeros((), device=device)
+        if self.weighting == "elements":
+            whole = sum(self._sizes.values())
+            norm = {n: self._sizes[n] / whole for n in terms}
+        elif self.weighting == "uniform":
+            norm = {n: 1 / len(self._sizes) for n in terms}
+        elif self.weighting == "paper":
+            norm = {n: float(self._sizes[n]) for n in terms}
+        else:
+            norm = dict.fromkeys(terms, 1.0)
+        total = sum(norm[n] * self._weight(n) * torch.stack(t).mean() for n, t in terms.items())
+        value = self._alpha * total
+        assert isinstance(value, Tensor)
+        self._last = float(value.detach())
+        return value
+
+    def discard(self) -> None:
+        """Forget the passes since the last call (after a skipped step)."""
+        self._terms = {}
 
     def detach(self) -> None:
-        """Leaves the model as it was."""
+        """Stop watching; the model is as it was before."""
         self._tap.detach()
-        self._handle.remove()
-        self._terms = []
 
     def __enter__(self) -> ActivationPenalty:
         return self
@@ -208,89 +293,39 @@ class ActivationPenalty:
     def __exit__(self, *exc: object) -> None:
         self.detach()
 
-    def _weigh(self, example: Any) -> None:
-        costs = mac_weights(self.model, example)
-        first = example[0] if isinstance(example, (tuple, list)) else example
-        if isinstance(first, dict):
-            first = next(iter(first.values()))
-        totals = {"macs": 0}
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: alpha, running scales and densities, dead maps."""
+        return {
+            "alpha": self._alpha,
+            "scales": dict(self._scales),
+            "densities": dict(self.densities),
+            "dead": sorted(self.dead),
+            "counted": dict(self._counted),
+            "zero_passes": dict(self._zero_passes),
+        }
 
-        def count(site: Site, call: ComputeCall) -> None:
-            totals["macs"] += count_macs(call)[0]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        self._alpha = float(state["alpha"])
+        self._scales = dict(state["scales"])
+        self.densities = dict(state["densities"])
+        self.dead = set(state["dead"])
+        self._counted = dict(state["counted"])
+        self._zero_passes = dict(state["zero_passes"])
 
-        was = {m: m.training for m in self.model.modules()}
-        self.model.eval()
-        try:
-            with ActivationTap(self.model, compute=count), torch.no_grad():
-                run_model(self.model, example)
-        finally:
-            for m, training in was.items():
-                m.training = training
-        per_image = totals["macs"] / max(1, int(first.shape[0]))
-        self.weights = {n: c / per_image for n, c in costs.items()} if per_image else costs
 
-    def _start(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module.training and torch.is_grad_enabled():
-            self._terms = []
-            if self.weighting == "macs" and self.weights is None:
-                first = (
-                    kwargs
-                    if kwargs
-                    else tuple(a[:1] if isinstance(a, Tensor) and a.dim() else a for a in args)
-                )
-                self._handle.remove()
-                self._tap.detach()
-                try:
-                    self._weigh(first)
-                finally:
-                    self._tap.attach()
-                    self._handle = self.model.register_forward_pre_hook(self._start, with_kwargs=True)
+def _strength(value: float) -> float:
+    value = float(value)
+    if not 0 <= value < float("inf"):
+        raise InputError(f"alpha must be finite and >= 0, not {value}")
+    return value
 
-    def _see(self, site: Site, y: Tensor) -> None:
-        if not site.sparse:
-            if site.name not in self.not_sparse:
-                self.not_sparse.append(site.name)
-            return
-        if not torch.is_grad_enabled() or not self.model.training or y.dim() < 1 or not y.numel():
-            return
-        alpha = self.alpha.get(site.name, 0.0) if isinstance(self.alpha, Mapping) else self.alpha
-        density = float(torch.count_nonzero(y.detach())) / y.numel()
-        self.density[site.name] = density
-        if density == 0:
-            self._empty[site.name] = self._empty.get(site.name, 0) + 1
-            if self._empty[site.name] == self.patience:
-                self.dead.append(site.name)
-                warnings.warn(
-                    f"activation map {site.name!r} was all zero in {self.patience} batches in a row; its penalty stops",
-                    ActzipWarning,
-                    stacklevel=2,
-                )
-        else:
-            self._empty[site.name] = 0
-        weight = 1.0 if self.weights is None else self.weights.get(site.name, 0.0)
-        if alpha == 0 or weight == 0 or site.name in self.dead:
-            return
-        value = penalty_value(self.kind, y.float(), self.beta) / y.shape[0]
-        self._terms.append(value * (alpha * weight))
 
-    def __call__(self) -> Tensor:
-        """The penalty of the last forward pass, a float32 scalar."""
-        if not self._checked and self._tap.sites:
-            self._checked = True
-            if isinstance(self.alpha, Mapping):
-                unknown = sorted(set(self.alpha) - set(self._tap.sites))
-                if unknown:
-                    have = ", ".join(self._tap.sites)
-                    raise LayerError(f"alpha is given for {', '.join(unknown)}; the model has {have}")
-            if self.not_sparse:
-                names = ", ".join(self.not_sparse[:5]) + (" ..." if len(self.not_sparse) > 5 else "")
-                warnings.warn(
-                    f"{len(self.not_sparse)} activations have no exact zeros and cannot become sparse: {names}",
-                    ActzipWarning,
-                    stacklevel=2,
-                )
-        terms, self._terms = self._terms, []
-        if not terms:
-            first = next(self.model.parameters(), None)
-            return torch.zeros((), device=first.device if first is not None else None)
-        return torch.stack(terms).sum()
+def _log1p(x: float) -> float:
+    import math
+
+    return math.log1p(x)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,13 +1,15 @@
-"""Fine-tuning with a penalty: one loop, deterministic from (seed, epoch), resumable after any epoch."""
+"""Fine-tuning with a penalty on activation maps: one loop, its order a function of seed and epoch, resumable."""
 
 from __future__ import annotations
 
 import copy
 import math
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,295 +17,664 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Site, count_macs
-from actzip.errors import DataError, InputError, TrainingError
+from actzip.activations import set_thresholds, without_thresholds
+from actzip.errors import ActzipWarning, DataError, InputError, TrainingError
 from actzip.files import write_with
+from actzip.sparsify.config import SparsifyConfig
+from actzip.sparsify.costs import check_labels, measure
+from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import ActivationPenalty
 
-__all__ = ["EpochResult", "Evaluation", "FitOptions", "evaluate", "fit", "seed_everything"]
+__all__ = ["EpochResult", "SparsifyResult", "sparsify", "sparsify_result"]
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a pass over labelled data says: accuracy in [0, 1], mean loss, density of the ReLU maps, exact MACs."""
-
-    accuracy: float
-    loss: float
-    density: float
-    macs: int
-    effective_macs: int
-    images: int
-    layer_density: dict[str, float]
-
-    @property
-    def theoretical_speedup(self) -> float:
-        """MACs / effective MACs of all convolution and linear layers."""
-        return self.macs / self.effective_macs if self.effective_macs else math.inf
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    was = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for m, training in was.items():
-            m.training = training
-
-
-def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], *, macs: bool = True) -> Evaluation:
-    """Accuracy, density and exact effective MACs of ``model`` over ``loader`` (eval mode, no gradient).
-
-    Args:
-        macs: count densities and effective MACs too; False is quicker and gives zeros there.
-
-    Raises:
-        DataError: the loader is empty.
-        InputError: a label outside the model's classes.
-    """
-    counts = {"macs": 0, "effective": 0}
-    nonzeros: dict[str, list[int]] = {}
-
-    def activation(site: Site, y: Tensor) -> None:
-        if site.sparse:
-            entry = nonzeros.setdefault(site.name, [0, 0])
-            entry[0] += int(torch.count_nonzero(y))
-            entry[1] += y.numel()
-
-    def compute(site: Site, call: ComputeCall) -> None:
-        a, _, e = count_macs(call)
-        counts["macs"] += a
-        counts["effective"] += e
-
-    correct = images = 0
-    loss = 0.0
-    tap = ActivationTap(model, activation, compute) if macs else None
-    with _eval_mode(model), torch.no_grad():
-        if tap is not None:
-            tap.attach()
-        try:
-            for x, y in loader:
-                logits = model(x)
-                if logits.dim() != 2 or int(y.max()) >= logits.shape[1]:
-                    raise InputError(
-                        f"labels up to {int(y.max())} for an output of shape {tuple(logits.shape)}"
-                    )
-                correct += int((logits.argmax(1) == y).sum())
-                loss += float(F.cross_entropy(logits.float(), y, reduction="sum"))
-                images += len(y)
-        finally:
-            if tap is not None:
-                tap.detach()
-    if images == 0:
-        raise DataError("the loader gave no batch to evaluate on")
-    total = sum(e[1] for e in nonzeros.values())
-    return Evaluation(
-        correct / images,
-        loss / images,
-        sum(e[0] for e in nonzeros.values()) / total if total else 1.0,
-        counts["macs"] // images,
-        counts["effective"] // images,
-        images,
-        {n: e[0] / e[1] for n, e in nonzeros.items()},
-    )
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to train. ``schedule``: ``cosine`` (to 0), ``onecycle`` or ``constant``; warm-up in epochs."""
-
-    epochs: int
-    lr: float = 0.01
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    distill: float = 0.0
-    temperature: float = 4.0
-    precision: str = "float32"
-    ramp: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InputError(f"epochs must be at least 1, not {self.epochs}")
-        if self.optimizer not in ("sgd", "adam", "adamw"):
-            raise InputError(f"optimizer must be sgd, adam or adamw, not {self.optimizer!r}")
-        if self.schedule not in ("cosine", "onecycle", "constant"):
-            raise InputError(f"schedule must be cosine, onecycle or constant, not {self.schedule!r}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise InputError(f"precision must be float32 or bfloat16, not {self.precision!r}")
-        if not 0 <= self.distill <= 1:
-            raise InputError(f"distill must be between 0 and 1, not {self.distill}")
+Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass
 class EpochResult:
-    """One epoch: mean task loss and penalty over its batches, validation figures, seconds."""
+    """One epoch: means over its batches, and validation figures (None without validation data)."""
 
     epoch: int
     loss: float
     penalty: float
+    alpha: float
     seconds: float
-    validation: dict[str, float] = field(default_factory=dict)
-    alpha_scale: float = 1.0
+    accuracy: float | None = None
+    validation_loss: float | None = None
+    density: float | None = None
+    theoretical_speedup: float | None = None
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds torch's generator; data order has its own (:class:`actzip.data.Loader`)."""
-    torch.manual_seed(seed)
+@dataclass
+class SparsifyResult:
+    """What a sparsification did.
+
+    Attributes:
+        history: one entry an epoch.
+        checks: ``alpha="auto"``: one entry a check: step, alpha, accuracy, theoretical_speedup.
+        alpha: the last strength.
+        floor: the lowest validation accuracy allowed (``auto``), and ``floor_met``.
+        dead: maps that died.
+        unsuitable: activations that cannot become sparse, by name, with their kind.
+    """
+
+    history: list[EpochResult] = field(default_factory=list)
+    checks: list[dict[str, float]] = field(default_factory=list)
+    alpha: float = 0.0
+    floor: float | None = None
+    floor_met: bool = True
+    dead: list[str] = field(default_factory=list)
+    unsuitable: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
 
 
-def _optimizer(model: nn.Module, o: FitOptions) -> torch.optim.Optimizer:
-    decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": o.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
-    if not groups:
-        raise InputError("the model has no parameter to train")
-    if o.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.momentum > 0)
-    cls = torch.optim.Adam if o.optimizer == "adam" else torch.optim.AdamW
-    return cls(groups, lr=o.lr)
-
-
-def _factor(step: int, total: int, per_epoch: int, o: FitOptions) -> float:
-    """Learning rate at ``step`` as a share of ``o.lr``."""
-    warm = o.warmup * per_epoch
-    if o.schedule == "onecycle":
-        warm = max(warm, 0.3 * total)
-    if step < warm:
-        return (step + 1) / warm
-    if o.schedule == "constant":
-        return 1.0
-    done = (step - warm) / max(1, total - warm)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def fit(
-    model: nn.Module,
-    train: Any,
-    val: Iterable[tuple[Tensor, Tensor]] | None,
-    options: FitOptions,
-    *,
-    penalty: ActivationPenalty | None = None,
-    teacher: nn.Module | None = None,
-    checkpoint: Path | None = None,
-    seed: int = 0,
-    on_epoch: Callable[[EpochResult], None] | None = None,
-    on_step: Callable[[int, int, float, float], None] | None = None,
-) -> list[EpochResult]:
-    """Trains ``model`` in place; with ``checkpoint`` it goes on where an earlier, killed run stopped.
-
-    Args:
-        train: a :class:`actzip.data.Loader` (its ``at(epoch)`` gives each epoch's order), or any iterable that can
-            be iterated once an epoch.
-        val: labelled batches, looked at after each epoch; None for none.
-        penalty: added to the loss; its alpha is ramped up linearly over the first ``options.ramp`` of all steps.
-        teacher: distillation: the loss is (1 - distill) * task + distill * KL to the teacher's outputs; with
-            ``distill=1`` labels are not used.
-        checkpoint: written after each epoch (whole or not at all) and read at the start where it exists.
-        on_step: called with (epoch, step, loss, penalty).
-
-    Returns:
-        One result an epoch, those before a resume included.
+def sparsify_result(model: nn.Module) -> SparsifyResult:
+    """What :func:`sparsify` recorded of a model that it returned.
 
     Raises:
-        TrainingError: the loss is not finite; the message says at which step, the last checkpoint is kept.
-        DataError: the loader gives no batch.
+        InputError: the model does not come from :func:`sparsify`.
     """
-    optimizer = _optimizer(model, options)
-    results: list[EpochResult] = []
-    first = 0
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
+    result = model.__dict__.get("_actzip_sparsify")
+    if not isinstance(result, SparsifyResult):
+        raise InputError("this model does not come from actzip.sparsify")
+    return result
+
+
+def sparsify(
+    model: nn.Module,
+    train: Any,
+    val: Iterable[Any] | None = None,
+    recipe: SparsifyConfig | Mapping[str, Any] | None = None,
+    *,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | bool | None = None,
+    accelerator: Any = None,
+) -> nn.Module:
+    """A copy of ``model``, fine-tuned so that its activation maps are sparser: same class, same ``state_dict`` keys.
+
+    Args:
+        model: a trained classifier, ``(N, ...) -> (N, classes)``; it is not changed.
+        train: batches ``(x, y)`` (``x`` alone where ``distill=1``): an :class:`actzip.data.Loader`, a ``DataLoader``, or
+            anything that can be iterated once an epoch. Where it has ``at(epoch, start)`` or a sampler with
+            ``set_epoch``, order follows the epoch, so that a resumed run sees what it would have seen.
+        val: labelled batches, looked at after each epoch, and by ``alpha="auto"``.
+        recipe: :class:`SparsifyConfig`, or a mapping of its fields.
+        checkpoint_dir: a folder; ``last.pt`` in it is written after each epoch, whole or not at all, and a run that finds it
+            goes on from there.
+        progress: called with a dict at every step (``kind="step"``) and epoch (``kind="epoch"``): epoch, epochs, step,
+            steps, loss, penalty, alpha, density, accuracy, theoretical_speedup, seconds_left; True: a bar on the terminal.
+        accelerator: an ``accelerate.Accelerator``; made by itself under ``torchrun`` or ``accelerate launch``.
+
+    Returns:
+        The sparse model in eval mode; :func:`sparsify_result` gives its history, and learned thresholds are set on it.
+
+    Raises:
+        TrainingError: the loss is not finite: says at which step; the last checkpoint stays.
+        DataError: an empty loader.
+        InputError: labels outside the classes, a wrong setting, ``alpha="auto"`` without validation data.
+        LayerError: an unknown layer name.
+
+    Source: Georgiadis, CVPR 2019, section 3.1 (task loss + sum over layers of alpha_l times the norm of map l).
+    """
+    config = SparsifyConfig.of(recipe)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError("the model has no parameter to train")
+    if config.alpha == "auto" and val is None:
+        raise InputError("alpha='auto' needs validation data")
+    if progress is True:
+        from actzip.sparsify.bar import Bar
+
+        with Bar() as bar:
+            return _Run(model, train, val, config, checkpoint_dir, bar, accelerator).run()
+    return _Run(model, train, val, config, checkpoint_dir, progress or None, accelerator).run()
+
+
+def _copies(model: nn.Module, teacher: bool) -> tuple[nn.Module, nn.Module | None]:
+    with without_thresholds(model) as thresholds:
+        student = copy.deepcopy(model)
+        original = copy.deepcopy(model) if teacher else None
+    for made in (student, original):
+        if made is not None and thresholds:
+            set_thresholds(made, thresholds)
+    if original is not None:
+        original.eval().requires_grad_(requires_grad=False)
+    return student, original
+
+
+@contextmanager
+def _out_of_place(model: nn.Module) -> Iterator[None]:
+    """In-place ReLUs cost a copy while they are watched, so for the time of training they are ordinary ones."""
+    changed = [m for m in model.modules() if isinstance(m, (nn.ReLU, nn.ReLU6)) and m.inplace]
+    for m in changed:
+        m.inplace = False
+    try:
+        yield
+    finally:
+        for m in changed:
+            m.inplace = True
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Any,
+        val: Iterable[Any] | None,
+        config: SparsifyConfig,
+        checkpoint_dir: str | os.PathLike[str] | None,
+        progress: Progress | None,
+        accelerator: Any,
+    ) -> None:
+        self.config = config
+        self.original = model
+        self.val = val
+        self.progress = progress
+        self.accelerator = accelerator if accelerator is not None else _make_accelerator(config)
+        self.device = self.accelerator.device if self.accelerator is not None else _device(model)
+        self.main = self.accelerator is None or bool(self.accelerator.is_main_process)
+        self.checkpoint: Path | None = None
+        if checkpoint_dir is not None:
+            folder = Path(checkpoint_dir)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"cannot make the checkpoint folder {folder}: {error.strerror}") from error
+            self.checkpoint = folder / "last.pt"
+        self.student, self.teacher = _copies(model, config.distill > 0)
+        self.student.to(self.device)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+        if config.channels_last:
+            self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train = self._shard(train)
+        self.result = SparsifyResult()
+        self.best: dict[str, Any] | None = None
+        self.ema: dict[str, Tensor] = {}
+
+    def _shard(self, train: Any) -> Any:
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return train
+        from actzip.data import Loader
+
+        if isinstance(train, Loader):
+            sharded = copy.copy(train)
+            sharded.shard = (self.accelerator.process_index, self.accelerator.num_processes)
+            return sharded
+        return self.accelerator.prepare_data_loader(train)
+
+    # -- the parts
+
+    def _optimizer(self, learned: LearnedThresholds | None) -> torch.optim.Optimizer:
+        c = self.config
+        matrices = [p for p in self.student.parameters() if p.requires_grad and p.dim() > 1]
+        vectors = [p for p in self.student.parameters() if p.requires_grad and p.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": c.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        if learned is not None:
+            groups.append({"params": learned.parameters(), "weight_decay": 0.0})
+        groups = [g for g in groups if g["params"]]
+        if c.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
+        made = torch.optim.Adam if c.optimizer == "adam" else torch.optim.AdamW
+        return made(groups, lr=c.lr)
+
+    def _rate(self, step: int, total: int, per_epoch: int) -> float:
+        c = self.config
+        warm = c.warmup * per_epoch
+        if c.schedule == "onecycle":
+            warm = max(warm, 0.3 * total)
+        if step < warm:
+            return (step + 1) / warm
+        if c.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, total - warm))))
+
+    def _loss(self, out: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        c = self.config
+        hard = None
+        if c.distill < 1 or self.teacher is None:
+            if y is None:
+                raise InputError("the training data has no labels; distill=1 learns from the original alone")
+            hard = F.cross_entropy(out.float(), y, label_smoothing=c.label_smoothing)
+            if self.teacher is None:
+                return hard
+        assert self.teacher is not None
+        with torch.no_grad():
+            target = self.teacher(x).float()
+        t = c.temperature
+        soft = (
+            t
+            * t
+            * F.kl_div(
+                F.log_softmax(out.float() / t, 1),
+                F.log_softmax(target / t, 1),
+                reduction="batchmean",
+                log_target=True,
+            )
+        )
+        return soft if hard is None else (1 - c.distill) * hard + c.distill * soft
+
+    def _batches(self, epoch: int) -> Any:
+        train = self.train
+        if hasattr(train, "at"):
+            return train.at(epoch)
+        holders: tuple[Any, ...] = (train, getattr(train, "sampler", None))
+        for holder in holders:
+            if hasattr(holder, "set_epoch"):
+                holder.set_epoch(epoch)
+                return train
+        torch.manual_seed(
+            self.config.seed * 1_000_003 + epoch
+        )  # a shuffling DataLoader draws its order from here
+        return train
+
+    # -- the run
+
+    def run(self) -> nn.Module:
+        c = self.config
+        torch.manual_seed(c.seed)
+        first = next(iter(self._batches(0)), None)
+        if first is None:
+            raise DataError("the training data has no batch")
+        x0, y0 = _unpack(first)
+        x0 = x0[:2].to(self.device)
+        with torch.no_grad(), _evaluating(self.student):
+            out = self.student(x0)
+        if y0 is not None and c.distill < 1:
+            check_labels(out, y0[:2].to(self.device))
+        with _out_of_place(self.student):
+            off = c.alpha == 0
+            penalty = ActivationPenalty(
+                self.student,
+                c.penalty,
+                alpha=0.0 if off or c.alpha == "auto" else c.alpha,  # type: ignore[arg-type]
+                weighting=c.weighting,
+                beta=c.beta,
+                normalise=c.normalise,
+                example=x0,
+                layers=c.layers,
+                ignore=c.ignore,
+            )
+            learned = (
+                LearnedThresholds(self.student, x0, per=c.learned_per, layers=c.layers, ignore=c.ignore)
+                if c.thresholds == "learned"
+                else None
+            )
+            try:
+                self._train(penalty, learned)
+            finally:
+                penalty.detach()
+                if learned is not None:
+                    learned.detach()
+        self.result.dead = sorted(penalty.dead)
+        self.result.unsuitable = dict(penalty.unsuitable)
+        if self.best is not None:
+            self.student.load_state_dict(self.best["model"])
+            if learned is not None and self.best.get("learned"):
+                learned.load(self.best["learned"])
+        elif self.ema:
+            self.student.load_state_dict(self.ema)
+        if learned is not None:
+            set_thresholds(self.student, learned.values())
+        self.student.__dict__["_actzip_sparsify"] = self.result
+        return self.student.eval()
+
+    def _train(self, penalty: ActivationPenalty, learned: LearnedThresholds | None) -> None:
+        c, result = self.config, self.result
+        optimizer = self._optimizer(learned)
+        network: nn.Module = self.student
+        if self.accelerator is not None:
+            network, optimizer = self.accelerator.prepare(self.student, optimizer)
+        auto = _Auto(self, penalty) if c.alpha == "auto" else None
+        start = self._resume(optimizer, penalty, learned, auto)
+        if auto is not None and start == 0:
+            auto.begin()
+        if c.ema and not self.ema:
+            self.ema = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
+        strength = 1.0 if isinstance(c.alpha, Mapping) else (c.alpha if not isinstance(c.alpha, str) else 0.0)
+        clock = time.perf_counter()
+        done_here = 0
+        for epoch in range(start, c.epochs):
+            batches = self._batches(epoch)
+            per_epoch = len(batches) if hasattr(batches, "__len__") else 0
+            total = max(1, per_epoch * c.epochs)
+            network.train()
+            began = time.perf_counter()
+            loss_sum = penalty_sum = 0.0
+            seen = waiting = 0
+            for i, batch in enumerate(batches):
+                step = epoch * per_epoch + i
+                x, y = _unpack(batch)
+                x = x.to(self.device)
+                y = y.to(self.device) if y is not None else None
+                if c.channels_last and x.dim() == 4:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                if per_epoch:
+                    for group in optimizer.param_groups:
+                        group["lr"] = c.lr * self._rate(step, total, per_epoch)
+                ramp = min(1.0, (step + 1) / (c.ramp * total)) if c.ramp > 0 and per_epoch else 1.0
+                penalty.alpha = auto.alpha if auto is not None else strength * ramp
+                last_of_step = (i + 1) % c.accumulate == 0 or i + 1 == per_epoch
+                sync = (
+                    self.accelerator.no_sync(network)
+                    if self.accelerator is not None and not last_of_step
+                    else nullcontext()
+                )
+                with sync:
+                    with self._autocast():
+                        out = network(x)
+                        if (seen == 0 and y is not None and c.distill < 1) or (
+                            y is not None
+                            and c.distill < 1
+                            and out.dim() == 2
+                            and int(y.max()) >= out.shape[1]
+                        ):
+                            check_labels(out, y)
+                        task = self._loss(out, x, y)
+                    cost = penalty()
+                    if learned is not None:
+                        cost = cost + learned.penalty(penalty.alpha)
+                    loss = (task + cost) / c.accumulate
+                    value = float((task + cost).detach())
+                    if not math.isfinite(value):
+                        raise self._not_finite(value, epoch, i)
+                    if self.accelerator is not None:
+                        self.accelerator.backward(loss)
+                    else:
+                        loss.backward()  # type: ignore[no-untyped-call]
+                waiting += 1
+                if last_of_step:
+                    self._step(optimizer, network, learned)
+                    waiting = 0
+                seen += 1
+                done_here += 1
+                loss_sum += float(task.detach())
+                penalty_sum += float(cost.detach())
+                if auto is not None and per_epoch:
+                    auto.after(i, per_epoch, step, total)
+                if self.progress is not None and self.main:
+                    left = (
+                        (time.perf_counter() - clock) / done_here * (total - step - 1) if per_epoch else None
+                    )
+                    known = penalty.densities
+                    self.progress(
+                        {
+                            "kind": "step",
+                            "epoch": epoch + 1,
+                            "epochs": c.epochs,
+                            "step": i + 1,
+                            "steps": per_epoch,
+                            "loss": loss_sum / seen,
+                            "penalty": penalty_sum / seen,
+                            "alpha": penalty.alpha,
+                            "density": sum(known.values()) / len(known) if known else None,
+                            "accuracy": result.history[-1].accuracy if result.history else None,
+                            "theoretical_speedup": (
+                                result.history[-1].theoretical_speedup if result.history else None
+                            ),
+                            "seconds_left": left,
+                        }
+                    )
+            if waiting:
+                self._step(optimizer, network, learned)
+            if not seen:
+                raise DataError("the training data has no batch")
+            entry = EpochResult(
+                epoch + 1, loss_sum / seen, penalty_sum / seen, penalty.alpha, time.perf_counter() - began
+            )
+            if self.val is not None:
+                with self._averaged(), learned.applied() if learned is not None else nullcontext():
+                    m = measure(self.student, self.val)
+                entry.accuracy, entry.validation_loss = m.accuracy, m.loss
+                entry.density, entry.theoretical_speedup = m.density, m.theoretical_speedup
+            result.history.append(entry)
+            result.alpha = penalty.alpha
+            if auto is not None:
+                auto.epoch_end(epoch + 1 == c.epochs)
+            self._save(optimizer, penalty, learned, auto, epoch + 1)
+            if self.progress is not None and self.main:
+                left = (time.perf_counter() - clock) / (epoch + 1 - start) * (c.epochs - epoch - 1)
+                self.progress({"kind": "epoch", "epochs": c.epochs, "seconds_left": left, **asdict(entry)})
+        if auto is not None:
+            auto.finish()
+
+    def _autocast(self) -> Any:
+        if self.accelerator is not None:
+            return self.accelerator.autocast()
+        if self.config.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _step(self, optimizer: Any, network: nn.Module, learned: LearnedThresholds | None) -> None:
+        c = self.config
+        if c.clip > 0:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), c.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if learned is not None:
+            learned.clamp()
+        if self.ema:
+            with torch.no_grad():
+                for k, v in self.student.state_dict().items():
+                    if v.is_floating_point():
+                        self.ema[k].lerp_(v.detach(), 1 - c.ema)
+                    else:
+                        self.ema[k].copy_(v)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The student with its averaged weights, where there are any."""
+        if not self.ema:
+            yield
+            return
+        kept = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
+        self.student.load_state_dict(self.ema)
+        try:
+            yield
+        finally:
+            self.student.load_state_dict(kept)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that would be returned now."""
+        source = self.ema or self.student.state_dict()
+        return {k: v.detach().clone() for k, v in source.items()}
+
+    def _not_finite(self, value: float, epoch: int, i: int) -> TrainingError:
+        kept = ""
+        if self.checkpoint is not None:
+            kept = (
+                f"; the last good checkpoint (epoch {epoch}) is {self.checkpoint}"
+                if self.checkpoint.exists()
+                else "; there was no checkpoint yet"
+            )
+        return TrainingError(
+            f"the loss is {value} at epoch {epoch + 1}, step {i + 1}{kept}; a lower lr or alpha may help"
+        )
+
+    def _save(
+        self,
+        optimizer: Any,
+        penalty: ActivationPenalty,
+        learned: LearnedThresholds | None,
+        auto: _Auto | None,
+        epochs_done: int,
+    ) -> None:
+        if self.checkpoint is None or not self.main:
+            return
+        if not all(
+            bool(torch.isfinite(v).all()) for v in self.student.state_dict().values() if v.is_floating_point()
+        ):
+            raise TrainingError(
+                f"weights are not finite after epoch {epochs_done}; {self.checkpoint} keeps the epoch before"
+            )
+        state = {
+            "epochs_done": epochs_done,
+            "config": repr(self.config),
+            "model": self.student.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "penalty": penalty.state_dict(),
+            "learned": learned.state() if learned is not None else {},
+            "ema": self.ema,
+            "best": self.best,
+            "auto": auto.state() if auto is not None else {},
+            "rng": torch.get_rng_state(),
+            "history": [asdict(h) for h in self.result.history],
+            "checks": self.result.checks,
+            "floor": self.result.floor,
+        }
+        write_with(self.checkpoint, lambda f: torch.save(state, f))
+
+    def _resume(
+        self,
+        optimizer: Any,
+        penalty: ActivationPenalty,
+        learned: LearnedThresholds | None,
+        auto: _Auto | None,
+    ) -> int:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return 0
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DataError(
+                f"{self.checkpoint} is not a readable checkpoint: {error}; delete it to start anew"
+            ) from error
+        if state.get("config") != repr(self.config):
+            raise DataError(
+                f"{self.checkpoint} belongs to a run with other settings; use another folder, or delete it"
+            )
+        self.student.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        penalty.load_state_dict(state["penalty"])
+        if learned is not None:
+            learned.load(state["learned"])
+        if auto is not None:
+            auto.load(state["auto"])
+        self.ema, self.best = state["ema"], state["best"]
         torch.set_rng_state(state["rng"])
-        results = [EpochResult(**r) for r in state["results"]]
-        first = len(results)
-    else:
-        seed_everything(seed)
-    base = None if penalty is None else copy.copy(penalty.alpha)
-    for epoch in range(first, options.epochs):
-        loader = train.at(epoch) if hasattr(train, "at") else train
-        per_epoch = len(loader) if hasattr(loader, "__len__") else 0
-        total = max(1, per_epoch * options.epochs)
-        model.train()
-        started = time.perf_counter()
-        sums, batches = [0.0, 0.0], 0
-        for i, (x, y) in enumerate(loader):
-            step = epoch * per_epoch + i
-            factor = _factor(step, total, max(1, per_epoch), options) if per_epoch else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * factor
-            if penalty is not None and base is not None:
-                ramp = (
-                    min(1.0, (step + 1) / (options.ramp * total)) if options.ramp > 0 and per_epoch else 1.0
-                )
-                penalty.alpha = (
-                    {k: v * ramp for k, v in base.items()} if isinstance(base, dict) else float(base) * ramp
-                )  # type: ignore[arg-type]
-            with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
-                logits = model(x)
-                task = _loss(logits.float(), y, x, teacher, options)
-            cost = penalty() if penalty is not None else torch.zeros(())
-            loss = task + cost
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                kept = (
-                    f"; the checkpoint of epoch {epoch} is kept in {checkpoint}"
-                    if checkpoint and epoch
-                    else ""
-                )
-                raise TrainingError(f"the loss is {value} at epoch {epoch + 1}, step {i + 1}{kept}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            sums[0] += float(task.detach())
-            sums[1] += float(cost.detach())
-            batches += 1
-            if on_step is not None:
-                on_step(epoch, i, sums[0] / batches, sums[1] / batches)
-        if batches == 0:
-            raise DataError("the loader gave no batch to train on")
-        result = EpochResult(epoch, sums[0] / batches, sums[1] / batches, time.perf_counter() - started)
-        if val is not None:
-            e = evaluate(model, val)
-            result.validation = {
-                "accuracy": e.accuracy,
-                "loss": e.loss,
-                "density": e.density,
-                "theoretical_speedup": e.theoretical_speedup,
-            }
-        results.append(result)
-        if checkpoint is not None:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-                "results": [vars(r) for r in results],
-            }
-            write_with(checkpoint, lambda f, state=state: torch.save(state, f))  # type: ignore[misc]
-        if on_epoch is not None:
-            on_epoch(result)
-    if penalty is not None and base is not None:
-        penalty.alpha = base
-    return results
+        self.result.history = [EpochResult(**h) for h in state["history"]]
+        self.result.checks = state["checks"]
+        self.result.floor = state["floor"]
+        return int(state["epochs_done"])
 
 
-def _loss(logits: Tensor, y: Tensor, x: Tensor, teacher: nn.Module | None, o: FitOptions) -> Tensor:
-    if teacher is None or o.distill == 0:
-        return F.cross_entropy(logits, y, label_smoothing=o.label_smoothing)
-    with torch.no_grad():
-        target = teacher(x).float()
-    t = o.temperature
-    soft = F.kl_div(
-        F.log_softmax(logits / t, 1), F.log_softmax(target / t, 1), reduction="batchmean", log_target=True
+class _Auto:
+    """alpha="auto": raises alpha while validation accuracy is at or above the floor, lowers it where it is below."""
+
+    def __init__(self, run: _Run, penalty: ActivationPenalty) -> None:
+        self.run = run
+        self.penalty = penalty
+        self.alpha = run.config.alpha_start
+        self.fallback: tuple[float, dict[str, Any]] | None = None
+
+    def begin(self) -> None:
+        c, result = self.run.config, self.run.result
+        assert self.run.val is not None
+        m = measure(self.run.student, self.run.val, work=True, limit=c.check_samples or None)
+        if m.accuracy is None:
+            raise InputError("alpha='auto' needs labelled validation data")
+        result.floor = min(1.0, c.floor if c.floor is not None else m.accuracy + c.floor_margin)
+        self._consider(m.accuracy, m.theoretical_speedup, step=0)
+
+    def after(self, i: int, per_epoch: int, step: int, total: int) -> None:
+        checks = self.run.config.checks
+        if (i + 1) * checks // per_epoch > i * checks // per_epoch and i + 1 < per_epoch:
+            self._check(step + 1)
+
+    def epoch_end(self, last: bool) -> None:
+        self._check(len(self.run.result.history), epoch=True)
+
+    def _check(self, step: int, *, epoch: bool = False) -> None:
+        run, c = self.run, self.run.config
+        assert run.val is not None and run.result.floor is not None
+        with run._averaged():
+            m = measure(run.student, run.val, limit=c.check_samples or None)
+        assert m.accuracy is not None
+        self._consider(m.accuracy, m.theoretical_speedup, step=step)
+        ok = m.accuracy >= run.result.floor
+        self.alpha = self.alpha * c.alpha_step if ok else self.alpha / c.alpha_step
+        run.student.train()
+
+    def _consider(self, accuracy: float, speedup: float, step: int) -> None:
+        run = self.run
+        assert run.result.floor is not None
+        run.result.checks.append(
+            {"step": step, "alpha": self.alpha, "accuracy": accuracy, "theoretical_speedup": speedup}
+        )
+        if accuracy >= run.result.floor:
+            if run.best is None or speedup > run.best["theoretical_speedup"]:
+                run.best = {"model": run.weights(), "theoretical_speedup": speedup, "accuracy": accuracy}
+        elif run.best is None and (self.fallback is None or accuracy > self.fallback[0]):
+            self.fallback = (
+                accuracy,
+                {"model": run.weights(), "theoretical_speedup": speedup, "accuracy": accuracy},
+            )
+
+    def finish(self) -> None:
+        run = self.run
+        if run.best is None:
+            run.result.floor_met = False
+            assert self.fallback is not None
+            run.best = self.fallback[1]
+            warnings.warn(
+                f"no state of this run reached the floor: validation accuracy {run.result.floor:.4f} was asked for, the "
+                f"best found is {self.fallback[0]:.4f} (theoretical speed-up {run.best['theoretical_speedup']:.2f}), "
+                "which is what is returned",
+                ActzipWarning,
+                stacklevel=4,
+            )
+
+    def state(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "fallback": list(self.fallback) if self.fallback else None}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.alpha = float(state["alpha"])
+        kept = state["fallback"]
+        self.fallback = (kept[0], kept[1]) if kept else None
+
+
+def _unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        x = batch.get("x", batch.get("pixel_values", batch.get("image")))
+        y = batch.get("y", batch.get("labels", batch.get("label")))
+        if isinstance(x, Tensor):
+            return x, y
+    elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
+        return batch[0], batch[1] if len(batch) == 2 else None
+    raise InputError(f"a batch is x or (x, y) with tensors, not {type(batch).__name__}")
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    from actzip.activations import _eval_mode
+
+    with _eval_mode(model):
+        yield
+
+
+def _make_accelerator(config: SparsifyConfig) -> Any:
+    """An Accelerator where this process was launched as one of several, else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise InputError(
+            "WORLD_SIZE says that this is one of several processes; that needs the package 'accelerate'"
+        ) from error
+    return Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision="bf16" if config.precision == "bfloat16" else "no"
     )
-    if o.distill == 1:
-        return soft * t * t
-    hard = F.cross_entropy(logits, y, label_smoothing=o.label_smoothing)
-    return (1 - o.distill) * hard + o.distill * t * t * soft

@@ -1,0 +1,137 @@
+"""What a sparsification is told: plain values only, so that a recipe file can hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+from actzip.errors import InputError
+from actzip.sparsify.penalties import KINDS, WEIGHTINGS
+
+__all__ = ["SparsifyConfig"]
+
+
+@dataclass(frozen=True)
+class SparsifyConfig:
+    """How to sparsify. Every field has a default; wrong values raise InputError naming the field.
+
+    Training:
+        epochs, lr: passes over the training data, and the highest learning rate.
+        optimizer: ``sgd`` (Nesterov), ``adam`` or ``adamw``; ``momentum``, ``weight_decay`` (not on vectors).
+        schedule: ``cosine`` (to 0), ``onecycle`` (a rise over 30 %, then cosine) or ``constant``; ``warmup`` in epochs.
+        label_smoothing: of the task loss. ``clip``: largest gradient norm (0: no clipping).
+        accumulate: batches a step. ``precision``: ``float32`` or ``bfloat16`` (autocast).
+        ema: decay of the running mean of the weights, which is what is evaluated and returned (0: off).
+        distill: share of the loss that is the divergence from the original's outputs at ``temperature``; 1: labels are
+            not used and may be absent.
+        channels_last: train in that memory format.
+        seed: of torch's generator; the order of data is the loader's own.
+    Penalty (see :class:`~actzip.sparsify.ActivationPenalty`):
+        penalty: ``tl1``, ``l1``, ``log`` or ``hoyer``. ``alpha``: its strength; 0: none (the control); a mapping: a number a
+            site; ``auto``: see below. ``weighting``, ``beta``, ``normalise``, ``layers``, ``ignore``: likewise.
+        ramp: share of all steps over which alpha rises linearly to its value.
+        thresholds: ``none``; ``learned``: every penalised ReLU gets a trained threshold, one a ``learned_per``
+            (``channel`` or ``layer``).
+    alpha="auto" (one run; needs labelled validation data):
+        floor: lowest validation accuracy in [0, 1]; None: the original's, plus ``floor_margin``.
+        alpha_start, alpha_step: where alpha begins, and the factor by which a check raises or lowers it.
+        checks: checks an epoch. ``check_samples``: at most so many validation samples a check (0: all).
+    """
+
+    epochs: int = 5
+    lr: float = 0.01
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    clip: float = 0.0
+    accumulate: int = 1
+    precision: str = "float32"
+    ema: float = 0.0
+    distill: float = 0.0
+    temperature: float = 4.0
+    channels_last: bool = False
+    seed: int = 0
+    penalty: str = "tl1"
+    alpha: Union[float, str, Mapping[str, float]] = 1.0
+    weighting: str = "macs"
+    beta: float = 0.5
+    normalise: Union[bool, None] = None
+    layers: Any = None
+    ignore: Any = None
+    ramp: float = 0.2
+    thresholds: str = "none"
+    learned_per: str = "channel"
+    floor: Union[float, None] = None
+    floor_margin: float = 0.0
+    alpha_start: float = 1.0
+    alpha_step: float = 1.4
+    checks: int = 4
+    check_samples: int = 0
+
+    def __post_init__(self) -> None:
+        def one_of(name: str, allowed: tuple[str, ...]) -> None:
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+        def between(name: str, low: float, high: float) -> None:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+                raise InputError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
+
+        one_of("optimizer", ("sgd", "adam", "adamw"))
+        one_of("schedule", ("cosine", "onecycle", "constant"))
+        one_of("precision", ("float32", "bfloat16"))
+        one_of("penalty", KINDS)
+        one_of("weighting", WEIGHTINGS)
+        one_of("thresholds", ("none", "learned"))
+        one_of("learned_per", ("channel", "layer"))
+        between("epochs", 1, 100_000)
+        between("lr", 1e-12, 1e3)
+        between("momentum", 0, 1)
+        between("weight_decay", 0, 10)
+        between("label_smoothing", 0, 1)
+        between("accumulate", 1, 1 << 20)
+        between("ema", 0, 0.999999)
+        between("distill", 0, 1)
+        between("temperature", 1e-3, 1e3)
+        between("ramp", 0, 1)
+        between("beta", 1e-6, 1e6)
+        between("alpha_step", 1.0001, 100)
+        between("alpha_start", 1e-12, 1e12)
+        between("checks", 1, 10_000)
+        if self.floor is not None:
+            between("floor", 0, 1)
+        if isinstance(self.alpha, str):
+            if self.alpha != "auto":
+                raise InputError(
+                    f"alpha must be a number, a mapping of site names or 'auto', not {self.alpha!r}"
+                )
+        elif not isinstance(self.alpha, Mapping):
+            between("alpha", 0, 1e30)
+
+    @classmethod
+    def of(cls, value: SparsifyConfig | Mapping[str, Any] | None) -> SparsifyConfig:
+        """A config from itself, from a mapping of field names, or the defaults.
+
+        Raises:
+            InputError: an unknown field; near matches are named.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(f"a recipe is a SparsifyConfig or a mapping, not {type(value).__name__}")
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in value:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=3)
+                hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(known)}"
+                raise InputError(f"sparsify has no setting {key!r}{hint}")
+        return cls(**value)

@@ -1,0 +1,245 @@
+"""What the zeros of each activation map are worth: MACs a non-zero, exactly, and the effective MACs of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actzip.activations import (
+    ActivationTap,
+    ComputeCall,
+    Selector,
+    Site,
+    _eval_mode,
+    _uses,
+    _uses_transposed,
+    count_macs,
+    run_model,
+)
+from actzip.errors import DataError, InputError
+
+__all__ = ["MapCost", "Measurement", "map_costs", "measure"]
+
+
+@dataclass(frozen=True)
+class MapCost:
+    """The work that one activation map causes.
+
+    Attributes:
+        site: the activation.
+        elements: elements a sample.
+        macs: MACs a sample whose activation operand is an element of this map (at density 1).
+        share: ``macs`` / all MACs of the network's convolutions and linear layers.
+    """
+
+    site: Site
+    elements: int
+    macs: float
+    share: float
+
+    @property
+    def macs_per_element(self) -> float:
+        """MACs that one non-zero element of this map costs, on average over positions."""
+        return self.macs / max(1, self.elements)
+
+
+def _position_weights(call: ComputeCall) -> Tensor:
+    """MACs that each position of a computation's input costs, as a tensor that broadcasts over the input."""
+    x, weight = call.input, call.weight
+    if weight.dim() == 2 and not call.stride:
+        return torch.full((1,), float(weight.shape[0]), dtype=x.dtype, device=x.device)
+    out_channels = int(weight.shape[1]) if call.transposed else int(weight.shape[0]) // call.groups
+    total = torch.full((1, 1), float(out_channels), dtype=x.dtype, device=x.device)
+    dims = x.dim() - 2
+    total = total.reshape(1, 1, *([1] * dims))
+    for axis in range(dims):
+        size, k = int(x.shape[2 + axis]), int(weight.shape[2 + axis])
+        s, p, d = call.stride[axis], call.padding[axis], call.dilation[axis]
+        if call.transposed:
+            uses, _ = _uses_transposed(size, k, s, p, d, call.output_padding[axis])
+        else:
+            uses = _uses(size, k, s, p, d)
+        shape = [1] * x.dim()
+        shape[2 + axis] = size
+        total = total * torch.tensor(uses, dtype=x.dtype, device=x.device).reshape(shape)
+    return total
+
+
+def map_costs(model: nn.Module, example: Any) -> dict[str, MapCost]:
+    """MACs that the non-zeros of each activation map cost, by site name, for one pass of ``example`` in eval mode.
+
+    Found by differentiation: the sum over convolutions and linear layers of input times MACs per position is
+    differentiated with respect to every activation map. So a map that reaches its consumers through pooling,
+    concatenation, addition or reshaping is charged with what those pass on (through max pooling an element is charged
+    when it is the maximum). Sites that no computation reads, and every site that is not an activation, cost nothing.
+
+    Args:
+        example: the model's input: a tensor, a tuple of inputs or a dict of keyword arguments; first dimension N.
+    """
+    maps: dict[str, tuple[Site, Tensor]] = {}
+    works: list[Tensor] = []
+    total = [0]
+
+    def activation(site: Site, y: Tensor) -> Tensor:
+        y = y.detach().requires_grad_()
+        maps[site.name] = (site, y)
+        return y
+
+    def compute(site: Site, call: ComputeCall) -> Tensor | None:
+        total[0] += count_macs(call)[0]
+        if call.input.requires_grad:
+            works.append((call.input * _position_weights(call)).sum())
+            return call.input.detach()
+        return None
+
+    tap = ActivationTap(model, activation, compute)
+    with tap, _eval_mode(model), torch.enable_grad():
+        run_model(model, example)
+    if not maps:
+        return {}
+    found = list(maps.values())
+    if works:
+        grads = torch.autograd.grad(torch.stack(works).sum(), [y for _, y in found], allow_unused=True)
+    else:
+        grads = ()
+    costs: dict[str, MapCost] = {}
+    for i, (site, y) in enumerate(found):
+        grad: Tensor | None = grads[i] if grads else None
+        n = max(1, int(y.shape[0]))
+        macs = float(grad.sum()) / n if grad is not None else 0.0
+        costs[site.name] = MapCost(site, y.numel() // n, macs, macs * n / max(1, total[0]))
+    return costs
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One pass of a data set through a network.
+
+    Attributes:
+        samples: how many.
+        accuracy: fraction with the right label, or None where there were no labels.
+        loss: mean cross-entropy, likewise.
+        density: non-zero elements / elements over all ReLU outputs.
+        densities: the same for each ReLU site.
+        macs, effective_macs: a sample, over all convolution and linear layers.
+    """
+
+    samples: int
+    accuracy: float | None
+    loss: float | None
+    density: float
+    densities: dict[str, float]
+    macs: float
+    effective_macs: float
+
+    @property
+    def theoretical_speedup(self) -> float:
+        """MACs / effective MACs."""
+        return self.macs / self.effective_macs if self.effective_macs else float("inf")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {
+            "samples": self.samples,
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "density": self.density,
+            "macs": self.macs,
+            "effective_macs": self.effective_macs,
+            "theoretical_speedup": self.theoretical_speedup,
+            "densities": self.densities,
+        }
+
+
+def measure(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    work: bool = True,
+    limit: int | None = None,
+    layers: Selector | Iterable[Selector] | None = None,
+) -> Measurement:
+    """Accuracy, density and effective MACs of ``model`` in eval mode over ``data``.
+
+    Args:
+        data: batches ``(x, y)`` or ``x`` alone; x is ``N, ...``, y int64 ``N``.
+        work: count densities and MACs as well (about twice the time).
+        limit: at most this many samples (whole batches).
+        layers: which ReLU sites count for the densities.
+
+    Raises:
+        DataError: there is no batch in ``data``.
+        InputError: labels outside the classes that the model gives.
+    """
+    nonzero: dict[str, Tensor] = {}
+    elements: dict[str, int] = {}
+    macs = [0]
+    effective = [0]
+
+    def activation(site: Site, y: Tensor) -> None:
+        if site.sparse:
+            nonzero[site.name] = nonzero.get(site.name, torch.zeros(())) + torch.count_nonzero(y).cpu()
+            elements[site.name] = elements.get(site.name, 0) + y.numel()
+
+    def compute(site: Site, call: ComputeCall) -> None:
+        all_macs, _, used = count_macs(call)
+        macs[0] += all_macs
+        effective[0] += used
+
+    samples = right = 0
+    loss = 0.0
+    labelled = False
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    tap = ActivationTap(model, activation, layers=layers) if work else None
+    counter = ActivationTap(model, compute=compute) if work else None
+    try:
+        if tap is not None and counter is not None:
+            tap.attach()
+            counter.attach()
+        with _eval_mode(model), torch.no_grad():
+            for batch in data:
+                x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+                x = x.to(device)
+                out = model(x)
+                samples += int(x.shape[0])
+                if y is not None:
+                    y = y.to(device)
+                    check_labels(out, y)
+                    labelled = True
+                    right += int((out.argmax(1) == y).sum())
+                    loss += float(nn.functional.cross_entropy(out.float(), y, reduction="sum"))
+                if limit is not None and samples >= limit:
+                    break
+    finally:
+        if tap is not None and counter is not None:
+            tap.detach()
+            counter.detach()
+    if not samples:
+        raise DataError("there is no batch in the data to measure on")
+    densities = {name: float(nonzero[name]) / max(1, elements[name]) for name in nonzero}
+    total = sum(elements.values())
+    return Measurement(
+        samples,
+        right / samples if labelled else None,
+        loss / samples if labelled else None,
+        float(sum(float(v) for v in nonzero.values())) / total if total else 1.0,
+        densities,
+        macs[0] / samples,
+        effective[0] / samples,
+    )
+
+
+def check_labels(out: Tensor, y: Tensor) -> None:
+    """Raises InputError where labels ``y`` do not fit logits ``out`` (N, classes)."""
+    if out.dim() != 2 or y.dim() != 1 or y.is_floating_point():
+        raise InputError(
+            f"expected logits (N, classes) and integer labels (N,), got {tuple(out.shape)} and {y.dtype} {tuple(y.shape)}"
+        )
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= out.shape[1]):
+        raise InputError(
+            f"labels run from {int(y.min())} to {int(y.max())}, but the model gives {out.shape[1]} classes"
+        )

@@ -1,0 +1,438 @@
+"""Penalties, costs and the fine-tuning loop, on networks of a few hundred weights."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import actzip
+from actzip.data import Images, Loader
+from actzip.errors import ActzipWarning, DataError, InputError, LayerError, TrainingError
+from actzip.sparsify import (
+    ActivationPenalty,
+    LearnedThresholds,
+    SparsifyConfig,
+    map_costs,
+    measure,
+    sparsify,
+    sparsify_result,
+)
+
+
+class Net(nn.Module):
+    """A module ReLU in place, a functional one, pooling and a concatenation between maps and consumers."""
+
+    def __init__(self, norm: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 1)
+        self.bn = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(20, 16, 1)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.relu(self.bn(self.conv1(x)))
+        b = F.relu(self.conv2(a))
+        c = torch.cat([F.max_pool2d(a, 2), b], 1)
+        return self.fc(F.relu(self.conv3(c)).mean((2, 3)))
+
+
+def net(norm: bool = True, seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net(norm)
+
+
+def images(n: int = 192, seed: int = 0) -> Images:
+    """Four classes that a small network learns: one colour, or none, a little brighter, under noise."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 4, n)
+    x = random.integers(0, 200, (n, 3, 8, 8))
+    for i, label in enumerate(y):
+        if label < 3:
+            x[i, label] += 30
+    return Images(x.astype(np.uint8), y.astype(np.int64), 4, (0.4,) * 3, (0.2,) * 3, "toy", "made here")
+
+
+def loader(**kwargs) -> Loader:
+    return Loader(images(), 32, seed=3, shuffle=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Net:
+    model = net()
+    return sparsify(model, loader(), None, {"epochs": 25, "lr": 0.01, "optimizer": "adam", "alpha": 0})
+
+
+def test_costs_are_exact():
+    model = net().eval()
+    x = torch.randn(2, 3, 8, 8)
+    costs = map_costs(model, x)
+    # conv2 reads `relu` with 3x3 taps at stride 2 and padding 1: along an axis of 8 that makes
+    # 4 * 3 - 1 (padding) = 11 reads; conv3 reads the 16 maxima of each channel
+    assert costs["relu"].macs == 8 * 11 * 11 * 12 + 8 * 16 * 16
+    assert costs["(model)"].macs == 12 * 16 * 16
+    assert (
+        costs["(model):1"].macs == pytest.approx(16 * 4)  # the mean passes 1/16 of 64 MACs to each element
+    )  # the mean passes 1/16 of 24 MACs to each of 16 elements a channel
+    whole = 8 * 3 * 64 + 12 * 72 * 16 + 16 * 20 * 16 + 64
+    assert costs["relu"].share == pytest.approx(costs["relu"].macs / whole)
+
+
+def test_measure_counts_by_hand():
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3))
+    x = torch.tensor([[[[1.0, -1.0], [2.0, 0.0]]]])
+    m = measure(model, [(x, torch.tensor([0]))])
+    assert m.densities == {"0": 0.5}
+    assert m.macs == 8 + 6
+    assert m.effective_macs == 4 + 6  # a bias keeps both outputs of the convolution from zero
+    assert m.theoretical_speedup == pytest.approx(14 / 10)
+    assert m.samples == 1
+
+
+def test_values_by_hand():
+    model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 1))
+    x = torch.tensor([[1.0, -2.0, 3.0, 0.0], [2.0, 2.0, -1.0, -1.0]], requires_grad=True)
+
+    def value(kind: str, **kwargs) -> float:
+        with ActivationPenalty(model, kind, alpha=2.0, **kwargs) as penalty:
+            model(x)
+            out = penalty()
+            assert out.requires_grad
+            return float(out.detach())
+
+    assert value("l1", weighting="elements") == pytest.approx(2 * 8 / 8)
+    assert value("l1", weighting="paper") == pytest.approx(2 * 8 / 2)  # the norm a sample
+    t = [1 / 1.5, 3 / 3.5, 2 / 2.5, 2 / 2.5]
+    assert value("tl1", normalise=False) == pytest.approx(2 * 1.5 * sum(t) / 8)
+    logs = [np.log1p(v / 0.5) for v in (1, 3, 2, 2)]
+    assert value("log", normalise=False) == pytest.approx(2 * sum(logs) / 8 / np.log1p(2), rel=1e-6)
+    assert value("hoyer") == pytest.approx(2 * np.mean([16 / 10, 16 / 8]) / 4)
+
+
+@pytest.mark.parametrize("kind", ["l1", "tl1", "log", "hoyer"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_gradient_is_that_of_the_value(kind, normalise):
+    model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)).double()
+    x = (torch.randn(3, 3, 2, 2, dtype=torch.float64) + 0.3).requires_grad_()
+    penalty = ActivationPenalty(model, kind, alpha=1.0, normalise=normalise, stats_every=10**9)
+    model(x)
+    penalty()  # fixes the scales
+
+    def f(v: torch.Tensor) -> torch.Tensor:
+        model(v)
+        return penalty()
+
+    (grad,) = torch.autograd.grad(f(x), x)
+    step = 1e-3
+    for i in [(0, 0, 0, 0), (1, 2, 1, 0), (2, 1, 1, 1)]:
+        up, down = x.detach().clone(), x.detach().clone()
+        up[i] += step
+        down[i] -= step
+        if abs(float(x[i].detach())) < 2 * step:
+            continue
+        slope = float(f(up.requires_grad_()).detach() - f(down.requires_grad_()).detach()) / (2 * step)
+        assert float(grad[i]) == pytest.approx(slope, abs=5e-4)
+    penalty.detach()
+
+
+def test_two_lines_in_your_own_loop(trained):
+    import copy
+
+    model = copy.deepcopy(trained)
+    data = list(loader())
+    before = measure(model, data)
+    penalty = ActivationPenalty(model, alpha=3.0, example=data[0][0])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    model.train()
+    for _ in range(25):
+        for x, y in data:
+            loss = F.cross_entropy(model(x), y) + penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    penalty.detach()
+    after = measure(model, data)
+    assert after.theoretical_speedup > 1.15 * before.theoretical_speedup
+    assert penalty.densities.keys() == {"relu", "(model)", "(model):1"}
+
+
+def test_keys_class_and_original_stay(trained):
+    before = {k: v.clone() for k, v in trained.state_dict().items()}
+    sparse = actzip.sparsify(trained, loader(), loader(), {"epochs": 1, "lr": 0.02, "alpha": 1.0})
+    assert type(sparse) is Net and list(sparse.state_dict()) == list(before)
+    assert not sparse.training and sparse.relu.inplace
+    assert all(torch.equal(v, before[k]) for k, v in trained.state_dict().items())
+    fresh = net(seed=5)
+    fresh.load_state_dict(sparse.state_dict())
+    entry = sparsify_result(sparse).history[-1]
+    assert measure(fresh, loader()).accuracy == entry.accuracy
+    assert entry.theoretical_speedup == pytest.approx(measure(sparse, loader()).theoretical_speedup)
+
+
+@pytest.mark.parametrize("kind", ["l1", "tl1", "log", "hoyer"])
+def test_penalty_beats_its_control(trained, kind):
+    same = {"epochs": 12, "lr": 0.05, "penalty": kind, "weight_decay": 0.0}
+    control = sparsify(trained, loader(), None, {**same, "alpha": 0})
+    sparse = sparsify(trained, loader(), None, {**same, "alpha": 3.0})
+    a, b = measure(control, loader()), measure(sparse, loader())
+    assert b.theoretical_speedup > 1.15 * a.theoretical_speedup
+    assert b.accuracy >= a.accuracy - 0.1
+
+
+def test_resume_is_bit_equal(trained, tmp_path):
+    settings = {"epochs": 3, "lr": 0.02, "alpha": 1.0, "ema": 0.9}
+    whole = sparsify(trained, loader(augment="crop_flip"), loader(), settings)
+
+    class Killed(Exception):
+        pass
+
+    def kill(event):
+        if event["kind"] == "step" and (event["epoch"], event["step"]) == (3, 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        sparsify(
+            trained, loader(augment="crop_flip"), loader(), settings, checkpoint_dir=tmp_path, progress=kill
+        )
+    torch.manual_seed(99)  # another process has another state
+    resumed = sparsify(trained, loader(augment="crop_flip"), loader(), settings, checkpoint_dir=tmp_path)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert [h.loss for h in sparsify_result(whole).history] == [
+        h.loss for h in sparsify_result(resumed).history
+    ]
+    with pytest.raises(DataError, match="other settings"):
+        sparsify(trained, loader(), None, {**settings, "lr": 0.03}, checkpoint_dir=tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="not a readable checkpoint"):
+        sparsify(trained, loader(), None, settings, checkpoint_dir=tmp_path)
+
+
+def test_auto_keeps_the_floor(trained):
+    base = measure(trained, loader())
+    settings = {
+        "epochs": 6,
+        "lr": 0.05,
+        "alpha": "auto",
+        "alpha_start": 3.0,
+        "floor": base.accuracy - 0.05,
+        "checks": 3,
+    }
+    sparse = sparsify(trained, loader(), loader(), settings)
+    result = sparsify_result(sparse)
+    found = measure(sparse, loader())
+    assert result.floor_met
+    assert found.accuracy >= base.accuracy - 0.05
+    assert found.theoretical_speedup > 1.2 * base.theoretical_speedup
+    allowed = [c["theoretical_speedup"] for c in result.checks if c["accuracy"] >= result.floor]
+    assert found.theoretical_speedup == pytest.approx(max(allowed))
+    assert len({c["alpha"] for c in result.checks}) > 2
+
+
+def test_impossible_floor_says_so(trained):
+    random = images(seed=7)
+    noise = Images(random.images, np.roll(random.labels, 1), 4, random.mean, random.std, "noise", "made here")
+    with pytest.warns(ActzipWarning, match="best found is"):
+        sparse = sparsify(
+            trained, loader(), Loader(noise, 32), {"epochs": 1, "alpha": "auto", "floor": 1.0, "checks": 2}
+        )
+    result = sparsify_result(sparse)
+    assert not result.floor_met
+    assert measure(sparse, Loader(noise, 32)).accuracy == max(c["accuracy"] for c in result.checks)
+
+
+def test_distillation_without_labels(trained):
+    unlabelled = [x for x, _ in loader()]
+    sparse = sparsify(trained, unlabelled, loader(), {"epochs": 12, "lr": 0.02, "distill": 1.0, "alpha": 5.0})
+    before, after = measure(trained, loader()), measure(sparse, loader())
+    assert after.theoretical_speedup > 1.15 * before.theoretical_speedup
+    assert after.accuracy >= before.accuracy - 0.1
+    with pytest.raises(InputError, match="no labels"):
+        sparsify(trained, unlabelled, None, {"epochs": 1, "distill": 0.5})
+
+
+def test_accumulation_is_a_larger_batch():
+    model = net(norm=False)
+    settings = {"epochs": 2, "lr": 0.05, "alpha": 0.7, "penalty": "l1", "ramp": 0.0, "schedule": "constant"}
+    data = images(128)
+    big = sparsify(model, Loader(data, 64), None, settings)
+    small = sparsify(model, Loader(data, 32), None, {**settings, "accumulate": 2})
+    for key, value in big.state_dict().items():
+        torch.testing.assert_close(value, small.state_dict()[key], rtol=1e-4, atol=1e-6)
+
+
+def test_learned_thresholds(trained):
+    settings = {"epochs": 8, "lr": 0.05, "alpha": 2.0, "thresholds": "learned"}
+    sparse = sparsify(trained, loader(), loader(), settings)
+    thresholds = actzip.activations.get_thresholds(sparse)
+    assert set(thresholds) == {"relu", "(model)", "(model):1"}
+    assert any(float(t.max()) > 0 for t in thresholds.values())
+    with_t = measure(sparse, loader())
+    actzip.activations.clear_thresholds(sparse)
+    assert with_t.theoretical_speedup > 1.01 * measure(sparse, loader()).theoretical_speedup
+    assert sparsify_result(sparse).history[-1].theoretical_speedup == pytest.approx(
+        with_t.theoretical_speedup
+    )
+
+
+def test_learned_threshold_gradients_have_the_right_signs():
+    model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    learned = LearnedThresholds(model, torch.rand(8, 2, 4, 4))
+    with torch.no_grad():
+        for t in learned.parameters():
+            t.fill_(0.3)
+    model(torch.rand(8, 2, 4, 4))
+    learned.penalty(1.0).backward()
+    assert all(bool((t.grad < 0).all()) for t in learned.parameters())  # descent raises the thresholds
+    learned.detach()
+
+
+def test_bfloat16_and_channels_last(trained):
+    sparse = sparsify(
+        trained,
+        loader(),
+        loader(),
+        {"epochs": 2, "lr": 0.02, "alpha": 1.0, "precision": "bfloat16", "channels_last": True},
+    )
+    assert sparsify_result(sparse).history[-1].accuracy > 0.5
+    assert all(v.dtype != torch.bfloat16 for v in sparse.state_dict().values())
+
+
+def test_progress_says_everything(trained):
+    events = []
+    sparsify(trained, loader(), loader(), {"epochs": 2, "alpha": 1.0}, progress=events.append)
+    steps = [e for e in events if e["kind"] == "step"]
+    assert [e["epoch"] for e in events if e["kind"] == "epoch"] == [1, 2]
+    assert len(steps) == 2 * len(loader())
+    assert steps[-1]["seconds_left"] == 0 and 0 < steps[-1]["density"] < 1
+    assert steps[-1]["accuracy"] is not None and steps[-1]["theoretical_speedup"] > 1
+
+
+def test_terminal_bar(trained, capsys):
+    sparsify(trained, loader(), loader(), {"epochs": 1, "alpha": 1.0}, progress=True)
+    assert "validation accuracy" in capsys.readouterr().err.replace("\n", " ")
+
+
+# --- bad input
+
+
+def test_no_relu_is_said_and_the_rest_is_done():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
+    )
+    with pytest.warns(ActzipWarning, match=r"cannot become sparse: 1 \(silu\)"):
+        sparse = sparsify(model, loader(), None, {"epochs": 1, "alpha": 1.0})
+    assert sparsify_result(sparse).unsuitable == {"1": "silu"}
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.GELU(), nn.Linear(8, 4))
+    with pytest.warns(ActzipWarning, match="no ReLU"):
+        done = sparsify(smooth, loader(), None, {"epochs": 1})
+    assert len(sparsify_result(done).history) == 1
+
+
+def test_dead_map_is_named_and_let_go():
+    model = net(norm=False)
+    with torch.no_grad():
+        model.conv2.weight.zero_()
+        model.conv2.bias.fill_(-1.0)
+    penalty = ActivationPenalty(model, alpha=1.0, stats_every=1, weighting="elements")
+    x = torch.randn(4, 3, 8, 8)
+    with pytest.warns(ActzipWarning, match=r"'\(model\)' is all zero"):
+        for _ in range(3):
+            model(x)
+            penalty()
+    assert penalty.dead == {"(model)"}
+    model(x)
+    assert "(model)" not in penalty._terms and "relu" in penalty._terms
+    penalty.detach()
+
+
+def test_nan_loss_keeps_the_checkpoint(trained, tmp_path):
+    data = list(loader())
+
+    class Spoilt:
+        epoch = 0
+
+        def at(self, epoch):
+            self.epoch = epoch
+            return self
+
+        def __len__(self):
+            return len(data)
+
+        def __iter__(self):
+            for i, (x, y) in enumerate(data):
+                yield (x * float("nan") if self.epoch == 1 and i == 2 else x), y
+
+    with pytest.raises(TrainingError, match=r"nan at epoch 2, step 3; the last good checkpoint \(epoch 1\)"):
+        sparsify(trained, Spoilt(), None, {"epochs": 2, "alpha": 0.1}, checkpoint_dir=tmp_path)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["epochs_done"] == 1
+    assert all(bool(torch.isfinite(v).all()) for v in state["model"].values() if v.is_floating_point())
+
+
+def test_empty_loaders_and_wrong_classes(trained):
+    with pytest.raises(DataError, match="no batch"):
+        sparsify(trained, [], None, {"epochs": 1})
+    with pytest.raises(DataError, match="no batch"):
+        sparsify(trained, loader(), [], {"epochs": 1})
+    bad = [(x, y + 2) for x, y in loader()]
+    with pytest.raises(InputError, match=r"labels run from \d to \d, but the model gives 4 classes"):
+        sparsify(trained, bad, None, {"epochs": 1})
+    with pytest.raises(InputError, match="4 classes"):
+        measure(trained, bad)
+    with pytest.raises(InputError, match="a batch is x or"):
+        sparsify(trained, [("a", "b")], None, {"epochs": 1})
+
+
+def test_wrong_settings(trained):
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(InputError, match="did you mean epochs"):
+        SparsifyConfig.of({"epoch": 3})
+    for field, value in {
+        "epochs": 0,
+        "lr": -1,
+        "penalty": "l2",
+        "alpha": "much",
+        "distill": 2,
+        "schedule": "step",
+        "floor": 80,
+    }.items():
+        with pytest.raises(InputError, match=field):
+            SparsifyConfig(**{field: value})
+    with pytest.raises(InputError, match="validation data"):
+        sparsify(trained, loader(), None, {"alpha": "auto"})
+    with pytest.raises(InputError, match="alpha must be finite"):
+        ActivationPenalty(trained, alpha=float("nan"))
+    with pytest.raises(InputError, match="needs example"):
+        ActivationPenalty(trained, weighting="macs")
+    with pytest.raises(LayerError, match=r"no layer 'rellu'.*relu"):
+        ActivationPenalty(trained, layers="rellu", example=x)
+    with pytest.raises(InputError, match="must be a torch"):
+        sparsify("model", loader())
+    with pytest.raises(InputError, match="no parameter"):
+        sparsify(nn.ReLU(), loader())
+    with pytest.raises(InputError, match="does not come from"):
+        sparsify_result(trained.relu)
+
+
+def test_alpha_per_layer():
+    model = net()
+    x = torch.randn(4, 3, 8, 8)
+    penalty = ActivationPenalty(model, "l1", alpha={"relu": 2.0}, weighting="paper")
+    model(x)
+    seen = {}
+    from actzip.activations import ActivationTap
+
+    with ActivationTap(model, lambda s, y: seen.__setitem__(s.name, y.detach())):
+        model(x)
+    assert float(penalty().detach()) == pytest.approx(2 * float(seen["relu"].abs().sum()) / 4, rel=1e-5)
+    penalty.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
