@@ -1,0 +1,288 @@
+"""``torch.compile(model, backend="actzip")``: whole graphs where the engine has every operator, else the largest parts.
+
+Registered through the ``torch_dynamo_backends`` entry point, so nothing has to be imported. Inference runs on the
+engine; a graph that needs gradients, another device or another type than float32 is left to PyTorch, with one warning
+that says why. The batch may change without a new compilation of the engine. Weights that change afterwards (an
+optimiser's step, ``load_state_dict``) are noticed by their version counters, and the graph is built again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from actzip.errors import ActzipError, ActzipWarning, UnsupportedError
+
+__all__ = ["backend", "last_report"]
+
+_REPORTS: list[dict[str, Any]] = []
+_HEAVY = ("convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm", "matmul")
+
+
+def last_report() -> dict[str, Any]:
+    """What became of the last graph that torch.compile handed over: ``mode`` (whole, parts, eager), ``why``, ``parts``."""
+    return dict(_REPORTS[-1]) if _REPORTS else {}
+
+
+class _Closed(nn.Module):
+    """A graph of torch.compile as a module of its tensor inputs alone: parameters and sizes are filled in."""
+
+    def __init__(self, gm: fx.GraphModule, plan: list[tuple[str, int, int]], static: list[Tensor]) -> None:
+        super().__init__()
+        self.gm = gm
+        self.plan = plan
+        for i, t in enumerate(static):
+            self.register_buffer(f"static_{i}", t.detach())
+
+    def forward(self, *inputs: Tensor) -> Any:
+        args: list[Any] = []
+        for kind, i, dim in self.plan:
+            if kind == "static":
+                args.append(getattr(self, f"static_{i}"))
+            elif kind == "size":
+                args.append(inputs[i].shape[dim])
+            else:
+                args.append(inputs[i])
+        return self.gm(*args)
+
+
+def _source(node: fx.Node) -> Any:
+    arg = node.meta.get("grapharg")
+    return getattr(arg, "source", None)
+
+
+def _name(source: Any) -> str:
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
+
+
+def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[int], list[Tensor]]:
+    """The closed module, the positions of its inputs among the arguments, and the static tensors.
+
+    Raises:
+        UnsupportedError: an argument that is neither a tensor nor a size of one.
+    """
+    nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    static: list[Tensor] = []
+    dynamic: list[int] = []
+    by_source: dict[str, int] = {}
+    plan: list[tuple[str, int, int]] = []
+    later: list[tuple[int, Any]] = []
+    for position, (node, value) in enumerate(zip(nodes, examples, strict=True)):
+        if isinstance(value, Tensor):
+            if isinstance(value, nn.Parameter) or getattr(value, "_dynamo_static_input_type", None) is not None:
+                plan.append(("static", len(static), 0))
+                static.append(value)
+            else:
+                by_source[_name(_source(node))] = len(dynamic)
+                plan.append(("tensor", len(dynamic), 0))
+                dynamic.append(position)
+        elif isinstance(value, (torch.SymInt, int)):
+            later.append((len(plan), _source(node)))
+            plan.append(("size", -1, -1))
+        else:
+            raise UnsupportedError(f"an argument of type {type(value).__name__}")
+    for place, source in later:
+        base, index = getattr(source, "base", None), getattr(source, "idx", None)
+        owner = by_source.get(_name(base)) if base is not None else None
+        if owner is None or index is None:
+            raise UnsupportedError("a symbolic number that is no dimension of an input")
+        plan[place] = ("size", owner, int(index))
+    return _Closed(gm, plan, static), dynamic, static
+
+
+def _real(value: Any) -> Tensor:
+    """A tensor of zeros with the shape of an example (which may be fake, with symbolic sizes)."""
+    shape = [int(d) for d in value.shape]
+    return torch.zeros(shape, dtype=value.dtype)
+
+
+def _engine(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Callable[..., Any]:
+    from actzip.runtime import compile as compile_module
+
+    return compile_module(module, examples, **options)
+
+
+def backend(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """The torch.compile backend: see the module's documentation.
+
+    Args:
+        options: given to :func:`actzip.compile` (``threads`` ...).
+        mode: torch.compile's; ignored.
+    """
+    chosen = dict(options or {})
+    tensors = [v for v in example_inputs if isinstance(v, Tensor)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _eager(gm, "gradients are wanted (use torch.no_grad() or torch.inference_mode() for inference)", quiet=True)
+    for t in tensors:
+        if t.device.type != "cpu":
+            return _eager(gm, f"a tensor is on {t.device}; the engine runs on the CPU")
+    if _training(gm):
+        return _eager(gm, "the model is in training mode", quiet=True)
+    try:
+        closed, dynamic, static = _close(gm, example_inputs)
+    except UnsupportedError as error:
+        return _eager(gm, str(error))
+    if not dynamic:
+        return _eager(gm, "the graph has no tensor input", quiet=True)
+    examples = tuple(_real(example_inputs[i]) for i in dynamic)
+    try:
+        built, report = _build(closed, examples, chosen)
+    except Exception as error:
+        return _eager(gm, f"{type(error).__name__}: {error}")
+    if report["mode"] == "eager":
+        return _eager(gm, str(report["why"]))
+    _REPORTS.append(report)
+    return _Runner(gm, closed, dynamic, static, examples, chosen, built)
+
+
+class _Runner:
+    """The compiled graph: picks the tensors out of the arguments and notices changed weights."""
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        closed: _Closed,
+        dynamic: list[int],
+        static: list[Tensor],
+        examples: tuple[Tensor, ...],
+        options: dict[str, Any],
+        built: Callable[..., Any],
+    ) -> None:
+        self.gm = gm
+        self.closed = closed
+        self.dynamic = dynamic
+        self.static = static
+        self.versions = [t._version for t in static]
+        self.examples = examples
+        self.options = options
+        self.built = built
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.is_grad_enabled() and any(args[i].requires_grad for i in self.dynamic):
+            return self.gm(*args)
+        if any(t._version != v for t, v in zip(self.static, self.versions)):
+            self.versions = [t._version for t in self.static]
+            self.built = _build(self.closed, self.examples, self.options)[0]
+        return self.built(*(args[i] for i in self.dynamic))
+
+
+def _training(gm: fx.GraphModule) -> bool:
+    """Whether an operator of the graph acts as in training: dropout, batch statistics."""
+    for node in gm.graph.nodes:
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.op == "call_function" and name in ("dropout", "dropout2d", "batch_norm", "feature_dropout", "alpha_dropout"):
+            position = {"batch_norm": 5}.get(name, 2)
+            flag = node.kwargs.get("training", node.args[position] if len(node.args) > position else name != "batch_norm")
+            p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            if flag is True and (name == "batch_norm" or p != 0):
+                return True
+    return False
+
+
+def _eager(gm: fx.GraphModule, why: str, *, quiet: bool = False) -> Callable[..., Any]:
+    _REPORTS.append({"mode": "eager", "why": why, "parts": 0})
+    if not quiet:
+        warnings.warn(f"torch.compile backend actzip leaves a graph to PyTorch: {why}", ActzipWarning, stacklevel=3)
+    return gm.forward
+
+
+def _flat(call: Callable[..., Any], single: bool) -> Callable[..., Any]:
+    """torch.compile wants a tuple of outputs."""
+    if single:
+        return lambda *inputs: (call(*inputs),)
+    return lambda *inputs: tuple(call(*inputs))
+
+
+def _build(
+    closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    output = next(n for n in closed.gm.graph.nodes if n.op == "output").args[0]
+    try:
+        call = _engine(closed, examples, options)
+    except ActzipError as error:
+        why = str(error)
+    else:
+        return _flat(call, not isinstance(output, (tuple, list))), {"mode": "whole", "why": "", "parts": 1}
+    module, parts, kept = _parts(closed, examples, options)
+    if parts == 0:
+        return closed, {"mode": "eager", "why": why, "parts": 0}
+    warnings.warn(
+        f"torch.compile backend actzip runs {parts} parts of a graph; PyTorch runs the rest ({kept} operators): {why}",
+        ActzipWarning,
+        stacklevel=4,
+    )
+    return _flat(module, not isinstance(output, (tuple, list))), {"mode": "parts", "why": why, "parts": parts}
+
+
+def _parts(
+    closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
+) -> tuple[Callable[..., Any], int, int]:
+    """The graph with its largest supported parts on the engine; how many, and how many operators are left."""
+    from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+    from torch.fx.passes.operator_support import OperatorSupportBase
+
+    from actzip.runtime import capture
+
+    class Support(OperatorSupportBase):
+        def is_node_supported(self, submodules: Any, node: fx.Node) -> bool:
+            if node.op != "call_function":
+                return False
+            schema = getattr(node.target, "_schema", None)
+            value = node.meta.get("val")
+            if schema is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
+                return False
+            return schema.name.removeprefix("aten::") in capture._HANDLERS
+
+    batch = examples[0].shape[0] if examples[0].ndim else None
+    shapes = tuple(
+        {0: torch.export.Dim.AUTO} if t.ndim and t.shape[0] == batch and batch is not None and batch > 1 else {} for t in examples
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(closed, examples, dynamic_shapes=(shapes,), strict=False)
+        exported = exported.run_decompositions(capture._decompositions())
+        gm = exported.module()
+        partitioner = CapabilityBasedPartitioner(gm, Support(), allows_single_node_partition=False)
+        fused = partitioner.partition_and_fuse(partitioner.propose_partitions())
+    names = [n.target for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")]
+    seen: dict[str, tuple[Any, ...]] = {}
+    handles = [
+        getattr(fused, name).register_forward_pre_hook(lambda _m, a, name=name: seen.__setitem__(name, a)) for name in names
+    ]
+    with torch.no_grad():
+        fused(*examples)
+    for handle in handles:
+        handle.remove()
+    built = 0
+    for name in names:
+        part = getattr(fused, name)
+        heavy = any(str(getattr(n.target, "_schema", "")).partition("(")[0].partition(".")[0].removeprefix("aten::") in _HEAVY for n in part.graph.nodes)
+        inputs = seen.get(name, ())
+        if not heavy or not inputs or not all(isinstance(i, Tensor) and i.dtype == torch.float32 for i in inputs):
+            continue
+        single = not isinstance(next(n for n in part.graph.nodes if n.op == "output").args[0], (tuple, list))
+        try:
+            call = _engine(part, tuple(i.detach().clone() for i in inputs), options)
+        except ActzipError:
+            continue
+        setattr(fused, name, _Part(call, single))
+        built += 1
+    left = sum(n.op == "call_function" for n in fused.graph.nodes)
+    return fused, built, left
+
+
+class _Part(nn.Module):
+    def __init__(self, call: Callable[..., Any], single: bool) -> None:
+        super().__init__()
+        self.call = call
+        self.single = single
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.call(*inputs)
