@@ -74,7 +74,10 @@ def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[i
     later: list[tuple[int, Any]] = []
     for position, (node, value) in enumerate(zip(nodes, examples, strict=True)):
         if isinstance(value, Tensor):
-            if isinstance(value, nn.Parameter) or getattr(value, "_dynamo_static_input_type", None) is not None:
+            if (
+                isinstance(value, nn.Parameter)
+                or getattr(value, "_dynamo_static_input_type", None) is not None
+            ):
                 plan.append(("static", len(static), 0))
                 static.append(value)
             else:
@@ -108,7 +111,11 @@ def _engine(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, 
 
 
 def backend(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, mode: str | None = None
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """The torch.compile backend: see the module's documentation.
 
@@ -119,7 +126,11 @@ def backend(
     chosen = dict(options or {})
     tensors = [v for v in example_inputs if isinstance(v, Tensor)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _eager(gm, "gradients are wanted (use torch.no_grad() or torch.inference_mode() for inference)", quiet=True)
+        return _eager(
+            gm,
+            "gradients are wanted (use torch.no_grad() or torch.inference_mode() for inference)",
+            quiet=True,
+        )
     for t in tensors:
         if t.device.type != "cpu":
             return _eager(gm, f"a tensor is on {t.device}; the engine runs on the CPU")
@@ -177,9 +188,17 @@ def _training(gm: fx.GraphModule) -> bool:
     """Whether an operator of the graph acts as in training: dropout, batch statistics."""
     for node in gm.graph.nodes:
         name = getattr(node.target, "__name__", str(node.target))
-        if node.op == "call_function" and name in ("dropout", "dropout2d", "batch_norm", "feature_dropout", "alpha_dropout"):
+        if node.op == "call_function" and name in (
+            "dropout",
+            "dropout2d",
+            "batch_norm",
+            "feature_dropout",
+            "alpha_dropout",
+        ):
             position = {"batch_norm": 5}.get(name, 2)
-            flag = node.kwargs.get("training", node.args[position] if len(node.args) > position else name != "batch_norm")
+            flag = node.kwargs.get(
+                "training", node.args[position] if len(node.args) > position else name != "batch_norm"
+            )
             p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
             if flag is True and (name == "batch_norm" or p != 0):
                 return True
@@ -189,7 +208,9 @@ def _training(gm: fx.GraphModule) -> bool:
 def _eager(gm: fx.GraphModule, why: str, *, quiet: bool = False) -> Callable[..., Any]:
     _REPORTS.append({"mode": "eager", "why": why, "parts": 0})
     if not quiet:
-        warnings.warn(f"torch.compile backend actzip leaves a graph to PyTorch: {why}", ActzipWarning, stacklevel=3)
+        warnings.warn(
+            f"torch.compile backend actzip leaves a graph to PyTorch: {why}", ActzipWarning, stacklevel=3
+        )
     return gm.forward
 
 
@@ -242,7 +263,10 @@ def _parts(
 
     batch = examples[0].shape[0] if examples[0].ndim else None
     shapes = tuple(
-        {0: torch.export.Dim.AUTO} if t.ndim and t.shape[0] == batch and batch is not None and batch > 1 else {} for t in examples
+        {0: torch.export.Dim.AUTO}
+        if t.ndim and t.shape[0] == batch and batch is not None and batch > 1
+        else {}
+        for t in examples
     )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -251,10 +275,13 @@ def _parts(
         gm = exported.module()
         partitioner = CapabilityBasedPartitioner(gm, Support(), allows_single_node_partition=False)
         fused = partitioner.partition_and_fuse(partitioner.propose_partitions())
-    names = [n.target for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")]
+    names = [
+        n.target for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")
+    ]
     seen: dict[str, tuple[Any, ...]] = {}
     handles = [
-        getattr(fused, name).register_forward_pre_hook(lambda _m, a, name=name: seen.__setitem__(name, a)) for name in names
+        getattr(fused, name).register_forward_pre_hook(lambda _m, a, name=name: seen.__setitem__(name, a))
+        for name in names
     ]
     with torch.no_grad():
         fused(*examples)
@@ -263,9 +290,17 @@ def _parts(
     built = 0
     for name in names:
         part = getattr(fused, name)
-        heavy = any(str(getattr(n.target, "_schema", "")).partition("(")[0].partition(".")[0].removeprefix("aten::") in _HEAVY for n in part.graph.nodes)
+        heavy = any(
+            str(getattr(n.target, "_schema", "")).partition("(")[0].partition(".")[0].removeprefix("aten::")
+            in _HEAVY
+            for n in part.graph.nodes
+        )
         inputs = seen.get(name, ())
-        if not heavy or not inputs or not all(isinstance(i, Tensor) and i.dtype == torch.float32 for i in inputs):
+        if (
+            not heavy
+            or not inputs
+            or not all(isinstance(i, Tensor) and i.dtype == torch.float32 for i in inputs)
+        ):
             continue
         single = not isinstance(next(n for n in part.graph.nodes if n.op == "output").args[0], (tuple, list))
         try:

@@ -1,0 +1,169 @@
+"""``actzip profile``: where the zeros, the bits and the time of a model are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from actzip.cli.common import JSON, errors, out, print_json, progress
+
+_EPILOG = (
+    "Example:  actzip profile resnet18 --data photos/ --html report.html --codecs seg,zvc,rans\n\n"
+    "          actzip profile --compare before.json after.json"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command(epilog=_EPILOG)
+    def profile(
+        model: str | None = typer.Argument(
+            None,
+            help="A torchvision or timm name, one of ours, package.module:attribute, a .pt2 or an .onnx file.",
+        ),
+        data: str | None = typer.Option(
+            None,
+            "--data",
+            "-d",
+            help="Folder of images, parquet file, WebDataset shards, .npy, or a data set's name.",
+        ),
+        weights: str | None = typer.Option(None, help="A safetensors file for the model."),
+        images: int = typer.Option(100, min=1, help="At most this many images."),
+        batch: int = typer.Option(4, min=1, help="Images a batch."),
+        size: int | None = typer.Option(None, help="Images are resized and cropped to this square."),
+        codecs: str = typer.Option(
+            "zvc,seg", help="Codecs to try, with commas; 'all' for all, 'none' for none."
+        ),
+        bits: str = typer.Option("8,16", help="Bit widths, with commas."),
+        layers: list[str] | None = typer.Option(None, help="Only these maps: name, glob, re:... or type:..."),
+        ignore: list[str] | None = typer.Option(None, help="Not these maps."),
+        engine: bool = typer.Option(True, help="Compile the model too and measure its layers."),
+        html: Path | None = typer.Option(None, help="Write the report as one HTML page."),
+        output: Path | None = typer.Option(None, "--output", "-o", help="Write the report as JSON."),
+        csv: Path | None = typer.Option(None, help="Write CSV files into this folder."),
+        parquet: Path | None = typer.Option(None, help="Write Parquet files into this folder."),
+        threads: int | None = typer.Option(None, min=1, help="Threads; all CPUs where not given."),
+        compare: tuple[Path, Path] | None = typer.Option(None, help="Two JSON reports, before and after."),
+        json: bool = JSON,
+    ) -> None:
+        """Count zeros, effective MACs, bits and milliseconds, layer by layer."""
+        from actzip.errors import InputError
+
+        if compare is not None:
+            from actzip.profile import compare as compare_reports
+            from actzip.profile import load_report
+
+            comparison = compare_reports(load_report(compare[0]), load_report(compare[1]))
+            if json:
+                print_json(comparison.to_dict())
+            else:
+                out.print(comparison.table())
+            return
+        if model is None:
+            raise InputError("a MODEL is needed (or --compare A.json B.json)")
+        try:
+            widths = [int(b) for b in bits.split(",") if b]
+        except ValueError:
+            raise InputError(f"--bits takes numbers with commas between them, not {bits!r}") from None
+        report = run(
+            model, data, weights, images, batch, size, codecs, widths, layers, ignore, engine, threads, json
+        )
+        if output is not None:
+            report.to_json(output)
+        if html is not None:
+            report.to_html(html)
+        if csv is not None:
+            report.to_csv(csv)
+        if parquet is not None:
+            report.to_parquet(parquet)
+        if json:
+            print_json(report.to_dict())
+            return
+        out.print(report.table())
+        for written in (output, html, csv, parquet):
+            if written is not None:
+                errors.print(f"written: {written}", highlight=False)
+
+
+def run(
+    model: str,
+    data: str | None,
+    weights: str | None,
+    images: int,
+    batch: int,
+    size: int | None,
+    codecs: str,
+    bits: list[int],
+    layers: list[str] | None,
+    ignore: list[str] | None,
+    engine: bool,
+    threads: int | None,
+    quiet: bool,
+):  # type: ignore[no-untyped-def]
+    """The report for the command line's options."""
+    import warnings
+
+    import torch
+
+    from actzip.data import Loader, resolve
+    from actzip.errors import ActzipWarning, InputError
+    from actzip.models import load_weights
+    from actzip.profile import profile as profile_model
+    from actzip.profile.load import load_model
+
+    with progress(quiet) as bar:
+        task = bar.add_task("loading", total=None, note="")
+        module, shape, mean, std = load_model(model)
+        if weights is not None:
+            load_weights(module, weights)
+        if len(shape) != 3 and data is not None:
+            raise InputError(f"the model takes inputs of shape {shape}, not images")
+        side = size or (shape[-1] if len(shape) == 3 else None)
+        if data is None:
+            warnings.warn(
+                "no --data: random input is used, so densities mean nothing", ActzipWarning, stacklevel=2
+            )
+            inputs = torch.rand(
+                (min(images, batch), *(shape[:-2] if size else shape), *((size, size) if size else ()))
+            )
+            loader: object = [inputs]
+            total, source = len(inputs), "random numbers"
+        else:
+            found = resolve(
+                data,
+                "test",
+                image_size=None if data in ("mnist", "cifar10", "digits") else side,
+                mean=mean,
+                std=std,
+                limit=images,
+            )
+            if found.shape[0] != shape[0]:
+                raise InputError(f"{found.source} has {found.shape[0]} channels, the model takes {shape[0]}")
+            loader = Loader(found, batch)
+            total, source = min(images, len(found)), found.source
+        bar.update(task, description="profiling", total=total)
+        names = available_codecs() if codecs == "all" else [] if codecs in ("", "none") else codecs.split(",")
+        return profile_model(
+            module,
+            loader,  # type: ignore[arg-type]
+            name=model,
+            source=source,
+            codecs=names,
+            bits=bits,
+            layers=layers,
+            ignore=ignore,
+            max_images=images,
+            engine=engine,
+            threads=threads,
+            random=data is None,
+            on_batch=lambda n: bar.advance(task, n),
+        )
+
+
+def available_codecs() -> list[str]:
+    """Names of the codecs that code integers, ``auto`` left out (it is one of the others)."""
+    from actzip.codec import registry
+
+    return [c for c in registry.available() if c != "auto"]
