@@ -28,11 +28,14 @@ def split(blob: bytes, n: int, codec: str) -> tuple[str, str, str]:
         i += 1
         if data[i - 1] < 128:
             break
-    bits = ["".join(format(b, "08b")[::-1] for b in part) for part in (
-        data[i : i + (n + 7) // 8 * (codec == "seg")],
-        data[i + (n + 7) // 8 * (codec == "seg") :][:length],
-        data[i + (n + 7) // 8 * (codec == "seg") :][length:],
-    )]
+    bits = [
+        "".join(format(b, "08b")[::-1] for b in part)
+        for part in (
+            data[i : i + (n + 7) // 8 * (codec == "seg")],
+            data[i + (n + 7) // 8 * (codec == "seg") :][:length],
+            data[i + (n + 7) // 8 * (codec == "seg") :][length:],
+        )
+    ]
     return bits[0], bits[1], bits[2]
 
 
@@ -101,7 +104,9 @@ def test_lengths_are_those_of_the_terms() -> None:
 def test_same_bytes_everywhere(codec: str) -> None:
     rng = np.random.default_rng(3)
     for bits in (1, 5, 8, 10, 16):
-        a = np.minimum(rng.exponential(2.0 ** rng.uniform(0, bits, (3, 40, 1, 1)), (3, 40, 33, 35)), 2**bits - 1)
+        a = np.minimum(
+            rng.exponential(2.0 ** rng.uniform(0, bits, (3, 40, 1, 1)), (3, 40, 33, 35)), 2**bits - 1
+        )
         a = (a * (rng.random(a.shape) < 0.5)).astype(np.uint16 if bits > 8 else np.uint8)
         for options in ({}, {"per_channel": 1}) if codec != "raw" else ({},):
             blobs = set()

@@ -22,7 +22,17 @@ from rich.progress import (
 
 from actzip.errors import CodecError, DataError, InputError
 
-__all__ = ["JSON", "errors", "one_line", "out", "print_json", "progress", "read_array", "read_blob"]
+__all__ = [
+    "JSON",
+    "errors",
+    "one_line",
+    "out",
+    "print_json",
+    "progress",
+    "read_array",
+    "read_arrays",
+    "read_blob",
+]
 
 #: Results go to standard output, everything else (progress, warnings, errors) to standard error.
 out = Console()
@@ -59,12 +69,14 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         yield bar
 
 
-def read_array(path: Path, name: str | None = None) -> Any:
-    """The array in a ``.npy`` or ``.npz`` file, or the tensor ``name`` of a ``.safetensors`` file.
+def read_arrays(path: Path, name: str | None = None) -> dict[str, Any]:
+    """The arrays in a ``.npy``, ``.npz``, ``.pt``/``.pth`` (a tensor or a dict of them) or ``.safetensors`` file.
+
+    The one of a ``.npy`` file, or a lone tensor, is called ``""``. With ``name`` only that one is read.
 
     Raises:
         DataError: the file is missing, unreadable or of another kind.
-        InputError: it holds several arrays and ``name`` is not one of them.
+        InputError: there is no array called ``name``.
     """
     import numpy as np
 
@@ -73,31 +85,62 @@ def read_array(path: Path, name: str | None = None) -> Any:
     kind = path.suffix.lower()
     try:
         if kind == ".npy":
-            return np.load(path, allow_pickle=False)
+            return {"": np.load(path, allow_pickle=False)}
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return arrays[_choose(list(arrays.files), name, path)]
+                return {n: arrays[n] for n in _named(list(arrays.files), name, path)}
         if kind == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(str(path), "np") as file:
-                return file.get_tensor(_choose(list(file.keys()), name, path))
+                names = _named(list(file.keys()), name, path)
+                wide = any(file.get_slice(n).get_dtype() == "BF16" for n in names)
+                if not wide:
+                    return {n: file.get_tensor(n) for n in names}
+            with safe_open(str(path), "pt") as file:  # numpy has no bfloat16
+                return {n: file.get_tensor(n) for n in names}
+        if kind in (".pt", ".pth"):
+            import torch
+
+            value = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(value, torch.Tensor):
+                return {"": value}
+            if not isinstance(value, dict):
+                raise InputError(
+                    f"{path} holds a {type(value).__name__}; a tensor or a dict of tensors is needed"
+                )
+            tensors = {str(n): t for n, t in value.items() if isinstance(t, torch.Tensor)}
+            return {n: tensors[n] for n in _named(list(tensors), name, path)}
     except InputError:
         raise
-    except Exception as error:  # numpy and safetensors raise many types for a damaged file
+    except Exception as error:  # numpy, torch and safetensors raise many types for a damaged file
         raise DataError(
             f"{path} is not a readable {kind[1:]} file: {' '.join(str(error).split())}"
         ) from error
-    raise DataError(f"{path}: a .npy, .npz or .safetensors file is needed")
+    raise DataError(f"{path}: a .npy, .npz, .pt or .safetensors file is needed")
 
 
-def _choose(names: list[str], name: str | None, path: Path) -> str:
-    if name is None and len(names) == 1:
-        return names[0]
+def _named(names: list[str], name: str | None, path: Path) -> list[str]:
+    if name is None and names:
+        return names
     if name in names:
-        return str(name)
+        return [str(name)]
     shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-    raise InputError(f"{path} holds {len(names)} arrays ({shown}); choose one with --name")
+    raise InputError(f"{path} holds {len(names)} arrays ({shown}), none is called {name!r}")
+
+
+def read_array(path: Path, name: str | None = None) -> Any:
+    """The array in a file, or the one called ``name``; see :func:`read_arrays`.
+
+    Raises:
+        DataError: the file is missing, unreadable or of another kind.
+        InputError: it holds several arrays and ``name`` is not one of them.
+    """
+    arrays = read_arrays(path, name)
+    if len(arrays) > 1:
+        shown = ", ".join(list(arrays)[:8]) + (" ..." if len(arrays) > 8 else "")
+        raise InputError(f"{path} holds {len(arrays)} arrays ({shown}); choose one with --name")
+    return next(iter(arrays.values()))
 
 
 def read_blob(path: Path) -> bytes:

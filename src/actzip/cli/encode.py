@@ -1,21 +1,26 @@
-"""``actzip encode``: an array file to a blob file."""
+"""``actzip encode``: an array to a blob file, or several to a file of maps."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from actzip.cli.common import JSON, out, print_json, read_array
+from actzip.cli.common import JSON, out, print_json, progress, read_arrays
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
-    @app.command(epilog="Example:  actzip encode maps.npy maps.az --codec seg --bits 8")
+    @app.command(epilog="Example:  actzip encode maps.npy maps.acz --codec seg --bits 8")
     def encode(
-        source: Path = typer.Argument(..., help="A .npy, .npz or .safetensors file."),
-        target: Path = typer.Argument(..., help="The blob to write; replaced in one step if it exists."),
+        source: Path = typer.Argument(..., help="A .npy, .npz, .pt or .safetensors file."),
+        target: Path | None = typer.Argument(
+            None,
+            help="The file to write, replaced in one step if it exists; default: the source's name with .acz, or .azm "
+            "for several arrays.",
+        ),
         codec: str = typer.Option("auto", help="A codec (see actzip info), or auto for the smallest result."),
         bits: int | None = typer.Option(
             None, help="Quantize floating point to 1..16 bits; without it lossless."
@@ -23,23 +28,54 @@ def register(app: typer.Typer) -> None:
         scale: float | None = typer.Option(
             None, help="The quantizer's step; by default the largest value decides."
         ),
-        name: str | None = typer.Option(None, help="Which array of a file that holds several."),
+        name: str | None = typer.Option(None, help="Encode only this array of a file that holds several."),
         threads: int = typer.Option(0, help="0 for all; the bytes do not depend on it."),
         json: bool = JSON,
     ) -> None:
-        """Encode an array into a self-describing blob (format: docs/bitstream.md)."""
+        """Encode an array into a self-describing blob, or several into a file of maps (docs/bitstream.md)."""
         from actzip import codec as codecs
+        from actzip.errors import InputError
         from actzip.files import write_bytes
 
-        array = read_array(source, name)
-        blob = codecs.encode(array, codec=codec, bits=bits, scale=scale, threads=threads)
-        write_bytes(target, blob)
-        info = codecs.inspect(blob)
+        arrays = read_arrays(source, name)
+        if not arrays:
+            raise InputError(f"{source} holds no arrays")
+        options: dict[str, Any] = {"codec": codec, "bits": bits, "scale": scale, "threads": threads}
+        if len(arrays) == 1:
+            path = target or source.with_suffix(".acz")
+            blob = codecs.encode(next(iter(arrays.values())), **options)
+            write_bytes(path, blob)
+            infos = {next(iter(arrays)): codecs.inspect(blob)}
+        else:
+            path = target or source.with_suffix(".azm")
+            infos = {}
+            with codecs.MapWriter(path) as writer, progress(json) as bar:
+                task = bar.add_task("encode", total=len(arrays), note="")
+                for key, array in arrays.items():
+                    # Integers have no use for the quantizer's options.
+                    kept = options if _floating(array) else {**options, "bits": None, "scale": None}
+                    blob = codecs.encode(array, **kept)
+                    writer.add_blob(key, blob)
+                    infos[key] = codecs.inspect(blob)
+                    bar.advance(task)
+        coded = sum(i.total_bytes for i in infos.values())
+        elements = sum(i.elements for i in infos.values())
+        plain = sum(i.elements * i.bits for i in infos.values()) / 8
         if json:
-            print_json({"source": str(source), "target": str(target), **info.to_dict()})
+            head: dict[str, Any] = {"source": str(source), "target": str(path)}
+            if len(infos) == 1:
+                print_json(head | next(iter(infos.values())).to_dict())
+            else:
+                print_json(head | {"total_bytes": coded, "maps": {k: i.to_dict() for k, i in infos.items()}})
             return
+        what = next(iter(infos.values())).codec if len(infos) == 1 else f"{len(infos)} maps"
         out.print(
-            f"{target}: {info.total_bytes:,} bytes, codec {info.codec}, {info.bits_per_element:.3f} bits/element, "
-            f"gain {info.gain_float32:.2f}x against float32, {info.gain:.2f}x against {info.bits} bits",
+            f"{path}: {coded:,} bytes, {'codec ' if len(infos) == 1 else ''}{what}, "
+            f"{8 * coded / elements:.3f} bits/element, gain {4 * elements / coded:.2f}x against float32, "
+            f"{plain / coded:.2f}x against the uncoded bits",
             highlight=False,
         )
+
+
+def _floating(array: Any) -> bool:
+    return "float" in str(array.dtype)

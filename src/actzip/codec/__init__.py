@@ -7,18 +7,26 @@ memory order allows it; importing this package does not import torch.
 
 from __future__ import annotations
 
-from actzip.codec.container import Info, decode, encode, inspect
+from actzip.codec.container import Chunk, Info, chunks, decode, encode, inspect
+from actzip.codec.maps import MapReader, MapWriter, iter_maps, load_maps, save_maps
 from actzip.codec.quantizer import dequantize, quantize
 from actzip.codec.registry import CodecInfo, available, codecs
 
 __all__ = [
+    "Chunk",
     "CodecInfo",
     "Info",
+    "MapReader",
+    "MapWriter",
     "available",
+    "chunks",
     "codecs",
     "decode",
     "dequantize",
     "encode",
     "inspect",
+    "iter_maps",
+    "load_maps",
     "quantize",
+    "save_maps",
 ]

@@ -112,7 +112,8 @@ def to_numpy_dtype(name: str) -> np.dtype[Any]:
             raise InputError(
                 "numpy has no bfloat16: install ml_dtypes, or ask for a tensor with framework='torch'"
             ) from None
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name)
 
 

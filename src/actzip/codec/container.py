@@ -12,7 +12,7 @@ from actzip import _codec
 from actzip.codec import arrays, quantizer, registry
 from actzip.errors import CodecError, InputError
 
-__all__ = ["Info", "decode", "encode", "inspect"]
+__all__ = ["Chunk", "Info", "chunks", "decode", "encode", "inspect"]
 
 
 def encode(
@@ -88,7 +88,7 @@ def encode(
     kind = v.dtype if v.floating and not quantized else "integers"
 
     def run(name: str, opts: Mapping[str, int]) -> bytes:
-        return _codec.encode(
+        blob: bytes = _codec.encode(  # type: ignore[assignment]
             array=a,
             codec=name,
             dtype=v.dtype,
@@ -102,6 +102,7 @@ def encode(
             chunk_elements=chunk_elements,
             threads=threads,
         )
+        return blob
 
     if codec != "auto":
         if not _takes(registry.get(codec), kind):
@@ -235,6 +236,33 @@ def inspect(blob: Any) -> Info:
     return _info(_header(blob))
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Where a chunk lies in the map (as planes x rows x columns) and in the blob."""
+
+    index: int
+    offset: int
+    bytes: int
+    first_plane: int
+    first_row: int
+    first_col: int
+    planes: int
+    rows: int
+    cols: int
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits of the chunk's payload per element."""
+        return 8 * self.bytes / (self.planes * self.rows * self.cols)
+
+
+def chunks(blob: Any) -> list[Chunk]:
+    """The chunks of a blob, in order; see ``decode(blob, chunks=...)``."""
+    h = _header(blob)
+    sizes, offsets = h.chunk_sizes, h.chunk_offsets
+    return [Chunk(i, offsets[i], sizes[i], *h.box(i)) for i in range(len(sizes))]
+
+
 def _header(blob: Any) -> Any:
     _check_buffer(blob)
     return _codec.parse_header(blob)
@@ -323,10 +351,10 @@ def _coded_dtype(info: Info) -> np.dtype[Any]:
 
 
 def _index(i: Any, n: int, what: str) -> int:
-    i = int(i)
-    if not -n <= i < n:
-        raise InputError(f"{what} {i}: there are {n}")
-    return i % n
+    number = int(i)
+    if not -n <= number < n:
+        raise InputError(f"{what} {number}: there are {n}")
+    return number % n
 
 
 def _read(

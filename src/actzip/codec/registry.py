@@ -58,6 +58,6 @@ def get(name: str) -> CodecInfo:
     """
     if name not in _TABLE:
         near = difflib.get_close_matches(str(name), available(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown codec {name!r}{hint} There are: {', '.join(available())}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown codec {name!r}: {hint}there are {', '.join(available())}")
     return _TABLE[name]
