@@ -158,7 +158,7 @@ const std::vector<const Codec*>& codecs();
 const Codec* find_codec(const std::string& name);
 const Codec* find_codec(uint8_t id);
 
-extern const Codec kRaw, kSeg, kEg, kZvc, kEbpc, kRans;
+extern const Codec kRaw, kSeg, kEg, kHuffman, kZvc, kEbpc, kRans;
 
 // Calls fn(chunk, symbols, box, worker) for every chunk of the source, on several threads.
 template <class F>

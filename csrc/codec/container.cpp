@@ -40,10 +40,12 @@ bool mul(uint64_t a, uint64_t b, uint64_t* r) {
 uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 
 void zigzag(void* v, size_t n, int width) {
-  width == 1 ? kernels().zigzag8(static_cast<uint8_t*>(v), n) : kernels().zigzag16(static_cast<uint16_t*>(v), n);
+  width == 1 ? kernels().zigzag8(static_cast<uint8_t*>(v), n)
+             : kernels().zigzag16(static_cast<uint16_t*>(v), n);
 }
 void unzigzag(void* v, size_t n, int width) {
-  width == 1 ? kernels().unzigzag8(static_cast<uint8_t*>(v), n) : kernels().unzigzag16(static_cast<uint16_t*>(v), n);
+  width == 1 ? kernels().unzigzag8(static_cast<uint8_t*>(v), n)
+             : kernels().unzigzag16(static_cast<uint16_t*>(v), n);
 }
 
 bool contiguous(const std::vector<uint64_t>& shape, const std::vector<int64_t>& strides, int width) {
@@ -320,7 +322,8 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   const size_t index = head.size(), start = index + 8 * h.chunks + 4;
   head.resize(start);
 
-  // The chunks are coded into memory that the calling thread keeps, and copied once, when the blob's size is known.
+  // The chunks are coded into memory that the calling thread keeps, and copied once, when the blob's size is
+  // known.
   constexpr size_t kKeep = size_t{64} << 20;
   Scratch& own = thread_scratch();
   const int threads = std::min<int64_t>(o.threads > 0 ? o.threads : default_threads(), 1 << 10);

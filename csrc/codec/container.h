@@ -90,8 +90,8 @@ struct EncodeOptions {
 void choose_chunks(Header* h, uint64_t aim);
 
 // Encodes the array that `h` describes (dtype, bits, is_signed, quantizer, layout, shape, codec). Every value
-// must fit `bits` (see `value_range`): the codecs rely on it. `allocate` is called once, with the blob's size, and must return
-// that much memory, into which the blob is written; returns the size.
+// must fit `bits` (see `value_range`): the codecs rely on it. `allocate` is called once, with the blob's
+// size, and must return that much memory, into which the blob is written; returns the size.
 using Allocate = uint8_t* (*)(void* context, size_t bytes);
 size_t encode(Header h, const ArrayRef& array, const EncodeOptions& options, Allocate allocate,
               void* context);

@@ -761,7 +761,8 @@ size_t eg_bounds_u16(const uint16_t* s, size_t n, int bias, uint64_t* sum) {
     count += static_cast<size_t>(ones64(_mm512_mask_cmpge_epu16_mask(la, xa, vbias)) +
                                  ones64(_mm512_mask_cmpge_epu16_mask(lb, xb, vbias)));
     const __m512i va = _mm512_subs_epu16(xa, vbias), vb = _mm512_subs_epu16(xb, vbias);
-    const __m512i low = _mm512_permutex2var_epi8(va, veven, vb), high = _mm512_permutex2var_epi8(va, vodd, vb);
+    const __m512i low = _mm512_permutex2var_epi8(va, veven, vb),
+                  high = _mm512_permutex2var_epi8(va, vodd, vb);
     const __mmask64 has_high = _mm512_test_epi8_mask(high, high), has_low = _mm512_test_epi8_mask(low, low);
     __m512i b = _mm512_maskz_add_epi8(has_low, log2_bytes(low), one);
     b = _mm512_mask_add_epi8(b, has_high, log2_bytes(high), _mm512_set1_epi8(9));
@@ -793,7 +794,8 @@ uint64_t eg_zeros_u16(const uint16_t* s, size_t n, int bias, int k) {
     uint64_t lanes = 0;
     for (size_t j = i; j < end; j += 32, lanes += 32) {
       const __mmask32 live = end - j < 32 ? (uint32_t{1} << (end - j)) - 1 : ~uint32_t{0};
-      const __m512i v = _mm512_srl_epi16(_mm512_subs_epu16(_mm512_maskz_loadu_epi16(live, s + j), vbias), shift);
+      const __m512i v =
+          _mm512_srl_epi16(_mm512_subs_epu16(_mm512_maskz_loadu_epi16(live, s + j), vbias), shift);
       const __m512i a = _mm512_add_epi32(_mm512_and_si512(v, _mm512_set1_epi32(0xffff)), one);
       const __m512i b = _mm512_add_epi32(_mm512_srli_epi32(v, 16), one);
       acc = _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_lzcnt_epi32(a), _mm512_lzcnt_epi32(b)));
@@ -926,38 +928,22 @@ uint32_t crc32c(const uint8_t* p, size_t n) { return crc32c_portable(p, n); }
 }  // namespace
 
 const Kernels kTable = {
-    compress<uint8_t>,
-    compress<uint16_t>,
-    compress<uint32_t>,
-    expand<uint8_t>,
-    expand<uint16_t>,
-    expand<uint32_t>,
-    any_zero<uint8_t>,
-    any_zero<uint16_t>,
-    any_zero<uint32_t>,
-    ones,
-    pack<uint8_t>,
-    pack<uint16_t>,
-    unpack<uint8_t>,
-    unpack<uint16_t>,
-    eg_encode_u8,
-    eg_encode_u16,
-    positions,
-    eg_decode_u8,
-    eg_decode_u16,
-    eg_bounds_u8,
-    eg_bounds_u16,
-    eg_zeros_u8,
-    eg_zeros_u16,
-    range<uint8_t>,
-    range<int8_t>,
-    range<uint16_t>,
-    range<int16_t>,
-    zigzag<uint8_t>,
-    zigzag<uint16_t>,
-    unzigzag<uint8_t>,
-    unzigzag<uint16_t>,
-    crc32c,
+    compress<uint8_t>,  compress<uint16_t>,
+    compress<uint32_t>, expand<uint8_t>,
+    expand<uint16_t>,   expand<uint32_t>,
+    any_zero<uint8_t>,  any_zero<uint16_t>,
+    any_zero<uint32_t>, ones,
+    pack<uint8_t>,      pack<uint16_t>,
+    unpack<uint8_t>,    unpack<uint16_t>,
+    eg_encode_u8,       eg_encode_u16,
+    positions,          eg_decode_u8,
+    eg_decode_u16,      eg_bounds_u8,
+    eg_bounds_u16,      eg_zeros_u8,
+    eg_zeros_u16,       range<uint8_t>,
+    range<int8_t>,      range<uint16_t>,
+    range<int16_t>,     zigzag<uint8_t>,
+    zigzag<uint16_t>,   unzigzag<uint8_t>,
+    unzigzag<uint16_t>, crc32c,
 };
 
 }  // namespace actzip::codec::ACTZIP_ISA_NS

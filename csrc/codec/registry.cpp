@@ -5,12 +5,13 @@ namespace actzip::codec {
 
 const std::vector<const Codec*>& codecs() {
   static const std::vector<const Codec*> all = {
-      &kRaw,   // 0
-      &kSeg,   // 1
-      &kEg,    // 2
-      &kZvc,   // 4
-      &kEbpc,  // 5
-      &kRans,  // 6
+      &kRaw,      // 0
+      &kSeg,      // 1
+      &kEg,       // 2
+      &kHuffman,  // 3
+      &kZvc,      // 4
+      &kEbpc,     // 5
+      &kRans,     // 6
   };
   return all;
 }

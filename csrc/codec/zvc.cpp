@@ -1,5 +1,5 @@
-// `zvc`, zero-value compression: a bit a symbol, set where it is not zero, then the non-zero symbols, `bits` bits
-// each. The masks are those of the runtime's packed map (csrc/kernels).
+// `zvc`, zero-value compression: a bit a symbol, set where it is not zero, then the non-zero symbols, `bits`
+// bits each. The masks are those of the runtime's packed map (csrc/kernels).
 #include <cstring>
 
 #include "codec/bytes.h"
@@ -77,7 +77,8 @@ class ZvcCoder final : public Coder {
     const size_t nm = (n + 7) / 8;
     Reader r(in, size, "payload");
     const uint8_t* mask = r.take(nm, "mask");
-    if (n % 8 != 0 && mask[nm - 1] >> (n % 8) != 0) throw FormatError("padding bits of the mask are not zero");
+    if (n % 8 != 0 && mask[nm - 1] >> (n % 8) != 0)
+      throw FormatError("padding bits of the mask are not zero");
     const size_t count = kernels().ones(mask, nm);
     const size_t want = (count * static_cast<size_t>(bits_) + 7) / 8;
     if (r.left() != want)
@@ -86,7 +87,8 @@ class ZvcCoder final : public Coder {
                         std::to_string(r.left()) + " are there");
     const uint8_t* packed = r.here();
     const size_t used = count * static_cast<size_t>(bits_) % 8;
-    if (used != 0 && packed[want - 1] >> used != 0) throw FormatError("padding bits of the symbols are not zero");
+    if (used != 0 && packed[want - 1] >> used != 0)
+      throw FormatError("padding bits of the symbols are not zero");
     const U* values;
     if (whole_ && sizeof(U) == 1) {
       values = reinterpret_cast<const U*>(packed);
@@ -119,7 +121,13 @@ std::unique_ptr<Coder> open(const MapInfo& m, const uint8_t*, size_t n) {
 
 }  // namespace
 
-const Codec kZvc = {4,  "zvc", "zero-value compression: a mask and the non-zero symbols", kIntegers | kFloats,
-                    "", {4, 4, 4, 4}, plan, open};
+const Codec kZvc = {4,
+                    "zvc",
+                    "zero-value compression: a mask and the non-zero symbols",
+                    kIntegers | kFloats,
+                    "",
+                    {4, 4, 4, 4},
+                    plan,
+                    open};
 
 }  // namespace actzip::codec
