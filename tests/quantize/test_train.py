@@ -13,7 +13,7 @@ import actzip
 from actzip.activations import ActivationTap
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.quantize import integers, quantization
-from actzip.quantize.train import finetune, parameter_groups
+from actzip.quantize.train import RatePenalty, finetune, parameter_groups
 
 
 @pytest.fixture
@@ -114,3 +114,54 @@ def test_bad_training(task):
         finetune(q, [], epochs=1)
     with pytest.raises(TrainingError, match="step 0"):
         finetune(q, batches, epochs=1, penalty=lambda: torch.tensor(float("nan")))
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_the_rate_penalty_is_its_formula_and_its_gradient_is_right(task, per):
+    net, batches = task
+    q = actzip.quantize(net, batches, bits=6, per=per, layers="relu")
+    q.train()
+    x = batches[0][0]
+    kept = []
+
+    def watch(site, y):
+        if site.name == "relu":
+            y.retain_grad()
+            kept.append(y)
+
+    scale = quantization(q).sites["relu"].scale
+    state = quantization(q)
+    state.detach()
+    tap = ActivationTap(q, watch).attach()  # sees the map before the quantizer
+    state.attach(q)
+    with RatePenalty(q, 0.25) as penalty:
+        q(x)
+        value = penalty()
+        value.backward()
+    tap.detach()
+    a, s = kept[0].detach(), scale.detach().reshape(1, -1, 1, 1)
+    want = 0.25 * torch.log2(1 + a / s).mean()
+    assert value.item() == pytest.approx(want.item(), rel=1e-5)
+    assert penalty.rate == pytest.approx(want.item() * 4, rel=1e-5)
+    other = scale.detach().clone().requires_grad_()
+    b = a.clone().requires_grad_()
+    (0.25 * torch.log2(1 + b / other.reshape(1, -1, 1, 1)).mean()).backward()
+    assert torch.allclose(kept[0].grad[a > 0], b.grad[a > 0], rtol=1e-4)
+    assert torch.allclose(scale.grad, other.grad, rtol=1e-3)
+
+
+def test_the_rate_penalty_lowers_the_coded_size(task):
+    net, batches = task
+    entropies = []
+    for factor in (0.0, 0.5):
+        q = actzip.quantize(net, batches, bits=6, ignore="silu")
+        with RatePenalty(q, factor) as penalty:
+            finetune(q, batches, epochs=6, lr=3e-3, penalty=penalty)
+        values = torch.cat([m.values.reshape(-1) for m in integers(q, batches[0][0]).values()])
+        p = torch.bincount(values.int(), minlength=64).double() / len(values)
+        entropies.append(float(-(p[p > 0] * p[p > 0].log2()).sum()))
+    assert entropies[1] < 0.8 * entropies[0]
+    with pytest.raises(TrainingError, match="before a training pass"):
+        penalty()
+    with pytest.raises(InputError, match="factor"):
+        RatePenalty(q, -1.0)

@@ -127,17 +127,39 @@ def _check_scale(scale: Tensor | float) -> Tensor:
     return s
 
 
+_CHUNK = 1 << 17  # elements: on a CPU a map is worked on in pieces that stay in cache
+
+
+def _pieces(x: Tensor) -> list[slice]:
+    """Slices of dimension 0 of about :data:`_CHUNK` elements; one on devices other than a CPU."""
+    if x.device.type != "cpu" or x.dim() == 0 or x.numel() <= _CHUNK:
+        return [slice(None)]
+    step = max(1, _CHUNK * int(x.shape[0]) // x.numel())
+    return [slice(i, i + step) for i in range(0, int(x.shape[0]), step)]
+
+
+def _on_grid(x: Tensor, shaped: Tensor, qmin: int, qmax: int) -> Tensor:
+    """``x`` rounded to the grid, in x's dtype."""
+    y = torch.empty_like(x)
+    direct = x.dtype == torch.float32
+    for part in _pieces(x) if x.dim() else [...]:
+        a = x[part]
+        if direct:
+            torch.div(a, shaped, out=y[part]).round_().clamp_(qmin, qmax).mul_(shaped)
+        else:
+            y[part] = torch.div(a.to(torch.float32), shaped).round_().clamp_(qmin, qmax).mul_(shaped)
+    return y
+
+
 class _Lsq(torch.autograd.Function):
     """Fake quantization: straight-through for x, learned step size for the scale (Esser et al., ICLR 2020, eq. 1-5)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
         s = scale.detach().clamp_min(torch.finfo(torch.float32).tiny)
-        shaped = _shaped(s, x)
         ctx.save_for_backward(x, s)
         ctx.range = (qmin, qmax)
-        y = torch.div(x.to(torch.float32), shaped).round_().clamp_(qmin, qmax).mul_(shaped)
-        return y.to(x.dtype)
+        return _on_grid(x, _shaped(s, x), qmin, qmax)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -145,15 +167,23 @@ class _Lsq(torch.autograd.Function):
         x, s = ctx.saved_tensors
         qmin, qmax = ctx.range
         shaped = _shaped(s, x)
-        v = torch.div(x.to(torch.float32), shaped)
-        inside = (v >= qmin) & (v <= qmax)
-        grad_x = torch.where(inside, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
-        grad_s = None
-        if ctx.needs_input_grad[1]:
-            # d x'/d s = round(v) - v inside the range, the bound outside
-            step = torch.where(inside, v.round() - v, v.clamp(qmin, qmax)).mul_(grad)
-            total = step.sum() if s.numel() == 1 else step.transpose(0, 1).reshape(s.numel(), -1).sum(1)
-            grad_s = total.reshape(s.shape) / math.sqrt(max(1, x.numel() // s.numel()) * qmax)
+        want_scale = ctx.needs_input_grad[1]
+        grad_x = torch.empty_like(x)
+        total = torch.zeros(s.numel(), dtype=torch.float32, device=x.device)
+        for part in _pieces(x) if x.dim() else [...]:
+            g = grad[part].to(torch.float32)
+            v = torch.div(x[part].to(torch.float32), shaped)
+            inner = torch.ops.aten.hardtanh_backward(g, v, qmin, qmax)  # g where qmin < v < qmax, else 0
+            grad_x[part] = inner
+            if want_scale:
+                # d x'/d s = round(v) - v inside the range, the bound outside
+                bounded = v.clamp(qmin, qmax)
+                outer = torch.sub(g, inner).mul_(bounded)
+                step = torch.round(bounded, out=bounded).sub_(v).mul_(inner).add_(outer)
+                total += step.sum() if s.numel() == 1 else step.transpose(0, 1).reshape(s.numel(), -1).sum(1)
+        grad_s = (
+            total.reshape(s.shape) / math.sqrt(max(1, x.numel() // s.numel()) * qmax) if want_scale else None
+        )
         return grad_x, grad_s, None, None
 
 
@@ -165,8 +195,7 @@ def fake_quantize(x: Tensor, scale: Tensor, r: QuantRange) -> Tensor:
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _Lsq.apply(x, scale, r.qmin, r.qmax)  # type: ignore[no-untyped-call, no-any-return]
-    s = _shaped(scale.detach(), x)
-    return _rounded(x.detach(), s, r).mul_(s).to(x.dtype)
+    return _on_grid(x.detach(), _shaped(scale.detach(), x), r.qmin, r.qmax)
 
 
 @dataclass(frozen=True)

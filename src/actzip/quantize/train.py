@@ -17,9 +17,98 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
-from actzip.quantize.model import quantization
+from actzip.quantize.linear import _pieces, _shaped
+from actzip.quantize.model import SiteQuantizer, _visiting, quantization
 
-__all__ = ["finetune", "parameter_groups"]
+__all__ = ["RatePenalty", "finetune", "parameter_groups"]
+
+
+class _LogSum(torch.autograd.Function):
+    """sum of log2(1 + |x| / s); gradients of x (0 at 0) and s."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        s = _shaped(scale.detach(), x)
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        for part in _pieces(x):
+            total += torch.div(x[part].abs(), s).log1p_().sum(dtype=torch.float64)
+        return (total / math.log(2)).to(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,) = grads
+        x, scale = ctx.saved_tensors
+        s = _shaped(scale, x)
+        weight = float(grad) / math.log(2)
+        grad_x = torch.empty_like(x)
+        total = torch.zeros(scale.numel(), device=x.device)
+        for part in _pieces(x):
+            piece = x[part]
+            inverse = torch.add(piece.abs(), s).reciprocal_().mul_(weight)
+            torch.mul(inverse, piece.sign(), out=grad_x[part])
+            share = torch.div(piece.abs(), s).mul_(inverse)
+            total -= (
+                share.sum() if scale.numel() == 1 else share.transpose(0, 1).reshape(scale.numel(), -1).sum(1)
+            )
+        return grad_x, total.reshape(scale.shape)
+
+
+class RatePenalty:
+    """A differentiable estimate of the coded size of a quantized model's maps, in bits an element.
+
+    The mean over all elements of all quantized maps of log2(1 + |x| / scale): nearly what a Golomb-like code of the
+    integer spends, and 0 for zeros. Its gradient makes small values zero, large ones smaller, and scales coarser.
+    Multiplied by a factor and added to the loss, it trains sparsity and quantizer together.
+
+        with RatePenalty(model, 0.1) as penalty:
+            finetune(model, train, epochs=5, penalty=penalty)
+
+    Args:
+        factor: of the loss, a bit an element.
+
+    Attributes:
+        rate: the estimate of the last forward pass, bits an element.
+    """
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        if not 0 <= factor < math.inf:
+            raise InputError(f"factor must be finite and >= 0, not {factor}")
+        self.model = model
+        self.factor = factor
+        self.rate = 0.0
+        self._sums: list[Tensor] = []
+        self._elements = 0
+        self._context: Any = None
+
+    def _visit(self, q: SiteQuantizer, x: Tensor) -> None:
+        if torch.is_grad_enabled() and x.requires_grad:
+            self._sums.append(_LogSum.apply(x, q.scale))  # type: ignore[no-untyped-call]
+            self._elements += x.numel()
+
+    def __enter__(self) -> RatePenalty:
+        self._context = _visiting(quantization(self.model), self._visit)
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._context.__exit__(None, None, None)
+        self._sums, self._elements = [], 0
+
+    def __call__(self) -> Tensor:
+        """factor * rate of the forward passes since the last call.
+
+        Raises:
+            TrainingError: there was none with gradients.
+        """
+        if not self._sums:
+            raise TrainingError(
+                "the penalty was asked for before a training pass of the model inside its `with` block"
+            )
+        rate = torch.stack(self._sums).sum() / self._elements
+        self._sums, self._elements = [], 0
+        self.rate = float(rate.detach())
+        return self.factor * rate
 
 
 def parameter_groups(
@@ -59,7 +148,8 @@ def finetune(
     """Fine-tunes a quantized classifier, in place: Adam, cosine learning rate to zero, cross-entropy.
 
     Args:
-        train: batches (images ``N, C, H, W``, labels ``N``), iterated once an epoch; its ``len`` must be known.
+        train: batches (images ``N, C, H, W``, labels ``N``), iterated once an epoch; its ``len`` must be known. Where it has
+            a method ``at(epoch)`` (:class:`actzip.data.Loader`), that gives the epoch's batches.
         lr, scale_lr: first learning rates of the weights and, relative to each, of the scales.
         penalty: added to the loss after each forward pass (an ``ActivationPenalty``, say).
         teacher: a float model whose outputs are learned too, with share ``distill`` of the loss.
@@ -95,7 +185,7 @@ def finetune(
                 if isinstance(m, nn.modules.batchnorm._BatchNorm):
                     m.eval()
         start, total, right, seen = time.perf_counter(), 0.0, 0, 0
-        for x, y in train:
+        for x, y in train.at(epoch) if hasattr(train, "at") else train:
             factor = 0.5 * (1 + math.cos(math.pi * step / steps))
             for g, rate in zip(optimizer.param_groups, base):
                 g["lr"] = rate * factor
@@ -109,15 +199,16 @@ def finetune(
                 loss = (1 - distill) * loss + distill * soft
             if penalty is not None:
                 loss = loss + penalty()
-            if not math.isfinite(float(loss)):
+            value = float(loss.detach())
+            if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss is {float(loss)} at step {step} (epoch {epoch}): lower the learning rate"
+                    f"the loss is {value} at step {step} (epoch {epoch}): lower the learning rate"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             quantizers.clamp_scales_()
             step += 1
-            total += float(loss) * len(y)
+            total += value * len(y)
             right += int((out.argmax(1) == y).sum())
             seen += len(y)
         if not seen:
