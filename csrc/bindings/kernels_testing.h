@@ -48,7 +48,7 @@ struct Owned {
     l.blocks = std::move(blocks);
     l.c = l.blocks.empty() ? 0 : l.blocks.back().first + l.blocks.back().width;
     l.type = static_cast<ValueType>(type);
-    l.scale = scale;
+    if (scale > 0) l.set_scale(scale);  // else the blocks have theirs
     const size_t capacity = l.value_bytes(density);
     const size_t index_bytes = l.index_bytes();
     map = std::make_unique<PackedMap>(l);
@@ -91,12 +91,18 @@ inline void bind(nb::module_& parent) {
   // Through a packed map and back. Returns (array, used bytes, spilled bytes, non-zeros, index bytes).
   m.def(
       "roundtrip",
-      [](Array x, const std::vector<int64_t>& parts, int type, float scale, double capacity, int threads) {
+      [](Array x, const std::vector<int64_t>& parts, int type, float scale, double capacity, int threads,
+         const std::vector<float>& scales, const std::vector<float>& tops) {
         if (x.ndim() != 4) throw std::invalid_argument("NHWC expected");
         const auto n = static_cast<int64_t>(x.shape(0)), h = static_cast<int64_t>(x.shape(1)),
                    w = static_cast<int64_t>(x.shape(2)), c = static_cast<int64_t>(x.shape(3));
         Result out = result({x.shape(0), x.shape(1), x.shape(2), x.shape(3)});
-        Owned o(n, h, w, blocks_of(parts, c), type, scale, capacity);
+        std::vector<ChannelBlock> blocks = blocks_of(parts, c);
+        for (size_t b = 0; b < blocks.size(); ++b) {
+          blocks[b].scale = scales.empty() ? scale : scales.at(b);
+          blocks[b].top = tops.empty() ? 0.0f : tops.at(b);
+        }
+        Owned o(n, h, w, std::move(blocks), type, 0.0f, capacity);
         {
           nb::gil_scoped_release release;
           pack_map(*o.map, x.data(), c, 0, -1, threads);
@@ -106,7 +112,8 @@ inline void bind(nb::module_& parent) {
                               o.map->layout().index_bytes());
       },
       nb::arg("x"), nb::arg("parts"), nb::arg("type"), nb::arg("scale"), nb::arg("capacity"),
-      nb::arg("threads") = 1);
+      nb::arg("threads") = 1, nb::arg("scales") = std::vector<float>{},
+      nb::arg("tops") = std::vector<float>{});
 
   nb::class_<ConvProblem>(m, "Problem")
       .def(nb::init<>())

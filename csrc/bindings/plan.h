@@ -112,8 +112,9 @@ inline void bind_plan(nanobind::module_& m) {
   };
   static const auto value_of = [](const std::string& name, std::vector<int64_t> dims, std::vector<bool> batch,
                                   const std::string& layout, int parent, int64_t offset,
-                                  std::vector<int64_t> parts, const std::string& type, float scale,
-                                  double density, nb::object data) {
+                                  std::vector<int64_t> parts, const std::string& type,
+                                  std::vector<float> scales, std::vector<float> tops, double density,
+                                  nb::object data) {
     ValueSpec v;
     v.name = name;
     v.dims = std::move(dims);
@@ -135,7 +136,14 @@ inline void bind_plan(nanobind::module_& m) {
     const auto t = types.find(type);
     if (t == types.end()) throw std::invalid_argument("value '" + name + "': type '" + type + "'");
     v.type = t->second;
-    v.scale = scale;
+    for (float s : scales)
+      if (!(s > 0.0f && s <= 3.4028235e38f))
+        throw std::invalid_argument("value '" + name + "': a scale must be positive and finite");
+    if ((scales.size() > 1 && scales.size() != v.parts.size()) ||
+        (!tops.empty() && tops.size() != scales.size()))
+      throw std::invalid_argument("value '" + name + "': one scale and top, or one of each a part");
+    v.scales = std::move(scales);
+    v.tops = std::move(tops);
     v.density = density;
     if (!data.is_none()) {
       const auto a = nb::cast<In>(data);
@@ -154,17 +162,19 @@ inline void bind_plan(nanobind::module_& m) {
           "value",
           [](Builder& b, const std::string& name, std::vector<int64_t> dims, std::vector<bool> batch,
              const std::string& layout, int parent, int64_t offset, std::vector<int64_t> parts,
-             const std::string& type, float scale, double density, nb::object data) {
-            ValueSpec v = value_of(name, std::move(dims), std::move(batch), layout, parent, offset,
-                                   std::move(parts), type, scale, density, std::move(data));
+             const std::string& type, std::vector<float> scales, std::vector<float> tops, double density,
+             nb::object data) {
+            ValueSpec v =
+                value_of(name, std::move(dims), std::move(batch), layout, parent, offset, std::move(parts),
+                         type, std::move(scales), std::move(tops), density, std::move(data));
             ValueSpec light = v;
             light.data.clear();
             b.values.push_back(std::move(light));
             return b.builder.value(std::move(v));
           },
           "name"_a, "dims"_a, "batch"_a, "layout"_a = "plain", "parent"_a = -1, "offset"_a = 0,
-          "parts"_a = std::vector<int64_t>{}, "type"_a = "f32", "scale"_a = 1.0f, "density"_a = 1.0,
-          "data"_a = nb::none())
+          "parts"_a = std::vector<int64_t>{}, "type"_a = "f32", "scales"_a = std::vector<float>{},
+          "tops"_a = std::vector<float>{}, "density"_a = 1.0, "data"_a = nb::none())
       .def(
           "node",
           [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,

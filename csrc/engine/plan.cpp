@@ -118,7 +118,13 @@ std::unique_ptr<Context> Plan::acquire(int64_t batch) const {
       l.w = v.dims[3];
       l.blocks = v.parts.empty() ? split_channels(l.c) : split_channels(v.parts);
       l.type = v.type;
-      l.scale = v.scale;
+      int64_t first = 0;
+      for (size_t p = 0; p < v.scales.size(); ++p) {
+        const int64_t count =
+            v.scales.size() == 1 ? -1 : static_cast<int64_t>(split_channels(v.parts[p]).size());
+        l.set_scale(v.scales[p], v.tops.empty() ? 0.0f : v.tops[p], first, count);
+        first += count;
+      }
       const double density = std::min(1.0, v.density * kRoomFactor + kRoomShare);
       c->regions[i].capacity = l.value_bytes(density);
       c->maps[i] = std::make_unique<PackedMap>(l);

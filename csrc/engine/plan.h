@@ -48,7 +48,9 @@ struct ValueSpec {
   int64_t offset = 0;
   std::vector<int64_t> parts;  // packed without parent: channels of its producers in order; empty: one
   ValueType type = ValueType::f32;
-  float scale = 1.0f;
+  // u8 and u16: the quantizer's scale and greatest integer (see ChannelBlock), one of each or one a part;
+  // tops may be empty: what the type holds.
+  std::vector<float> scales, tops;
   double density = 1.0;
   std::vector<float> data;  // constants
 };

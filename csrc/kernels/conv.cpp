@@ -330,10 +330,11 @@ class ConvBase : public Conv {
         PackedMap& map = *a.out_map;
         const int type = static_cast<int>(map.layout().type);
         const int64_t to = a.out_first_block + block;
+        const ChannelBlock& to_block = map.layout().blocks[static_cast<size_t>(to)];
         float* staged = f.staged + (slot + b) * f.staged_stride;
         const int64_t before = x0 == 0 ? 0 : f.counts[slot + b];
         const int64_t total =
-            before + ops_->compress(e.acc, stride, count, cb.width, type, map.layout().scale,
+            before + ops_->compress(e.acc, stride, count, cb.width, type, to_block.scale, to_block.top,
                                     map.masks(n, y, to) + x0, staged + before);
         f.counts[slot + b] = total;
         if (x0 + count == c.ow) {
@@ -360,9 +361,10 @@ class ConvBase : public Conv {
       return;
     }
     alignas(64) float values[64 + 16];
+    const float scale = l.blocks[static_cast<size_t>(block)].scale;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t some = __builtin_popcountll(masks[x0 + i]);
-      ops_->load_values(src, some, static_cast<int>(l.type), l.scale, values);
+      ops_->load_values(src, some, static_cast<int>(l.type), scale, values);
       src += static_cast<size_t>(some) * value_size(l.type);
       ops_->expand(masks + x0 + i, values, 1, width, dst + i * 64, 64);
     }
@@ -531,7 +533,8 @@ class SparseConv final : public ConvBase {
     if (l.type != ValueType::f32) {
       int64_t count = 0;
       for (int64_t x = 0; x < a.iw; ++x) count += __builtin_popcountll(masks[x]);
-      ops_->load_values(map.segment(n, iy, block), count, static_cast<int>(l.type), l.scale, values);
+      ops_->load_values(map.segment(n, iy, block), count, static_cast<int>(l.type),
+                        l.blocks[static_cast<size_t>(block)].scale, values);
       v = values;
     }
     for (int64_t x = 0; x < a.iw; ++x) {
@@ -850,7 +853,8 @@ class DepthwiseConv final : public ConvBase {
       alignas(64) float values[64 + 16];
       for (int64_t x = 0; x < a.iw; ++x) {
         const int64_t some = __builtin_popcountll(masks[x]);
-        ops_->load_values(src, some, static_cast<int>(l.type), l.scale, values);
+        ops_->load_values(src, some, static_cast<int>(l.type), l.blocks[static_cast<size_t>(block)].scale,
+                          values);
         src += static_cast<size_t>(some) * value_size(l.type);
         ops_->expand(masks + x, values, 1, w, pixel, 64);
         std::memcpy(dst + x * 64 + (lo - first), pixel + (lo - at), static_cast<size_t>(hi - lo) * 4);

@@ -284,15 +284,15 @@ void epilogue(const EpilogueRow& e) {
 
 // What the stored type can hold of x: f16: values that would round to zero become zero; u8, u16: the integer.
 template <int TYPE>
-AZ_INLINE vf representable(vf x, vf inverse_scale) {
+AZ_INLINE vf representable(vf x, vf scale, vf top) {
   const vf zero{};
   if constexpr (TYPE == 1) {
     const vf tiny = splat(0x1p-25f);
     return ((x <= tiny) & (x >= -tiny)) ? zero : x;
   }
   if constexpr (TYPE == 2 || TYPE == 3) {
-    const vf top = splat(TYPE == 2 ? 255.0f : 65535.0f), magic = splat(12582912.0f);
-    x = x * inverse_scale;
+    const vf magic = splat(12582912.0f);
+    x = x / scale;
     x = x <= zero ? zero : x;
     x = x < top ? x : top;  // NaN too
     return (x + magic) - magic;
@@ -330,22 +330,22 @@ AZ_INLINE uint32_t compress_vector(vf x, float* dst) {
 }
 
 template <int TYPE>
-int64_t compress_type(const float* src, int64_t stride, int64_t count, int64_t width, float scale,
+int64_t compress_type(const float* src, int64_t stride, int64_t count, int64_t width, float scale, float top,
                       uint64_t* masks, float* dst) {
-  const vf inverse = splat(TYPE >= 2 ? 1.0f / scale : 1.0f);
+  const vf scales = splat(scale), tops = splat(top > 0 ? top : TYPE == 2 ? 255.0f : 65535.0f);
   float* const begin = dst;
   for (int64_t i = 0; i < count; ++i, src += stride) {
     uint64_t mask = 0;
     int64_t j = 0;
     for (; j + VL <= width; j += VL) {
-      const uint32_t k = compress_vector(representable<TYPE>(load(src + j), inverse), dst);
+      const uint32_t k = compress_vector(representable<TYPE>(load(src + j), scales, tops), dst);
       dst += popcount(k);
       mask |= static_cast<uint64_t>(k) << j;
     }
     if (j < width) {
       vf x{};
       for (int64_t l = 0; l < width - j; ++l) x[l] = src[j + l];
-      const uint32_t k = compress_vector(representable<TYPE>(x, inverse), dst);
+      const uint32_t k = compress_vector(representable<TYPE>(x, scales, tops), dst);
       dst += popcount(k);
       mask |= static_cast<uint64_t>(k) << j;
     }
@@ -355,16 +355,16 @@ int64_t compress_type(const float* src, int64_t stride, int64_t count, int64_t w
 }
 
 int64_t compress(const float* src, int64_t stride, int64_t count, int64_t width, int type, float scale,
-                 uint64_t* masks, float* dst) {
+                 float top, uint64_t* masks, float* dst) {
   switch (type) {
     case 1:
-      return compress_type<1>(src, stride, count, width, scale, masks, dst);
+      return compress_type<1>(src, stride, count, width, scale, top, masks, dst);
     case 2:
-      return compress_type<2>(src, stride, count, width, scale, masks, dst);
+      return compress_type<2>(src, stride, count, width, scale, top, masks, dst);
     case 3:
-      return compress_type<3>(src, stride, count, width, scale, masks, dst);
+      return compress_type<3>(src, stride, count, width, scale, top, masks, dst);
     default:
-      return compress_type<0>(src, stride, count, width, scale, masks, dst);
+      return compress_type<0>(src, stride, count, width, scale, top, masks, dst);
   }
 }
 

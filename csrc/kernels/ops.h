@@ -87,10 +87,10 @@ struct Ops {
   void (*depthwise)(const DepthwiseRow&);
 
   // Appends the non-zero values of `count` pixels to dst (room for 64 * count + 16 floats), writes their
-  // masks, returns how many. type, scale: values are rounded to what the type can hold first (u8, u16: the
-  // integers).
+  // masks, returns how many. type, scale, top: values are rounded to what the type can hold first (u8, u16:
+  // the integers, at most top, or what the type holds where it is 0).
   int64_t (*compress)(const float* src, int64_t stride, int64_t count, int64_t width, int type, float scale,
-                      uint64_t* masks, float* dst);
+                      float top, uint64_t* masks, float* dst);
   // To and from the stored type. load: dst has room for count + 16.
   void (*store_values)(const float* src, int64_t count, int type, void* dst);
   void (*load_values)(const void* src, int64_t count, int type, float scale, float* dst);

@@ -122,6 +122,15 @@ int64_t PackedMap::nonzeros() const {
   return total;
 }
 
+void PackedLayout::set_scale(float scale, float top, int64_t first, int64_t count) {
+  const auto all = static_cast<int64_t>(blocks.size());
+  const int64_t end = count < 0 ? all : first + count;
+  for (int64_t b = first; b < end && b < all; ++b) {
+    blocks[static_cast<size_t>(b)].scale = scale;
+    blocks[static_cast<size_t>(b)].top = top;
+  }
+}
+
 size_t pack_row_scratch_bytes(int64_t w) { return round64(static_cast<size_t>(w) * 256 + 64); }
 
 void pack_row(PackedMap& map, int64_t n, int64_t h, int64_t block, const float* src, int64_t pixel_stride,
@@ -130,8 +139,9 @@ void pack_row(PackedMap& map, int64_t n, int64_t h, int64_t block, const float* 
   const PackedLayout& l = map.layout();
   auto* staged = static_cast<float*>(scratch);
   const int type = static_cast<int>(l.type);
-  const int64_t count = o.compress(src, pixel_stride, l.w, l.blocks[static_cast<size_t>(block)].width, type,
-                                   l.scale, map.masks(n, h, block), staged);
+  const ChannelBlock& cb = l.blocks[static_cast<size_t>(block)];
+  const int64_t count =
+      o.compress(src, pixel_stride, l.w, cb.width, type, cb.scale, cb.top, map.masks(n, h, block), staged);
   void* dst = map.allocate(static_cast<size_t>(count) * value_size(l.type));
   o.store_values(staged, count, type, dst);
   map.segment(n, h, block) = dst;
@@ -142,7 +152,8 @@ const float* segment_values(const PackedMap& map, int64_t n, int64_t h, int64_t 
   const PackedLayout& l = map.layout();
   const void* src = map.segment(n, h, block);
   if (l.type == ValueType::f32) return static_cast<const float*>(src);
-  ops_for(active_isa()).load_values(src, count, static_cast<int>(l.type), l.scale, dst);
+  ops_for(active_isa())
+      .load_values(src, count, static_cast<int>(l.type), l.blocks[static_cast<size_t>(block)].scale, dst);
   return dst;
 }
 
@@ -150,7 +161,8 @@ void unpack_row(const PackedMap& map, int64_t n, int64_t h, int64_t block, float
   const Ops& o = ops_for(active_isa());
   const PackedLayout& l = map.layout();
   const uint64_t* masks = map.masks(n, h, block);
-  const int64_t width = l.blocks[static_cast<size_t>(block)].width;
+  const ChannelBlock& cb = l.blocks[static_cast<size_t>(block)];
+  const int64_t width = cb.width;
   const int type = static_cast<int>(l.type);
   if (l.type == ValueType::f32) {
     o.expand(masks, static_cast<const float*>(map.segment(n, h, block)), l.w, width, dst, pixel_stride);
@@ -161,7 +173,7 @@ void unpack_row(const PackedMap& map, int64_t n, int64_t h, int64_t block, float
   alignas(64) float values[64 + 16];
   for (int64_t x = 0; x < l.w; ++x) {
     const int64_t count = __builtin_popcountll(masks[x]);
-    o.load_values(src, count, type, l.scale, values);
+    o.load_values(src, count, type, cb.scale, values);
     src += static_cast<size_t>(count) * value_size(l.type);
     o.expand(masks + x, values, 1, width, dst + x * pixel_stride, pixel_stride);
   }

@@ -33,17 +33,22 @@ namespace actzip {
 enum class ValueType : int {
   f32 = 0,
   f16 = 1,  // IEEE half; values too large become infinite, those that round to zero become zero
-  u8 = 2,   // value = scale * q, q = value * (1 / scale) rounded to nearest even, in 0..255; negative is zero
-  u16 = 3,  // the same in 0..65535
+  u8 = 2,   // value = scale * q, q = value / scale rounded to nearest even, in 0..top; negative is zero
+  u16 = 3,  // the same, two bytes
 };
 inline constexpr size_t value_size(ValueType t) {
   return t == ValueType::f32 ? 4 : t == ValueType::u8 ? 1 : 2;
 }
 
-// Channels [first, first + width) of the map; 1 <= width <= 64.
+// Channels [first, first + width) of the map; 1 <= width <= 64. u8 and u16 maps only: the quantizer's scale
+// and its greatest integer (0: what the type holds, 255 or 65535), which blocks of one map may have of their
+// own. Division and product are IEEE float32 operations: the integers are those of the training-time
+// quantizer and of the codecs.
 struct ChannelBlock {
   int32_t first = 0;
   int32_t width = 0;
+  float scale = 1.0f;
+  float top = 0.0f;
 };
 
 // The block list that every producer of `channels` channels uses: 64, 64, ..., the rest.
@@ -55,7 +60,9 @@ struct PackedLayout {
   int64_t n = 1, h = 1, w = 1, c = 0;  // n: of the current run (see PackedMap::bind)
   std::vector<ChannelBlock> blocks;    // covers [0, c)
   ValueType type = ValueType::f32;
-  float scale = 1.0f;  // u8 and u16 only
+
+  // The scale and greatest integer of blocks [first, first + count), count < 0: to the last.
+  void set_scale(float scale, float top = 0.0f, int64_t first = 0, int64_t count = -1);
 
   int64_t elements() const { return n * h * w * c; }
   // Bytes of masks and segment table: a multiple of 64.
@@ -84,7 +91,6 @@ class PackedMap {
   void bind(int64_t n, void* index, void* values, size_t capacity);
   // Other height and width for the next bind (dynamic shapes).
   void resize(int64_t h, int64_t w);
-  void set_scale(float scale) { layout_.scale = scale; }
 
   const PackedLayout& layout() const { return layout_; }
   int64_t blocks() const { return static_cast<int64_t>(layout_.blocks.size()); }
