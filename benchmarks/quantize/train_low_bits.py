@@ -29,6 +29,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--network", default="mobilenet_v1")
     p.add_argument("--weights", default="cifar10_mobilenet_v1")
+    p.add_argument("--teacher", help="float weights to learn from too; the first weights where not given")
     p.add_argument("--data", default="cifar10")
     p.add_argument("--bits", type=int, default=4)
     p.add_argument("--epochs", type=int, default=4)
@@ -55,6 +56,8 @@ def main() -> None:
     model = resolve(a.network).to(memory_format=torch.channels_last)
     load_weights(model, a.weights)
     teacher = copy.deepcopy(model).eval()
+    if a.teacher:
+        load_weights(teacher, a.teacher)
     calibration = Loader(train_data, 250, channels_last=True)
     log: list[dict[str, float]] = []
 
@@ -72,11 +75,15 @@ def main() -> None:
             save_weights(model, a.out.with_suffix(".safetensors"))
         else:
             save_quantized(model, a.out)
-        a.out.with_suffix(".log.json").write_text(json.dumps({"options": vars(a), "epochs": log}, indent=1, default=str))
+        a.out.with_suffix(".log.json").write_text(
+            json.dumps({"options": vars(a), "epochs": log}, indent=1, default=str)
+        )
 
     if a.control:  # no quantizer at all: the same loop with an empty one
         actzip.quantize.Quantization().attach(model)
-        finetune(model, train, epochs=a.epochs, lr=a.lr, weight_decay=1e-2, teacher=teacher, on_epoch=on_epoch)
+        finetune(
+            model, train, epochs=a.epochs, lr=a.lr, weight_decay=1e-2, teacher=teacher, on_epoch=on_epoch
+        )
         return
     model = actzip.quantize(model, calibration, bits=a.bits, observer="mse", batches=4, inplace=True)
     with RatePenalty(model, a.factor) as penalty:

@@ -1,0 +1,199 @@
+"""Accuracy x bits x codec of one network at each stage, as JSON: the figures of docs/quantize.md.
+
+    python benchmarks/quantize/figures.py mobilenet --stage baseline=cifar10_mobilenet_v1 \\
+        --stage control=CONTROL.safetensors --stage sparsified=SPARSE.safetensors --bits 16 8 4
+    python benchmarks/quantize/figures.py lenet --stage baseline=A.safetensors --stage sparsified=B.safetensors
+    python benchmarks/quantize/figures.py inception --density 0.34
+
+A stage is a name and float weights (a file or a name under the shared weights), or NAME=STEM.json for weights and learned
+scales written by ``save_quantized`` (their own bits are used). Everything is streamed: one batch's maps at a time.
+Inception has no test labels here: its accuracy is top-1 agreement with the float model on photographs not used for
+calibration, and its sparsified stage is thresholds (one quantile of the positive values for all layers) at --density.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import actzip
+from actzip import cpu
+from actzip.activations import ActivationTap, set_thresholds
+from actzip.data import Loader
+from actzip.data import resolve as resolve_data
+from actzip.files import write_text
+from actzip.models import load_weights, model_info, resolve
+from actzip.profile.rates import RateReport, measure_rates
+from actzip.quantize import quantization
+from actzip.quantize.files import load_quantized
+
+NETWORKS = {
+    "mobilenet": ("mobilenet_v1", "cifar10", 250),
+    "lenet": ("lenet5", "mnist", 500),
+    "resnet20": ("cifar_resnet20", "cifar10", 250),
+    "resnet32": ("cifar_resnet32", "cifar10", 250),
+    "inception": ("inception_v3_5class", "imagenet_sample", 4),
+}
+
+
+def row(
+    network: str, stage: str, bits: Any, report: RateReport, seconds: float, layers: bool
+) -> dict[str, Any]:
+    data = report.to_dict()
+    if not layers:
+        data.pop("layers")
+    best = data["codecs"]["best"]
+    print(
+        f"{network:10s} {stage:12s} {bits!s:>5s} bits  accuracy {100 * (report.accuracy or 0):6.2f} %  density "
+        f"{report.density:.3f}  "
+        + "  ".join(f"{c} {v['gain_float32']:.2f}x" for c, v in data["codecs"].items())
+        + f"  (best {best['bits_per_element']:.3f} bits/element, {seconds:.0f} s)",
+        flush=True,
+    )
+    return {"network": network, "stage": stage, "bits": bits, "seconds": round(seconds, 1), **data}
+
+
+def float_accuracy(model: nn.Module, test: Any) -> float:
+    model.eval()
+    right = seen = 0
+    with torch.no_grad():
+        for x, y in test:
+            right += int((model(x).argmax(1) == y).sum())
+            seen += len(x)
+    return right / seen
+
+
+def thresholds_for(model: nn.Module, batches: Any, density: float) -> dict[str, float]:
+    """One quantile of every ReLU's positive values, chosen so that the mean density over elements is ``density``."""
+    values: dict[str, list[torch.Tensor]] = {}
+    counts: dict[str, list[int]] = {}
+
+    def watch(site: Any, y: torch.Tensor) -> None:
+        if site.sparse:
+            positive = y[y > 0]
+            pick = torch.randint(0, max(1, len(positive)), (min(len(positive), 20000),))
+            values.setdefault(site.name, []).append(positive[pick].clone())
+            c = counts.setdefault(site.name, [0, 0])
+            c[0], c[1] = c[0] + len(positive), c[1] + y.numel()
+
+    with ActivationTap(model, watch), torch.no_grad():
+        for x, _ in batches:
+            model(x)
+    total = sum(c[1] for c in counts.values())
+    natural = sum(c[0] for c in counts.values()) / total
+    share = max(0.0, 1 - density / natural)
+    return {n: float(torch.quantile(torch.cat(v)[:200000], share)) if v else 0.0 for n, v in values.items()}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("network", choices=NETWORKS)
+    p.add_argument("--stage", action="append", default=[], metavar="NAME=WEIGHTS")
+    p.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4])
+    p.add_argument(
+        "--observer", default=None, help="minmax, percentile, mse, entropy; minmax from 6 bits, else mse"
+    )
+    p.add_argument("--weight-bits", type=int, default=None)
+    p.add_argument("--codecs", nargs="+", default=["zvc", "seg", "rans"])
+    p.add_argument("--images", type=int, default=None, help="of the test set; all where not given")
+    p.add_argument("--calibration", type=int, default=1000, help="images of the training set")
+    p.add_argument("--density", type=float, default=0.34, help="inception: density of the thresholded stage")
+    p.add_argument("--batch", type=int)
+    p.add_argument("--out", type=Path)
+    a = p.parse_args()
+    name, data_name, batch = NETWORKS[a.network]
+    batch = a.batch or batch
+    info = model_info(name)
+
+    def data(split: str) -> Any:
+        kwargs = {"image_size": info.input_shape[1]} if a.network == "inception" else {}
+        return dataclasses.replace(resolve_data(data_name, split, **kwargs), mean=info.mean, std=info.std)
+
+    if a.network == "inception":
+        images = data("test")
+        n = len(images)
+        calibration_data = images.take(range(0, n, 16))
+        test_data = images.take([i for i in range(n) if i % 16])
+        stages = dict(s.split("=", 1) for s in a.stage) or {"baseline": "inception_v3_5class"}
+    else:
+        calibration_data = data("train").take(range(a.calibration))
+        test_data = data("test")
+        stages = dict(s.split("=", 1) for s in a.stage)
+        if not stages:
+            p.error("--stage NAME=WEIGHTS is needed")
+    if a.images:
+        test_data = test_data.take(range(a.images))
+    calibration, test = Loader(calibration_data, batch), Loader(test_data, batch)
+    rows: list[dict[str, Any]] = []
+    floats: dict[str, float] = {}
+
+    def run(stage: str, model: nn.Module, batches: Any) -> None:
+        for bits in a.bits:
+            start = time.perf_counter()
+            observer = a.observer or ("minmax" if bits >= 6 else "mse")
+            q = actzip.quantize(model, calibration, bits=bits, observer=observer, weights=a.weight_bits)
+            report = measure_rates(q, batches, codecs=a.codecs)
+            rows.append(row(a.network, stage, bits, report, time.perf_counter() - start, True))
+            save()
+
+    def save() -> None:
+        if a.out is not None:
+            a.out.parent.mkdir(parents=True, exist_ok=True)
+            result = {
+                "command": {k: v for k, v in vars(a).items() if k not in ("out", "stage")}
+                | {"stages": list(stages)},
+                "machine": cpu.info(),
+                "float_accuracy": floats,
+                "rows": rows,
+            }
+            write_text(a.out, json.dumps(result, indent=1, default=str) + "\n")
+
+    for stage, weights in stages.items():
+        model = resolve(name).eval()
+        if weights.endswith(".json"):
+            model = load_quantized(model, weights.removesuffix(".json"))
+            start = time.perf_counter()
+            report = measure_rates(model, test, codecs=a.codecs)
+            bits = sorted(set(quantization(model).bits.values()))
+            rows.append(
+                row(
+                    a.network,
+                    stage,
+                    bits[0] if len(bits) == 1 else bits,
+                    report,
+                    time.perf_counter() - start,
+                    True,
+                )
+            )
+            save()
+            continue
+        load_weights(model, weights)
+        if a.network == "inception":
+            with torch.no_grad():
+                labels = [model(x).argmax(1) for x, _ in test]
+            inputs = [x for x, _ in test]
+            pairs = list(zip(inputs, labels))
+            floats[stage] = 1.0
+            run(stage, model, pairs)
+            set_thresholds(model, thresholds_for(model, calibration, a.density))
+            floats[f"thresholds {a.density}"] = float_accuracy(model, pairs)
+            print(
+                f"thresholds to density {a.density}: agreement {floats[f'thresholds {a.density}']:.4f}",
+                flush=True,
+            )
+            run(f"thresholds {a.density}", model, pairs)
+            continue
+        floats[stage] = float_accuracy(model, test)
+        print(f"{a.network} {stage}: float accuracy {100 * floats[stage]:.2f} %", flush=True)
+        run(stage, model, test)
+
+
+if __name__ == "__main__":
+    main()
