@@ -440,8 +440,10 @@ def _finish(a: np.ndarray[Any, Any], info: Info, dequantize: bool, framework: st
     name = info.dtype
     if info.scale is not None and name in ("float16", "bfloat16", "float32", "float64"):
         if dequantize:
-            x = quantizer.dequantize(a, info.scale, info.zero)
-            a = _float32_to_bfloat16(x) if name == "bfloat16" else x.astype(name, copy=False)
+            with np.errstate(over="ignore"):
+                x = quantizer.dequantize(a, info.scale, info.zero)
+            with np.errstate(over="ignore"):
+                a = _float32_to_bfloat16(x) if name == "bfloat16" else x.astype(name, copy=False)
         else:
             name = a.dtype.name
     elif name == "bool":
