@@ -1,0 +1,402 @@
+"""Runs a recipe: each stage once, its result kept on disk, so that a run killed at any moment goes on where it was.
+
+What a run writes into its folder:
+    results.json                every figure; the same on the same machine for the same recipe and seed, but for "run"
+    report.html                 the same as one page, without anything from the network
+    baseline.safetensors ...    weights after each training stage (and NAME.thresholds.json, NAME.BITS.quant.json)
+    stages/NAME/                last.pt after each epoch (weights, optimiser, random state), result.json when done
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from actzip import cpu
+from actzip.activations import get_thresholds, set_thresholds
+from actzip.data import Images, Loader, resolve, split
+from actzip.errors import DataError, RecipeError
+from actzip.experiment.coding import code_maps
+from actzip.experiment.recipe import Recipe
+from actzip.files import write_text
+from actzip.models import load_weights, save_weights
+from actzip.models import resolve as resolve_model
+from actzip.quantize import quantize
+from actzip.quantize.files import save_quantization
+from actzip.sparsify import SparsifyConfig, measure, sparsify, sparsify_result
+
+__all__ = ["SCHEMA", "reproduce"]
+
+SCHEMA = "actzip-experiment-1"
+
+#: Called with plain dicts: {"stage": name, "kind": "start" | "done" | "cached" | "step" | "epoch" | "images", ...}.
+Progress = Callable[[dict[str, Any]], None]
+
+
+def reproduce(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
+    download: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run ``recipe`` in the folder ``out`` and give its results, which are in ``out/results.json`` too.
+
+    Stages that an earlier run in ``out`` finished with the same settings and data are not done again; a training stage
+    that was stopped goes on after its last complete epoch. Either way the figures are those of an unbroken run.
+
+    Args:
+        data: where to look for data sets first.
+        fresh: forget earlier runs in ``out``.
+        download: whether a data set that is nowhere may be downloaded.
+
+    Raises:
+        DataError: data, weights or the folder are missing or unusable.
+        RecipeError: the recipe's parts do not fit each other or the data (the key is named).
+        TrainingError: the loss is not finite.
+    """
+    return _Experiment(recipe, Path(out), data, fresh, download, progress or (lambda event: None)).run()
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+class _Experiment:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        data: str | os.PathLike[str] | None,
+        fresh: bool,
+        download: bool,
+        progress: Progress,
+    ) -> None:
+        self.recipe = recipe
+        self.out = out
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.resumed: list[str] = []
+        try:
+            if fresh and (out / "stages").is_dir():
+                shutil.rmtree(out / "stages")
+            (out / "stages").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot use the folder {out}: {error.strerror or error}") from error
+        self._lock()
+        d = recipe.data
+        shape: dict[str, Any] = {
+            "image_size": d.image_size,
+            "mean": d.mean,
+            "std": d.std,
+            "download": download,
+        }
+        everything = resolve(d.name, "train", folder=data, limit=d.limit, **shape)
+        self.test = resolve(d.test or d.name, "test", folder=data, limit=d.test_limit, **shape)
+        if everything.name != self.test.name and d.test is None:
+            raise DataError(
+                f"training images are {everything.source}, test images {self.test.source}: one is missing"
+            )
+        if d.validation >= len(everything):
+            raise RecipeError(
+                f"data.validation: {d.validation} images are to be set aside, but {everything.source} has only "
+                f"{len(everything)}"
+            )
+        self.train, self.val = split(everything, d.validation, recipe.seed)
+        for part in (self.train, self.test):
+            if part.labels.min() < 0:
+                raise DataError(f"{part.source} has no labels, which an experiment needs")
+
+    def _lock(self) -> None:
+        """Two runs in one folder would write over each other: the second is refused (a killed run leaves no lock)."""
+        try:
+            import fcntl
+        except ModuleNotFoundError:  # not on this platform: nothing is guarded
+            return
+        self._lock_file = (self.out / "stages" / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"another run is at work in {self.out}; choose another --out") from error
+
+    # -- stages
+
+    def _key(self, *parts: Any) -> str:
+        """Changes when anything changes that decides a stage's result."""
+        described = [
+            SCHEMA,
+            self.recipe.seed,
+            self.recipe.model.model_dump(),
+            self.recipe.data.model_dump(),
+            [
+                [i.name, i.source, list(i.images.shape), list(i.mean), list(i.std)]
+                for i in (self.train, self.test)
+            ],
+            torch.__version__,
+            torch.get_num_threads(),
+            *parts,
+        ]
+        return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _once(self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """``make(folder)``'s result, or the one of an earlier run with the same ``key``."""
+        folder = self.out / "stages" / stage
+        done = folder / "result.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(done.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                self.seconds[stage] = kept["seconds"]
+                self.resumed.append(stage)
+                self.progress({"stage": stage, "kind": "cached"})
+                return dict(kept["result"])
+        mark = folder / "key"
+        with contextlib.suppress(OSError):
+            if mark.read_text(encoding="utf-8") != key:
+                shutil.rmtree(folder)
+        if (folder / "last.pt").exists():
+            self.resumed.append(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(mark, key)
+        self.progress({"stage": stage, "kind": "start"})
+        began = time.perf_counter()
+        result: dict[str, Any] = _plain(make(folder))
+        self.seconds[stage] = round(time.perf_counter() - began, 3)
+        write_text(done, json.dumps({"key": key, "seconds": self.seconds[stage], "result": result}))
+        self.progress({"stage": stage, "kind": "done", "seconds": self.seconds[stage]})
+        return result
+
+    def _train(
+        self, stage: str, start: nn.Module, config: SparsifyConfig, key: str
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        d = self.recipe.data
+        weights, thresholds = self.out / f"{stage}.safetensors", self.out / f"{stage}.thresholds.json"
+        if not weights.exists() or not thresholds.exists():  # a result without its weights is no result
+            (self.out / "stages" / stage / "result.json").unlink(missing_ok=True)
+
+        def make(folder: Path) -> dict[str, Any]:
+            trained = sparsify(
+                start,
+                Loader(
+                    self.train,
+                    d.batch_size,
+                    seed=self.recipe.seed,
+                    shuffle=True,
+                    augment=d.augment,
+                    channels_last=config.channels_last,
+                ),
+                Loader(self.val, d.eval_batch_size, channels_last=config.channels_last),
+                config,
+                checkpoint_dir=folder,
+                progress=lambda event: self.progress({"stage": stage, **event}),
+            )
+            result = sparsify_result(trained).as_dict()
+            kept = {
+                n: t.tolist() if isinstance(t, torch.Tensor) else t
+                for n, t in get_thresholds(trained).items()
+            }
+            write_text(thresholds, json.dumps(kept))
+            save_weights(
+                trained, weights, {"stage": stage, "recipe": self.recipe.name, "seed": str(self.recipe.seed)}
+            )
+            return dict(result)
+
+        result = self._once(stage, key, make)
+        model = self._model()
+        load_weights(model, weights.resolve())
+        values = json.loads(thresholds.read_text(encoding="utf-8"))
+        if values:
+            set_thresholds(
+                model, {n: torch.tensor(t) if isinstance(t, list) else t for n, t in values.items()}
+            )
+        return model.eval(), result
+
+    def _model(self) -> nn.Module:
+        torch.manual_seed(self.recipe.seed)
+        m = self.recipe.model
+        return resolve_model(m.name, **m.args)
+
+    def _test_loader(self, limit: int | None = None) -> Loader:
+        images = self.test if limit is None else self.test.take(slice(0, limit))
+        return Loader(images, self.recipe.data.eval_batch_size)
+
+    def _measured(self, stage: str, model: nn.Module, key: str) -> dict[str, Any]:
+        return self._once(f"{stage}.test", key, lambda folder: measure(model, self._test_loader()).as_dict())
+
+    # -- the whole
+
+    def run(self) -> dict[str, Any]:
+        r = self.recipe
+        began = time.time()
+        models: dict[str, nn.Module] = {}
+        keys: dict[str, str] = {}
+        history: dict[str, Any] = {}
+
+        start = self._model()
+        if r.model.weights is not None:
+            load_weights(start, r.model.weights)
+        if r.train is not None:
+            config = r.train.config(r.seed, alpha=0.0)  # type: ignore[attr-defined]
+            keys["baseline"] = self._key("baseline", asdict(config))
+            models["baseline"], history["baseline"] = self._train("baseline", start, config, keys["baseline"])
+        else:
+            keys["baseline"] = self._key("given")
+            models["baseline"] = start.eval()
+            save_weights(start, self.out / "baseline.safetensors", {"stage": "baseline", "recipe": r.name})
+        if r.sparsify is not None:
+            part: Any = r.sparsify
+            configs = {"sparse": part.config(r.seed)}
+            if part.control:
+                configs = {"control": part.config(r.seed, alpha=0.0, thresholds="none"), **configs}
+            for stage, config in configs.items():
+                keys[stage] = self._key(keys["baseline"], stage, asdict(config))
+                models[stage], history[stage] = self._train(stage, models["baseline"], config, keys[stage])
+
+        stages: list[dict[str, Any]] = []
+        measured: dict[str, Any] = {}
+        for stage, model in models.items():
+            measured[stage] = m = self._measured(stage, model, keys[stage])
+            stages.append({"stage": stage, "bits": 32, **{k: v for k, v in m.items() if k != "densities"}})
+        codings = self._quantize_and_encode(models, keys, stages)
+        reference = measured.get("control", measured["baseline"])
+        for row in stages:
+            row["speedup_over_control"] = reference["effective_macs"] / max(1.0, row["effective_macs"])
+        results: dict[str, Any] = {
+            "schema": SCHEMA,
+            "name": r.name,
+            "about": r.about,
+            "seed": r.seed,
+            "recipe": r.model_dump(mode="json", exclude_defaults=True),
+            "data": {
+                "train": _described(self.train),
+                "validation": _described(self.val),
+                "test": _described(self.test),
+            },
+            "environment": {**cpu.info(), "torch_threads": torch.get_num_threads()},
+            "stages": stages,
+            "layers": {s: m["densities"] for s, m in measured.items()},
+            "coding": codings,
+            "targets": _targets(r, measured, codings),
+            "history": _without_times(history),
+            "run": {
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": self.seconds,
+                "wall_seconds": round(time.time() - began, 3),
+                "resumed": self.resumed,
+            },
+        }
+        write_text(self.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        from actzip.experiment.report import render
+
+        example, _ = next(iter(Loader(self.test.take(slice(0, 1)), 1)))
+        write_text(self.out / "report.html", render(results, models, example))
+        return results
+
+    def _quantize_and_encode(
+        self, models: dict[str, nn.Module], keys: dict[str, str], stages: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        r = self.recipe
+        if r.quantize is None:
+            return []
+        part = r.quantize
+        codings: list[dict[str, Any]] = []
+        calibration = [
+            x for x, _ in Loader(self.val.take(slice(0, part.calibration)), min(250, part.calibration))
+        ]  # validation images: training does not see them, nor does the test see these
+        chosen: list[str] = [s for s in ("control", "sparse") if s in models] or ["baseline"]
+        for stage in chosen:
+            for bits in part.bits:
+                name = f"{stage}.{bits}"
+                quantized = quantize(
+                    models[stage],
+                    calibration,
+                    bits=bits,
+                    per=part.per,
+                    observer=part.observer,
+                    percentile=part.percentile,
+                )
+                save_quantization(quantized, self.out / f"{name}.quant.json")
+                key = self._key(keys[stage], part.model_dump(), bits)
+                m = self._measured(name, quantized, key)
+                row = {"stage": stage, "bits": bits, **{k: v for k, v in m.items() if k != "densities"}}
+                stages.append(row)
+                if r.encode is not None:
+                    coding = self._encoded(name, quantized, key)
+                    row["bits_per_element"] = coding["bits_per_element"]
+                    row["gain_float32"] = coding["gain_float32"]
+                    row["decoded_accuracy"] = coding["accuracy"]
+                    codings.append({"stage": stage, **coding})
+        return codings
+
+    def _encoded(self, name: str, quantized: nn.Module, key: str) -> dict[str, Any]:
+        part = self.recipe.encode
+        assert part is not None
+        images = min(part.images, len(self.test))
+
+        def make(folder: Path) -> dict[str, Any]:
+            done = 0
+
+            def on_batch(n: int) -> None:
+                nonlocal done
+                done += n
+                self.progress({"stage": f"{name}.coded", "kind": "images", "done": done, "total": images})
+
+            batch = min(self.recipe.data.eval_batch_size, 100 * part.images_per_blob)
+            loader = Loader(self.test.take(slice(0, images)), batch)
+            coding = code_maps(
+                quantized, loader, part.codecs, images_per_blob=part.images_per_blob, on_batch=on_batch
+            )
+            return asdict(coding)
+
+        return self._once(f"{name}.coded", self._key(key, part.model_dump(), images), make)
+
+
+def _described(images: Images) -> dict[str, Any]:
+    return {"name": images.name, "source": images.source, "images": len(images), "shape": list(images.shape)}
+
+
+def _without_times(history: dict[str, Any]) -> dict[str, Any]:
+    return {
+        stage: {**h, "history": [{k: v for k, v in e.items() if k != "seconds"} for e in h["history"]]}
+        for stage, h in history.items()
+    }
+
+
+def _targets(r: Recipe, measured: dict[str, Any], codings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each target of the recipe beside what was measured; None where there is nothing to compare."""
+    base, control, sparse = measured["baseline"], measured.get("control"), measured.get("sparse")
+    found: dict[str, float | None] = {}
+    if sparse is not None:
+        found["density_reduction"] = base["density"] / max(1e-12, sparse["density"])
+        if control is not None:
+            found["speedup_over_control"] = control["effective_macs"] / max(1.0, sparse["effective_macs"])
+            # whole test images, so that no rounding error decides
+            right = [round(m["accuracy"] * m["samples"]) for m in (sparse, control)]
+            found["accuracy_over_control"] = 100 * (right[0] - right[1]) / sparse["samples"]
+    last = "sparse" if sparse is not None else "baseline"
+    for c in codings:
+        if c["stage"] == last:
+            found[f"gain_{c['bits']}"] = max(c["gain_float32"].values())
+    return [
+        {
+            "target": name,
+            "required": required,
+            "measured": value,
+            "met": value is not None and value >= required,
+        }
+        for name, required in r.targets.model_dump().items()
+        if required is not None
+        for value in [found.get(name)]
+    ]
