@@ -13,18 +13,22 @@ from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import MapCost, Measurement, map_costs, measure
 from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import KINDS, WEIGHTINGS, ActivationPenalty
+from actzip.sparsify.thresholds import Calibration, agreement, calibrate_thresholds
 from actzip.sparsify.train import EpochResult, SparsifyResult, sparsify, sparsify_result
 
 __all__ = [
     "KINDS",
     "WEIGHTINGS",
     "ActivationPenalty",
+    "Calibration",
     "EpochResult",
     "LearnedThresholds",
     "MapCost",
     "Measurement",
     "SparsifyConfig",
     "SparsifyResult",
+    "agreement",
+    "calibrate_thresholds",
     "map_costs",
     "measure",
     "sparsify",

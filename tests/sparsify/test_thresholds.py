@@ -1,0 +1,124 @@
+"""Thresholds from a few samples: targets are met by measurement, and the choice beats a naive one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from toys import loader, net
+
+from actzip.activations import get_thresholds, set_thresholds
+from actzip.errors import ActzipWarning, DataError, InputError, LayerError
+from actzip.sparsify import agreement, calibrate_thresholds, measure
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_density_target(trained, per):
+    before = measure(trained, loader())
+    target = 0.7 * before.density
+    found = calibrate_thresholds(trained, loader(), density=target, per=per, samples=192)
+    assert found.met and found.density <= target and found.density > 0.6 * target
+    assert get_thresholds(trained) == {}
+    set_thresholds(trained, found.thresholds)
+    try:
+        after = measure(trained, loader())
+        assert after.density == pytest.approx(found.density)
+        assert after.theoretical_speedup == pytest.approx(found.theoretical_speedup)
+    finally:
+        set_thresholds(trained, {})
+    assert measure(trained, loader()).density == before.density
+    shapes = {n: t.shape if isinstance(t, torch.Tensor) else () for n, t in found.thresholds.items()}
+    if per == "channel":
+        assert shapes["relu"] == (8,)
+    else:
+        assert all(s == () for s in shapes.values())
+
+
+def test_speedup_and_agreement_targets(trained):
+    base = measure(trained, loader()).theoretical_speedup
+    found = calibrate_thresholds(trained, loader(), speedup=1.3 * base, samples=192)
+    assert found.met and found.theoretical_speedup >= 1.3 * base
+    kept = calibrate_thresholds(trained, loader(), agree=0.98, samples=192)
+    assert kept.agreement >= 0.98
+    assert kept.density < kept.density_before
+    reached = [t for t in found.tried if t["theoretical_speedup"] == found.theoretical_speedup]
+    assert reached and len(found.tried) == 7
+
+
+def test_choice_beats_one_quantile_for_all(trained):
+    """At equal density the outputs move less than with the same share of non-zeros removed everywhere."""
+    batches = [x for x, _ in loader()]
+    found = calibrate_thresholds(trained, batches, density=0.45, samples=192)
+    maps = {}
+    from actzip.activations import ActivationTap
+
+    with torch.no_grad(), ActivationTap(trained, lambda s, y: maps.setdefault(s.name, []).append(y)):
+        want = [trained(x) for x in batches]
+
+    def moved(thresholds) -> tuple[float, float]:
+        set_thresholds(trained, thresholds)
+        with torch.no_grad():
+            d = sum(float((trained(x) - w).square().sum()) for x, w in zip(batches, want))
+        density = measure(trained, batches).density
+        set_thresholds(trained, {})
+        return d, density
+
+    cost, density = moved(found.thresholds)
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        share = (low + high) / 2
+        naive = {n: float(torch.cat([v[v > 0] for v in ys]).quantile(share)) for n, ys in maps.items()}
+        naive_cost, naive_density = moved(naive)
+        if naive_density > density:
+            low = share
+        else:
+            high = share
+    assert naive_density == pytest.approx(density, abs=0.02)
+    assert cost < naive_cost
+
+
+def test_layers_and_ignore(trained):
+    found = calibrate_thresholds(trained, loader(), density=0.3, layers=["relu", "(model)"], ignore="(model)")
+    assert set(found.thresholds) == {"relu"}
+    with pytest.raises(LayerError, match="no layer"):
+        calibrate_thresholds(trained, loader(), density=0.3, layers="reluu")
+
+
+def test_bad_input(trained):
+    x = torch.randn(4, 3, 8, 8)
+    with pytest.raises(InputError, match="exactly one target"):
+        calibrate_thresholds(trained, [x])
+    with pytest.raises(InputError, match="exactly one target"):
+        calibrate_thresholds(trained, [x], density=0.3, agree=0.9)
+    with pytest.raises(InputError, match="density must be"):
+        calibrate_thresholds(trained, [x], density=1.5)
+    with pytest.raises(InputError, match="per must be"):
+        calibrate_thresholds(trained, [x], density=0.5, per="pixel")
+    with pytest.raises(DataError, match="no batch"):
+        calibrate_thresholds(trained, [], density=0.3)
+    with pytest.raises(InputError, match="not finite"):
+        calibrate_thresholds(trained, [x / 0], density=0.3)
+    with pytest.raises(DataError, match="no batch"):
+        agreement(trained, trained, [])
+
+
+def test_out_of_reach_says_what_is_reached(trained):
+    with pytest.warns(ActzipWarning, match="out of reach"):
+        found = calibrate_thresholds(trained, loader(), density=1e-9)
+    assert not found.met and found.density > 1e-9
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.GELU())
+    with pytest.warns(ActzipWarning, match="no ReLU"):
+        nothing = calibrate_thresholds(smooth, loader(), density=0.5)
+    assert nothing.thresholds == {} and not nothing.met
+
+
+def test_target_already_met_changes_nothing(trained):
+    found = calibrate_thresholds(trained, loader(), density=0.99)
+    assert found.met and found.thresholds == {} and found.agreement == 1.0
+
+
+def test_same_seed_same_thresholds():
+    model = net()
+    a = calibrate_thresholds(model, loader(), density=0.3, seed=4)
+    b = calibrate_thresholds(model, loader(), density=0.3, seed=4)
+    assert a.thresholds == b.thresholds
