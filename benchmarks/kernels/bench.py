@@ -29,7 +29,7 @@ from actzip import _engine
 
 kernels = _engine.kernels
 HERE = Path(__file__).parent
-FIELDS = "net count ic oc kh kw sh sw ph pw dilation groups h w".split()
+FIELDS = ["net", "count", "ic", "oc", "kh", "kw", "sh", "sw", "ph", "pw", "dilation", "groups", "h", "w"]
 
 
 def layers(path: Path, nets: list[str]) -> list[dict]:
@@ -137,11 +137,12 @@ def main(argv: list[str] | None = None) -> int:
     a.add_argument("--masks", choices=("smooth", "random"), default="smooth")
     a.add_argument("--seconds", type=float, default=0.05, help="for each kernel and rival of a layer")
     a.add_argument("--match", default="", help="only layers whose line contains this")
+    a.add_argument("--dense", action="store_true", help="dense input and output maps (networks without zeros)")
     a.add_argument("--rival", action=argparse.BooleanOptionalAction, default=True)
     a.add_argument("--verbose", action="store_true", help="a line per kernel")
     a.add_argument("--out", type=Path)
     args = a.parse_args(argv)
-    densities = args.density or [1.0, 0.5, 0.34, 0.2]
+    densities = args.density or ([1.0] if args.dense else [1.0, 0.5, 0.34, 0.2])
     torch.set_num_threads(1)
     if not _engine.force_isa(args.isa):
         print(f"this CPU cannot run {args.isa}", file=sys.stderr)
@@ -171,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             rival = OneDnn(row, x, weight, bias) if args.rival else None
             if rival:
                 rival.measure(args.seconds)
-            p = problem(row, density, not first, True)
+            p = problem(row, density, not first and not args.dense, not args.dense)
             times: dict[str, float] = {}
             for name in kernels.variants(p):
                 if only and not any(k in name for k in only):

@@ -582,6 +582,8 @@ class DenseConv final : public ConvBase {
               for (int64_t o = 0; o < s.width; ++o) w[o] = weight[((s.first + o) * icg + c) * taps_ + tap];
             }
       }
+    // Pixels in the order in which whole tiles fall into the padding together.
+    by_columns_ = p.kw > 1 && p.kw >= p.kh && !merged_;
     zeros_ = make_floats(p.ic + 16);
     // Units that share an item: they share the expanded input and the pointer table.
     shared_ = p.in_packed || merged_ ? 4 : 4;
@@ -592,7 +594,8 @@ class DenseConv final : public ConvBase {
 
   struct Scratch {
     float* acc;
-    const float** table;  // [tile][step][mr]
+    const float** table;  // [tile][tap][mr]: where the tile's pixels find a tap's input
+    int32_t* taps;        // [tile][1 + steps]: how many taps meet the input, and which
     float* rows;          // expanded or padded input rows
     int64_t row_stride;
     Finish finish;
@@ -603,6 +606,7 @@ class DenseConv final : public ConvBase {
     for (const Unit& u : units_) stride = std::max(stride, u.stride);
     s.acc = carver.take<float>(c.rows * c.segment * stride);
     s.table = carver.take<const float*>((c.rows * c.segment + kernels::kMaxMr) * steps_);
+    s.taps = carver.take<int32_t>(c.rows * c.segment * (1 + steps_));
     const ConvProblem& p = problem_;
     s.row_stride = merged_ ? (a.iw + p.pad_left + p.pad_right) * p.ic + 16 : a.iw * p.ic + 16;
     s.rows = carver.take<float>(p.in_packed || merged_ ? c.in_rows * s.row_stride : 0);
@@ -663,7 +667,6 @@ class DenseConv final : public ConvBase {
           for (int64_t k0 = 0; k0 < depth_; k0 += slice_) {
             DenseTile t{};
             t.in_table_stride = mr;
-            t.taps = steps_;
             t.depth = std::min(slice_, depth_ - k0);
             t.in_offset = k0 + (merged_ ? 0 : sub.group * depth_);
             t.weight = weight;
@@ -671,8 +674,11 @@ class DenseConv final : public ConvBase {
             t.init =
                 k0 == 0 ? tile_bias_.get() + tile_bias_at_[static_cast<size_t>(unit)] + sub.offset : nullptr;
             t.acc_stride = u.stride;
-            for (int64_t i = 0; i < pixels; i += mr) {
+            for (int64_t i = 0, tile = 0; i < pixels; i += mr, ++tile) {
+              const int32_t* taps = s.taps + tile * (1 + steps_);
               t.in = s.table + i * steps_;
+              t.taps = taps[0];
+              t.tap_ids = taps + 1;
               t.acc = s.acc + i * u.stride + sub.offset;
               ops_->dense[sub.nv][std::min(mr, pixels - i)](t);
             }
@@ -681,7 +687,8 @@ class DenseConv final : public ConvBase {
         }
         for (int64_t y = 0; y < rows; ++y)
           finish(
-              a, c, u, s.finish, n, y0 + y, x0, count, s.acc + y * count * u.stride, u.stride,
+              a, c, u, s.finish, n, y0 + y, x0, count, s.acc + y * (by_columns_ ? 1 : count) * u.stride,
+              (by_columns_ ? rows : 1) * u.stride,
               c.segments > 1 ? u.first_block - units_[static_cast<size_t>(bunch * shared_)].first_block : 0);
       }
     }
@@ -694,6 +701,10 @@ class DenseConv final : public ConvBase {
     const ConvProblem& p = problem_;
     if (!p.in_packed) {
       const float* src = a.in + (n * a.ih + iy) * a.iw * a.in_stride;
+      if (a.in_stride == p.ic) {
+        std::memcpy(dst, src, static_cast<size_t>(a.iw * p.ic) * 4);
+        return;
+      }
       for (int64_t x = 0; x < a.iw; ++x)
         std::memcpy(dst + x * p.ic, src + x * a.in_stride, static_cast<size_t>(p.ic) * 4);
       return;
@@ -710,7 +721,8 @@ class DenseConv final : public ConvBase {
     }
   }
 
-  // Where every tile's pixels find each tap's input.
+  // Fills s.table and s.taps for tiles of `mr` pixels. A tap that lies in the padding for the whole tile is
+  // left out; for single pixels of a tile it points to zeros.
   void tabulate(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0, int64_t rows,
                 int64_t count, int64_t mr) const {
     const ConvProblem& p = problem_;
@@ -720,27 +732,46 @@ class DenseConv final : public ConvBase {
     const int64_t pixel_stride = scratch ? p.ic : a.in_stride;
     const int64_t row_stride = scratch ? s.row_stride : a.iw * a.in_stride;
     const float* base = scratch ? s.rows : a.in + (n * a.ih + iy0) * a.iw * a.in_stride;
-    for (int64_t i = 0; i < pixels; ++i) {
-      const int64_t y = i / count, x = x0 + i % count;
-      const float** to = s.table + i / mr * mr * steps_ + i % mr;
-      for (int64_t ky = 0; ky < p.kh; ++ky) {
-        const int64_t r = y * p.sh + ky * p.dh;
-        const float* row = base + r * row_stride;
-        if (merged_) {
-          *to = row + x * p.sw * p.ic;
-          to += mr;
-          continue;
-        }
-        const bool inside = iy0 + r >= 0 && iy0 + r < a.ih;
-        for (int64_t kx = 0; kx < p.kw; ++kx, to += mr) {
-          const int64_t ix = x * p.sw - p.pad_left + kx * p.dw;
-          *to = inside && ix >= 0 && ix < a.iw ? row + ix * pixel_stride : zeros_.get();
+    int64_t y = 0, x = x0, first = 0;
+    for (int32_t* taps = s.taps; first < pixels; first += mr, taps += 1 + steps_) {
+      const int64_t here = std::min(mr, pixels - first);
+      const float** to = s.table + first * steps_;
+      int64_t rs[kernels::kMaxMr], cs[kernels::kMaxMr];
+      for (int64_t m = 0; m < here; ++m) {
+        rs[m] = y * p.sh;
+        cs[m] = x * p.sw - (merged_ ? 0 : p.pad_left);
+        if (by_columns_ ? ++y == rows : ++x == x0 + count) {
+          if (by_columns_)
+            y = 0, ++x;
+          else
+            x = x0, ++y;
         }
       }
+      int32_t used = 0;
+      for (int64_t step = 0, ky = 0, kx = 0; step < steps_; ++step) {
+        bool any = false;
+        if (merged_) {
+          for (int64_t m = 0; m < here; ++m) to[m] = base + (rs[m] + step * p.dh) * row_stride + cs[m] * p.ic;
+          any = true;
+        } else {
+          for (int64_t m = 0; m < here; ++m) {
+            const int64_t r = rs[m] + ky * p.dh, ix = cs[m] + kx * p.dw;
+            const bool inside = static_cast<uint64_t>(iy0 + r) < static_cast<uint64_t>(a.ih) &&
+                                static_cast<uint64_t>(ix) < static_cast<uint64_t>(a.iw);
+            to[m] = inside ? base + r * row_stride + ix * pixel_stride : zeros_.get();
+            any |= inside;
+          }
+          if (++kx == p.kw) kx = 0, ++ky;
+        }
+        if (!any) continue;
+        taps[++used] = static_cast<int32_t>(step);
+        to += mr;
+      }
+      taps[0] = used;
     }
   }
 
-  bool merged_ = false;
+  bool merged_ = false, by_columns_ = false;
   int64_t steps_ = 1, depth_ = 1, slice_ = 1, shared_ = 1, bunches_ = 1;
   Floats zeros_;
 };

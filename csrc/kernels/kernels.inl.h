@@ -165,12 +165,11 @@ void dense_tile(const DenseTile& t) {
       for (int j = 0; j < NV; ++j) a[m][j] = load(t.acc + m * t.acc_stride + j * VL);
   }
   const float* const* table = t.in;
-  const float* tap_weight = t.weight;
-  for (int64_t tap = 0; tap < t.taps; ++tap, table += t.in_table_stride, tap_weight += t.weight_tap_stride) {
+  for (int64_t tap = 0; tap < t.taps; ++tap, table += t.in_table_stride) {
     const float* p[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) p[m] = table[m] + t.in_offset;
-    const float* w = tap_weight;
+    const float* w = t.weight + t.tap_ids[tap] * t.weight_tap_stride;
     const int64_t depth = t.depth;
     for (int64_t k = 0; k < depth; ++k, w += NV * VL) {
       vf x[NV];

@@ -31,11 +31,13 @@ struct SparseRun {
 };
 using SparseRunFn = void (*)(const SparseRun&);
 
-// acc[m][0 .. nv * vl) (+)= sum over taps, k of in[m][tap][k] * weight[tap][k][0 .. nv * vl), m < mr.
+// acc[m][0 .. nv * vl) (+)= sum over taps, k of in[tap][m][k] * weight[tap_ids[tap]][k][0 .. nv * vl), m <
+// mr.
 struct DenseTile {
-  const float* const* in;  // [taps][mr pointers, in_stride of the table apart]
+  const float* const* in;  // [taps][in_table_stride], of which mr are used
   int64_t in_table_stride;
-  int64_t in_offset;    // floats added to every pointer
+  int64_t in_offset;  // floats added to every pointer
+  const int32_t* tap_ids;
   int64_t taps, depth;  // depth: channels a tap
   const float* weight;
   int64_t weight_tap_stride;
