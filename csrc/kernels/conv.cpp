@@ -47,7 +47,7 @@ struct Carver {
   }
 };
 
-enum class Algorithm { sparse, sparse_pair, dense, depthwise };
+enum class Algorithm { sparse, sparse_pair, sparse_taps, dense, depthwise };
 
 struct Variant {
   KernelRow row;
@@ -64,6 +64,7 @@ const std::vector<Variant>& variants(Isa isa) {
   static const std::vector<Variant> narrow = {
       {{"sparse-32", "sparse", 32, 1, kDesign}, Algorithm::sparse, 8, 64},
       {{"pair-16", "sparse", 16, 2, kDesign}, Algorithm::sparse_pair, 4, 64},
+      {{"taps-48", "sparse", 48, 1, kDesign}, Algorithm::sparse_taps, 12, 64},
       {{"dense-6x8", "dense", 8, 6, kIndirect}, Algorithm::dense, 2, 96},
       {{"depthwise", "depthwise", 4, 1, kDesign}, Algorithm::depthwise, 1, 1},
   };
@@ -71,6 +72,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"sparse-48", "sparse", 48, 1, kDesign}, Algorithm::sparse, 12, 64},
       {{"sparse-32", "sparse", 32, 1, kDesign}, Algorithm::sparse, 8, 64},
       {{"pair-32", "sparse", 32, 2, kDesign}, Algorithm::sparse_pair, 8, 64},
+      {{"taps-48", "sparse", 48, 1, kDesign}, Algorithm::sparse_taps, 12, 64},
       {{"dense-6x16", "dense", 16, 6, kIndirect}, Algorithm::dense, 4, 96},
       {{"depthwise", "depthwise", 4, 1, kDesign}, Algorithm::depthwise, 1, 1},
   };
@@ -80,6 +82,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"sparse-32", "sparse", 32, 1, kDesign}, Algorithm::sparse, 4, 96},
       {{"pair-32", "sparse", 32, 2, kDesign}, Algorithm::sparse_pair, 4, 96},
       {{"pair-48", "sparse", 48, 2, kDesign}, Algorithm::sparse_pair, 6, 64},
+      {{"taps-96", "sparse", 96, 1, kDesign}, Algorithm::sparse_taps, 12, 64},
       {{"dense-6x16", "dense", 16, 6, kIndirect}, Algorithm::dense, 2, 96},
       {{"dense-4x24", "dense", 24, 4, kGoto}, Algorithm::dense, 3, 96},
       {{"depthwise", "depthwise", 8, 1, kDesign}, Algorithm::depthwise, 1, 1},
@@ -89,6 +92,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"sparse-128", "sparse", 128, 1, kDesign}, Algorithm::sparse, 8, 64},
       {{"pair-64", "sparse", 64, 2, kDesign}, Algorithm::sparse_pair, 4, 64},
       {{"pair-128", "sparse", 128, 2, kDesign}, Algorithm::sparse_pair, 8, 64},
+      {{"taps-192", "sparse", 192, 1, kDesign}, Algorithm::sparse_taps, 12, 64},
       {{"dense-6x64", "dense", 64, 6, kIndirect}, Algorithm::dense, 4, 96},
       {{"dense-8x48", "dense", 48, 8, kIndirect}, Algorithm::dense, 3, 96},
       {{"dense-12x32", "dense", 32, 12, kIndirect}, Algorithm::dense, 2, 96},
@@ -138,6 +142,8 @@ bool applicable(const Variant& v, const ConvProblem& p) {
     case Algorithm::sparse:
     case Algorithm::sparse_pair:
       return p.in_packed;
+    case Algorithm::sparse_taps:
+      return p.in_packed && p.kw > 1 && p.kw <= 4 && p.sw == 1 && p.dw == 1;
     case Algorithm::dense:
       return true;
     case Algorithm::depthwise:
@@ -188,7 +194,8 @@ class ConvBase : public Conv {
     // Units: as many blocks as the tile is wide. Subs: a unit's channels of one group, in even shares.
     const int64_t ocg = p.oc / p.groups;
     const bool depthwise = v.algorithm == Algorithm::depthwise;
-    const int64_t widest = v.nv * vl;
+    const int widest_nv = v.algorithm == Algorithm::sparse_taps ? v.nv / static_cast<int>(p.kw) : v.nv;
+    const int64_t widest = widest_nv * vl;
     int64_t bias_floats = 0;
     for (size_t b = 0; b < out_blocks_.size();) {
       Unit u{};
@@ -207,7 +214,7 @@ class ConvBase : public Conv {
           const int64_t g = c / ocg;
           const int64_t end = std::min((g + 1) * ocg, u.first + u.width);
           int64_t vectors = ceil_div(end - c, vl);
-          for (int64_t pieces = ceil_div(vectors, v.nv); pieces > 0; --pieces) {
+          for (int64_t pieces = ceil_div(vectors, widest_nv); pieces > 0; --pieces) {
             const int64_t nv = ceil_div(vectors, pieces);
             const int64_t width = std::min(end - c, nv * vl);
             u.subs.push_back({c, width, static_cast<int>(nv), at, g, 0});
@@ -244,8 +251,7 @@ class ConvBase : public Conv {
     Cut c{};
     c.oh = p.out_h(a.ih);
     c.ow = p.out_w(a.iw);
-    static const int64_t forced = getenv("AZT") ? atoi(getenv("AZT")) : 0;
-    const int64_t tile = forced ? forced : variant_.tile;
+    const int64_t tile = variant_.tile;
     c.segments = std::max<int64_t>(1, ceil_div(c.ow, tile + tile / 3));
     c.segment = round_up(ceil_div(c.ow, c.segments), 2);
     c.segments = ceil_div(c.ow, c.segment);
@@ -391,6 +397,7 @@ class SparseConv final : public ConvBase {
     init(p, v, bias);
     pair_ = v.algorithm == Algorithm::sparse_pair;
     expand_ = pair_ && ops_->expanded_pairs;
+    fused_ = v.algorithm == Algorithm::sparse_taps;
     const int64_t vl = ops_->vl, icg = p.ic / p.groups;
     // [unit][sub][ic block][tap][channel of the block][nv * vl]; channels outside the sub's group have no
     // rows' use but keep their place.
@@ -407,19 +414,24 @@ class SparseConv final : public ConvBase {
         float* w = weights_.get() + s.weight;
         int64_t first = 0;
         for (const ChannelBlock& b : in_blocks_) {
-          for (int64_t t = 0; t < taps_; ++t)
-            for (int64_t k = 0; k < b.width; ++k, w += s.nv * vl) {
-              const int64_t c = first + k - s.group * icg;
-              if (c < 0 || c >= icg) continue;
-              for (int64_t o = 0; o < s.width; ++o) w[o] = weight[((s.first + o) * icg + c) * taps_ + t];
-            }
+          // Fused taps: a channel's row holds those of a kernel row, last first.
+          const int64_t across = fused_ ? p.kw : 1;
+          for (int64_t t = 0; t < taps_; t += across)
+            for (int64_t k = 0; k < b.width; ++k)
+              for (int64_t j = across - 1; j >= 0; --j, w += s.nv * vl) {
+                const int64_t c = first + k - s.group * icg;
+                if (c < 0 || c >= icg) continue;
+                for (int64_t o = 0; o < s.width; ++o)
+                  w[o] = weight[((s.first + o) * icg + c) * taps_ + t + j];
+              }
           first += b.width;
         }
       }
   }
 
   struct Scratch {
-    float* acc;
+    float* acc;   // [rows][segment][unit's stride]; fused: [sub][rows][halo, segment, halo][nv * vl]
+    float* line;  // fused: a row of the unit's subs side by side
     const float** pointers;  // [in_rows][iw]
     float* values;           // [in_rows][iw * 64 + 16]
     Finish finish;
@@ -428,7 +440,8 @@ class SparseConv final : public ConvBase {
     Scratch s{};
     int64_t stride = 0;
     for (const Unit& u : units_) stride = std::max(stride, u.stride);
-    s.acc = carver.take<float>(c.rows * c.segment * stride);
+    s.acc = carver.take<float>(c.rows * (c.segment + 2 * halo()) * stride);
+    s.line = carver.take<float>(fused_ ? c.segment * stride : 0);
     s.pointers = carver.take<const float*>(c.in_rows * a.iw);
     const bool values = expand_ || (a.in_map != nullptr && a.in_map->layout().type != ValueType::f32);
     s.values = carver.take<float>(values ? c.in_rows * (a.iw * 64 + 16) : 0);
@@ -462,7 +475,13 @@ class SparseConv final : public ConvBase {
     const int64_t vl = ops_->vl, icg = p.ic / p.groups;
     for (int64_t x0 = 0; x0 < c.ow; x0 += c.segment) {
       const int64_t count = std::min(c.segment, c.ow - x0);
-      ops_->fill(s.acc, u.stride, rows * count, tile_bias_.get() + tile_bias_at_[unit], u.stride);
+      const int64_t slots = count + 2 * halo();  // accumulators of a row
+      if (fused_)
+        for (const Sub& sub : u.subs)
+          ops_->fill(s.acc + rows * slots * sub.offset, sub.nv * vl, rows * slots,
+                     tile_bias_.get() + tile_bias_at_[unit] + sub.offset, sub.nv * vl);
+      else
+        ops_->fill(s.acc, u.stride, rows * count, tile_bias_.get() + tile_bias_at_[unit], u.stride);
       int64_t first = 0;
       for (size_t ib = 0; ib < in_blocks_.size(); first += in_blocks_[ib].width, ++ib) {
         const int64_t width = in_blocks_[ib].width;
@@ -486,6 +505,10 @@ class SparseConv final : public ConvBase {
           run.acc_stride = u.stride;
           run.step = p.sw;
           run.clip = clip;
+          if (fused_) {
+            run_fused(a, s, sub, run, n, static_cast<int64_t>(ib), first, x0, count, rows, iy0);
+            continue;
+          }
           const auto kernel = pair_ ? ops_->sparse_pair[sub.nv] : ops_->sparse[sub.nv];
           for (int64_t t = 0; t < taps_; ++t) {
             const int64_t ky = t / p.kw, kx = t % p.kw;
@@ -509,8 +532,22 @@ class SparseConv final : public ConvBase {
           }
         }
       }
-      for (int64_t y = 0; y < rows; ++y)
-        finish(a, c, u, s.finish, n, y0 + y, x0, count, s.acc + y * count * u.stride, u.stride);
+      for (int64_t y = 0; y < rows; ++y) {
+        float* row = s.acc + y * count * u.stride;
+        if (fused_) {
+          row = s.line;
+          for (const Sub& sub : u.subs) {
+            float* from = s.acc + rows * slots * sub.offset + (y * slots + halo()) * sub.nv * vl;
+            if (u.subs.size() == 1)
+              row = from;
+            else
+              for (int64_t x = 0; x < count; ++x)
+                std::memcpy(row + x * u.stride + sub.offset, from + x * sub.nv * vl,
+                            static_cast<size_t>(sub.nv * vl) * 4);
+          }
+        }
+        finish(a, c, u, s.finish, n, y0 + y, x0, count, row, u.stride);
+      }
     }
   }
 
@@ -543,7 +580,44 @@ class SparseConv final : public ConvBase {
     }
   }
 
-  bool pair_ = false, expand_ = false;
+  // All taps of a kernel row in one visit of an input pixel: its outputs lie side by side, and the
+  // accumulators have room for those beyond the segment, which are not used.
+  int64_t halo() const { return fused_ ? problem_.kw - 1 : 0; }
+  void run_fused(const ConvArgs& a, const Scratch& s, const Sub& sub, SparseRun run, int64_t n, int64_t ib,
+                 int64_t first, int64_t x0, int64_t count, int64_t rows, int64_t iy0) const {
+    const ConvProblem& p = problem_;
+    const int64_t floats = sub.nv * ops_->vl, slots = count + 2 * halo();
+    const int64_t width = in_blocks_[static_cast<size_t>(ib)].width;
+    const auto kernel = ops_->sparse[sub.nv * p.kw];
+    const int64_t from = std::max<int64_t>(0, x0 - p.pad_left);
+    const int64_t to = std::min(a.iw, x0 + count - p.pad_left + p.kw - 1);
+    if (from >= to) return;
+    run.acc_stride = floats;
+    run.step = 1;
+    run.count = to - from;
+    // As many channels at a time as have weights for the first-level cache.
+    const int64_t channels = floats * p.kw * 64 * 4 > kFirstLevel ? 32 : 64;
+    const uint64_t clip = run.clip;
+    for (int64_t ky = 0; ky < p.kh; ++ky) {
+      run.weight = weights_.get() + sub.weight + (first * taps_ + ky * p.kw * width) * floats;
+      for (int64_t k = 0; k < width; k += channels) {
+        run.clip = channels == 64 ? clip : clip & (uint64_t{0xffffffff} << k);
+        for (int64_t y = 0; y < rows; ++y) {
+          const int64_t r = y * p.sh + ky * p.dh, iy = iy0 + r;
+          if (iy < 0 || iy >= a.ih) continue;
+          // The leftmost output of input pixel `from`, in slots of the row.
+          const int64_t slot = from + p.pad_left - (p.kw - 1) - x0 + halo();
+          run.acc = s.acc + rows * slots * sub.offset + (y * slots + slot) * floats;
+          run.masks = a.in_map->masks(n, iy, a.in_first_block + ib) + from;
+          run.values = s.pointers + r * a.iw + from;
+          kernel(run);
+        }
+      }
+    }
+  }
+
+  static constexpr int64_t kFirstLevel = 28 << 10;
+  bool pair_ = false, expand_ = false, fused_ = false;
 };
 
 // ------------------------------------------------------------------------------------------------- dense
@@ -919,7 +993,7 @@ std::vector<std::string> conv_variants(const ConvProblem& p) {
   for (int pass = 0; pass < 2; ++pass)
     for (const Variant& v : variants(active_isa())) {
       if (!applicable(v, p)) continue;
-      const bool sparse = v.algorithm == Algorithm::sparse || v.algorithm == Algorithm::sparse_pair;
+      const bool sparse = std::strcmp(v.row.kind, "sparse") == 0;
       const bool early = is_depthwise(p) ? v.algorithm == Algorithm::depthwise : sparse == sparse_first;
       if (early == (pass == 0)) names.emplace_back(v.row.name);
     }
@@ -938,6 +1012,7 @@ std::unique_ptr<Conv> Conv::make(const ConvProblem& p, const std::string& varian
     switch (v.algorithm) {
       case Algorithm::sparse:
       case Algorithm::sparse_pair:
+      case Algorithm::sparse_taps:
         return std::make_unique<SparseConv>(p, v, isa, weight, bias);
       case Algorithm::dense:
         return std::make_unique<DenseConv>(p, v, isa, weight, bias);
