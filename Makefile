@@ -40,6 +40,7 @@ test: setup ## every test
 # the codecs' fuzzer (SEED=... for others), split over the CPUs.
 N    ?= 1
 SEED ?= 1
+comma := ,
 SANITIZED := cmake -S . -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DACTZIP_PYTHON=OFF -DACTZIP_NATIVE_TESTS=ON \
   -DACTZIP_SANITIZE=address,undefined $$(command -v ninja >/dev/null && echo -G Ninja) \
   $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
@@ -48,6 +49,11 @@ asan: ## native tests and a short round of the fuzzer under AddressSanitizer and
 	$(SANITIZED) >/dev/null
 	cmake --build build/asan
 	ctest --test-dir build/asan --output-on-failure
+
+tsan: ## concurrent runs of one plan under ThreadSanitizer
+	$(subst build/asan,build/tsan,$(subst address$(comma)undefined,thread,$(SANITIZED))) >/dev/null
+	cmake --build build/tsan --target plan_test
+	build/tsan/tests/native/plan_test concurrent
 
 fuzz: ## N million fuzz cases of every codec, under the same sanitizers
 	$(SANITIZED) >/dev/null

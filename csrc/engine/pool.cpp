@@ -1,0 +1,291 @@
+// Pooling nodes: work items are bands of output rows of one channel block, so that a packed input row is
+// expanded once a band, whatever the window's height.
+#include "engine/pool.h"
+
+#include <algorithm>
+
+#include "common/thread_pool.h"
+#include "engine/node_util.h"
+
+namespace actzip::engine {
+
+#define ACTZIP_DECLARE(name)      \
+  namespace isa_##name {          \
+    extern const PoolTable kPool; \
+  }
+ACTZIP_DECLARE(baseline)
+#ifdef ACTZIP_HAVE_AVX2
+ACTZIP_DECLARE(avx2)
+#endif
+#ifdef ACTZIP_HAVE_AVX512
+ACTZIP_DECLARE(avx512)
+#endif
+#ifdef ACTZIP_HAVE_AVX512_ICL
+ACTZIP_DECLARE(avx512_icl)
+#endif
+#ifdef ACTZIP_HAVE_NEON
+ACTZIP_DECLARE(neon)
+#endif
+
+const PoolTable& pool_for(Isa isa) {
+  switch (isa) {
+#ifdef ACTZIP_HAVE_AVX2
+    case Isa::avx2:
+      return isa_avx2::kPool;
+#endif
+#ifdef ACTZIP_HAVE_AVX512
+    case Isa::avx512:
+      return isa_avx512::kPool;
+#endif
+#ifdef ACTZIP_HAVE_AVX512_ICL
+    case Isa::avx512_icl:
+      return isa_avx512_icl::kPool;
+#endif
+#ifdef ACTZIP_HAVE_NEON
+    case Isa::neon:
+      return isa_neon::kPool;
+#endif
+    default:
+      return isa_baseline::kPool;
+  }
+}
+
+namespace {
+
+// Channels to work on at once: the blocks of whichever side is packed, else 64 at a time.
+std::vector<BlockOf> pool_blocks(const View& x, const View& y) {
+  if (y.layout == Layout::packed) return blocks_of(y);
+  if (x.layout == Layout::packed) return blocks_of(x);
+  std::vector<BlockOf> blocks;
+  for (int64_t c = 0; c < y.c(); c += kPoolBlock) blocks.push_back({0, c, std::min(kPoolBlock, y.c() - c)});
+  return blocks;
+}
+
+class PoolNode final : public MapNode {
+ public:
+  PoolNode(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa)
+      : MapNode(std::move(s), values, isa), pool_(pool_for(isa)) {
+    NodeSpec& n = spec;
+    arity(n, 1, 1);
+    const ValueSpec &x = value(values, n.inputs[0]), &y = value(values, n.output);
+    max_ = n.strings["kind"] == "max";
+    if (!max_ && n.strings["kind"] != "avg") fail(n, "kind is neither max nor avg");
+    kernel_ = list(n, "kernel", 2, 1);
+    stride_ = list(n, "stride", 2, 1);
+    padding_ = list(n, "padding", 4, 0);
+    dilation_ = list(n, "dilation", 2, 1);
+    include_ = one(n, "count_include_pad", 1) != 0;
+    divisor_ = one(n, "divisor", 0);
+    if (x.dims[1] != y.dims[1] || x.batch != y.batch || x.dims[0] != y.dims[0])
+      fail(n, "channels or images differ");
+    for (size_t k : {size_t{0}, size_t{1}}) {
+      const int64_t last = (y.dims[2 + k] - 1) * stride_[k] - padding_[k];
+      if (y.dims[2 + k] < 1 || last >= x.dims[2 + k]) fail(n, "a window lies outside the map");
+      if (padding_[k] > dilation_[k] * (kernel_[k] - 1)) fail(n, "padding wider than the window");
+    }
+    act_ = NodeAct(n, y.dims[1]);
+    bias_ = take(n, "bias", -1);
+    if (!bias_.empty() && static_cast<int64_t>(bias_.size()) != y.dims[1]) fail(n, "bias does not fit");
+  }
+
+  size_t scratch(const Context& c, int) const override {
+    const View &x = in(c), &y = out(c);
+    Scratch s;
+    return carve(s, nullptr, x, y);
+  }
+
+  void run(Context& c, int threads) const override {
+    const View &x = in(c), &y = out(c);
+    const auto blocks = pool_blocks(x, y);
+    const auto nb = static_cast<int64_t>(blocks.size());
+    // bands as high as leave every thread enough items
+    int64_t rows = y.h();
+    if (threads > 1)
+      rows = std::clamp<int64_t>(y.n() * nb * y.h() / (4 * static_cast<int64_t>(threads)),
+                                 std::min<int64_t>(2, y.h()), y.h());
+    const int64_t bands = (y.h() + rows - 1) / rows;
+    parallel_for(y.n() * nb * bands, threads, [&](int64_t i, int worker) {
+      const int64_t y0 = i % bands * rows;
+      band(x, y, i / bands / nb, y0, std::min(y.h(), y0 + rows), blocks[static_cast<size_t>(i / bands % nb)],
+           c.scratch_of(worker));
+    });
+  }
+
+ private:
+  struct Scratch {
+    float* ring;  // input rows, expanded
+    int64_t ring_floats, slots;
+    int64_t* held;         // slot -> input row
+    const float** row;     // slot -> where it lies
+    const float** window;  // rows of the window
+    float* column;         // [iw][64]: the window's rows folded
+    float* result;         // [ow][64], packed output only
+    float* scale;          // [ow]
+    unsigned char* pack;
+  };
+  size_t carve(Scratch& s, unsigned char* base, const View& x, const View& y) const {
+    size_t used = 0;
+    auto take_bytes = [&](size_t bytes) {
+      unsigned char* p = base == nullptr ? nullptr : base + used;
+      used += (bytes + 63) / 64 * 64;
+      return p;
+    };
+    s.slots = (kernel_[0] - 1) * dilation_[0] + 1;
+    s.slots = std::min(s.slots, x.h());
+    s.ring_floats = load_floats(x, kPoolBlock);
+    s.ring =
+        reinterpret_cast<float*>(take_bytes(static_cast<size_t>(s.slots * s.ring_floats) * sizeof(float)));
+    s.held = reinterpret_cast<int64_t*>(take_bytes(static_cast<size_t>(s.slots) * sizeof(int64_t)));
+    s.row = reinterpret_cast<const float**>(take_bytes(static_cast<size_t>(s.slots) * sizeof(float*)));
+    s.window = reinterpret_cast<const float**>(take_bytes(static_cast<size_t>(kernel_[0]) * sizeof(float*)));
+    s.column = reinterpret_cast<float*>(take_bytes(static_cast<size_t>(x.w() * kPoolBlock) * sizeof(float)));
+    s.result = reinterpret_cast<float*>(
+        take_bytes(y.layout == Layout::packed ? static_cast<size_t>(y.w() * kPoolBlock) * sizeof(float) : 0));
+    s.scale = reinterpret_cast<float*>(take_bytes(static_cast<size_t>(y.w()) * sizeof(float)));
+    s.pack = take_bytes(y.layout == Layout::packed ? pack_row_scratch_bytes(y.w()) : 0);
+    return used;
+  }
+
+  void band(const View& x, const View& y, int64_t n, int64_t y0, int64_t y1, const BlockOf& b,
+            unsigned char* scratch) const {
+    Scratch s;
+    carve(s, scratch, x, y);
+    std::fill(s.held, s.held + s.slots, int64_t{-1});
+    PoolRows r{};
+    r.rows = s.window;
+    r.pixels = x.w();
+    r.width = b.width;
+    r.out = s.column;
+    PoolCols k{};
+    k.in = s.column;
+    k.in_stride = kPoolBlock;
+    k.iw = x.w();
+    k.ow = y.w();
+    k.kw = kernel_[1];
+    k.sw = stride_[1];
+    k.dw = dilation_[1];
+    k.pad_left = padding_[1];
+    k.width = b.width;
+    k.scale = s.scale;
+    k.bias = bias_.empty() ? nullptr : bias_.data() + b.first;
+    int64_t stride = kPoolBlock;
+    for (int64_t oy = y0; oy < y1; ++oy) {
+      const int64_t top = oy * stride_[0] - padding_[0];
+      int64_t counted = 0;
+      r.count = 0;
+      for (int64_t t = 0; t < kernel_[0]; ++t) {
+        const int64_t iy = top + t * dilation_[0];
+        if (iy < x.h() + padding_[2]) ++counted;
+        if (iy < 0 || iy >= x.h()) continue;
+        const int64_t slot = iy % s.slots;
+        if (s.held[slot] != iy) {
+          s.row[slot] = load(x, n, iy, b.first, b.width, s.ring + slot * s.ring_floats, &stride);
+          s.held[slot] = iy;
+        }
+        s.window[r.count++] = s.row[slot];
+      }
+      r.stride = stride;
+      (max_ ? pool_.rows_max : pool_.rows_sum)(r);
+      if (!max_) scales(x, y, r.count, counted, s.scale);
+      const bool packed = y.layout == Layout::packed;
+      k.out = packed ? s.result : y.row(n, oy) + b.first;
+      k.out_stride = packed ? kPoolBlock : y.pixel();
+      (max_ ? pool_.cols_max : pool_.cols_sum)(k);
+      if (act_)
+        for (int64_t ox = 0; ox < y.w(); ++ox) act_.apply(rows_, k.out + ox * k.out_stride, b.first, b.width);
+      if (packed) pack_row(*y.packed, n, oy, b.block, s.result, kPoolBlock, s.pack);
+    }
+  }
+
+  void scales(const View& x, const View& y, int64_t rows, int64_t counted, float* scale) const {
+    for (int64_t ox = 0; ox < y.w(); ++ox) {
+      int64_t by = divisor_;
+      if (by == 0) {
+        const int64_t left = ox * stride_[1] - padding_[1];
+        int64_t inside = 0, wide = 0;
+        for (int64_t t = 0; t < kernel_[1]; ++t) {
+          const int64_t ix = left + t * dilation_[1];
+          if (ix < x.w() + padding_[3]) ++wide;
+          if (ix >= 0 && ix < x.w()) ++inside;
+        }
+        by = include_ ? counted * wide : rows * inside;
+      }
+      scale[ox] = 1.0f / static_cast<float>(by);
+    }
+  }
+
+  const PoolTable& pool_;
+  bool max_ = false, include_ = true;
+  int64_t divisor_ = 0;
+  std::vector<int64_t> kernel_, stride_, padding_, dilation_;
+  std::vector<float> bias_;
+  NodeAct act_;
+};
+
+class AdaptivePoolNode final : public MapNode {
+ public:
+  AdaptivePoolNode(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa)
+      : MapNode(std::move(s), values, isa), pool_(pool_for(isa)) {
+    arity(spec, 1, 1);
+    const ValueSpec &x = value(values, spec.inputs[0]), &y = value(values, spec.output);
+    max_ = spec.strings["kind"] == "max";
+    if (!max_ && spec.strings["kind"] != "avg") fail(spec, "kind is neither max nor avg");
+    if (y.layout != Layout::map) fail(spec, "the output is not a dense map");
+    if (x.dims[1] != y.dims[1] || x.dims[0] != y.dims[0] || x.batch != y.batch || x.dims[2] < 1 ||
+        x.dims[3] < 1 || y.dims[2] < 1 || y.dims[3] < 1)
+      fail(spec, "channels or images differ");
+  }
+  size_t scratch(const Context& c, int) const override {
+    return static_cast<size_t>(load_floats(in(c), kPoolBlock)) * sizeof(float) + 64;
+  }
+  void run(Context& c, int threads) const override {
+    const View &x = in(c), &y = out(c);
+    const auto blocks = pool_blocks(x, y);
+    const auto nb = static_cast<int64_t>(blocks.size());
+    parallel_for(y.n() * y.h() * nb, threads, [&](int64_t i, int worker) {
+      const BlockOf& b = blocks[static_cast<size_t>(i % nb)];
+      const int64_t n = i / nb / y.h(), oy = i / nb % y.h();
+      auto* scratch = reinterpret_cast<float*>(c.scratch_of(worker));
+      const int64_t y0 = oy * x.h() / y.h(), y1 = ((oy + 1) * x.h() + y.h() - 1) / y.h();
+      const float unit = 1.0f;
+      alignas(64) float line[kPoolBlock];
+      PoolCols k{};
+      k.ow = 1;
+      k.sw = k.dw = 1;
+      k.width = b.width;
+      k.scale = &unit;
+      k.out = line;
+      k.out_stride = kPoolBlock;
+      for (int64_t iy = y0; iy < y1; ++iy) {
+        const float* row = load(x, n, iy, b.first, b.width, scratch, &k.in_stride);
+        for (int64_t ox = 0; ox < y.w(); ++ox) {
+          float* o = y.row(n, oy) + ox * y.pixel() + b.first;
+          const int64_t x0 = ox * x.w() / y.w(), x1 = ((ox + 1) * x.w() + y.w() - 1) / y.w();
+          k.in = row + x0 * k.in_stride;
+          k.iw = k.kw = x1 - x0;
+          if (iy == y0) k.out = o;
+          (max_ ? pool_.cols_max : pool_.cols_sum)(k);
+          if (iy != y0) (max_ ? rows_.accumulate_max : rows_.accumulate)(o, line, b.width);
+          k.out = line;
+          if (!max_ && iy + 1 == y1) {
+            const float scale = 1.0f / static_cast<float>((y1 - y0) * (x1 - x0));
+            rows_.binary(BinaryFn::mul, o, 1, &scale, 0, o, b.width);
+          }
+        }
+      }
+    });
+  }
+
+ private:
+  const PoolTable& pool_;
+  bool max_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Node> make_pool_node(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa) {
+  if (s.op == "pool") return std::make_unique<PoolNode>(std::move(s), values, isa);
+  return std::make_unique<AdaptivePoolNode>(std::move(s), values, isa);
+}
+
+}  // namespace actzip::engine

@@ -1,0 +1,295 @@
+// Plans under sanitizers: a network of convolutions (packed and dense), pools, a concatenation, a residual
+// sum, a linear layer and a softmax, on every instruction set of this CPU.
+//
+//   plan_test             all checks, each small
+//   plan_test concurrent  only many threads on one plan, with different batches (for thread sanitizer)
+//
+// Checks: packed and dense plans agree; results are the same bit for bit for every number of threads and when
+// many threads share one plan; packed maps that outgrow their calibrated density spill and stay right; a spec
+// that does not fit throws std::invalid_argument. Exit code 0: all passed.
+#include "engine/plan.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/cpu.h"
+
+using namespace actzip;
+using namespace actzip::engine;
+
+namespace {
+
+int failures = 0;
+void expect(bool ok, const std::string& what) {
+  if (ok) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+constexpr int64_t kC = 3, kH = 19, kW = 23, kClasses = 10;
+
+struct Net {
+  PlanBuilder b;
+  std::mt19937 random{7};
+  bool packed;
+  double density;
+
+  Net(bool packed_, double density_) : packed(packed_), density(density_) {}
+
+  std::vector<float> numbers(int64_t n, float spread) {
+    std::normal_distribution<float> d(0.0f, spread);
+    std::vector<float> v(static_cast<size_t>(n));
+    for (float& x : v) x = d(random);
+    return v;
+  }
+  int value(const std::string& name, std::vector<int64_t> dims, Layout layout,
+            std::vector<int64_t> parts = {}, int parent = -1, int64_t offset = 0) {
+    ValueSpec v;
+    v.name = name;
+    v.batch.assign(dims.size(), false);
+    v.batch[0] = true;
+    v.dims = std::move(dims);
+    v.layout = layout;
+    v.parent = parent;
+    v.offset = offset;
+    v.density = density;
+    v.parts = std::move(parts);
+    return b.value(std::move(v));
+  }
+  Layout storage() const { return packed ? Layout::packed : Layout::map; }
+  void node(NodeSpec s) { b.node(std::move(s)); }
+  void conv(const std::string& name, std::vector<int> in, int out, int64_t ic, int64_t oc, int64_t k,
+            int64_t stride, int64_t groups = 1) {
+    NodeSpec s;
+    s.op = "conv";
+    s.name = name;
+    s.inputs = std::move(in);
+    s.output = out;
+    s.ints = {{"kernel", {k, k}},
+              {"stride", {stride, stride}},
+              {"padding", {k / 2, k / 2, k / 2, k / 2}},
+              {"dilation", {1, 1}},
+              {"groups", {groups}}};
+    s.arrays["weight"] =
+        numbers(oc * (ic / groups) * k * k, 1.4f / std::sqrt(static_cast<float>(ic / groups * k * k)));
+    s.arrays["bias"] = numbers(oc, 0.1f);
+    s.strings["act"] = "relu";
+    node(std::move(s));
+  }
+  void pool(const std::string& name, const std::string& kind, int in, int out, int64_t k, int64_t stride,
+            int64_t pad) {
+    NodeSpec s;
+    s.op = "pool";
+    s.name = name;
+    s.inputs = {in};
+    s.output = out;
+    s.ints = {{"kernel", {k, k}},
+              {"stride", {stride, stride}},
+              {"padding", {pad, pad, pad, pad}},
+              {"dilation", {1, 1}},
+              {"count_include_pad", {0}}};
+    s.strings["kind"] = kind;
+    node(std::move(s));
+  }
+  void simple(const std::string& op, int in, int out, std::map<std::string, std::vector<int64_t>> ints = {},
+              std::map<std::string, std::string> strings = {}) {
+    NodeSpec s;
+    s.op = op;
+    s.name = op;
+    s.inputs = {in};
+    s.output = out;
+    s.ints = std::move(ints);
+    s.strings = std::move(strings);
+    node(std::move(s));
+  }
+};
+
+std::unique_ptr<Plan> network(bool packed, double density) {
+  Net n(packed, density);
+  const Layout s = n.storage();
+  const int x = n.value("x", {1, kC, kH, kW}, Layout::plain);
+  const int xm = n.value("xm", {1, kC, kH, kW}, Layout::map);
+  const int a = n.value("a", {1, 70, kH, kW}, s, {70});
+  const int p = n.value("p", {1, 70, 10, 12}, s, {70});
+  const int cat = n.value("cat", {1, 70 + 33, 10, 12}, s, {70, 33});
+  const int l = n.value("l", {1, 70, 10, 12}, s, {}, cat, 0);
+  const int r = n.value("r", {1, 33, 10, 12}, s, {}, cat, 70);
+  const int q = n.value("q", {1, 103, 10, 12}, s, {70, 33});
+  const int d = n.value("d", {1, 96, 10, 12}, s, {96});
+  const int e = n.value("e", {1, 96, 10, 12}, s, {96});
+  const int dw = n.value("dw", {1, 96, 5, 6}, s, {96});
+  const int g = n.value("g", {1, 96, 1, 1}, Layout::map);
+  const int flat = n.value("flat", {1, 96}, Layout::plain, {}, g, 0);
+  const int logits = n.value("logits", {1, kClasses}, Layout::plain);
+  const int out = n.value("out", {1, kClasses}, Layout::plain);
+  n.b.input(x);
+  n.simple("copy", x, xm);
+  n.conv("c0", {xm}, a, kC, 70, 3, 1);
+  n.pool("max", "max", a, p, 3, 2, 1);
+  n.conv("c1", {p}, l, 70, 70, 1, 1);
+  n.conv("c2", {p}, r, 70, 33, 5, 1);
+  n.pool("avg", "avg", cat, q, 3, 1, 1);
+  n.conv("c3", {q}, d, 103, 96, 3, 1);
+  n.conv("c4", {d, d}, e, 96, 96, 3, 1, 3);
+  n.conv("c5", {e}, dw, 96, 96, 3, 2, 96);
+  n.simple("adaptive_pool", dw, g, {}, {{"kind", "avg"}});
+  NodeSpec fc;
+  fc.op = "linear";
+  fc.name = "fc";
+  fc.inputs = {flat};
+  fc.output = logits;
+  fc.arrays["weight"] = n.numbers(kClasses * 96, 0.3f);
+  fc.arrays["bias"] = n.numbers(kClasses, 0.1f);
+  n.node(std::move(fc));
+  n.simple("softmax", logits, out, {{"axis", {1}}});
+  n.b.output(out);
+  return n.b.build();
+}
+
+std::vector<float> image(int64_t batch, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> d;
+  std::vector<float> v(static_cast<size_t>(batch * kC * kH * kW));
+  for (float& x : v) x = d(random);
+  return v;
+}
+
+std::vector<float> run(const Plan& plan, const std::vector<float>& x, int64_t batch, int threads) {
+  std::vector<float> y(static_cast<size_t>(batch * kClasses), -1.0f);
+  plan.run(batch, {x.data()}, {y.data()}, threads);
+  return y;
+}
+
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void concurrent() {
+  const auto plan = network(true, 0.5);
+  constexpr int kThreads = 4, kRounds = 6;
+  std::vector<std::vector<float>> inputs, want;
+  for (int t = 0; t < kThreads; ++t) {
+    inputs.push_back(image(1 + t % 3, static_cast<unsigned>(t)));
+    want.push_back(run(*plan, inputs.back(), 1 + t % 3, 1));
+  }
+  std::vector<int> wrong(kThreads, 0);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t)
+    threads.emplace_back([&, t] {
+      const auto k = static_cast<size_t>(t);
+      for (int i = 0; i < kRounds; ++i)
+        if (!same(run(*plan, inputs[k], 1 + t % 3, 1 + (t + i) % 3), want[k])) ++wrong[k];
+    });
+  for (auto& t : threads) t.join();
+  for (int w : wrong) expect(w == 0, "concurrent runs of one plan differ");
+}
+
+void agreement() {
+  const auto dense = network(false, 1.0), packed = network(true, 0.5), tight = network(true, 0.0);
+  for (int64_t batch : {1, 2, 5}) {
+    const auto x = image(batch, 11);
+    const auto want = run(*dense, x, batch, 1);
+    const auto got = run(*packed, x, batch, 1);
+    float worst = 0;
+    for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::fabs(got[i] - want[i]));
+    expect(worst < 1e-5f, "packed and dense plan differ by " + std::to_string(worst));
+    for (int threads : {2, 3}) {
+      expect(same(run(*packed, x, batch, threads), got), "threads change the packed result");
+      expect(same(run(*dense, x, batch, threads), want), "threads change the dense result");
+    }
+    expect(same(run(*tight, x, batch, 2), got), "a map that spills changes the result");
+    expect(tight->spilled_bytes() > 0, "nothing spilled");
+  }
+  const auto profile = [&](const Plan& p) {
+    const auto x = image(1, 3);
+    std::vector<float> y(kClasses);
+    return p.densities(1, {x.data()}, {y.data()}, 2);
+  };
+  const auto a = profile(*packed), b = profile(*dense);
+  for (size_t i = 0; i < a.size(); ++i)
+    expect(std::fabs(a[i] - b[i]) < 1e-3, "densities of value " + std::to_string(i));
+}
+
+template <class F>
+void refuses(const std::string& what, F f) {
+  try {
+    f();
+    expect(false, what + " is accepted");
+  } catch (const std::invalid_argument&) {
+  }
+}
+
+void refusals() {
+  refuses("a value that does not exist", [] {
+    Net n(false, 1);
+    const int x = n.value("x", {1, 4}, Layout::plain);
+    n.b.input(x);
+    n.simple("copy", x, 17);
+    n.b.build();
+  });
+  refuses("a read before the write", [] {
+    Net n(false, 1);
+    const int x = n.value("x", {1, 4}, Layout::plain), y = n.value("y", {1, 4}, Layout::plain),
+              z = n.value("z", {1, 4}, Layout::plain);
+    n.b.input(x);
+    n.simple("copy", y, z);
+    n.b.output(z);
+    n.b.build();
+  });
+  refuses("an unknown operator", [] {
+    Net n(false, 1);
+    const int x = n.value("x", {1, 4}, Layout::plain), y = n.value("y", {1, 4}, Layout::plain);
+    n.b.input(x);
+    n.simple("frobnicate", x, y);
+    n.b.output(y);
+    n.b.build();
+  });
+  refuses("a pool larger than its map", [] {
+    Net n(false, 1);
+    const int x = n.value("x", {1, 4, 4, 4}, Layout::plain), m = n.value("m", {1, 4, 4, 4}, Layout::map),
+              y = n.value("y", {1, 4, 9, 9}, Layout::map), z = n.value("z", {1, 4, 9, 9}, Layout::plain);
+    n.b.input(x);
+    n.simple("copy", x, m);
+    n.pool("p", "max", m, y, 3, 2, 1);
+    n.simple("copy", y, z);
+    n.b.output(z);
+    n.b.build();
+  });
+  refuses("absurd sizes", [] {
+    Net n(false, 1);
+    const int64_t big = int64_t{1} << 39;
+    const int x = n.value("x", {big, big}, Layout::plain), y = n.value("y", {big, big}, Layout::plain);
+    n.b.input(x);
+    n.simple("copy", x, y);
+    n.b.output(y);
+    n.b.build();
+  });
+  refuses("batch 0", [] {
+    const auto plan = network(true, 0.5);
+    plan->run(0, {nullptr}, {nullptr}, 1);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string mode = argc > 1 ? argv[1] : "";
+  for (Isa isa : supported_isas()) {
+    force_isa(isa_name(isa));
+    std::printf("%s\n", isa_name(isa));
+    if (mode != "concurrent") agreement();
+    concurrent();
+  }
+  force_isa("");
+  if (mode != "concurrent") refusals();
+  if (failures != 0) std::fprintf(stderr, "%d checks failed\n", failures);
+  return failures == 0 ? 0 : 1;
+}
