@@ -59,7 +59,7 @@ inline void bind_plan(nanobind::module_& m) {
             const nb::gil_scoped_release released;
             p.run(batch, call.in, call.out, threads);
           },
-          "batch"_a, "inputs"_a, "outputs"_a, "threads"_a = 0)
+          "batch"_a, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a = 0)
       .def(
           "profile",
           [](const Plan& p, int64_t batch, const std::vector<In>& inputs, const std::vector<Out>& outputs,
@@ -75,7 +75,7 @@ inline void bind_plan(nanobind::module_& m) {
               rows.append(nb::make_tuple(t.op, t.name, t.kernel, t.kind, t.seconds));
             return rows;
           },
-          "batch"_a, "inputs"_a, "outputs"_a, "threads"_a = 0,
+          "batch"_a, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a = 0,
           "(op, name, kernel, kind, seconds) of every node of one run.")
       .def(
           "densities",
@@ -85,7 +85,7 @@ inline void bind_plan(nanobind::module_& m) {
             const nb::gil_scoped_release released;
             return p.densities(batch, call.in, call.out, threads);
           },
-          "batch"_a, "inputs"_a, "outputs"_a, "threads"_a = 0,
+          "batch"_a, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a = 0,
           "Share of non-zeros of every value that a node writes in one run, -1 for the others.")
       .def("shape", &Plan::shape, "value"_a, "batch"_a)
       .def("arena_bytes", &Plan::arena_bytes, "batch"_a)

@@ -199,7 +199,7 @@ void activate(const Act& c, const float* in, float* out, int64_t n, const float*
       return each(in, out, n, [](float x) { return fabsf(x); });
     case Fn::sign:
       return each(in, out, n, [](float x) {
-        return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x == 0.0f ? 0.0f : x;
+        return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f;  // NaN: 0, as in PyTorch
       });
     case Fn::floor:
       return each(in, out, n, [](float x) { return floorf(x); });
