@@ -392,3 +392,32 @@ def test_alpha_per_layer():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(x)
+
+
+class WithAux(Net):
+    """Gives an auxiliary output while it trains, as Inception does."""
+
+    def forward(self, x):
+        out = super().forward(x)
+        return (out, out * 0) if self.training else out
+
+
+def test_auxiliary_outputs():
+    torch.manual_seed(0)
+    model = sparsify(WithAux(), loader(), loader(), {"epochs": 1, "alpha": 1.0})
+    assert sparsify_result(model).history[0].accuracy is not None
+
+
+def test_recipes_are_valid():
+    from pathlib import Path
+
+    from actzip.experiment.recipe import load_recipe
+
+    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    names = {load_recipe(p).name for p in recipes}
+    assert {
+        "mobilenet-v1-cifar10",
+        "cifar-resnet20-cifar10",
+        "resnet18-imagenet",
+        "inception-v3-imagenet",
+    } <= names

@@ -247,7 +247,7 @@ class _Run:
                 return hard
         assert self.teacher is not None
         with torch.no_grad():
-            target = self.teacher(x).float()
+            target = _logits(self.teacher(x)).float()
         t = c.temperature
         soft = (
             t
@@ -286,7 +286,7 @@ class _Run:
         x0, y0 = _unpack(first)
         x0 = x0[:2].to(self.device)
         with torch.no_grad(), _evaluating(self.student):
-            out = self.student(x0)
+            out = _logits(self.student(x0))
         if y0 is not None and c.distill < 1:
             check_labels(out, y0[:2].to(self.device))
         with _out_of_place(self.student):
@@ -369,7 +369,7 @@ class _Run:
                 )
                 with sync:
                     with self._autocast():
-                        out = network(x)
+                        out = _logits(network(x))
                         if (seen == 0 and y is not None and c.distill < 1) or (
                             y is not None
                             and c.distill < 1
@@ -651,6 +651,17 @@ def _unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
     elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
         return batch[0], batch[1] if len(batch) == 2 else None
     raise InputError(f"a batch is x or (x, y) with tensors, not {type(batch).__name__}")
+
+
+def _logits(out: Any) -> Tensor:
+    """The classifier's output where a network in training mode gives auxiliary ones as well."""
+    if isinstance(out, Tensor):
+        return out
+    if isinstance(getattr(out, "logits", None), Tensor):
+        return out.logits  # type: ignore[no-any-return]
+    if isinstance(out, (tuple, list)) and out and isinstance(out[0], Tensor):
+        return out[0]
+    raise InputError(f"the model gives a {type(out).__name__}; a classifier gives logits (N, classes)")
 
 
 def _device(model: nn.Module) -> torch.device:
