@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 #include "common/thread_pool.h"
@@ -726,6 +727,8 @@ class DenseConv final : public ConvBase {
     for (int64_t x0 = 0; x0 < c.ow; x0 += c.segment) {
       const int64_t count = std::min(c.segment, c.ow - x0);
       const int64_t pixels = rows * count;
+      const bool direct = !p.out_packed && p.act != ActKind::threshold && a.residual_map == nullptr &&
+                          !by_columns_ && (rows == 1 || c.segments == 1);
       int64_t tabled = 0;  // mr the table is laid out for
       for (int64_t unit = bunch * shared_; unit < last_unit; ++unit) {
         const Unit& u = units_[static_cast<size_t>(unit)];
@@ -748,17 +751,34 @@ class DenseConv final : public ConvBase {
             t.init =
                 k0 == 0 ? tile_bias_.get() + tile_bias_at_[static_cast<size_t>(unit)] + sub.offset : nullptr;
             t.acc_stride = u.stride;
+            // Where the output's pixels follow each other and the tile is full, it goes there directly.
+            float* acc = s.acc + sub.offset;
+            if (direct && u.width == u.stride) {
+              const int64_t pixel = (n * c.oh + y0) * c.ow + x0;
+              acc = a.out + pixel * a.out_stride + sub.first;
+              t.acc_stride = a.out_stride;
+              if (k0 + slice_ >= depth_) {
+                t.clip = true;
+                t.lo = p.act == ActKind::relu ? 0.0f : p.act == ActKind::clip ? p.lo : -kInfinity;
+                t.hi = p.act == ActKind::clip ? p.hi : kInfinity;
+                if (a.residual != nullptr) t.residual = a.residual + pixel * a.residual_stride + sub.first;
+                t.residual_stride = a.residual_stride;
+              }
+            }
+            const float* residual = t.residual;
             for (int64_t i = 0, tile = 0; i < pixels; i += mr, ++tile) {
               const int32_t* taps = s.taps + tile * (1 + steps_);
               t.in = s.table + i * steps_;
               t.taps = taps[0];
               t.tap_ids = taps + 1;
-              t.acc = s.acc + i * u.stride + sub.offset;
+              t.acc = acc + i * t.acc_stride;
+              if (residual != nullptr) t.residual = residual + i * t.residual_stride;
               ops_->dense[sub.nv][std::min(mr, pixels - i)](t);
             }
             weight += steps_ * t.weight_tap_stride;
           }
         }
+        if (direct && u.width == u.stride) continue;
         for (int64_t y = 0; y < rows; ++y)
           finish(
               a, c, u, s.finish, n, y0 + y, x0, count, s.acc + y * (by_columns_ ? 1 : count) * u.stride,
@@ -769,6 +789,7 @@ class DenseConv final : public ConvBase {
   }
 
  private:
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
   static constexpr int64_t kPanelBytes = 192 << 10;
 
   void read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) const {

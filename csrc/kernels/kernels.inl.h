@@ -41,6 +41,24 @@ AZ_INLINE void keep(vf& v) {
 AZ_INLINE int ctz(uint64_t m) { return __builtin_ctzll(m); }
 AZ_INLINE int popcount(uint64_t m) { return __builtin_popcountll(m); }
 
+// The first n < VL lanes, zero in the others; nothing beyond them is touched.
+AZ_INLINE vf load_part(const float* p, int64_t n) {
+#if ACTZIP_VL == 16
+  return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#else
+  vf v{};
+  for (int64_t l = 0; l < n; ++l) v[l] = p[l];
+  return v;
+#endif
+}
+AZ_INLINE void store_part(float* p, vf v, int64_t n) {
+#if ACTZIP_VL == 16
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+#else
+  for (int64_t l = 0; l < n; ++l) p[l] = v[l];
+#endif
+}
+
 // ---------------------------------------------------------------------------------------------- sparse
 
 // One pixel a visit: its accumulators stay in registers while the mask is walked.
@@ -183,6 +201,23 @@ void dense_tile(const DenseTile& t) {
       }
     }
   }
+  if (t.clip) {
+    const vf lo = splat(t.lo), hi = splat(t.hi);
+    if (t.residual != nullptr) {
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; ++j) a[m][j] += load(t.residual + m * t.residual_stride + j * VL);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) {
+        vf x = a[m][j];
+        x = x < lo ? lo : x;
+        a[m][j] = x > hi ? hi : x;
+      }
+  }
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
@@ -191,30 +226,82 @@ void dense_tile(const DenseTile& t) {
 
 // ------------------------------------------------------------------------------------------- depthwise
 
-void depthwise_row(const DepthwiseRow& d) {
-  for (int64_t c = 0; c < d.channels; c += VL) {
-    const bool whole = c + VL <= d.channels;
-    for (int64_t i = 0; i < d.count; ++i) {
-      const int64_t x0 = (d.first + i) * d.sw - d.pad_left;
-      vf a = load(d.bias + c);
-      for (int64_t ky = 0; ky < d.kh; ++ky) {
-        const float* row = d.rows[ky];
-        if (row == nullptr) continue;
-        for (int64_t kx = 0; kx < d.kw; ++kx) {
-          const int64_t x = x0 + kx * d.dw;
-          if (x < 0 || x >= d.iw) continue;
-          const float* p = row + x * d.in_stride + c;
-          vf v{};
-          if (whole)
-            v = load(p);
-          else
-            for (int64_t l = 0; l < d.channels - c; ++l) v[l] = p[l];
-          a += v * load(d.weight + (ky * d.kw + kx) * d.weight_stride + c);
-        }
-      }
-      store(d.acc + i * d.acc_stride + c, a);
+// Pixels near the border, or a kernel without a faster form: any size, one pixel at a time.
+AZ_INLINE void depthwise_pixel(const DepthwiseRow& d, int64_t i, int64_t c, int64_t lanes) {
+  const int64_t x0 = (d.first + i) * d.sw - d.pad_left;
+  vf a = load(d.bias + c);
+  for (int64_t ky = 0; ky < d.kh; ++ky) {
+    const float* row = d.rows[ky];
+    if (row == nullptr) continue;
+    for (int64_t kx = 0; kx < d.kw; ++kx) {
+      const int64_t x = x0 + kx * d.dw;
+      if (x < 0 || x >= d.iw) continue;
+      const float* p = row + x * d.in_stride + c;
+      a += (lanes == VL ? load(p) : load_part(p, lanes)) *
+           load(d.weight + (ky * d.kw + kx) * d.weight_stride + c);
     }
   }
+  store(d.acc + i * d.acc_stride + c, a);
+}
+
+// PX neighbouring pixels at once: their windows share what they load.
+template <int KW, int SW, int PX, bool PART>
+AZ_INLINE void depthwise_group(const DepthwiseRow& d, int64_t i, int64_t c, int64_t lanes) {
+  constexpr int COLUMNS = (PX - 1) * SW + KW;
+  const int64_t at = ((d.first + i) * SW - d.pad_left) * d.in_stride + c;
+  vf a[PX];
+#pragma GCC unroll 8
+  for (int j = 0; j < PX; ++j) a[j] = load(d.bias + c);
+  for (int64_t ky = 0; ky < d.kh; ++ky) {
+    if (d.rows[ky] == nullptr) continue;
+    const float* p = d.rows[ky] + at;
+    const float* w = d.weight + ky * KW * d.weight_stride + c;
+    vf k[KW];
+#pragma GCC unroll 8
+    for (int x = 0; x < KW; ++x) {
+      k[x] = load(w + x * d.weight_stride);
+      keep(k[x]);
+    }
+#pragma GCC unroll 16
+    for (int x = 0; x < COLUMNS; ++x) {
+      vf v = PART ? load_part(p + x * d.in_stride, lanes) : load(p + x * d.in_stride);
+      keep(v);
+#pragma GCC unroll 8
+      for (int j = 0; j < PX; ++j)
+        if (x - j * SW >= 0 && x - j * SW < KW) a[j] += v * k[x - j * SW];
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < PX; ++j) store(d.acc + (i + j) * d.acc_stride + c, a[j]);
+}
+
+template <int KW, int SW>
+void depthwise_size(const DepthwiseRow& d) {
+  constexpr int PX = 4;
+  int64_t i = 0;
+  while (i < d.count) {
+    const int64_t x0 = (d.first + i) * SW - d.pad_left;
+    const bool group = x0 >= 0 && x0 + (PX - 1) * SW + KW <= d.iw && i + PX <= d.count;
+    int64_t c = 0;
+    if (group) {
+      for (; c + VL <= d.channels; c += VL) depthwise_group<KW, SW, PX, false>(d, i, c, VL);
+      if (c < d.channels) depthwise_group<KW, SW, PX, true>(d, i, c, d.channels - c);
+      i += PX;
+    } else {
+      for (; c < d.channels; c += VL) depthwise_pixel(d, i, c, d.channels - c < VL ? d.channels - c : VL);
+      ++i;
+    }
+  }
+}
+
+void depthwise_row(const DepthwiseRow& d) {
+  if (d.dw == 1 && d.kw == 3 && d.sw == 1) return depthwise_size<3, 1>(d);
+  if (d.dw == 1 && d.kw == 3 && d.sw == 2) return depthwise_size<3, 2>(d);
+  if (d.dw == 1 && d.kw == 5 && d.sw == 1) return depthwise_size<5, 1>(d);
+  if (d.dw == 1 && d.kw == 5 && d.sw == 2) return depthwise_size<5, 2>(d);
+  for (int64_t i = 0; i < d.count; ++i)
+    for (int64_t c = 0; c < d.channels; c += VL)
+      depthwise_pixel(d, i, c, d.channels - c < VL ? d.channels - c : VL);
 }
 
 // -------------------------------------------------------------------------------------------- epilogue
@@ -253,15 +340,13 @@ void epilogue_act(const EpilogueRow& e) {
       store(out != nullptr ? out + j : a + j, x);
     }
     if (j < e.width) {
-      vf r{};
-      if (res != nullptr)
-        for (int64_t l = 0; l < e.width - j; ++l) r[l] = res[j + l];
+      const vf r = res != nullptr ? load_part(res + j, e.width - j) : vf{};
       const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
       const vf x = activate<ACT>(load(a + j) + r, lo, hi);
       if (out == nullptr)
         store(a + j, x);
       else
-        for (int64_t l = 0; l < e.width - j; ++l) out[j + l] = x[l];
+        store_part(out + j, x, e.width - j);
     }
   }
 }
@@ -342,8 +427,7 @@ int64_t compress_type(const float* src, int64_t stride, int64_t count, int64_t w
       mask |= static_cast<uint64_t>(k) << j;
     }
     if (j < width) {
-      vf x{};
-      for (int64_t l = 0; l < width - j; ++l) x[l] = src[j + l];
+      const vf x = load_part(src + j, width - j);
       const uint32_t k = compress_vector(representable<TYPE>(x, scales, tops), dst);
       dst += popcount(k);
       mask |= static_cast<uint64_t>(k) << j;
