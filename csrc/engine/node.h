@@ -53,7 +53,7 @@ struct Context {
   std::unique_ptr<unsigned char, Free> arena;
   size_t arena_bytes = 0;
   std::unique_ptr<unsigned char, Free> scratch;
-  size_t scratch_stride = 0;
+  size_t scratch_bytes = 0, scratch_stride = 0;
   int scratch_threads = 0;
 
   unsigned char* scratch_of(int worker) const {

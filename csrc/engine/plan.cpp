@@ -24,9 +24,15 @@ int64_t dim(const ValueSpec& v, size_t i, int64_t batch) {
   return v.batch[i] ? v.dims[i] * batch : v.dims[i];
 }
 
+// Throws std::bad_alloc for more than any memory holds: products of sizes never overflow.
 int64_t elements(const ValueSpec& v, int64_t batch) {
   int64_t k = 1;
-  for (size_t i = 0; i < v.dims.size(); ++i) k *= dim(v, i, batch);
+  for (size_t i = 0; i < v.dims.size(); ++i) {
+    int64_t d = v.dims[i];
+    if (v.batch[i] && __builtin_mul_overflow(d, batch, &d)) throw std::bad_alloc();
+    if (d > 0 && k > (int64_t{1} << 46) / d) throw std::bad_alloc();
+    k *= d;
+  }
   return k;
 }
 
@@ -107,6 +113,7 @@ std::unique_ptr<Context> Plan::acquire(int64_t batch) const {
   std::vector<int> owner;
   for (size_t i = 0; i < values_.size(); ++i) {
     const ValueSpec& v = values_[i];
+    elements(v, batch);
     const bool external = std::find(inputs_.begin(), inputs_.end(), static_cast<int>(i)) != inputs_.end() ||
                           std::find(outputs_.begin(), outputs_.end(), static_cast<int>(i)) != outputs_.end();
     if (v.parent >= 0 || !v.data.empty() || external || first_[i] < 0) continue;
@@ -239,13 +246,17 @@ void Plan::execute(Context& c, const std::vector<const float*>& inputs, const st
       const auto root = static_cast<size_t>(roots_[i]);
       if (values_[root].data.empty()) c.views[i].data = c.views[root].data + ats_[i];
     }
-  if (c.scratch_threads < threads) {
+  if (c.scratch_threads != threads) {  // fewer threads may mean larger work items
     size_t most = 0;
     for (const auto& n : nodes_) most = std::max(most, n->scratch(c, threads));
     c.scratch_stride = rounded(most + kAlign);
-    c.scratch.reset(static_cast<unsigned char*>(
-        std::aligned_alloc(kAlign, c.scratch_stride * static_cast<size_t>(threads))));
-    if (c.scratch == nullptr) throw std::bad_alloc();
+    const size_t bytes = c.scratch_stride * static_cast<size_t>(threads);
+    if (bytes > c.scratch_bytes) {
+      c.scratch.reset();
+      c.scratch.reset(static_cast<unsigned char*>(std::aligned_alloc(kAlign, bytes)));
+      if (c.scratch == nullptr) throw std::bad_alloc();
+      c.scratch_bytes = bytes;
+    }
     c.scratch_threads = threads;
   }
   using Clock = std::chrono::steady_clock;
