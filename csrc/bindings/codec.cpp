@@ -25,13 +25,14 @@ using MutableArray = nb::ndarray<nb::device::cpu>;
 // A contiguous byte buffer: bytes, bytearray, memoryview, mmap, numpy array.
 class Bytes {
  public:
-  explicit Bytes(nb::handle h) {
-    if (PyObject_GetBuffer(h.ptr(), &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  explicit Bytes(nb::handle h, int flags = PyBUF_SIMPLE) {
+    if (PyObject_GetBuffer(h.ptr(), &view_, flags) != 0) throw nb::python_error();
   }
   ~Bytes() { PyBuffer_Release(&view_); }
   Bytes(const Bytes&) = delete;
   Bytes& operator=(const Bytes&) = delete;
   const uint8_t* data() const { return static_cast<const uint8_t*>(view_.buf); }
+  uint8_t* writable() const { return static_cast<uint8_t*>(view_.buf); }
   size_t size() const { return static_cast<size_t>(view_.len); }
 
  private:
@@ -80,7 +81,8 @@ struct BytesOut {
 
 nb::object encode_array(Array a, const std::string& codec, const std::string& dtype, int bits, bool is_signed,
                         std::optional<float> scale, int32_t zero, bool channels_last, bool from_torch,
-                        const std::map<std::string, int64_t>& options, uint32_t chunk_elements, int threads) {
+                        const std::map<std::string, int64_t>& options, uint32_t chunk_elements, int threads,
+                        nb::object into) {
   Header h;
   h.codec = codec_named(codec);
   if (!find_dtype(dtype, &h.dtype)) throw ArgumentError("unknown dtype '" + dtype + "'");
@@ -102,6 +104,17 @@ nb::object encode_array(Array a, const std::string& codec, const std::string& dt
   o.codec_options = options;
   o.chunk_elements = chunk_elements;
   o.threads = threads;
+  if (!into.is_none()) {
+    Bytes buffer(into, PyBUF_WRITABLE);
+    o.out = buffer.writable();
+    o.out_size = buffer.size();
+    size_t used;
+    {
+      nb::gil_scoped_release release;
+      used = encode(std::move(h), ref, o, nullptr, nullptr);
+    }
+    return nb::int_(used);
+  }
   BytesOut out;
   {
     nb::gil_scoped_release release;
@@ -182,7 +195,9 @@ NB_MODULE(_codec, m) {
   m.def("encode", &encode_array, nb::arg("array"), nb::arg("codec"), nb::arg("dtype"), nb::arg("bits"),
         nb::arg("signed"), nb::arg("scale").none(), nb::arg("zero"), nb::arg("channels_last"),
         nb::arg("from_torch"), nb::arg("options"), nb::arg("chunk_elements"), nb::arg("threads"),
-        "The blob of an array of symbols (uint8, int8, uint16, int16, or uint32 patterns of float32).");
+        nb::arg("out") = nb::none(),
+        "The blob of an array of symbols (uint8, int8, uint16, int16, or uint32 patterns of float32); with "
+        "`out`, a writable buffer, it is written there and its length returned.");
 
   m.def(
       "value_range",

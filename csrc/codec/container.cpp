@@ -330,7 +330,8 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   const bool serial = threads == 1 || h.chunks <= 1;
   std::vector<size_t> slot(h.chunks + 1, 0), size(h.chunks, 0);
   for (uint64_t i = 0; i < h.chunks; ++i) slot[i + 1] = slot[i] + coder->bound(h.box(i));
-  uint8_t* const arena = own.get_as<uint8_t>(kSlotOut, slot[h.chunks]);
+  const bool in_place = o.out != nullptr && o.out_size >= start + slot[h.chunks];
+  uint8_t* const arena = in_place ? o.out + start : own.get_as<uint8_t>(kSlotOut, slot[h.chunks]);
   auto code = [&](uint64_t i, uint8_t* to, Scratch& scratch) {
     size[i] = coder->encode(source.load(i, scratch), h.box(i), to, scratch);
     store_u32(head.data() + index + 8 * i, static_cast<uint32_t>(size[i]));
@@ -348,17 +349,23 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
     for (uint64_t i = 0; i < h.chunks; ++i) total += size[i];
   }
   store_u32(head.data() + start - 4, crc32c(head.data(), start - 4));
-  uint8_t* const blob = allocate(context, start + total);
+  if (o.out != nullptr && o.out_size < start + total)
+    throw ArgumentError("the blob has " + std::to_string(start + total) + " bytes, the memory given for it " +
+                        std::to_string(o.out_size));
+  uint8_t* const blob = o.out != nullptr ? o.out : allocate(context, start + total);
   std::memcpy(blob, head.data(), start);
   if (serial) {
-    std::memcpy(blob + start, arena, total);
+    if (!in_place) std::memcpy(blob + start, arena, total);
+  } else if (in_place) {
+    size_t at = start;
+    for (uint64_t i = 0; i < h.chunks; at += size[i++]) std::memmove(blob + at, arena + slot[i], size[i]);
   } else {
     std::vector<size_t> at(h.chunks + 1, start);
     for (uint64_t i = 0; i < h.chunks; ++i) at[i + 1] = at[i] + size[i];
     parallel_for(static_cast<int64_t>(h.chunks), threads,
                  [&](int64_t i, int) { std::memcpy(blob + at[i], arena + slot[i], size[i]); });
   }
-  if (slot[h.chunks] > kKeep) own.trim(kKeep);
+  if (!in_place && slot[h.chunks] > kKeep) own.trim(kKeep);
   return start + total;
 }
 

@@ -84,6 +84,10 @@ struct EncodeOptions {
   Options codec_options;
   uint32_t chunk_elements = 65536;  // aim for so many symbols a chunk
   int threads = 0;
+  // Memory of the caller to write the blob to, or null for `allocate`. Where it holds `bound` bytes (see
+  // encode) the chunks are coded in place; it must hold the blob.
+  uint8_t* out = nullptr;
+  size_t out_size = 0;
 };
 
 // Fills in the header's chunk shape for its shape: whole images, planes or rows, about `aim` symbols.

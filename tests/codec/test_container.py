@@ -271,3 +271,18 @@ def test_isa_is_restored() -> None:
     with cpu.forced("baseline"):
         assert cpu.isa() == "baseline"
     assert cpu.isa() == before
+
+
+def test_into_memory_of_the_caller() -> None:
+    for codec in available():
+        want = encode(MAP, codec)
+        for size in (len(want), len(want) + 5000, 4 * MAP.nbytes):
+            memory = bytearray(size)
+            for threads in (1, 2):
+                view = encode(MAP, codec, out=memory, threads=threads)
+                assert isinstance(view, memoryview) and view == want and view.obj is memory
+        with pytest.raises(InputError, match="memory given"):
+            encode(MAP, codec, out=bytearray(len(want) - 1))
+    for bad in (b"constant", 3, np.zeros((9, 9))[:, ::2]):
+        with pytest.raises(InputError, match="out"):
+            encode(MAP, out=bad)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -13,6 +13,38 @@ from actzip.codec import arrays, quantizer, registry
 from actzip.errors import CodecError, InputError
 
 __all__ = ["Chunk", "Info", "chunks", "decode", "encode", "inspect"]
+
+
+@overload
+def encode(
+    tensor: Any,
+    codec: str = ...,
+    bits: int | None = ...,
+    *,
+    scale: float | None = ...,
+    signed: bool | None = ...,
+    options: Mapping[str, int] | None = ...,
+    min_speed: float = ...,
+    chunk_elements: int = ...,
+    threads: int = ...,
+    out: None = ...,
+) -> bytes: ...
+
+
+@overload
+def encode(
+    tensor: Any,
+    codec: str = ...,
+    bits: int | None = ...,
+    *,
+    scale: float | None = ...,
+    signed: bool | None = ...,
+    options: Mapping[str, int] | None = ...,
+    min_speed: float = ...,
+    chunk_elements: int = ...,
+    threads: int = ...,
+    out: Any,
+) -> memoryview: ...
 
 
 def encode(
@@ -26,7 +58,8 @@ def encode(
     min_speed: float = 0.0,
     chunk_elements: int = 65536,
     threads: int = 0,
-) -> bytes:
+    out: Any = None,
+) -> bytes | memoryview:
     """The blob of ``tensor``: every element comes back from :func:`decode` exactly, unless ``bits`` quantizes.
 
     ``tensor`` is a numpy array or torch tensor of any shape up to 16 dimensions; the last two are rows and
@@ -48,6 +81,11 @@ def encode(
         chunk_elements: how many elements to code independently (at most 2**20): fewer for finer slices, more
             for less overhead.
         threads: 0 for all. The bytes do not depend on it.
+        out: a writable buffer (bytearray, uint8 array) to write the blob to; the result is then a view of
+            the part used. With about three times the size of the q-bit tensor, nothing is copied or allocated.
+
+    Returns:
+        ``bytes``, or a ``memoryview`` of ``out``.
 
     Raises:
         InputError: a dtype or shape that cannot be coded, values that do not fit, an unknown codec or option.
@@ -87,8 +125,8 @@ def encode(
     a = _stored(a, bits, is_signed)
     kind = v.dtype if v.floating and not quantized else "integers"
 
-    def run(name: str, opts: Mapping[str, int]) -> bytes:
-        blob: bytes = _codec.encode(  # type: ignore[assignment]
+    def run(name: str, opts: Mapping[str, int], to: Any = None) -> Any:
+        return _codec.encode(
             array=a,
             codec=name,
             dtype=v.dtype,
@@ -101,8 +139,8 @@ def encode(
             options={k: int(x) for k, x in opts.items()},
             chunk_elements=chunk_elements,
             threads=threads,
+            out=to,
         )
-        return blob
 
     if codec != "auto":
         if not _takes(registry.get(codec), kind):
@@ -111,7 +149,7 @@ def encode(
                 f"codec {codec!r} does not take {kind}; {', '.join(able)} do"
                 + ("" if kind == "integers" else ", or give bits=1..16 to quantize")
             )
-        return run(codec, options or {})
+        return _view(out, run(codec, options or {}, _writable(out)))
     if options:
         raise InputError("options belong to one codec: name it instead of 'auto'")
     wide = bits > 8
@@ -124,7 +162,33 @@ def encode(
             best = blob
     if best is None:
         raise InputError(f"no codec has a nominal speed of {min_speed} GB/s: ask for less")
-    return best
+    if out is None:
+        return best
+    view: memoryview = _writable(out)
+    if len(best) > len(view):
+        raise InputError(f"the blob has {len(best)} bytes, the memory given for it {len(view)}")
+    view[: len(best)] = best
+    return view[: len(best)]
+
+
+def _writable(out: Any) -> Any:
+    """A view of the caller's buffer as bytes, or None."""
+    if out is None:
+        return None
+    try:
+        view = memoryview(out).cast("B")
+    except TypeError as e:
+        raise InputError(f"out must be a contiguous writable buffer: {e}") from None
+    if view.readonly:
+        raise InputError("out must be writable")
+    return view
+
+
+def _view(out: Any, result: Any) -> bytes | memoryview:
+    if out is not None:
+        return memoryview(out).cast("B")[: int(result)]
+    blob: bytes = result
+    return blob
 
 
 def _takes(c: registry.CodecInfo, kind: str) -> bool:
