@@ -1,0 +1,217 @@
+"""The command line as its users meet it: exit codes, one-line errors, JSON, nothing half-written."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from actzip import cli
+from actzip.errors import ActzipWarning
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*args):
+        try:
+            cli.main([str(a) for a in args])
+            code = 0
+        except SystemExit as leave:
+            code = leave.code or 0
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def maps(tmp_path):
+    path = tmp_path / "maps.npy"
+    np.save(path, np.maximum(0, np.random.default_rng(0).standard_normal((2, 4, 8, 8))).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_an_example_and_json(run, verb):
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert "Example:" in out and f"actzip {verb}" in " ".join(out.split())
+    assert "--json" in out
+
+
+def test_help_documents_exit_codes(run):
+    code, out, _ = run("--help")
+    assert code == 0 and "Exit codes" in out
+
+
+def test_info_as_json(run):
+    code, out, _ = run("info", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["isa"] in found["isas"] and "seg" in found["codecs"]
+
+
+def test_encode_decode_inspect(run, maps, tmp_path):
+    blob, back = tmp_path / "m.az", tmp_path / "back.npy"
+    code, out, _ = run("encode", maps, blob, "--codec", "seg", "--bits", "8", "--json")
+    assert code == 0 and json.loads(out)["codec"] == "seg"
+    code, out, _ = run("inspect", blob, "--json")
+    assert code == 0 and json.loads(out)["shape"] == [2, 4, 8, 8]
+    assert run("decode", blob, back)[0] == 0
+    original, decoded = np.load(maps), np.load(back)
+    step = json.loads(run("inspect", blob, "--json")[1])["scale"]
+    assert np.abs(original - decoded).max() <= step / 2 * 1.001
+    assert ((original == 0) <= (decoded == 0)).all()
+
+
+def test_missing_file_is_exit_code_4_in_one_line(run, tmp_path):
+    code, out, err = run("encode", tmp_path / "no.npy", tmp_path / "x.az")
+    assert code == 4 and not out and err.count("\n") == 1 and "no.npy" in err
+
+
+@pytest.mark.parametrize("size", [0, 3, 20, -1])
+def test_truncated_blob_is_exit_code_3_and_writes_nothing(run, maps, tmp_path, size):
+    blob = tmp_path / "m.az"
+    assert run("encode", maps, blob, "--bits", "8")[0] == 0
+    blob.write_bytes(blob.read_bytes()[:size])
+    code, _, err = run("decode", blob, tmp_path / "x.npy")
+    assert code == 3 and err.startswith("error:")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.az", "maps.npy"]
+
+
+def test_altered_blob_is_refused(run, maps, tmp_path):
+    blob = tmp_path / "m.az"
+    assert run("encode", maps, blob, "--bits", "8")[0] == 0
+    data = bytearray(blob.read_bytes())
+    data[-5] ^= 16
+    blob.write_bytes(data)
+    assert run("decode", blob, tmp_path / "x.npy")[0] == 3
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1.0, np.nan], np.float32),
+        np.array([1.0, np.inf], np.float32),
+        np.array(["a", "b"]),
+        np.array([1 + 2j]),
+    ],
+    ids=["nan", "inf", "text", "complex"],
+)
+def test_values_that_cannot_be_coded_are_exit_code_2(run, tmp_path, array):
+    np.save(tmp_path / "bad.npy", array)
+    code, _, err = run("encode", tmp_path / "bad.npy", tmp_path / "x.az", "--bits", "8")
+    assert code == 2 and err.startswith("error:")
+    assert not (tmp_path / "x.az").exists()
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 4, 4)])
+def test_empty_arrays_are_refused_by_shape(run, tmp_path, shape):
+    np.save(tmp_path / "e.npy", np.zeros(shape, np.uint8))
+    code, _, err = run("encode", tmp_path / "e.npy", tmp_path / "e.az")
+    assert code == 2 and str(shape) in err
+    assert not (tmp_path / "e.az").exists()
+
+
+def test_unknown_codec_names_the_known(run, maps, tmp_path):
+    code, _, err = run("encode", maps, tmp_path / "x.az", "--codec", "huffmann", "--bits", "8")
+    assert code == 2 and "seg" in err
+
+
+def test_unwritable_target_leaves_nothing(run, maps, tmp_path):
+    code, _, err = run("encode", maps, tmp_path / "no" / "x.az", "--bits", "8")
+    assert code == 4 and "cannot write" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["maps.npy"]
+
+
+def test_pickled_array_is_not_loaded(run, tmp_path):
+    np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    assert run("encode", tmp_path / "p.npy", tmp_path / "x.az")[0] == 4
+
+
+def test_wrong_recipe_is_exit_code_5(run, tmp_path):
+    (tmp_path / "r.yaml").write_text("name: x\nmodle: {}\n")
+    code, _, err = run("reproduce", tmp_path / "r.yaml", "--out", tmp_path / "o")
+    assert code == 5 and "line 2" in err and "modle" in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_missing_data_folder_is_exit_code_4(run, tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nmodel: {name: lenet5}\ndata: {name: mnist, validation: 10}\ntrain: {epochs: 1}\n"
+    )
+    code, _, err = run(
+        "reproduce", tmp_path / "r.yaml", "--out", tmp_path / "o", "--data", tmp_path / "nowhere"
+    )
+    assert code == 4 and "nowhere" in err
+
+
+def test_unknown_model_names_near_ones(run, tmp_path):
+    code, _, err = run("sparsify", "lenet55", "--weights", "x", "--data", "digits", "--out", tmp_path / "y")
+    assert code == 2 and "lenet5" in err
+
+
+def test_unknown_layer_is_exit_code_6(run, tmp_path):
+    from actzip.models import resolve, save_weights
+
+    save_weights(resolve("lenet5"), tmp_path / "w.safetensors")
+    args = [
+        "sparsify",
+        "lenet5",
+        "--weights",
+        tmp_path / "w.safetensors",
+        "--data",
+        "digits",
+        "--validation",
+        "100",
+    ]
+    code, _, err = run(*args, "--epochs", "1", "--layers", "relu9", "--out", tmp_path / "y.safetensors")
+    assert code == 6 and "relu9" in err and "relu1" in err
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+def test_sparsify_and_quantize_write_what_they_say(run, tmp_path):
+    from actzip.models import load_weights, resolve, save_weights
+
+    save_weights(resolve("lenet5"), tmp_path / "w.safetensors")
+    common = ["lenet5", "--weights", tmp_path / "w.safetensors", "--data", "digits"]
+    code, out, _ = run(
+        "sparsify",
+        *common,
+        "--validation",
+        100,
+        "--limit",
+        300,
+        "--epochs",
+        1,
+        "--json",
+        "--out",
+        tmp_path / "s.safetensors",
+    )
+    assert code == 0 and set(json.loads(out)) >= {"before", "after", "run"}
+    load_weights(resolve("lenet5"), tmp_path / "s.safetensors")
+    code, out, _ = run(
+        "quantize", *common, "--calibration", 50, "--bits", 4, "--json", "--out", tmp_path / "q.json"
+    )
+    assert code == 0 and set(json.loads(out)["maps"]) == {"relu1", "relu2", "relu3"}
+    assert json.loads((tmp_path / "q.json").read_text())["maps"]["relu1"]["bits"] == 4
+
+
+def test_debug_shows_the_error_itself(tmp_path):
+    from actzip.errors import DataError
+
+    with pytest.raises(DataError):
+        cli.main(["inspect", str(tmp_path / "no.az"), "--debug"])
+
+
+def test_warnings_are_one_line(run, monkeypatch, tmp_path):
+    def warn(blob):
+        warnings.warn("mind\nthis", ActzipWarning, stacklevel=1)
+        raise KeyboardInterrupt
+
+    import actzip.codec
+
+    monkeypatch.setattr(actzip.codec, "inspect", warn)
+    (tmp_path / "x.az").write_bytes(b"ACTZ")
+    code, _, err = run("inspect", tmp_path / "x.az")
+    assert code == 130 and "warning: mind this" in err

@@ -1,0 +1,166 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from actzip.data import Loader, resolve
+from actzip.errors import CodecError, DataError, InputError, RecipeError
+from actzip.experiment import parse_recipe, reproduce
+from actzip.experiment.coding import code_maps
+from actzip.models import resolve as resolve_model
+from actzip.quantize import quantize
+
+# digits come with scikit-learn, so these tests need no data folder
+RECIPE = """\
+name: digits
+seed: 3
+model: {name: lenet5}
+data: {name: digits, validation: 200, limit: 500, test_limit: 200, batch_size: 50, eval_batch_size: 100,
+  mean: [0.0], std: [1.0]}
+train: {epochs: 2, lr: 0.02}
+sparsify: {epochs: 2, lr: 0.02, penalty: l1, weighting: macs, alpha: 0.3}
+quantize: {bits: [16, 8], calibration: 100}
+encode: {codecs: [seg, zvc], images: 40}
+targets: {density_reduction: 1.0, speedup_over_control: 1.0, gain_8: 2.0}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("whole")
+    results = reproduce(parse_recipe(RECIPE), out)
+    torch.set_num_threads(before)
+    return out, results
+
+
+def figures(results):
+    return json.loads(json.dumps({k: v for k, v in results.items() if k != "run"}))
+
+
+def test_results_hold_every_stage_and_are_on_disk(whole):
+    out, results = whole
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    rows = [(s["stage"], s["bits"]) for s in results["stages"]]
+    assert rows == [
+        ("baseline", 32), ("control", 32), ("sparse", 32),
+        ("control", 16), ("control", 8), ("sparse", 16), ("sparse", 8),
+    ]  # fmt: skip
+    assert results["environment"]["isas"] and results["environment"]["versions"]["torch"]
+    assert "stand-in" in results["data"]["test"]["source"]
+    assert {t["target"] for t in results["targets"]} == {
+        "density_reduction",
+        "speedup_over_control",
+        "gain_8",
+    }
+    control, sparse = results["stages"][1], results["stages"][2]
+    assert sparse["density"] < control["density"]
+    assert sparse["speedup_over_control"] == pytest.approx(
+        control["effective_macs"] / sparse["effective_macs"]
+    )
+
+
+def test_every_map_was_coded_and_the_network_ran_on_the_decoded_ones(whole):
+    _, results = whole
+    assert len(results["coding"]) == 4
+    for coding in results["coding"]:
+        assert coding["images"] == 40
+        assert coding["blobs"] == 40 * 3 * 2  # images, maps, codecs
+        assert coding["elements"] == 40 * (20 * 24 * 24 + 50 * 8 * 8 + 500)
+        assert coding["same_predictions"] and coding["accuracy"] == coding["quantized_accuracy"]
+        for codec, rate in coding["bits_per_element"].items():
+            assert coding["gain_float32"][codec] == pytest.approx(32 / rate)
+
+
+def test_report_stands_alone(whole):
+    out, _ = whole
+    page = (out / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
+    assert "http" not in page and "@import" not in page
+    assert "prefers-color-scheme" in page
+    assert page.count("<figure>") >= 3 + 1  # a plot a layer, and the frontier
+    for layer in ("relu1", "relu2", "relu3"):
+        assert f"<h3>{layer} " in page
+
+
+def test_same_seed_same_figures_and_a_second_run_does_nothing_again(whole, tmp_path):
+    _, results = whole
+    again = reproduce(parse_recipe(RECIPE), tmp_path)
+    assert figures(again) == figures(results)
+    events = []
+    once_more = reproduce(parse_recipe(RECIPE), tmp_path, progress=events.append)
+    assert figures(once_more) == figures(results)
+    assert {e["kind"] for e in events} == {"cached"}
+    # a change of the penalty does the sparse stage anew and keeps the others
+    changed = reproduce(parse_recipe(RECIPE.replace("alpha: 0.3", "alpha: 0.1")), tmp_path)
+    assert changed["stages"][0] == results["stages"][0]
+    assert changed["stages"][2]["density"] != results["stages"][2]["density"]
+    assert "sparse" not in changed["run"]["resumed"] and "baseline" in changed["run"]["resumed"]
+
+
+@pytest.mark.parametrize("stage", ["baseline", "sparse"])
+def test_killed_run_goes_on_to_the_same_figures(whole, tmp_path, stage):
+    """SIGKILL in the middle of a stage, after its first epoch; the second run must end as an unbroken one does."""
+    recipe = tmp_path / "digits.yaml"
+    recipe.write_text(RECIPE)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "actzip.cli", "reproduce", str(recipe), "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = out / "stages" / stage / "last.pt"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not (out / "results.json").exists()
+    done = subprocess.run([*command, "--json"], env=env, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout)
+    assert figures(results) == figures(whole[1])
+    assert stage in results["run"]["resumed"]
+    for name in ("baseline", "control", "sparse"):
+        assert (out / f"{name}.safetensors").read_bytes() == (whole[0] / f"{name}.safetensors").read_bytes()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "stages").mkdir()
+    with (tmp_path / "stages" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another run"):
+            reproduce(parse_recipe(RECIPE), tmp_path)
+
+
+def test_validation_larger_than_the_data_names_the_key(tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.validation"):
+        reproduce(parse_recipe(RECIPE.replace("validation: 200", "validation: 5000")), tmp_path)
+
+
+def test_a_codec_that_lies_is_caught(monkeypatch):
+    from actzip.experiment import coding
+
+    data = resolve("digits", "test", mean=(0.0,), std=(1.0,), limit=4)
+    model = quantize(resolve_model("lenet5").eval(), Loader(data, 4), bits=8)
+    assert code_maps(model, Loader(data, 4), ["seg"]).images == 4
+    with pytest.raises(InputError, match="nonsense"):
+        code_maps(model, Loader(data, 4), ["nonsense"])
+    true = coding.codecs.decode
+    monkeypatch.setattr(coding.codecs, "decode", lambda blob, **kw: np.bitwise_xor(true(blob, **kw), 1))
+    with pytest.raises(CodecError, match="relu1 of image 0"):
+        code_maps(model, Loader(data, 4), ["seg"])
