@@ -9,7 +9,7 @@ VISION ?= torchvision==0.28.0
 DATA   ?= ../shared
 export ACTZIP_SHARED ?= $(abspath $(DATA))
 
-.PHONY: help demo test setup native lint format typecheck asan tsan fuzz docs wheel clean bench
+.PHONY: help demo test setup native lint format typecheck asan tsan fuzz test-neon docs wheel clean bench
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,13 @@ tsan: ## concurrent runs of one plan under ThreadSanitizer
 	$(subst build/asan,build/tsan,$(subst address$(comma)undefined,thread,$(SANITIZED))) >/dev/null
 	cmake --build build/tsan --target plan_test
 	build/tsan/tests/native/plan_test concurrent
+
+NEON_CXX ?= aarch64-linux-gnu-g++
+test-neon: ## the kernels' native test for AArch64 under qemu (packages qemu-user, g++-aarch64-linux-gnu)
+	cmake -S . -B build/neon -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(NEON_CXX) \
+	  -DCMAKE_EXE_LINKER_FLAGS=-static -DACTZIP_PYTHON=OFF -DACTZIP_NATIVE_TESTS=ON >/dev/null
+	cmake --build build/neon --target kernels_test
+	qemu-aarch64 build/neon/tests/native/kernels_test
 
 fuzz: ## N million fuzz cases of every codec, under the same sanitizers
 	$(SANITIZED) >/dev/null
