@@ -135,9 +135,17 @@ def _export(
             return torch.cat([t, t])
         return t
 
+    grows = [
+        t
+        for t in pytree.tree_leaves((args, kwargs))
+        if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch
+    ]
+    # several inputs have one batch in common, whether the model brings them together or not
+    dimension = torch.export.Dim.AUTO if len(grows) == 1 else torch.export.Dim("batch")
+
     def spec(t: Any) -> Any:
         if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch:
-            return {0: torch.export.Dim.AUTO}
+            return {0: dimension}
         return {} if isinstance(t, Tensor) else None
 
     shapes = None

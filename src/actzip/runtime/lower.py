@@ -55,11 +55,8 @@ def layouts(graph: g.Graph) -> dict[str, str]:
             or isinstance(n, g.ConvTranspose2d)
         ):
             kind[n.output] = "map"
-        elif isinstance(n, _EITHER) and _is_map(shape):
-            if any(kind[v] == "map" for v in n.inputs) and not (
-                isinstance(n, g.LayerNorm) and not n.channels
-            ):
-                kind[n.output] = "map"
+        elif isinstance(n, _EITHER) and _is_map(shape) and not isinstance(n, g.LayerNorm):
+            kind[n.output] = "map" if any(kind[v] == "map" for v in n.inputs) else "plain"
     return kind
 
 
@@ -151,6 +148,11 @@ def _act(act: g.Act | None) -> tuple[dict[str, str], dict[str, list[float]], dic
 
 def _dims(shape: g.Shape) -> tuple[list[int], list[bool]]:
     return [d.mul if isinstance(d, g.Sym) else int(d) for d in shape], [isinstance(d, g.Sym) for d in shape]
+
+
+def _blocks(parts: list[int]) -> list[int]:
+    """Widths of the packed blocks that parts of so many channels are cut into."""
+    return [min(64, c - i) for c in parts for i in range(0, c, 64)]
 
 
 def _resize_table(
@@ -297,7 +299,7 @@ class _Lowering:
         try:
             self.out.plan = self.builder.build()
         except ValueError as error:
-            raise InputError(f"the plan does not fit together: {error}") from error
+            raise UnsupportedError(f"the engine refuses the plan: {error}") from error
         self.out.values = dict(self.native)
         return self.out
 
@@ -347,7 +349,12 @@ class _Lowering:
             "dilation": list(n.dilation),
             "groups": [n.groups],
         }
-        inputs = [self.read(v, "any map") for v in n.inputs]
+        inputs = [self.read(n.inputs[0], "any map")]
+        for v in n.inputs[1:]:  # a packed residual has to be cut into the blocks of the output
+            c = n.weight.shape[0]
+            packed = self.graph.values[v].storage == "packed" and self.kind[v] == "map"
+            same = not packed or _blocks(self.parts(v)) == _blocks([c])
+            inputs.append(self.read(v, "any map" if same else "map"))
         output = self.declare(n.output)
         if self.want_variants:
             self.out.variants[n.name] = list(

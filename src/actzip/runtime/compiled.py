@@ -1,0 +1,408 @@
+"""``actzip.compile``: a network as a native plan, called with tensors or arrays."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actzip import _engine, cpu
+from actzip.errors import ActzipWarning, InputError, UnsupportedError
+from actzip.runtime import graph as g
+from actzip.runtime.cache import TuningCache
+from actzip.runtime.explain import Explanation, explain
+from actzip.runtime.lower import Lowered, lower
+from actzip.runtime.passes import nonfinite_parameters, optimize
+from actzip.runtime.tune import tune
+
+__all__ = ["CompiledModel", "advice", "compile", "compile_graph", "peak_gflops"]
+
+_FORMAT = 1
+_advised = False
+
+
+def compile(
+    model: Any,
+    example: Any = None,
+    *,
+    threads: int | None = None,
+    calibration: Any = None,
+    tune: bool = True,
+    cache: bool = True,
+    dynamic: bool = True,
+) -> CompiledModel:
+    """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
+
+    Args:
+        model: an ``nn.Module`` (taken in eval mode; thresholds set by ``actzip.activations`` count), the path of an ONNX
+            file, or a :class:`~actzip.runtime.graph.Graph`.
+        example: an input, float32, (N, ...): tensor or numpy array; a tuple of several, a dict of keyword arguments. For
+            ONNX and graphs it may be left out: random numbers are then calibrated with.
+        threads: for each call; None: ``ACTZIP_NUM_THREADS``, else all CPUs of the process.
+        calibration: typical inputs in the form of ``example`` (any batch), for the densities that decide how maps are
+            stored and which kernels run; None: ``example``. Results do not depend on it, speed and memory do.
+        tune: time kernels here, for some seconds the first time; False: decide from densities alone.
+        cache: keep what was measured in the tuning cache (:mod:`actzip.runtime.cache`).
+        dynamic: any batch size; False: the example's only.
+
+    Raises:
+        InputError: model or example of a wrong kind, type or shape.
+        UnsupportedError: the engine lacks an operator: named, with its place in the model.
+        DataError: an ONNX file that is missing or damaged.
+    """
+    _advise()
+    graph, inputs = _front_end(model, example, dynamic)
+    graph = optimize(graph)
+    if calibration is not None:
+        inputs = _arrays(graph, calibration, "calibration")
+    # zeros (what a tracer gives) say nothing about densities
+    rng = np.random.default_rng(0)
+    inputs = [a if a.any() else rng.standard_normal(a.shape, np.float32) for a in inputs]
+    batch = _batch(graph, inputs)
+    n_threads = _engine.default_threads() if not threads else int(threads)
+    if n_threads < 1:
+        raise InputError(f"threads is {threads}; it must be at least 1, or None")
+    keep_dense = {n.inputs[0] for n in nonfinite_parameters(graph) if n.inputs}
+    store = TuningCache(_identity()) if cache and tune else None
+    tuned = _tune(graph, inputs, batch, n_threads, store, keep_dense, tune)
+    sample = [
+        np.ascontiguousarray(a[:1]) if _grows(graph, v) else a
+        for v, a in zip(graph.inputs, inputs, strict=True)
+    ]
+    return CompiledModel(tuned.graph, tuned.variants, tuned.why, n_threads, sample)
+
+
+def compile_graph(graph: g.Graph, **options: Any) -> CompiledModel:
+    """:func:`compile` of a Graph without trials and cache, for one use: tests, single operators."""
+    return compile(graph, **{"tune": False, "cache": False, **options})
+
+
+def _tune(
+    graph: g.Graph, inputs: list[Any], batch: int, threads: int, store: Any, dense: set[str], trials: bool
+) -> Any:
+    try:
+        return tune(graph, inputs, batch, threads, cache=store, keep_dense=dense, trials=trials)
+    except MemoryError as error:
+        raise InputError(f"not enough memory to compile at batch {batch}") from error
+
+
+def _identity() -> dict[str, str]:
+    from actzip import __version__
+
+    info = {"cpu": str(_engine.cpu_model()), "isa": str(_engine.isa()), "version": __version__}
+    kernels = getattr(_engine, "kernels", None)
+    if kernels is not None:  # another set of kernels makes old winners meaningless
+        info["kernels"] = ",".join(row["name"] for row in kernels.table(info["isa"]))
+    return info
+
+
+def _advise() -> None:
+    """Once a process: on CPUs with matrix units dense low-precision engines are quicker than any float32."""
+    global _advised
+    if _advised:
+        return
+    _advised = True
+    text = advice()
+    if text and any(e.startswith("amx") for e in cpu.info()["extras"]):
+        warnings.warn(text, ActzipWarning, stacklevel=3)
+
+
+def advice() -> str:
+    """Where this CPU has units that make dense bfloat16 or int8 quicker than float32: which, else ''."""
+    extras = [
+        e
+        for e in _engine.cpu_extras()
+        if e.startswith("amx") or e in ("avx512_bf16", "avx512_vnni", "avx_vnni")
+    ]
+    if not extras:
+        return ""
+    strong = [e for e in extras if e.startswith("amx")]
+    kinds = []
+    if any("bf16" in e for e in extras):
+        kinds.append("bfloat16")
+    if any("vnni" in e or "int8" in e for e in extras):
+        kinds.append("int8")
+    how = (
+        "is quicker than any float32 path"
+        if strong
+        else "may be quicker than float32, at its loss of accuracy"
+    )
+    return f"this CPU has {', '.join(strong or extras)}: dense {' or '.join(kinds)} (OpenVINO, ONNX Runtime) {how}"
+
+
+def _grows(graph: g.Graph, value: str) -> bool:
+    shape = graph.shape(value)
+    return bool(shape) and shape[0] == g.Sym()
+
+
+def _front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[Any]]:
+    if isinstance(model, (str, os.PathLike)):
+        from actzip.runtime.onnx_import import from_onnx
+
+        shapes = None
+        if example is not None:
+            from actzip.runtime.capture import flat_inputs
+
+            args, kwargs = flat_inputs(example)
+            shapes = (
+                {k: tuple(v.shape) for k, v in kwargs.items()} if kwargs else [tuple(a.shape) for a in args]
+            )
+        graph = from_onnx(Path(model), shapes)
+    elif isinstance(model, g.Graph):
+        graph = model
+        graph.validate()
+    else:
+        from torch import nn
+
+        from actzip.runtime.capture import capture
+
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model must be an nn.Module, the path of an ONNX file or a Graph, not {type(model).__name__}"
+            )
+        if example is None:
+            raise InputError("an nn.Module needs an example input: compile(model, example)")
+        graph = capture(model, example, dynamic=dynamic)
+    if example is not None:
+        return graph, _arrays(graph, example, "example")
+    rng = np.random.default_rng(0)
+    return graph, [rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32) for v in graph.inputs]
+
+
+def _arrays(graph: g.Graph, example: Any, what: str) -> list[Any]:
+    """``example`` as float32 arrays in the order of the graph's inputs."""
+    from torch.utils import _pytree as pytree
+
+    if isinstance(example, dict):
+        names = list(example)
+        if set(names) == set(graph.inputs):
+            leaves = [example[v] for v in graph.inputs]
+        else:
+            leaves = pytree.tree_leaves(example)
+    else:
+        leaves = pytree.tree_leaves(example)
+    leaves = [v for v in leaves if hasattr(v, "shape")]
+    if len(leaves) != len(graph.inputs):
+        raise InputError(f"{what} holds {len(leaves)} tensors; the model takes {len(graph.inputs)}")
+    out = []
+    for v, a in zip(graph.inputs, leaves, strict=True):
+        a = a.detach().numpy() if hasattr(a, "detach") else np.asarray(a)
+        if a.dtype != np.float32:
+            raise InputError(f"{what}: input {v!r} is {a.dtype}, not float32")
+        out.append(np.ascontiguousarray(a))
+    _batch(graph, out)
+    return out
+
+
+def _batch(graph: g.Graph, arrays: list[Any]) -> int:
+    batch: int | None = None
+    for v, a in zip(graph.inputs, arrays, strict=True):
+        batch = _fit(v, graph.shape(v), tuple(a.shape), batch)
+    return 1 if batch is None else batch
+
+
+def _fit(name: str, want: g.Shape, got: tuple[int, ...], batch: int | None) -> int | None:
+    """The batch after checking one input's shape."""
+    ok = len(want) == len(got)
+    for w, d in zip(want, got, strict=False):
+        if isinstance(w, g.Sym):
+            ok = ok and d > 0 and d % w.mul == 0 and batch in (None, d // w.mul)
+            batch = d // w.mul if d > 0 else batch
+        else:
+            ok = ok and w == d
+    if not ok:
+        expected = "(" + ", ".join(map(str, want)) + ")"
+        raise InputError(f"input {name!r} has shape {got}; this model was compiled for {expected}")
+    return batch
+
+
+class CompiledModel:
+    """A compiled network. ``fast(x)`` gives what the model gives, within float rounding.
+
+    Takes torch tensors or numpy arrays (float32, the shapes of the example but for the batch) and gives the same kind; the
+    outputs are structured as the model's. May be called from several threads at once; pickles (the plan is rebuilt
+    where it is loaded, kernels as they were chosen if that CPU has them).
+
+    Attributes:
+        graph: the optimised :class:`~actzip.runtime.graph.Graph`, densities and storages in its values.
+        threads: threads of a call.
+    """
+
+    def __init__(
+        self, graph: g.Graph, variants: dict[str, str], why: dict[str, str], threads: int, sample: list[Any]
+    ) -> None:
+        self.graph = graph
+        self.threads = threads
+        self._variants = variants
+        self._why = why
+        self._sample = sample
+        self._finish()
+
+    def _finish(self) -> None:
+        try:
+            self._low: Lowered = lower(self.graph, self._variants)
+        except UnsupportedError:
+            if not self._variants:
+                raise
+            self._variants = {}  # chosen on a CPU with other kernels
+            self._low = lower(self.graph)
+        self._plan = self._low.plan
+        graph = self.graph
+        self._in = [graph.shape(v) for v in graph.inputs]
+        self._out = [graph.shape(v) for v in graph.outputs]
+        self._slots: list[Any] = graph.meta.get("out_slots", list(range(len(graph.outputs))))
+        spec = graph.meta.get("out_spec")
+        self._unflatten: Callable[[list[Any]], Any] | None = None
+        if spec is not None:
+            from torch.utils import _pytree as pytree
+
+            tree = pytree.treespec_loads(spec)
+            self._unflatten = lambda leaves: pytree.tree_unflatten(leaves, tree)
+        # the usual case, one input (N, ...) and one output (N, ...): no loops in the call
+        one = len(self._in) == 1 and len(self._out) == 1 and self._unflatten is None and self._slots == [0]
+        self._tail: tuple[int, ...] | None = None
+        if (
+            one
+            and self._in[0]
+            and self._in[0][0] == g.Sym()
+            and all(isinstance(d, int) for d in self._in[0][1:])
+        ):
+            self._tail = tuple(int(d) for d in self._in[0][1:])  # type: ignore[arg-type]
+        self._run = self._plan.run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the network.
+
+        Raises:
+            InputError: another number of inputs, type or shape than the example's (the batch may differ).
+        """
+        tail = self._tail
+        if tail is not None and len(args) == 1 and not kwargs:
+            x = args[0]
+            if type(x) is np.ndarray:
+                if x.dtype == np.float32 and x.shape[1:] == tail and x.shape[0] > 0:
+                    n = x.shape[0]
+                    y = np.empty(g.concrete(self._out[0], n), np.float32)
+                    self._run(n, [x if x.flags.c_contiguous else np.ascontiguousarray(x)], [y], self.threads)
+                    return y
+            elif hasattr(x, "detach"):
+                import torch
+
+                if (
+                    x.dtype is torch.float32
+                    and x.shape[1:] == tail
+                    and x.shape[0] > 0
+                    and x.device.type == "cpu"
+                ):
+                    n = x.shape[0]
+                    t = torch.empty(g.concrete(self._out[0], n))
+                    self._run(n, [x.detach().contiguous().numpy()], [t.numpy()], self.threads)
+                    return t
+        return self._general(args, kwargs)
+
+    def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves: list[Any]
+        if kwargs and set(kwargs) == set(self.graph.inputs) and not args:
+            leaves = [kwargs[v] for v in self.graph.inputs]
+        else:
+            from torch.utils import _pytree as pytree
+
+            leaves = pytree.tree_leaves((args, kwargs))
+        outputs, as_torch = self.run(leaves, _tell=True)
+        if as_torch:
+            import torch
+
+            outputs = [torch.from_numpy(o) for o in outputs]
+        filled = [outputs[s] if isinstance(s, int) else s[0] for s in self._slots]
+        if self._unflatten is not None:
+            return self._unflatten(filled)
+        return filled[0] if len(filled) == 1 else filled
+
+    def run(self, inputs: list[Any], *, _tell: bool = False) -> Any:
+        """Outputs as a flat list of arrays, for a flat list of inputs.
+
+        Raises:
+            InputError: as calling.
+        """
+        if len(inputs) != len(self._in):
+            raise InputError(f"{len(inputs)} inputs given; this model was compiled for {len(self._in)}")
+        arrays, batch, as_torch = [], None, False
+        for name, want, x in zip(self.graph.inputs, self._in, inputs, strict=True):
+            if hasattr(x, "detach"):
+                if x.device.type != "cpu":
+                    raise InputError(f"input {name!r} is on {x.device}; the engine runs on the CPU")
+                as_torch = True
+                x = x.detach().numpy()
+            elif not isinstance(x, np.ndarray):
+                raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
+            if x.dtype != np.float32:
+                raise InputError(f"input {name!r} is {x.dtype}; this model was compiled for float32")
+            batch = _fit(name, want, tuple(x.shape), batch)
+            arrays.append(np.ascontiguousarray(x))
+        n = 1 if batch is None else batch
+        outputs = [np.empty(g.concrete(s, n), np.float32) for s in self._out]
+        try:
+            self._run(n, arrays, outputs, self.threads)
+        except MemoryError as error:
+            raise InputError(f"not enough memory for batch {n}") from error
+        return (outputs, as_torch) if _tell else outputs
+
+    def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
+        """What runs where and why, measured now on ``x`` (or on one image of the calibration)."""
+        arrays = self._sample if x is None else _arrays(self.graph, x, "x")
+        return explain(
+            self.graph, self._low, self._why, arrays, _batch(self.graph, arrays), self.threads, runs, advice()
+        )
+
+    def arena_bytes(self, batch: int = 1) -> int:
+        """Bytes of activations (the arena of one call) at this batch size."""
+        return int(self._plan.arena_bytes(batch))
+
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights and constants."""
+        return int(self._plan.weight_bytes())
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{v}: ({', '.join(map(str, s))})" for v, s in zip(self.graph.inputs, self._in, strict=True)
+        )
+        packed = sum(v.storage == "packed" for v in self.graph.values.values())
+        return (
+            f"CompiledModel({self.graph.name}, {shapes}, {len(self.graph.nodes)} nodes, {packed} packed maps)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "graph": self.graph,
+            "variants": self._variants,
+            "why": self._why,
+            "threads": self.threads,
+            "sample": self._sample,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("format") != _FORMAT:
+            raise InputError("a compiled model pickled by another version of actzip; compile it again")
+        self.__init__(  # type: ignore[misc]
+            state["graph"], state["variants"], state["why"], state["threads"], state["sample"]
+        )
+
+
+_peak_lock = threading.Lock()
+_peaks: dict[str, float] = {}
+
+
+def peak_gflops() -> float:
+    """GFLOP/s of one core on the instruction set in use, measured once a process."""
+    with _peak_lock:
+        isa = str(_engine.isa())
+        if isa not in _peaks:
+            _peaks[isa] = float(_engine.peak_gflops(0.1))
+        return _peaks[isa] if _peaks[isa] > 0 else math.nan

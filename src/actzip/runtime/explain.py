@@ -1,0 +1,222 @@
+"""What a compiled network does, layer by layer: kernels, reasons, densities, work done and time taken."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actzip import cpu
+from actzip.runtime import graph as g
+from actzip.runtime.lower import Lowered
+
+__all__ = ["Explanation", "LayerRow", "explain"]
+
+
+@dataclass
+class LayerRow:
+    """One node. ``density``: of its (first) input; ``effective_macs``: multiply-accumulates whose activation operand is not
+    zero, borders and strides counted exactly, of the run explained (all images); ``peak_share``: 2 * effective_macs / time over
+    the measured peak of the threads used."""
+
+    name: str
+    op: str
+    kernel: str
+    kind: str
+    why: str
+    input_storage: str
+    output_storage: str
+    density: float | None
+    output_density: float | None
+    macs: int
+    effective_macs: int
+    milliseconds: float
+    peak_share: float | None
+    source: str
+
+
+@dataclass
+class Explanation:
+    """Rows in execution order and totals. ``print`` it, or ``to_dict()`` for JSON."""
+
+    rows: list[LayerRow]
+    batch: int
+    threads: int
+    milliseconds: float
+    macs: int
+    effective_macs: int
+    peak_gflops: float
+    arena_bytes: int
+    weight_bytes: int
+    spilled_bytes: int
+    advice: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def theoretical_speedup(self) -> float:
+        """MACs over effective MACs: a count, not a time."""
+        return self.macs / self.effective_macs if self.effective_macs else float("inf")
+
+    @property
+    def peak_share(self) -> float:
+        """Effective MACs of the convolutions as a share of the peak, over the time of the convolutions."""
+        ms = sum(r.milliseconds for r in self.rows if r.macs)
+        return 2e-6 * self.effective_macs / (ms * self.peak_gflops * self.threads) if ms else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        d = asdict(self)
+        d["theoretical_speedup"] = self.theoretical_speedup
+        d["peak_share"] = self.peak_share
+        return d
+
+    def table(self) -> str:
+        """The rows and totals as text."""
+        head = (
+            "layer",
+            "op",
+            "kernel",
+            "in",
+            "out",
+            "density",
+            "MMACs",
+            "eff. MMACs",
+            "ms",
+            "% time",
+            "% peak",
+            "why",
+        )
+        body = []
+        for r in self.rows:
+            share = 100 * r.milliseconds / self.milliseconds if self.milliseconds else 0.0
+            body.append((
+                r.name, r.op, r.kernel or "-", r.input_storage, r.output_storage,
+                "-" if r.density is None else f"{r.density:.2f}",
+                f"{r.macs / 1e6:.1f}" if r.macs else "-", f"{r.effective_macs / 1e6:.1f}" if r.macs else "-",
+                f"{r.milliseconds:.3f}", f"{share:.1f}",
+                "-" if r.peak_share is None else f"{100 * r.peak_share:.0f}", r.why,
+            ))  # fmt: skip
+        widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+        left = {0, 1, 2, 3, 4, 11}
+        lines = []
+        for row in (head, *body):
+            cells = [
+                c.ljust(w) if i in left else c.rjust(w)
+                for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
+        lines.insert(1, "-" * len(lines[0]))
+        isa = self.machine.get("isa", "")
+        lines += [
+            "",
+            f"{self.milliseconds:.2f} ms, batch {self.batch}, {self.threads} thread(s), {self.machine.get('cpu', '')} ({isa}), peak "
+            f"{self.peak_gflops:.0f} GFLOP/s a core",
+            f"{self.macs / 1e6:.0f} MMACs, {self.effective_macs / 1e6:.0f} effective (theoretical speed-up "
+            f"{self.theoretical_speedup:.2f}); convolutions run them at {100 * self.peak_share:.0f} % of the peak",
+            f"activations {self.arena_bytes / 1e6:.2f} MB, weights {self.weight_bytes / 1e6:.1f} MB",
+        ]
+        if self.advice:
+            lines.append(self.advice)
+        return "\n".join(lines)
+
+    __str__ = table
+
+
+def _uses(size: int, out: int, kernel: int, stride: int, before: int, dilation: int) -> g.Array:
+    """For each input position, how many (output, tap) pairs read it."""
+    n = np.zeros(size, np.int64)
+    for k in range(kernel):
+        at = np.arange(out) * stride - before + k * dilation
+        np.add.at(n, at[(at >= 0) & (at < size)], 1)
+    return n
+
+
+def _work(n: g.Node, x: Any, out: g.Shape) -> tuple[int, int]:
+    """MACs inside the borders, and those on non-zero activations, for input ``x`` (an array, all images)."""
+    if isinstance(n, g.Conv2d):
+        uy = _uses(x.shape[2], int(out[2]), n.weight.shape[2], n.stride[0], n.padding[0], n.dilation[0])  # type: ignore[arg-type]
+        ux = _uses(x.shape[3], int(out[3]), n.weight.shape[3], n.stride[1], n.padding[1], n.dilation[1])  # type: ignore[arg-type]
+        each = n.weight.shape[0] // n.groups
+        total = int(uy.sum()) * int(ux.sum()) * x.shape[0] * x.shape[1] * each
+        where = (x != 0).sum((0, 1), dtype=np.int64)
+        return total, int((where * uy[:, None] * ux[None, :]).sum()) * each
+    if isinstance(n, g.Linear):
+        return int(x.size) * n.weight.shape[0], int(np.count_nonzero(x)) * n.weight.shape[0]
+    return 0, 0
+
+
+def explain(
+    graph: g.Graph,
+    low: Lowered,
+    why: dict[str, str],
+    arrays: list[Any],
+    batch: int,
+    threads: int,
+    runs: int,
+    advice: str,
+) -> Explanation:
+    """Runs the plan ``runs`` times (times: medians) and the reference interpreter once (exact work)."""
+    import torch
+
+    from actzip.runtime.compiled import peak_gflops
+    from actzip.runtime.interpret import interpret
+
+    outputs = [np.empty(g.concrete(graph.shape(v), batch), np.float32) for v in graph.outputs]
+    samples = [low.plan.profile(batch, arrays, outputs, threads) for _ in range(max(1, runs) + 1)][1:]
+    seconds = np.median([[row[4] for row in s] for s in samples], axis=0)
+    wanted = {v for n in graph.nodes for v in (n.inputs[:1] if isinstance(n, (g.Conv2d, g.Linear)) else ())}
+    tensors = {v: torch.from_numpy(a) for v, a in zip(graph.inputs, arrays, strict=True)}
+    _, kept = interpret(graph, tensors, wanted)
+    kept.update({k: v for k, v in tensors.items() if k in wanted})
+    peak = peak_gflops()
+    nodes = {n.name: n for n in graph.nodes}
+    spent: dict[str, float] = {}
+    kernels: dict[str, tuple[str, str]] = {}
+    for owner, row, t in zip(low.nodes, samples[0], seconds, strict=True):
+        spent[owner] = spent.get(owner, 0.0) + float(t)
+        if owner not in kernels or row[2]:
+            kernels[owner] = (row[2], row[3])
+    rows = []
+    for owner, t in spent.items():
+        n = nodes.get(owner)
+        if n is None:
+            storage = graph.values[owner].storage if owner in graph.values else "dense"
+            rows.append(
+                LayerRow(
+                    owner,
+                    "copy",
+                    "",
+                    "dense",
+                    "another layout",
+                    storage,
+                    "dense",
+                    None,
+                    None,
+                    0,
+                    0,
+                    t * 1e3,
+                    None,
+                    "",
+                )
+            )
+            continue
+        x, y = graph.values[n.inputs[0]], graph.values[n.output]
+        macs, effective = 0, 0
+        density = x.density
+        if n.inputs[0] in kept and isinstance(n, (g.Conv2d, g.Linear)):
+            a = kept[n.inputs[0]].numpy()
+            macs, effective = _work(n, a, y.shape)
+            density = float(np.count_nonzero(a)) / max(a.size, 1)
+        share = 2e-9 * effective / (t * peak * threads) if macs and t > 0 else None
+        kernel, kind = kernels[owner]
+        rows.append(
+            LayerRow(
+                owner, n.op, kernel, kind, why.get(owner, ""), x.storage, y.storage, density, y.density, macs, effective, t * 1e3,
+                share, n.source,
+            )
+        )  # fmt: skip
+    return Explanation(
+        rows, batch, threads, sum(r.milliseconds for r in rows), sum(r.macs for r in rows), sum(r.effective_macs for r in rows),
+        peak, int(low.plan.arena_bytes(batch)), int(low.plan.weight_bytes()), int(low.plan.spilled_bytes()), advice, cpu.info(),
+    )  # fmt: skip

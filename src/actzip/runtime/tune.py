@@ -1,0 +1,269 @@
+"""Choosing storages and kernels by measurement: densities from calibration, then short trials in the plan itself.
+
+A trial runs the whole plan with some assignment of kernel variants to layers and takes every layer's own time from it, so
+that all layers are tried at once and each with the cache contents that it meets in use. Winners go to the tuning cache under
+a key that says all that matters to the time: shape, storages, density (in steps of 0.05), threads, batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actzip.errors import UnsupportedError
+from actzip.runtime import graph as g
+from actzip.runtime.cache import TuningCache
+from actzip.runtime.lower import Lowered, choose_storage, lower
+from actzip.runtime.passes import root_of
+
+__all__ = ["Tuned", "tune"]
+
+_REPEATS = 3
+_MARGIN = 0.98  # another storage or kernel must be this much quicker than the simpler choice
+
+
+@dataclass
+class Tuned:
+    """What was decided: the graph with storages and densities set, variant and reason of every convolution."""
+
+    graph: g.Graph
+    variants: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    trials: int = 0
+
+
+class _Bench:
+    """Runs plans on the calibration batch."""
+
+    def __init__(
+        self, graph: g.Graph, inputs: Sequence[np.ndarray[Any, Any]], batch: int, threads: int
+    ) -> None:
+        self.inputs = [np.ascontiguousarray(a, np.float32) for a in inputs]
+        self.batch, self.threads = batch, threads
+        self.outputs = [np.empty(g.concrete(graph.shape(v), batch), np.float32) for v in graph.outputs]
+        self.trials = 0
+
+    def times(self, low: Lowered, repeats: int = _REPEATS) -> dict[str, float]:
+        """Seconds of every graph node, the least of ``repeats`` runs."""
+        best: dict[str, float] = {}
+        for r in range(repeats + 1):
+            rows = low.plan.profile(self.batch, self.inputs, self.outputs, self.threads)
+            if r == 0:
+                continue  # first touch of the memory
+            once: dict[str, float] = {}
+            for owner, row in zip(low.nodes, rows, strict=True):
+                once[owner] = once.get(owner, 0.0) + row[4]
+            for k, t in once.items():
+                best[k] = min(best.get(k, t), t)
+        self.trials += repeats
+        return best
+
+    def densities(self, low: Lowered, graph: g.Graph) -> dict[str, float]:
+        d = low.plan.densities(self.batch, self.inputs, self.outputs, self.threads)
+        return {v: d[i] for v, i in low.values.items() if d[i] >= 0}
+
+
+def _key(graph: g.Graph, n: g.Conv2d, threads: int, batch: int) -> str:
+    x, y = graph.values[n.inputs[0]], graph.values[n.output]
+    density = 1.0 if x.density is None or x.storage == "dense" else round(x.density * 20) / 20
+    residual = graph.values[n.inputs[1]].storage if len(n.inputs) > 1 else ""
+    what = [
+        "conv", *map(int, n.weight.shape), n.groups, *n.stride, *n.padding, *n.dilation, *map(str, x.shape[2:]), x.storage,
+        y.storage, residual, "" if n.act is None else n.act.kind, density, threads, batch, _parts(graph, n.inputs[0]),
+    ]  # fmt: skip
+    return json.dumps(what)
+
+
+def _parts(graph: g.Graph, v: str) -> list[int]:
+    """Where blocks begin matters only through the channels of what is joined."""
+    p = graph.producers().get(v)
+    if not isinstance(p, g.Concat):
+        return []
+    return [int(graph.shape(i)[1]) for i in p.inputs]  # type: ignore[arg-type]
+
+
+def _try_variants(
+    graph: g.Graph, bench: _Bench, cache: TuningCache | None, fixed: dict[str, str] | None = None
+) -> tuple[dict[str, str], dict[str, float], dict[str, float]]:
+    """Best variant of every convolution of ``graph`` as stored, its time, and the time of every other node."""
+    fixed = fixed or {}
+    base = lower(graph, fixed, want_variants=True)
+    convs = [n for n in graph.nodes if isinstance(n, g.Conv2d)]
+    options: dict[str, list[str]] = {}
+    best: dict[str, str] = {}
+    cost: dict[str, float] = {}
+    for n in convs:
+        names = base.variants.get(n.name, [])
+        if n.name in fixed:
+            options[n.name] = [fixed[n.name]]
+            continue
+        found = cache.get(_key(graph, n, bench.threads, bench.batch)) if cache is not None else None
+        if found and found.get("kernel") in names and isinstance(found.get("seconds"), float):
+            best[n.name], cost[n.name] = str(found["kernel"]), float(found["seconds"])
+            options[n.name] = [best[n.name]]
+        else:
+            options[n.name] = names
+    rounds = max((len(o) for o in options.values()), default=1)
+    others: dict[str, float] = {}
+    open_layers = {n.name for n in convs if len(options[n.name]) > 1 or n.name not in cost}
+    for r in range(rounds if open_layers else 1):
+        chosen = {name: o[r % len(o)] for name, o in options.items() if o}
+        low = base if r == 0 and not fixed and not best else lower(graph, chosen)
+        if r == 0 and low is base:
+            chosen = {name: o[0] for name, o in options.items() if o}
+        times = bench.times(low)
+        for name, t in times.items():
+            if name not in options:
+                others[name] = min(others.get(name, t), t)
+            elif name in open_layers and (name not in cost or t < cost[name] * (_MARGIN if r else 1.0)):
+                cost[name], best[name] = t, chosen[name]
+    if cache is not None:
+        for n in convs:
+            if n.name in open_layers and n.name in best:
+                cache.put(
+                    _key(graph, n, bench.threads, bench.batch),
+                    {"kernel": best[n.name], "seconds": cost[n.name]},
+                )
+    return best, cost, others
+
+
+def tune(
+    graph: g.Graph,
+    inputs: Sequence[np.ndarray[Any, Any]],
+    batch: int,
+    threads: int,
+    *,
+    cache: TuningCache | None,
+    keep_dense: set[str],
+    trials: bool = True,
+    storage: Callable[[g.Graph], g.Graph] | None = None,
+) -> Tuned:
+    """Calibrates on ``inputs`` and chooses a storage for every value and a kernel for every convolution.
+
+    Args:
+        inputs: arrays for the graph's inputs with this ``batch``.
+        keep_dense: values that must not be packed (non-finite weights read them).
+        trials: False: no timing; packed where the calibrated density is below 0.7, the engine's first choice of kernel.
+        storage: a last rewrite of the storages (quantized values, say), before kernels are chosen.
+    """
+    bench = _Bench(graph, inputs, batch, threads)
+    packed = choose_storage(graph, keep_dense)
+    densities = bench.densities(lower(packed), packed)
+    for gr in (packed,):
+        for v, d in densities.items():
+            gr.values[v].density = d
+        _concat_densities(gr)
+    plain = packed.copy()
+    for value in plain.values.values():
+        value.storage = "dense"
+    groups: dict[str, list[str]] = {}
+    for v in packed.values:
+        if packed.values[v].storage == "packed":
+            groups.setdefault(root_of(packed, v)[0], []).append(v)
+    why: dict[str, str] = {}
+    dense: set[str] = set(keep_dense)
+    variants: dict[str, str] = {}
+    whole = _plan_key(packed, threads, batch, keep_dense) if trials and cache is not None else ""
+    found = cache.get(whole) if cache is not None and whole else None
+    known = _decision(packed, found) if found else None
+    if known is not None:
+        dense, variants, why = known
+        mixed = choose_storage(packed, dense | keep_dense)
+    elif trials:
+        sv, sc, so = _try_variants(packed, bench, cache)
+        dv, dc, do = _try_variants(plain, bench, cache)
+        for members in groups.values():
+            inside = set(members)
+            readers = [n for n in packed.nodes if set(n.inputs) & inside and n.output not in inside]
+            writers = [
+                n for n in packed.nodes if n.output in inside and not isinstance(n, (g.Conv2d, g.Concat))
+            ]
+            names = {n.name for n in (*readers, *writers)}
+            a = sum(sc.get(k, so.get(k, 0.0)) for k in names)
+            b = sum(dc.get(k, do.get(k, 0.0)) for k in names)
+            if b < a * _MARGIN:
+                dense |= inside
+        mixed = choose_storage(packed, dense)
+        variants, _, _ = _try_variants(mixed, bench, cache)
+        for n in mixed.nodes:
+            if isinstance(n, g.Conv2d):
+                p, q = sc.get(n.name), dc.get(n.name)
+                if p is not None and q is not None:
+                    why[n.name] = f"trials: packed {p * 1e3:.3f} ms, dense {q * 1e3:.3f} ms"
+        candidates = [(mixed, variants), (packed, sv), (plain, dv)]
+        totals = []
+        for gr, names_ in candidates:
+            totals.append(sum(bench.times(lower(gr, names_), 5).values()))
+        i = int(np.argmin(totals))
+        mixed, variants = candidates[i]
+        if cache is not None:
+            kept = sorted(
+                v
+                for v, w in mixed.values.items()
+                if w.storage == "dense" and packed.values[v].storage == "packed"
+            )
+            cache.put(whole, {"dense": kept, "variants": variants, "why": why})
+            cache.save()
+    else:
+        for members in groups.values():
+            share = packed.values[root_of(packed, members[0])[0]].density
+            if share is not None and share > 0.7:
+                dense |= set(members)
+        mixed = choose_storage(packed, dense)
+        for n in mixed.nodes:
+            if isinstance(n, g.Conv2d):
+                why[n.name] = "density" if mixed.values[n.inputs[0]].storage == "packed" else "dense input"
+    for n in mixed.nodes:
+        if isinstance(n, g.Conv2d) and n.inputs[0] in keep_dense:
+            why[n.name] = "weights that are not finite"
+    if storage is not None:
+        mixed = storage(mixed)
+        variants = {}
+    return Tuned(mixed, variants, why, bench.trials)
+
+
+def _plan_key(graph: g.Graph, threads: int, batch: int, keep_dense: set[str]) -> str:
+    """Stands for the graph's structure, its densities in steps of 0.05, threads and batch."""
+    text = [
+        str(graph),
+        *(f"{v.name}:{v.storage}:{round((v.density or 0) * 20)}" for v in graph.values.values()),
+    ]
+    text += [str(threads), str(batch), *sorted(keep_dense)]
+    return "plan-" + hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def _decision(
+    graph: g.Graph, entry: dict[str, Any]
+) -> tuple[set[str], dict[str, str], dict[str, str]] | None:
+    """A cached decision, or None where it does not have the form of one for this graph."""
+    dense, variants, why = entry.get("dense"), entry.get("variants"), entry.get("why")
+    if not isinstance(dense, list) or not isinstance(variants, dict) or not isinstance(why, dict):
+        return None
+    names = {n.name for n in graph.nodes}
+    if not all(isinstance(v, str) and v in graph.values for v in dense):
+        return None
+    if not all(k in names and isinstance(v, str) for k, v in variants.items()):
+        return None
+    try:
+        lower(choose_storage(graph, set(dense)), variants)
+    except UnsupportedError:
+        return None
+    return set(dense), dict(variants), {k: str(v) for k, v in why.items()}
+
+
+def _concat_densities(graph: g.Graph) -> None:
+    """In place: the density of a Concat that nothing computes is that of its inputs together."""
+    for n in graph.nodes:
+        if isinstance(n, g.Concat) and graph.values[n.output].density is None:
+            total, nonzero = 0.0, 0.0
+            for v in n.inputs:
+                count = float(g.numel(graph.shape(v))[0])
+                d = graph.values[v].density
+                total += count
+                nonzero += count * (1.0 if d is None else d)
+            graph.values[n.output].density = nonzero / total if total else None
