@@ -9,7 +9,7 @@ VISION ?= torchvision==0.28.0
 DATA   ?= ../shared
 export ACTZIP_SHARED ?= $(abspath $(DATA))
 
-.PHONY: help demo test setup native lint format typecheck asan tsan fuzz test-neon docs wheel clean bench
+.PHONY: help demo test setup native lint format typecheck asan tsan fuzz fuzz-short test-neon docs wheel clean bench
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,7 @@ demo: setup ## the main job: LeNet-5 on MNIST, trained, sparsified, quantized, e
 
 test: setup ## every test
 	$(BIN)/python -m pytest -q
+	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) fuzz-short
 
 # Native tests under sanitizers: `make asan` builds and runs them all, `make fuzz N=10` runs ten million cases of
 # the codecs' fuzzer (SEED=... for others), split over the CPUs.
@@ -61,6 +62,11 @@ test-neon: ## the kernels' native test for AArch64 under qemu (packages qemu-use
 	  -DCMAKE_EXE_LINKER_FLAGS=-static -DACTZIP_PYTHON=OFF -DACTZIP_NATIVE_TESTS=ON >/dev/null
 	cmake --build build/neon --target kernels_test
 	qemu-aarch64 build/neon/tests/native/kernels_test
+
+fuzz-short: # a round of seconds
+	$(SANITIZED) >/dev/null
+	cmake --build build/asan --target codec_fuzz
+	build/asan/tests/native/codec_fuzz --cases 30000 --seed $(SEED)
 
 fuzz: ## N million fuzz cases of every codec, under the same sanitizers
 	$(SANITIZED) >/dev/null
