@@ -52,6 +52,7 @@ __all__ = [
     "capture",
     "get_quantization",
     "integers",
+    "marked",
     "quantization",
     "quantize",
     "remove_quantization",
@@ -333,6 +334,77 @@ def _warn_saturated(shares: Mapping[str, float], share: float) -> None:
                 ActzipWarning,
                 stacklevel=3,
             )
+
+
+@torch.library.custom_op("actzip::quantized_map", mutates_args=())
+def _quantized_map(x: Tensor, scale: float, bits: int) -> Tensor:
+    """The identity; in an exported program the place of an unsigned quantizer."""
+    return x.clone()
+
+
+@_quantized_map.register_fake
+def _(x: Tensor, scale: float, bits: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@contextmanager
+def marked(model: nn.Module) -> Iterator[list[str]]:
+    """For the runtime's capture: inside the block quantizers are marks in the trace, and weights are on their grids.
+
+    Unsigned maps with one scale become a call of ``actzip::quantized_map``; others (signed, a scale a channel, inputs of
+    convolutions) are left out, since the engine stores unsigned integers with one scale a block. The block is given
+    their names once a pass has run, and a warning says how many. A model that is not quantized is left alone.
+
+    Raises:
+        LayerError: a quantized weight that is no parameter ``weight`` of its module.
+    """
+    found = get_quantization(model)
+    left: list[str] = []
+    if found is None or not found.enabled:
+        yield left
+        return
+
+    # plain numbers before anything is traced
+    scales = {
+        n: float(q.scale.detach()) for n, q in found.sites.items() if not q.signed and q.scale.numel() == 1
+    }
+
+    def visit(q: SiteQuantizer, y: Tensor) -> Tensor:
+        scale = scales.get(q.name)
+        if scale is None:
+            if q.name not in left:
+                left.append(q.name)
+            return y
+        return torch.ops.actzip.quantized_map(y, scale, q.bits)  # type: ignore[no-any-return]
+
+    modules = dict(model.named_modules())
+    weights, found.weights = found.weights, {}
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for name, q in weights.items():
+            path = name.removesuffix(WEIGHT).split(":")[0]
+            module = modules.get("" if path == "(model)" else path)
+            w = getattr(module, "weight", None)
+            if not isinstance(w, nn.Parameter) or name.removesuffix(WEIGHT) != path:
+                raise LayerError(
+                    f"the quantized weight of {name.removesuffix(WEIGHT)!r} is no parameter of that module"
+                )
+            kept.append((w, w.data))
+            with torch.no_grad():
+                w.data = q(w.data.unsqueeze(0)).squeeze(0)
+        with _visiting(found, visit):
+            yield left
+    finally:
+        found.weights = weights
+        for w, data in kept:
+            w.data = data
+    if left:
+        warnings.warn(
+            f"{len(left)} quantized maps ({', '.join(left[:3])}{' ...' if len(left) > 3 else ''}) are signed or have a scale "
+            "a channel: the engine keeps them as floats",
+            ActzipWarning,
+            stacklevel=3,
+        )
 
 
 # --- quantize -----------------------------------------------------------------------------------------------------

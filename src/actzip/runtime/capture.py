@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actzip.errors import InputError, UnsupportedError
+from actzip.quantize.model import marked
 from actzip.runtime import graph as g
 
 __all__ = ["capture", "flat_inputs", "from_exported"]
@@ -115,14 +116,14 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     batch = tensors[0].shape[0] if tensors[0].ndim else None
     if batch is not None and batch < 1:
         raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
-    with _eval_mode(model), torch.no_grad():
+    with _eval_mode(model), torch.no_grad(), marked(model):
         exported = None
         if dynamic and batch is not None:
             exported = _export(model, args, kwargs, batch, dynamic=True)
         if exported is None:
             exported = _export(model, args, kwargs, batch, dynamic=False)
-    assert exported is not None
-    graph = from_exported(exported, name=type(model).__name__)
+        assert exported is not None
+        graph = from_exported(exported, name=type(model).__name__)  # reads the parameters
     graph.meta["example_batch"] = batch
     return graph
 
@@ -413,7 +414,7 @@ class _Builder:
                 bound[a.name] = a.default_value if a.has_default_value() else None
         name = schema.name.partition("::")[2]
         handler = _HANDLERS.get(name)
-        if handler is None or not schema.name.startswith("aten::"):
+        if handler is None or not schema.name.startswith(("aten::", "actzip::")):
             raise self.refuse(f"operator {target} is not supported")
         if isinstance(val, Tensor) and val.dtype != torch.float32 and name not in _ANY_TYPE:
             raise self.refuse(f"gives {val.dtype}; the engine computes in float32")
@@ -674,6 +675,15 @@ def _threshold(b: _Builder, a: dict[str, Any]) -> Any:
     if float(a["value"]) != 0.0:
         raise b.refuse("a threshold that gives another value than 0 is not supported")
     return b.act(a["self"], "threshold", param=np.array([float(a["threshold"])], np.float32))
+
+
+@_handles("quantized_map")
+def _quantized_map(b: _Builder, a: dict[str, Any]) -> Any:
+    x = a["x"]
+    if not isinstance(x, Ref):
+        raise b.refuse("a quantized constant is not supported")
+    b.graph.values[x.name].quant = (float(a["scale"]), int(a["bits"]))
+    return x
 
 
 @_handles("gt", "ge", "lt", "le")

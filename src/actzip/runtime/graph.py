@@ -123,6 +123,7 @@ class Value:
     ``storage`` is what the engine keeps: ``dense`` or ``packed`` (mask and non-zero values, channels last).
     ``place`` = (parent, first channel): the value is no memory of its own but a channel range of ``parent``,
     the output of the :class:`Concat` that gathers it. ``density`` is the calibrated fraction of non-zeros.
+    ``quant`` = (scale, bits): an unsigned linear quantizer rounds the value; the engine stores it as integers.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Value:
     storage: str = "dense"
     place: tuple[str, int] | None = None
     density: float | None = None
+    quant: tuple[float, int] | None = None
 
     def __str__(self) -> str:
         text = f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"

@@ -127,8 +127,9 @@ def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset(
         groups.setdefault(root_of(graph, v)[0], []).append(v)
     for root, members in groups.items():
         read = any(isinstance(n, g.Conv2d) and set(n.inputs) & set(members) for n in graph.nodes)
+        quantized = any(graph.values[v].quant is not None for v in members)  # only packed maps are rounded
         ok = (
-            read
+            (read or quantized)
             and not any(v in dense for v in members)
             and all(can_pack(graph, v) for v in members)
             and _zeros(graph, producers, root)
@@ -224,7 +225,29 @@ class _Lowering:
         kw: dict[str, Any] = {"density": density}
         if v.place is None:
             kw["parts"] = self.parts(name)
+            kw.update(self.stored(name))
         return kw
+
+    def stored(self, name: str) -> dict[str, Any]:
+        """Type and quantizers of a packed value: integers where all that is written into it is quantized."""
+        quants = self.quants(name)
+        if all(q is not None for q in quants):
+            found = [q for q in quants if q is not None]
+            wide = max(bits for _, bits in found) > 8
+            scales, tops = [s for s, _ in found], [float(2**bits - 1) for _, bits in found]
+            return {"type": "u16" if wide else "u8", "scales": scales, "tops": tops}
+        if self.graph.meta.get("storage") == "float16":
+            return {"type": "f16"}
+        return {}
+
+    def quants(self, name: str) -> list[tuple[float, int] | None]:
+        """The quantizer of each of :meth:`parts`, None where a part has none."""
+        p = self.producers.get(name)
+        if isinstance(p, g.Concat):
+            return [q for v in p.inputs for q in self.quants(v)]
+        if isinstance(p, g.Pool) and p.kind == "max" and self.graph.values[p.inputs[0]].storage == "packed":
+            return self.quants(p.inputs[0])  # the greatest of quantized values is one of them
+        return [self.graph.values[name].quant] * len(self.parts(name))
 
     def parts(self, name: str) -> list[int]:
         """Channel counts of what is written into a packed value one after the other."""
