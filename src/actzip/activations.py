@@ -347,6 +347,10 @@ class _Pass:
 _PASSES = threading.local()
 
 
+def _no_modes() -> Any:
+    return torch._C.DisableTorchFunction()
+
+
 class _Mode(TorchFunctionMode):
     def __init__(self, tap: ActivationTap, state: _Pass) -> None:
         super().__init__()
@@ -362,7 +366,8 @@ class _Mode(TorchFunctionMode):
                 kind, call = found
                 site = tap._site(self.state, "compute", kind, None)
                 if tap._wanted(site):
-                    replaced = tap._compute(site, call)
+                    with _no_modes():
+                        replaced = tap._compute(site, call)
                     if isinstance(replaced, ComputeCall):  # another input and another weight
                         args, kwargs = _with_arg(args, kwargs, 1, "weight", replaced.weight)
                         replaced = replaced.input
@@ -395,7 +400,12 @@ class _Mode(TorchFunctionMode):
         if not isinstance(out, Tensor):
             return out
         site = tap._site(self.state, "activation", kind, high)
-        new = tap._activation(site, out) if tap._activation is not None and tap._wanted(site) else None
+        new = None
+        if tap._activation is not None and tap._wanted(site):
+            with (
+                _no_modes()
+            ):  # what a tap computes (a clamp, say) is no activation of the model to other taps
+                new = tap._activation(site, out)
         if new is None:
             new = out
         if tracked:

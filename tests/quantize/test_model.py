@@ -352,3 +352,18 @@ def test_an_outlier_that_empties_a_layer_is_warned_of(net, batches):
         warnings.filterwarnings("error", message=".*become zero")
         warnings.filterwarnings("ignore", message=".*saturate")
         actzip.quantize(net, [x], observer="percentile", percentile=99.0, layers="relu")
+
+
+def test_a_quantizer_does_not_count_as_an_activation_to_taps_before_it(batches):
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.Conv2d(4, 4, 1), relu).eval()
+    set_thresholds(model, {"1": 0.1, "1:1": 0.2})
+    plain = {}
+
+    from actzip.activations import ActivationTap
+
+    with ActivationTap(model, lambda site, y: plain.__setitem__(site.name, y.clone())), torch.no_grad():
+        model(batches[0][0])
+    maps = integers(actzip.quantize(model, batches, bits=16, observer="minmax"), batches[0][0])
+    for name in ("1", "1:1"):
+        assert torch.allclose(maps[name].dequantize(), plain[name], atol=1e-3)

@@ -91,7 +91,7 @@ def test_integers_keep_the_bytes_of_the_arena_down(data):
         low, _ = plan(m, big, storage)
         sizes[name] = low.plan.arena_bytes(1)
     assert sizes["u8"] < 0.5 * sizes["f32"] and sizes["u8"] < sizes["u16"] < 0.75 * sizes["f32"]
-    assert sizes["f16"] == sizes["u16"]
+    assert sizes["f16"] < sizes["f32"]
 
 
 def test_half_float_storage_is_close(data):
