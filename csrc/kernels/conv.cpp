@@ -48,7 +48,7 @@ struct Carver {
   }
 };
 
-enum class Algorithm { sparse, sparse_pair, sparse_taps, dense, depthwise };
+enum class Algorithm { sparse, sparse_pair, sparse_taps, sparse_taps_pair, dense, depthwise };
 
 struct Variant {
   KernelRow row;
@@ -94,6 +94,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"pair-64", "sparse", 64, 2, kDesign}, Algorithm::sparse_pair, 4, 64},
       {{"pair-128", "sparse", 128, 2, kDesign}, Algorithm::sparse_pair, 8, 64},
       {{"taps-192", "sparse", 192, 1, kDesign}, Algorithm::sparse_taps, 12, 64},
+      {{"taps-pair-192", "sparse", 192, 2, kDesign}, Algorithm::sparse_taps_pair, 12, 64},
       {{"dense-6x64", "dense", 64, 6, kIndirect}, Algorithm::dense, 4, 96},
       {{"dense-8x48", "dense", 48, 8, kIndirect}, Algorithm::dense, 3, 96},
       {{"dense-12x32", "dense", 32, 12, kIndirect}, Algorithm::dense, 2, 96},
@@ -143,6 +144,8 @@ bool applicable(const Variant& v, const ConvProblem& p) {
     case Algorithm::sparse:
     case Algorithm::sparse_pair:
       return p.in_packed;
+    case Algorithm::sparse_taps_pair:
+      return p.in_packed && p.kw == 3 && p.sw == 1 && p.dw == 1;
     case Algorithm::sparse_taps:
       return p.in_packed && p.kw > 1 && p.kw <= 4 && p.sw == 1 && p.dw == 1;
     case Algorithm::dense:
@@ -195,7 +198,8 @@ class ConvBase : public Conv {
     // Units: as many blocks as the tile is wide. Subs: a unit's channels of one group, in even shares.
     const int64_t ocg = p.oc / p.groups;
     const bool depthwise = v.algorithm == Algorithm::depthwise;
-    const int widest_nv = v.algorithm == Algorithm::sparse_taps ? v.nv / static_cast<int>(p.kw) : v.nv;
+    const bool fused = v.algorithm == Algorithm::sparse_taps || v.algorithm == Algorithm::sparse_taps_pair;
+    const int widest_nv = fused ? v.nv / static_cast<int>(p.kw) : v.nv;
     const int64_t widest = widest_nv * vl;
     int64_t bias_floats = 0;
     for (size_t b = 0; b < out_blocks_.size();) {
@@ -398,7 +402,8 @@ class SparseConv final : public ConvBase {
     init(p, v, bias);
     pair_ = v.algorithm == Algorithm::sparse_pair;
     expand_ = pair_ && ops_->expanded_pairs;
-    fused_ = v.algorithm == Algorithm::sparse_taps;
+    fused_ = v.algorithm == Algorithm::sparse_taps || v.algorithm == Algorithm::sparse_taps_pair;
+    fused_pair_ = v.algorithm == Algorithm::sparse_taps_pair;
     const int64_t vl = ops_->vl, icg = p.ic / p.groups;
     // [unit][sub][ic block][tap][channel of the block][nv * vl]; channels outside the sub's group have no
     // rows' use but keep their place.
@@ -441,7 +446,8 @@ class SparseConv final : public ConvBase {
     Scratch s{};
     int64_t stride = 0;
     for (const Unit& u : units_) stride = std::max(stride, u.stride);
-    s.acc = carver.take<float>(c.rows * (c.segment + 2 * halo()) * stride);
+    s.acc =
+        carver.take<float>((c.rows * (c.segment + 2 * halo()) + 1) * stride);  // one more is read by pairs
     s.line = carver.take<float>(fused_ ? c.segment * stride : 0);
     s.pointers = carver.take<const float*>(c.in_rows * a.iw);
     const bool values = expand_ || (a.in_map != nullptr && a.in_map->layout().type != ValueType::f32);
@@ -589,7 +595,7 @@ class SparseConv final : public ConvBase {
     const ConvProblem& p = problem_;
     const int64_t floats = sub.nv * ops_->vl, slots = count + 2 * halo();
     const int64_t width = in_blocks_[static_cast<size_t>(ib)].width;
-    const auto kernel = ops_->sparse[sub.nv * p.kw];
+    const auto kernel = fused_pair_ ? ops_->sparse_taps_pair[sub.nv] : ops_->sparse[sub.nv * p.kw];
     const int64_t from = std::max<int64_t>(0, x0 - p.pad_left);
     const int64_t to = std::min(a.iw, x0 + count - p.pad_left + p.kw - 1);
     if (from >= to) return;
@@ -618,7 +624,7 @@ class SparseConv final : public ConvBase {
   }
 
   static constexpr int64_t kFirstLevel = 28 << 10;
-  bool pair_ = false, expand_ = false, fused_ = false;
+  bool pair_ = false, expand_ = false, fused_ = false, fused_pair_ = false;
 };
 
 // ------------------------------------------------------------------------------------------------- dense
@@ -1034,6 +1040,7 @@ std::unique_ptr<Conv> Conv::make(const ConvProblem& p, const std::string& varian
       case Algorithm::sparse:
       case Algorithm::sparse_pair:
       case Algorithm::sparse_taps:
+      case Algorithm::sparse_taps_pair:
         return std::make_unique<SparseConv>(p, v, isa, weight, bias);
       case Algorithm::dense:
         return std::make_unique<DenseConv>(p, v, isa, weight, bias);

@@ -164,6 +164,60 @@ void sparse_pair_run(const SparseRun& r) {
   }
 }
 
+// Three taps of a kernel row (weight: 3 * nv vectors a channel) for two neighbouring input pixels: their
+// outputs are four neighbouring accumulators of nv vectors, acc_stride apart, of which they share the middle
+// two.
+template <int NV>
+void sparse_taps_pair_run(const SparseRun& r) {
+  constexpr int TAPS = 3 * NV;
+  const float* const weight = r.weight;
+  float* acc = r.acc;
+  const uint64_t* masks = r.masks;
+  const float* const* values = r.values;
+  for (int64_t i = 0; i < r.count; i += 2, acc += 2 * NV * VL, masks += 2, values += 2) {
+    const bool second = i + 1 < r.count;
+    const uint64_t all0 = masks[0], all1 = second ? masks[1] : 0;
+    const uint64_t m0 = all0 & r.clip, m1 = all1 & r.clip;
+    if ((m0 | m1) == 0) continue;
+    const float *v0 = values[0], *v1 = second ? values[1] : nullptr;
+    vf a[TAPS + NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < TAPS + NV; ++j) a[j] = load(acc + j * VL);
+    for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
+      const int64_t k = ctz(m);
+      const float* w = weight + k * (TAPS * VL);
+      const vf b0 = splat(v0[place(all0, k)]), b1 = splat(v1[place(all1, k)]);
+#pragma GCC unroll 16
+      for (int j = 0; j < TAPS; ++j) {
+        vf x = load(w + j * VL);
+        keep(x);
+        a[j] += b0 * x;
+        a[j + NV] += b1 * x;
+      }
+    }
+    for (uint64_t m = m0 & ~m1; m != 0; m &= m - 1) {
+      const int64_t k = ctz(m);
+      const float* w = weight + k * (TAPS * VL);
+      const vf b = splat(v0[place(all0, k)]);
+#pragma GCC unroll 16
+      for (int j = 0; j < TAPS; ++j) a[j] += b * load(w + j * VL);
+    }
+    for (uint64_t m = m1 & ~m0; m != 0; m &= m - 1) {
+      const int64_t k = ctz(m);
+      const float* w = weight + k * (TAPS * VL);
+      const vf b = splat(v1[place(all1, k)]);
+#pragma GCC unroll 16
+      for (int j = 0; j < TAPS; ++j) a[j + NV] += b * load(w + j * VL);
+    }
+    // The last accumulator of a single pixel at the end is not ours.
+#pragma GCC unroll 16
+    for (int j = 0; j < TAPS; ++j) store(acc + j * VL, a[j]);
+    if (second)
+#pragma GCC unroll 16
+      for (int j = TAPS; j < TAPS + NV; ++j) store(acc + j * VL, a[j]);
+  }
+}
+
 // ----------------------------------------------------------------------------------------------- dense
 
 template <int MR, int NV>
@@ -614,6 +668,12 @@ Ops make_ops() {
   if constexpr (kRegisters == 32) {
     o.sparse_pair[7] = sparse_pair_run<7>;
     o.sparse_pair[8] = sparse_pair_run<8>;
+#if ACTZIP_VL == 16
+    o.sparse_taps_pair[1] = sparse_taps_pair_run<1>;
+    o.sparse_taps_pair[2] = sparse_taps_pair_run<2>;
+    o.sparse_taps_pair[3] = sparse_taps_pair_run<3>;
+    o.sparse_taps_pair[4] = sparse_taps_pair_run<4>;
+#endif
     put_dense<1, 12>(o, 12);
     put_dense<2, 12>(o, 12);
     put_dense<3, 8>(o, 8);

@@ -84,6 +84,8 @@ struct Ops {
   int vl;
   SparseRunFn sparse[kMaxNv + 1];       // by nv; null where the registers do not suffice. values: packed
   SparseRunFn sparse_pair[kMaxNv + 1];  // two pixels at once; values packed, or expanded as this says:
+  SparseRunFn
+      sparse_taps_pair[5];  // three taps of two input pixels, by nv of a tap; null where there is none
   bool expanded_pairs;
   DenseFn dense[kMaxNv + 1][kMaxMr + 1];  // by nv and mr; null where there is none
   int dense_mr[kMaxNv + 1];               // the largest mr

@@ -140,11 +140,13 @@ def check(c: Case, variant: str):
     return y
 
 
-def random_case(rng, in_packed=None, depthwise=False) -> Case:
+def random_case(rng, in_packed=None, depthwise=False, taps=False) -> Case:
     pick = lambda *v: v[rng.integers(len(v))]  # noqa: E731
     k = pick((1, 1), (3, 3), (3, 3), (1, 7), (7, 1), (5, 5), (2, 3))
     s = pick((1, 1), (1, 1), (2, 2), (2, 1), (3, 2))
     d = pick((1, 1), (1, 1), (1, 1), (2, 2), (1, 3))
+    if taps:  # what these kernels are for
+        k, s, d = pick((3, 3), (1, 3)), pick((1, 1), (2, 1)), (1, 1)
     pad = tuple(int(v) for v in rng.integers(0, 4, 4))
     h, w = int(rng.integers(1, 20)), int(pick(1, 3, 7, 8, 17, 35, 75, 150))
     h = max(h, d[0] * (k[0] - 1) + 1 - pad[0] - pad[2])
@@ -180,7 +182,12 @@ def test_random_problems(isa, variant):
     rng = np.random.default_rng(sum(map(ord, isa + variant)))
     done = 0
     for _ in range(14):
-        c = random_case(rng, in_packed=True if kind == "sparse" else None, depthwise=kind == "depthwise")
+        c = random_case(
+            rng,
+            in_packed=True if kind == "sparse" else None,
+            depthwise=kind == "depthwise",
+            taps="taps" in variant,
+        )
         if variant in kernels.variants(c.problem()):
             check(c, variant)
             done += 1
