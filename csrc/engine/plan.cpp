@@ -301,17 +301,6 @@ void Plan::execute(Context& c, const std::vector<const float*>& inputs, const st
   }
 }
 
-namespace {
-// Gives the context back however the run ends.
-template <class F>
-struct Finally {
-  F f;
-  ~Finally() { f(); }
-};
-template <class F>
-Finally(F) -> Finally<F>;
-}  // namespace
-
 void Plan::run(int64_t batch, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
                int threads) const {
   if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
