@@ -9,7 +9,7 @@ from torch import nn
 
 import actzip
 from actzip.activations import set_thresholds
-from actzip.errors import ActzipWarning, LayerError
+from actzip.errors import ActzipWarning, InputError, LayerError
 from actzip.quantize import capture as capture_integers
 from actzip.quantize import quantization
 from actzip.quantize.model import marked
@@ -135,3 +135,15 @@ def test_the_model_is_left_as_it_was(data):
     quantization(q).enabled = False
     with marked(q) as left:
         assert left == []
+
+
+def test_compile_takes_quantized_models_and_half_floats(data):
+    model = net()
+    q = actzip.quantize(model, data, bits=8)
+    fast = actzip.compile(q, data, tune=False, cache=False, threads=1)
+    assert (fast(data) - q(data)).abs().max() < 1e-3 * q(data).abs().max()
+    half = actzip.compile(model, data, tune=False, cache=False, threads=1, storage="float16")
+    full = actzip.compile(model, data, tune=False, cache=False, threads=1)
+    assert fast.arena_bytes(1) < half.arena_bytes(1) < full.arena_bytes(1)
+    with pytest.raises(InputError, match="storage"):
+        actzip.compile(model, data, storage="int3")

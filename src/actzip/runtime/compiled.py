@@ -36,6 +36,7 @@ def compile(
     tune: bool = True,
     cache: bool = True,
     dynamic: bool = True,
+    storage: str = "float32",
 ) -> CompiledModel:
     """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
 
@@ -50,6 +51,8 @@ def compile(
         tune: time kernels here, for some seconds the first time; False: decide from densities alone.
         cache: keep what was measured in the tuning cache (:mod:`actzip.runtime.cache`).
         dynamic: any batch size; False: the example's only.
+        storage: ``float32`` or ``float16``: how packed maps keep their values. Maps of a model quantized by
+            ``actzip.quantize`` (unsigned, one scale a map) are kept as 8- or 16-bit integers either way.
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
@@ -57,7 +60,10 @@ def compile(
         DataError: an ONNX file that is missing or damaged.
     """
     _advise()
+    if storage not in ("float32", "float16"):
+        raise InputError(f"storage must be 'float32' or 'float16', not {storage!r}")
     graph, inputs = _front_end(model, example, dynamic)
+    graph.meta["storage"] = storage
     graph = optimize(graph)
     if calibration is not None:
         inputs = _arrays(graph, calibration, "calibration")
