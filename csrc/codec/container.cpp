@@ -57,6 +57,10 @@ bool contiguous(const std::vector<uint64_t>& shape, const std::vector<int64_t>& 
   return true;
 }
 
+bool aligned(const uint8_t* p, int width) {
+  return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(width) == 0;
+}
+
 // Calls fn(byte offset in the strided array, run length, index of the run in the chunk) for the runs along
 // the last axis that make up symbols [first, first + count).
 template <class F>
@@ -102,7 +106,10 @@ void scatter(const void* src, uint64_t n, uint8_t* dst, int64_t stride) {
 class ArraySource final : public Source {
  public:
   ArraySource(const Header& h, const ArrayRef& a)
-      : h_(h), a_(a), direct_(!h.is_signed && contiguous(h.shape, a.strides, h.info.width)) {}
+      : h_(h),
+        a_(a),
+        direct_(!h.is_signed && contiguous(h.shape, a.strides, h.info.width) &&
+                aligned(a.data, h.info.width)) {}
 
   uint64_t chunks() const override { return h_.chunks; }
   Box box(uint64_t chunk) const override { return h_.box(chunk); }
@@ -486,7 +493,7 @@ void decode(const uint8_t* blob, size_t size, const Header& h, const MutableArra
     throw FormatError(std::string("parameters: ") + h.codec->name + ": " + e.what());
   }
   const size_t w = static_cast<size_t>(h.info.width);
-  const bool direct = contiguous(h.shape, out.strides, h.info.width);
+  const bool direct = contiguous(h.shape, out.strides, h.info.width) && aligned(out.data, h.info.width);
   const int64_t step = h.shape.empty() ? 0 : out.strides.back();
   parallel_for(static_cast<int64_t>(h.chunks), threads, [&](int64_t c, int) {
     const uint64_t i = static_cast<uint64_t>(c);

@@ -84,6 +84,7 @@ def test_memory_orders(codec: str) -> None:
         np.moveaxis(np.ascontiguousarray(np.moveaxis(MAP, 1, -1)), -1, 1),
         MAP.astype(np.int16)[..., 3:] - 100,
         MAP.astype(">u2"),
+        np.frombuffer(b"x" + MAP.astype(np.uint16).tobytes(), np.uint16, offset=1).reshape(MAP.shape),
     ):
         blob = encode(a, codec)
         np.testing.assert_array_equal(decode(blob), a)
