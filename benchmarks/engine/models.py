@@ -15,8 +15,9 @@ SHARED = Path(os.environ.get("ACTZIP_SHARED", Path(__file__).resolve().parents[3
 
 
 def _inception() -> nn.Module:
-    from actzip.models._torchvision import import_torchvision
     from safetensors.torch import load_file
+
+    from actzip.models._torchvision import import_torchvision
 
     models = import_torchvision().models
     net = models.inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
@@ -145,8 +146,8 @@ def thresholds_for_density(name: str, target: float, x: Tensor) -> dict[str, flo
     """One scale s for the whole network, threshold of a site = s times its mean positive value, so that the density of all
     ReLU outputs on ``x`` together is ``target``: by bisection, the thresholds in force."""
     base, _ = measure(build(name), x)
-    low, high = 0.0, 4.0
-    for _ in range(12):
+    low, high = 0.0, 1.0
+    for _ in range(8):
         s = (low + high) / 2
         values = {k: s * m for k, m in base.positive_mean.items()}
         density = _density(name, values, x)

@@ -16,7 +16,7 @@ import numpy as np
 
 
 def peak_bytes():
-    with open("/proc/self/status") as f:  # noqa: PTH123
+    with open("/proc/self/status") as f:
         for line in f:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -27,7 +27,7 @@ def torch_model(spec, channels_last):
     import torch
 
     torch.set_num_threads(spec["threads"])
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH120, PTH100
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import models
 
     model = models.build(spec["torch"], thresholds=spec.get("dense_thresholds"))
@@ -136,7 +136,7 @@ def deepsparse(spec):
 
 
 def actzip(spec):
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH120, PTH100
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import models
 
     import actzip as engine
@@ -182,12 +182,8 @@ def main():
         for _ in range(3):
             run()
     except Exception as error:
-        say(
-            {
-                "skip": "%s: %s"
-                % (type(error).__name__, str(error).strip().splitlines()[0] if str(error) else "")
-            }
-        )
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        say({"skip": f"{type(error).__name__}: {first}"})
         return
     say({"ready": True, "version": version, "seconds": seconds})
     for line in sys.stdin:

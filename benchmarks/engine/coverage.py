@@ -1,0 +1,102 @@
+"""Which models compile and agree with PyTorch: python benchmarks/engine/coverage.py [names ...]
+
+torchvision's classification, segmentation and detection-backbone models with seeded random weights, compiled without trials
+and run at batch 2. Writes benchmarks/results/engine-coverage.json: for each the largest error relative to the largest output, or
+the reason why not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import actzip
+from actzip.errors import ActzipError
+from actzip.models._torchvision import import_torchvision
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+LIMIT = 1e-4
+SIDES = {"inception_v3": 139, "vit": 224, "swin": 224, "maxvit": 224}
+SKIPPED = (
+    "_l_",
+    "_h_",
+    "128gf",
+    "32gf",
+    "b7",
+    "b6",
+    "swin_b",
+    "swin_v2_b",
+    "convnext_large",
+    "efficientnet_v2_l",
+)
+
+
+def build(name: str) -> nn.Module:
+    models = import_torchvision().models
+    torch.manual_seed(0)
+    if name.endswith("_fpn"):
+        net = models.detection.backbone_utils.resnet_fpn_backbone(backbone_name=name[:-4], weights=None)
+    else:
+        kw: dict[str, Any] = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+        if name in ("deeplabv3_resnet50", "fcn_resnet50"):
+            kw["weights_backbone"] = None
+        net = models.get_model(name, weights=None, **kw)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    for p in net.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.02)
+    return net.eval()
+
+
+def check(name: str) -> dict[str, Any]:
+    start = time.time()
+    side = next((s for k, s in SIDES.items() if name.startswith(k)), 64)
+    try:
+        net = build(name)
+        fast = actzip.compile(net, torch.randn(1, 3, side, side), tune=False)
+        x = torch.randn(2, 3, side, side)
+        with torch.no_grad():
+            want, got = net(x), fast(x)
+        pairs = (
+            list(zip(want.values(), got.values(), strict=True)) if isinstance(want, dict) else [(want, got)]
+        )
+        error = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+        packed = sum(v.storage == "packed" for v in fast.graph.values.values())
+        return {"ok": bool(np.isfinite(error) and error < LIMIT), "error": error, "side": side, "packed_maps": packed,
+                "seconds": round(time.time() - start, 1)}  # fmt: skip
+    except ActzipError as error:
+        return {"ok": False, "why": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    models = import_torchvision().models
+    names = sys.argv[1:]
+    if not names:
+        names = [n for n in models.list_models(module=models) if not any(s in n for s in SKIPPED)]
+        names += ["deeplabv3_resnet50", "fcn_resnet50", "resnet18_fpn", "resnet50_fpn"]
+    path = RESULTS / "engine-coverage.json"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        found[name] = check(name)
+        print(name, found[name], flush=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        temporary.replace(path)
+    print(f"{sum(r['ok'] for r in found.values())} of {len(found)} models agree within {LIMIT:g}")
+
+
+if __name__ == "__main__":
+    main()
