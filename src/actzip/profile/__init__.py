@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from actzip._module import make_callable
 from actzip.activations import Selector, get_thresholds
 from actzip.errors import ActzipError, InputError
 from actzip.profile.collect import Collection, collect, split_inputs
@@ -193,3 +194,6 @@ def _codec_plan(
         for codec in plan:  # an unknown codec is said now, not after the first image
             encode(np.zeros((1, 1, 1), dtype=np.uint8), codec=codec)
     return plan
+
+
+make_callable(__name__, "profile")

@@ -1,0 +1,41 @@
+"""Every Python block of the documentation runs, page by page, in order, in an empty folder."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = sorted(p for p in DOCS.glob("*.md") if "```python" in p.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[p.stem for p in PAGES])
+def test_code_blocks_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    if re.search(r"^import onnx", text, re.M):
+        pytest.importorskip("onnx")
+    if "to_parquet" in text:
+        pytest.importorskip("pyarrow")
+    names: dict = {"__name__": "__docs__"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for match in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
+            line = text[: match.start()].count("\n") + 2
+            code = "\n" * (line - 1) + match.group(1)
+            exec(compile(code, str(page), "exec"), names)
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    missing = [p.name for p in DOCS.glob("*.md") if p.name not in nav and p.name not in ("design.md",)]
+    assert missing == []
+    for name in re.findall(r":\s*([\w-]+\.md)", nav):
+        assert (DOCS / name).exists(), name
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in DOCS.glob("*.md"):
+        for target in re.findall(r"\]\(([\w/.-]+\.md)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} -> {target}"
