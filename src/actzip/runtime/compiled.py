@@ -78,7 +78,7 @@ def compile(
     store = TuningCache(_identity()) if cache and tune else None
     tuned = _tune(graph, inputs, batch, n_threads, store, keep_dense, tune)
     sample = [
-        np.ascontiguousarray(a[:1]) if _grows(graph, v) else a
+        np.asarray(a[:1], order="C") if _grows(graph, v) else a
         for v, a in zip(graph.inputs, inputs, strict=True)
     ]
     return CompiledModel(tuned.graph, tuned.variants, tuned.why, n_threads, sample)
@@ -178,7 +178,9 @@ def _front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[A
     if example is not None:
         return graph, _arrays(graph, example, "example")
     rng = np.random.default_rng(0)
-    return graph, [rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32) for v in graph.inputs]
+    return graph, [
+        np.asarray(rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32)) for v in graph.inputs
+    ]
 
 
 def _arrays(graph: g.Graph, example: Any, what: str) -> list[Any]:
@@ -201,7 +203,7 @@ def _arrays(graph: g.Graph, example: Any, what: str) -> list[Any]:
         a = a.detach().numpy() if hasattr(a, "detach") else np.asarray(a)
         if a.dtype != np.float32:
             raise InputError(f"{what}: input {v!r} is {a.dtype}, not float32")
-        out.append(np.ascontiguousarray(a))
+        out.append(np.asarray(a, order="C"))
     _batch(graph, out)
     return out
 
@@ -350,7 +352,7 @@ class CompiledModel:
             if x.dtype != np.float32:
                 raise InputError(f"input {name!r} is {x.dtype}; this model was compiled for float32")
             batch = _fit(name, want, tuple(x.shape), batch)
-            arrays.append(np.ascontiguousarray(x))
+            arrays.append(np.asarray(x, order="C"))
         n = 1 if batch is None else batch
         outputs = [np.empty(g.concrete(s, n), np.float32) for s in self._out]
         try:

@@ -99,9 +99,13 @@ def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[i
 
 
 def _real(value: Any) -> Tensor:
-    """A tensor of zeros with the shape of an example (which may be fake, with symbolic sizes)."""
+    """A real tensor like an example: its own numbers where it has some, random ones where it is a fake tensor."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
     shape = [int(d) for d in value.shape]
-    return torch.zeros(shape, dtype=value.dtype)
+    if isinstance(value, FakeTensor) or not value.is_floating_point():
+        return torch.randn(shape).to(value.dtype)
+    return value.detach().clone()
 
 
 def _engine(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Callable[..., Any]:
@@ -144,7 +148,7 @@ def backend(
         return _eager(gm, "the graph has no tensor input", quiet=True)
     examples = tuple(_real(example_inputs[i]) for i in dynamic)
     try:
-        built, report = _build(closed, examples, chosen)
+        built, report = _apart(_build)(closed, examples, chosen)
     except Exception as error:
         return _eager(gm, f"{type(error).__name__}: {error}")
     if report["mode"] == "eager":
@@ -180,7 +184,7 @@ class _Runner:
             return self.gm(*args)
         if any(t._version != v for t, v in zip(self.static, self.versions)):
             self.versions = [t._version for t in self.static]
-            self.built = _build(self.closed, self.examples, self.options)[0]
+            self.built = _apart(_build)(self.closed, self.examples, self.options)[0]
         return self.built(*(args[i] for i in self.dynamic))
 
 
@@ -219,6 +223,16 @@ def _flat(call: Callable[..., Any], single: bool) -> Callable[..., Any]:
     if single:
         return lambda *inputs: (call(*inputs),)
     return lambda *inputs: tuple(call(*inputs))
+
+
+def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f`` away from the compilation in progress: what it runs is not compiled, what it traces guards nothing."""
+
+    def run(*args: Any) -> Any:
+        with torch._guards.tracing(None):
+            return torch._dynamo.disable(f)(*args)
+
+    return run
 
 
 def _build(
@@ -274,50 +288,83 @@ def _parts(
         exported = exported.run_decompositions(capture._decompositions())
         gm = exported.module()
         partitioner = CapabilityBasedPartitioner(gm, Support(), allows_single_node_partition=False)
-        fused = partitioner.partition_and_fuse(partitioner.propose_partitions())
-    names = [
-        n.target for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")
-    ]
+        fused = partitioner.fuse_partitions(partitioner.propose_partitions(), prefix="fused_")
+    nodes = [n for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")]
     seen: dict[str, tuple[Any, ...]] = {}
     handles = [
-        getattr(fused, name).register_forward_pre_hook(lambda _m, a, name=name: seen.__setitem__(name, a))
-        for name in names
+        getattr(fused, n.target).register_forward_pre_hook(
+            lambda _m, a, name=n.target: seen.__setitem__(name, a)
+        )
+        for n in nodes
     ]
     with torch.no_grad():
         fused(*examples)
     for handle in handles:
         handle.remove()
     built = 0
-    for name in names:
-        part = getattr(fused, name)
-        heavy = any(
-            str(getattr(n.target, "_schema", "")).partition("(")[0].partition(".")[0].removeprefix("aten::")
-            in _HEAVY
-            for n in part.graph.nodes
-        )
-        inputs = seen.get(name, ())
-        if (
-            not heavy
-            or not inputs
-            or not all(isinstance(i, Tensor) and i.dtype == torch.float32 for i in inputs)
-        ):
+    for node in nodes:
+        part = getattr(fused, node.target)
+        values = seen.get(node.target, ())
+        closed_part = _close_part(part, node, values)
+        if closed_part is None or not any(_is_heavy(n) for n in part.graph.nodes):
             continue
+        module, dynamic = closed_part
         single = not isinstance(next(n for n in part.graph.nodes if n.op == "output").args[0], (tuple, list))
         try:
-            call = _engine(part, tuple(i.detach().clone() for i in inputs), options)
+            call = _engine(module, tuple(values[i].detach().clone() for i in dynamic), options)
         except ActzipError:
             continue
-        setattr(fused, name, _Part(call, single))
+        setattr(fused, node.target, _Part(call, dynamic, single))
         built += 1
     left = sum(n.op == "call_function" for n in fused.graph.nodes)
     return fused, built, left
 
 
+def _is_heavy(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.removeprefix("aten::") in _HEAVY
+
+
+def _close_part(
+    part: fx.GraphModule, node: fx.Node, values: tuple[Any, ...]
+) -> tuple[_Closed, list[int]] | None:
+    """A part as a module of its float32 inputs alone, and their positions; None where that cannot be."""
+    plan: list[tuple[str, int, int]] = []
+    static: list[Tensor] = []
+    dynamic = [
+        i
+        for i, (source, v) in enumerate(zip(node.args, values))
+        if isinstance(v, Tensor) and not (isinstance(source, fx.Node) and source.op == "get_attr")
+    ]
+    if not dynamic or any(values[i].dtype != torch.float32 for i in dynamic):
+        return None
+    for i, v in enumerate(values):
+        if i in dynamic:
+            plan.append(("tensor", dynamic.index(i), 0))
+        elif isinstance(v, Tensor):
+            plan.append(("static", len(static), 0))
+            static.append(v)
+        elif isinstance(v, int):  # a size: that of the batch
+            owner = next(
+                (k for k, j in enumerate(dynamic) if values[j].ndim and values[j].shape[0] == v), None
+            )
+            if owner is None:
+                return None
+            plan.append(("size", owner, 0))
+        else:
+            return None
+    return _Closed(part, plan, static), dynamic
+
+
 class _Part(nn.Module):
-    def __init__(self, call: Callable[..., Any], single: bool) -> None:
+    """A part of a graph on the engine, in the place of the module that PyTorch would run."""
+
+    def __init__(self, call: Callable[..., Any], dynamic: list[int], single: bool) -> None:
         super().__init__()
         self.call = call
+        self.dynamic = dynamic
         self.single = single
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.call(*inputs)
+    def forward(self, *inputs: Any) -> Any:
+        out = self.call(*(inputs[i] for i in self.dynamic))
+        return out if self.single else tuple(out)

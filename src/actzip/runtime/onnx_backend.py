@@ -28,10 +28,10 @@ Runner = Callable[[g.Graph], Callable[[Sequence[np.ndarray[Any, Any]]], Sequence
 
 
 def _engine(graph: g.Graph) -> Callable[[Sequence[np.ndarray[Any, Any]]], Sequence[np.ndarray[Any, Any]]]:
-    from actzip.runtime import compile_graph
+    from actzip.runtime import compile as compile_graph
 
-    compiled = compile_graph(graph)
-    return lambda inputs: compiled.run(list(inputs))
+    compiled = compile_graph(graph, tune=False, cache=False)
+    return lambda inputs: compiled.run([np.asarray(x, order="C") for x in inputs])
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:
