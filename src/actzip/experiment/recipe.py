@@ -169,7 +169,9 @@ class Recipe(_Part):
     def _stages(self) -> Recipe:
         given = self.model.weights or self.model.args.get("weights") or self.model.args.get("pretrained")
         if self.train is None and not given:
-            raise ValueError("train: without model.weights (or model.args.weights) there must be a train stage")
+            raise ValueError(
+                "train: without model.weights (or model.args.weights) there must be a train stage"
+            )
         if self.encode is not None and self.quantize is None:
             raise ValueError("encode: needs a quantize stage, which makes the integers")
         return self
