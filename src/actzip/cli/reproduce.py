@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich import box
 from rich.table import Table
 
 from actzip.cli.common import JSON, errors, out, print_json, progress
@@ -102,15 +103,18 @@ class _Display:
 def _print(results: dict[str, Any], folder: Path) -> None:
     data = results["data"]["test"]
     table = Table(
-        title=f"{results['name']}: {data['images']:,} test images, {data['source']}", title_justify="left"
+        title=f"{results['name']}: {data['images']:,} test images, {data['source']}",
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
     )
     codecs = list(results["coding"][0]["gain_float32"]) if results["coding"] else []
-    table.add_column("stage")
-    for column in ("bits", "test accuracy", "density", "theoretical speed-up", "over control"):
-        table.add_column(column, justify="right")
+    table.add_column("stage", no_wrap=True)
+    for column in ("bits", "test\naccuracy", "density", "theoretical\nspeed-up", "over\ncontrol"):
+        table.add_column(column, justify="right", no_wrap=True)
     for codec in codecs:
-        table.add_column(f"{codec} bits/element", justify="right")
-        table.add_column(f"{codec} gain on float32", justify="right")
+        table.add_column(f"{codec} bits/\nelement", justify="right", no_wrap=True)
+        table.add_column("gain on\nfloat32", justify="right", no_wrap=True)
     for row in results["stages"]:
         cells = [
             row["stage"],
