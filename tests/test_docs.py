@@ -19,7 +19,9 @@ def test_code_blocks_run(page, tmp_path, monkeypatch, capsys):
     if 'backend="actzip"' in text:
         import torch
 
-        if "actzip" not in torch.compiler.list_backends():  # run from the sources: the entry point is not installed
+        if (
+            "actzip" not in torch.compiler.list_backends()
+        ):  # run from the sources: the entry point is not installed
             from actzip.runtime.dynamo import backend
 
             torch._dynamo.register_backend(backend, name="actzip")

@@ -421,3 +421,30 @@ def test_recipes_are_valid():
         "resnet18-imagenet",
         "inception-v3-imagenet",
     } <= names
+
+
+@pytest.mark.parametrize("weighting", ["macs", "mixed"])
+def test_alpha_auto_is_steered_to_a_theoretical_speedup(trained: Net, weighting: str) -> None:
+    before = measure(trained, loader()).theoretical_speedup
+    goal = 1.5 * before
+    config = {
+        "epochs": 120,
+        "lr": 0.01,
+        "optimizer": "adam",
+        "alpha": "auto",
+        "alpha_start": 0.2,
+        "speedup": goal,
+        "weighting": weighting,
+    }
+    sparse = sparsify(trained, loader(), loader(), config)
+    reached = measure(sparse, loader()).theoretical_speedup
+    assert 0.93 * goal < reached < 1.25 * goal
+
+
+def test_speedup_needs_alpha_auto_and_weights_by_work() -> None:
+    with pytest.raises(InputError, match=r"alpha='auto'"):
+        SparsifyConfig(speedup=2.0)
+    with pytest.raises(InputError, match="weighting"):
+        SparsifyConfig(speedup=2.0, alpha="auto", weighting="elements")
+    with pytest.raises(InputError, match="speedup must be between 1"):
+        SparsifyConfig(speedup=0.5, alpha="auto")

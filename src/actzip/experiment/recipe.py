@@ -30,7 +30,7 @@ Where = tuple[Any, ...]
 _PENALTY_FIELDS = frozenset(
     {
         "penalty", "alpha", "weighting", "beta", "normalise", "layers", "ignore", "ramp", "thresholds", "learned_per",
-        "floor", "floor_margin", "alpha_start", "alpha_step", "checks", "check_samples", "distill", "temperature",
+        "floor", "floor_margin", "alpha_start", "alpha_step", "checks", "check_samples", "speedup", "distill", "temperature",
     }
 )  # fmt: skip
 

@@ -259,7 +259,10 @@ class _Experiment:
             part: Any = r.sparsify
             configs = {"sparse": part.config(r.seed)}
             if part.control:
-                configs = {"control": part.config(r.seed, alpha=0.0, thresholds="none"), **configs}
+                configs = {
+                    "control": part.config(r.seed, alpha=0.0, speedup=0.0, thresholds="none"),
+                    **configs,
+                }
             for stage, config in configs.items():
                 keys[stage] = self._key(keys["baseline"], stage, asdict(config))
                 models[stage], history[stage] = self._train(stage, models["baseline"], config, keys[stage])

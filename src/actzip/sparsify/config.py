@@ -39,6 +39,9 @@ class SparsifyConfig:
         floor: lowest validation accuracy in [0, 1]; None: the original's, plus ``floor_margin``.
         alpha_start, alpha_step: where alpha begins, and the factor by which a check raises or lowers it.
         checks: checks an epoch. ``check_samples``: at most so many validation samples a check (0: all).
+        speedup: a theoretical speed-up to reach instead of a floor (0: none). Alpha is then steered, at every renewal of
+            the densities, by how far the work of the maps is from MACs / ``speedup``, which falls linearly from the
+            original's over ``ramp``; validation data may be absent. Needs ``weighting`` ``macs`` or ``mixed``.
     """
 
     epochs: int = 5
@@ -73,6 +76,7 @@ class SparsifyConfig:
     alpha_step: float = 1.4
     checks: int = 4
     check_samples: int = 0
+    speedup: float = 0.0
 
     def __post_init__(self) -> None:
         def one_of(name: str, allowed: tuple[str, ...]) -> None:
@@ -107,6 +111,14 @@ class SparsifyConfig:
         between("checks", 1, 10_000)
         if self.floor is not None:
             between("floor", 0, 1)
+        between("speedup", 0, 1e6)
+        if self.speedup > 0:
+            if self.alpha != "auto" or self.weighting not in ("macs", "mixed"):
+                raise InputError(
+                    "speedup steers alpha by the work of the maps: it needs alpha='auto' and weighting='macs' or 'mixed', not "
+                    f"alpha={self.alpha!r} and weighting={self.weighting!r}"
+                )
+            between("speedup", 1, 1e6)
         if isinstance(self.alpha, str):
             if self.alpha != "auto":
                 raise InputError(

@@ -17,7 +17,7 @@ from actzip.sparsify.costs import map_costs
 __all__ = ["KINDS", "WEIGHTINGS", "ActivationPenalty"]
 
 KINDS = ("l1", "tl1", "log", "hoyer")
-WEIGHTINGS = ("macs", "elements", "uniform", "paper")
+WEIGHTINGS = ("macs", "mixed", "elements", "uniform", "paper")
 
 
 class _TransformedL1(torch.autograd.Function):
@@ -53,7 +53,8 @@ class ActivationPenalty:
         alpha: strength. A number, or a number a site name (then only those sites are penalised). May be set at any
             time (``penalty.alpha = ...``). 0 switches the penalty off, its statistics stay.
         weighting: w_l. ``macs``: the share of the network's MACs that non-zeros of map l cost (needs ``example``);
-            ``elements``: the share of elements; ``uniform``: 1 / number of maps; ``paper``: the number of elements a
+            ``mixed``: half of that and half of the share of elements, for networks that are to be stored and run (needs
+            ``example``); ``elements``: the share of elements; ``uniform``: 1 / number of maps; ``paper``: the number of elements a
             sample, so that alpha_l multiplies the plain norm, as in the paper.
         beta: b of ``tl1`` and ``log``, in units of the channel's scale.
         normalise: divide each channel by its scale, the running mean of its positive values (a constant for the
@@ -98,8 +99,8 @@ class ActivationPenalty:
             weighting = "macs" if example is not None else "elements"
         if weighting not in WEIGHTINGS:
             raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
-        if weighting == "macs" and example is None:
-            raise InputError("weighting='macs' needs example=, an input of the model")
+        if weighting in ("macs", "mixed") and example is None:
+            raise InputError(f"weighting={weighting!r} needs example=, an input of the model")
         if not beta > 0:
             raise InputError(f"beta must be positive, not {beta}")
         if isinstance(alpha, Mapping):
@@ -123,7 +124,8 @@ class ActivationPenalty:
         self._zero_passes: dict[str, int] = {}
         self._scales: dict[str, Tensor] = {}
         self._sizes: dict[str, int] = {}
-        self._shares: dict[str, float] | None = None
+        self._shares: dict[str, float] | None = None  # of all MACs, by site
+        self._weights: dict[str, float] | None = None  # where they do not follow from sizes alone
         self._terms: dict[str, list[Tensor]] = {}
         self._passes = 0
         self._counted: dict[str, int] = {}
@@ -148,13 +150,15 @@ class ActivationPenalty:
                     ActzipWarning,
                     stacklevel=2,
                 )
-            if weighting == "macs":
+            if weighting in ("macs", "mixed"):
                 costs = map_costs(model, example)
-                self._shares = {
-                    s.name: costs[s.name].share
-                    for s in sites
-                    if s.sparse and s.name in costs and costs[s.name].share >= min_share
-                }
+                costs = {s.name: costs[s.name] for s in sites if s.sparse and s.name in costs}
+                if weighting == "macs":
+                    costs = {n: c for n, c in costs.items() if c.share >= min_share}
+                self._shares = self._weights = {n: c.share for n, c in costs.items()}
+                if weighting == "mixed":
+                    elements = sum(c.elements for c in costs.values())
+                    self._weights = {n: 0.5 * (c.share + c.elements / elements) for n, c in costs.items()}
         self._tap = ActivationTap(model, self._see, layers=layers, ignore=ignore).attach()
 
     # -- strength
@@ -173,14 +177,28 @@ class ActivationPenalty:
         """The value of the last call, without its gradient."""
         return self._last
 
+    @property
+    def effective_share(self) -> float:
+        """Running estimate of effective MACs / MACs, from the densities of the maps that are penalised.
+
+        Maps whose share of the work is below ``min_share`` and operands that are no penalised map count as dense, so this
+        is an upper bound, close where the maps carry nearly all of the work.
+
+        Raises:
+            InputError: the weighting is neither ``macs`` nor ``mixed``, so that the work of the maps is not known.
+        """
+        if self._shares is None:
+            raise InputError("the work of the maps is known with weighting 'macs' or 'mixed' only")
+        return 1.0 - sum(share * (1.0 - self.densities.get(n, 1.0)) for n, share in self._shares.items())
+
     # -- watching
 
     def _weight(self, name: str) -> float:
         if name in self.dead:
             return 0.0
         own = 1.0 if self._per_site is None else self._per_site.get(name, 0.0)
-        if self._shares is not None:
-            return own * self._shares.get(name, 0.0)
+        if self._weights is not None:
+            return own * self._weights.get(name, 0.0)
         return own
 
     def _see(self, site: Site, y: Tensor) -> None:
@@ -189,7 +207,7 @@ class ActivationPenalty:
             return
         if not torch.is_grad_enabled() or not self.model.training or y.dim() < 2 or y.numel() == 0:
             return
-        if self._shares is not None and site.name not in self._shares:
+        if self._weights is not None and site.name not in self._weights:
             return
         name = site.name
         self._sizes[name] = y.numel() // int(y.shape[0])

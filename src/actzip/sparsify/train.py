@@ -124,8 +124,8 @@ def sparsify(
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the model has no parameter to train")
-    if config.alpha == "auto" and val is None:
-        raise InputError("alpha='auto' needs validation data")
+    if config.alpha == "auto" and not config.speedup and val is None:
+        raise InputError("alpha='auto' needs validation data (or speedup=, a theoretical speed-up to reach)")
     if progress is True:
         from actzip.sparsify.bar import Bar
 
@@ -332,7 +332,9 @@ class _Run:
         network: nn.Module = self.student
         if self.accelerator is not None:
             network, optimizer = self.accelerator.prepare(self.student, optimizer)
-        auto = _Auto(self, penalty) if c.alpha == "auto" else None
+        auto: _Auto | _Steered | None = None
+        if c.alpha == "auto":
+            auto = _Steered(self, penalty) if c.speedup else _Auto(self, penalty)
         start = self._resume(optimizer, penalty, learned, auto)
         if auto is not None and start == 0:
             auto.begin()
@@ -503,7 +505,7 @@ class _Run:
         optimizer: Any,
         penalty: ActivationPenalty,
         learned: LearnedThresholds | None,
-        auto: _Auto | None,
+        auto: _Auto | _Steered | None,
         epochs_done: int,
     ) -> None:
         if self.checkpoint is None or not self.main:
@@ -536,7 +538,7 @@ class _Run:
         optimizer: Any,
         penalty: ActivationPenalty,
         learned: LearnedThresholds | None,
-        auto: _Auto | None,
+        auto: _Auto | _Steered | None,
     ) -> int:
         if self.checkpoint is None or not self.checkpoint.exists():
             return 0
@@ -638,6 +640,60 @@ class _Auto:
         self.alpha = float(state["alpha"])
         kept = state["fallback"]
         self.fallback = (kept[0], kept[1]) if kept else None
+
+
+class _Steered:
+    """alpha="auto" with ``speedup``: a proportional-integral controller of log alpha on the relative error of the work.
+
+    Densities answer to alpha over some hundred steps, so the integral gain is small; the proportional term, which lowers
+    alpha while the work is falling, keeps it from overshooting (zeros that training has made do not all come back). What
+    the estimate does not see (maps too small to penalise, evaluation instead of training mode) is corrected by the
+    measurement at the end of an epoch.
+    """
+
+    INTEGRAL, PROPORTIONAL, MOST = 0.04, 6.0, 0.3
+
+    def __init__(self, run: _Run, penalty: ActivationPenalty) -> None:
+        self.config = run.config
+        self.result = run.result
+        self.penalty = penalty
+        self.alpha = run.config.alpha_start
+        self.first: float | None = None
+        self.error = 0.0
+        self.offset = 0.0
+
+    def begin(self) -> None:
+        """Nothing to look at before the first batch."""
+
+    def after(self, i: int, per_epoch: int, step: int, total: int) -> None:
+        if step % self.penalty.stats_every:
+            return
+        work = self.penalty.effective_share + self.offset
+        if self.first is None:
+            self.first = work
+        goal = 1.0 / self.config.speedup
+        ramp = self.config.ramp * total
+        part = min(1.0, (step + 1) / ramp) if ramp > 0 else 1.0
+        goal = self.first + (goal - self.first) * part
+        error, before = work / goal - 1.0, self.error
+        self.error = error
+        change = self.INTEGRAL * error + self.PROPORTIONAL * (error - before)
+        self.alpha *= math.exp(max(-self.MOST, min(self.MOST, change)))
+
+    def epoch_end(self, last: bool) -> None:
+        reached = self.result.history[-1].theoretical_speedup
+        if reached is not None:
+            self.offset = 1.0 / reached - self.penalty.effective_share
+
+    def finish(self) -> None:
+        """The last weights are the result."""
+
+    def state(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "first": self.first, "error": self.error, "offset": self.offset}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.alpha, self.first = float(state["alpha"]), state["first"]
+        self.error, self.offset = float(state["error"]), float(state["offset"])
 
 
 def _unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
