@@ -1,56 +1,81 @@
 """Bytes and speed of every codec on real activation maps, against zstd, lz4, blosc2 and memcpy, in one run.
 
-    taskset -c 0 python benchmarks/codec/bench.py                       # Inception-V3, 20 photographs
-    taskset -c 0 python benchmarks/codec/bench.py --network cifar10_resnet20 --images 200
-    taskset -c 0 python benchmarks/codec/bench.py --images 2 --slow     # with zstd -19
-    python benchmarks/codec/bench.py --scaling                          # one thread against two
+    python benchmarks/codec/bench.py                                  # Inception-V3 on 20 photographs, CIFAR ResNet-20
+    python benchmarks/codec/bench.py mobilenet_v1=sparse.safetensors  # a network with the weights of a checkpoint
+    python benchmarks/codec/bench.py inception_v3 --bits 8 --only rans --no-slow --out /tmp/look.json
+    python benchmarks/codec/bench.py --markdown                       # the tables of docs/codecs.md from the results
 
-A map is the output of one ReLU for all images together (N, C, H, W), quantized to 8 and 16 bits with one scale. Each map is encoded and decoded
-`--repeats` times into reused memory; the table sums the fastest time of each map. GB/s are bytes of the q-bit
-tensor. One thread each; seconds are CPU time of that thread (so that other processes of the machine count only through the caches
-and the memory that they use), for --scaling by the clock. What a rival is given is the same q-bit tensor (blosc2: bit shuffle, zstd level 5, element size told).
+A map is the output of one ReLU for all images together (N, C, H, W), quantized to 8 and 16 bits with one scale. Each is
+encoded and decoded `--repeats` times (zstd -19 encodes once) into reused memory; the table sums the fastest time of each map.
+GB/s are bytes of the q-bit tensor. One thread on one CPU; seconds are CPU time of that thread, so that other processes count
+only through the caches and the memory that they use. Two threads against one are timed by the clock. Rivals are given the same
+q-bit tensor (blosc2: bit shuffle, zstd level 5, element size told). Every map must come back as it was.
+
+The results of each network and width replace its entry of `benchmarks/results/codec.json`; the figures that the project
+promises follow each table, with what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "engine"))
 
+Array = np.ndarray[Any, Any]
 
-def maps_of(network: str, images: int, thresholds: str | None) -> dict[str, np.ndarray]:
-    """Every ReLU output of the network on its images, float32."""
+
+class Network(NamedTuple):
+    """A model of actzip.models, its given weights, whose images it takes (benchmarks/engine/models.py), how many."""
+
+    model: str
+    weights: str
+    images_of: str
+    images: int
+
+
+NETWORKS = {
+    "inception_v3": Network("inception_v3_5class", "inception_v3_5class.safetensors", "inception_v3", 20),
+    "cifar10_resnet20": Network("cifar_resnet20", "cifar10_resnet20.safetensors", "cifar10_resnet20", 200),
+    "mobilenet_v1": Network("mobilenet_v1", "cifar10_mobilenet_v1.safetensors", "cifar10_mobilenet_v1", 100),
+}
+
+
+def maps_of(network: str, weights: str | None, count: int | None) -> dict[str, Array]:
+    """Every ReLU output (N, C, H, W) of the network on its images, float32, by the name of its site."""
     import models
     import torch
 
     from actzip.activations import ActivationTap
+    from actzip.models import load_weights, resolve
 
-    values = json.loads(Path(thresholds).read_text()) if thresholds else None
-    net = models.build(network, values)
-    x = models.photographs(network, images)
-    parts: dict[str, list[np.ndarray]] = {}
+    row = NETWORKS[network]
+    net = resolve(row.model)
+    load_weights(net, weights or row.weights)
+    net.eval()
+    parts: dict[str, list[Array]] = {}
 
     def keep(site: Any, y: Any) -> None:
         if site.sparse and y.dim() == 4:
             parts.setdefault(site.name, []).append(y.detach().contiguous().numpy().copy())
 
     with torch.no_grad():
-        for part in x.split(4):
+        for part in models.photographs(row.images_of, count or row.images).split(4):
             with ActivationTap(net, keep):
                 net(part)
     return {k: np.concatenate(v) for k, v in parts.items()}
 
 
-Pair = tuple[Callable[[np.ndarray], Any], Callable[[Any, np.ndarray], None]]
+Pair = tuple[Callable[[Array], Any], Callable[[Any, Array], None]]
 
 
 def contenders(bits: int, slow: bool) -> dict[str, Pair]:
@@ -62,24 +87,24 @@ def contenders(bits: int, slow: bool) -> dict[str, Pair]:
     from actzip import _codec
     from actzip import codec as actzip
 
-    def own(name: str, **options: int) -> Pair:
-        def decode(blob: bytes, out: np.ndarray) -> None:
-            _codec.decode(blob, _codec.parse_header(blob), out, True, 1)
-
-        return lambda a: actzip.encode(a, name, bits, threads=1, options=options, out=reused(a)), decode
-
     buffer = [bytearray(0)]
 
-    def reused(a: np.ndarray) -> bytearray:
+    def reused(a: Array) -> bytearray:
         if len(buffer[0]) < 4 * a.nbytes + 4096:
             buffer[0] = bytearray(4 * a.nbytes + 4096)
         return buffer[0]
 
-    spare: dict[str, np.ndarray] = {}
+    def decode(blob: Any, out: Array) -> None:
+        _codec.decode(blob, _codec.parse_header(blob), out, True, 1)
 
-    def copy(a: np.ndarray) -> np.ndarray:
+    def own(name: str, **options: int) -> Pair:
+        return lambda a: actzip.encode(a, name, bits, threads=1, options=options, out=reused(a)), decode
+
+    spare: dict[str, Array] = {}
+
+    def copy(a: Array) -> Array:
         if spare.get("to") is None or spare["to"].nbytes < a.nbytes:
-            spare["to"] = np.empty(a.nbytes, np.uint8)
+            spare["to"] = np.zeros(a.nbytes, np.uint8)
         to = spare["to"][: a.nbytes].view(a.dtype).reshape(a.shape)
         np.copyto(to, a)
         return to
@@ -87,12 +112,12 @@ def contenders(bits: int, slow: bool) -> dict[str, Pair]:
     def zstd(level: int) -> Pair:
         c, d = zstandard.ZstdCompressor(level=level), zstandard.ZstdDecompressor()
 
-        def decode(blob: bytes, out: np.ndarray) -> None:
+        def expand(blob: bytes, out: Array) -> None:
             d.stream_reader(blob).readinto(memoryview(out).cast("B"))
 
-        return lambda a: c.compress(memoryview(a).cast("B")), decode
+        return lambda a: c.compress(memoryview(a).cast("B")), expand
 
-    def blosc(a: np.ndarray) -> bytes:
+    def blosc(a: Array) -> Any:
         return blosc2.compress2(
             a,
             typesize=a.itemsize,
@@ -102,7 +127,7 @@ def contenders(bits: int, slow: bool) -> dict[str, Pair]:
             nthreads=1,
         )
 
-    def lz4_decode(blob: bytes, out: np.ndarray) -> None:
+    def lz4_decode(blob: bytes, out: Array) -> None:
         memoryview(out).cast("B")[:] = lz4.frame.decompress(blob)
 
     table: dict[str, Pair] = {"memcpy": (copy, lambda b, out: np.copyto(out, b))}
@@ -110,19 +135,13 @@ def contenders(bits: int, slow: bool) -> dict[str, Pair]:
         table[name] = own(name)
         if name in ("seg", "eg"):
             table[f"{name} per channel"] = own(name, per_channel=1)
-    table["auto"] = (
-        lambda a: actzip.encode(a, "auto", bits, threads=1, out=reused(a)),
-        lambda blob, out: _codec.decode(blob, _codec.parse_header(blob), out, True, 1),
-    )
+    table["auto"] = own("auto")
     table["zstd -1"] = zstd(1)
     table["zstd -3"] = zstd(3)
     if slow:
         table["zstd -19"] = zstd(19)
     table["lz4"] = (lambda a: lz4.frame.compress(memoryview(a).cast("B")), lz4_decode)
-    table["blosc2 bitshuffle zstd"] = (
-        blosc,
-        lambda blob, out: blosc2.decompress2(blob, dst=out, nthreads=1),
-    )
+    table["blosc2 bitshuffle zstd"] = (blosc, lambda blob, out: blosc2.decompress2(blob, dst=out, nthreads=1))
     return table
 
 
@@ -135,52 +154,55 @@ def fastest(repeats: int, f: Callable[[], Any]) -> tuple[float, Any]:
     return best, result
 
 
-def run(maps: dict[str, np.ndarray], bits: int, repeats: int, slow: bool, only: set[str]) -> dict[str, Any]:
-    from actzip.codec import quantize
+def compare(
+    maps: list[Array], bits: int, repeats: int, table: dict[str, Pair], step: Callable[[], None]
+) -> dict[str, Any]:
+    """Bytes and seconds of every contender over all maps."""
+    from actzip.codec import inspect
 
-    table = {k: v for k, v in contenders(bits, slow).items() if not only or k in only | {"memcpy", "seg"}}
     rows: dict[str, dict[str, float]] = {k: {"bytes": 0, "encode_s": 0.0, "decode_s": 0.0} for k in table}
     elements = nonzero = total = 0
-    for x in maps.values():
-        q, _, _ = quantize(x, bits)
-        q = np.ascontiguousarray(q)
+    beyond_raw = float("-inf")
+    for q in maps:
         elements += q.size
         total += q.nbytes
         nonzero += int(np.count_nonzero(q))
         out = np.empty_like(q)
+        raw = q.size * bits / 8
         for name, (encode, decode) in table.items():
             times = 1 if name == "zstd -19" else repeats
             seconds, blob = fastest(times, lambda encode=encode, q=q: encode(q))
+            size = blob.nbytes if isinstance(blob, (np.ndarray, memoryview)) else len(blob)
             rows[name]["encode_s"] += seconds
-            rows[name]["bytes"] += blob.nbytes if isinstance(blob, np.ndarray) else len(blob)
+            rows[name]["bytes"] += size
+            if name == "auto":
+                beyond_raw = max(beyond_raw, (size - inspect(blob).header_bytes) / raw)
             out[...] = 1
             seconds, _ = fastest(repeats, lambda decode=decode, blob=blob, out=out: decode(blob, out))
             rows[name]["decode_s"] += seconds
             if not np.array_equal(out, q):
                 raise SystemExit(f"{name} did not give the map back")
+        step()
     for r in rows.values():
         r["gain"] = elements * bits / 8 / r["bytes"]
         r["encode_gbps"] = total / 1e9 / r["encode_s"]
         r["decode_gbps"] = total / 1e9 / r["decode_s"]
-    return {
-        "bits": bits,
-        "elements": elements,
-        "density": nonzero / elements,
-        "maps": len(maps),
-        "codecs": rows,
-    }
+    result = {"bits": bits, "elements": elements, "density": nonzero / elements, "maps": len(maps)}
+    if "auto" in table:
+        result["auto_payload_over_raw"] = beyond_raw
+    return result | {"codecs": rows}
 
 
-def scaling(maps: dict[str, np.ndarray], bits: int, repeats: int) -> dict[str, Any]:
-    """Speed of two threads over one, codec by codec, all maps together."""
+def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[str, Any]:
+    """Speed of two threads over one by the clock, codec by codec, all maps together."""
     from actzip import _codec
-    from actzip.codec import codecs, encode, quantize
+    from actzip.codec import codecs, encode
 
+    names = [n for n in codecs() if not only or n in only]
     result = {}
-    for name in codecs():
+    for name in names:
         sums = {(w, t): 0.0 for w in ("encode", "decode") for t in (1, 2)}
-        for x in maps.values():
-            q = np.ascontiguousarray(quantize(x, bits)[0])
+        for q in maps:
             blob = encode(q, name, bits)
             header, out = _codec.parse_header(blob), np.empty_like(q)
             memory = bytearray(4 * q.nbytes + 4096)
@@ -200,54 +222,164 @@ def scaling(maps: dict[str, np.ndarray], bits: int, repeats: int) -> dict[str, A
     return result
 
 
+def figures(network: str, r: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the project promises, with what was measured: {what, least, measured, met}."""
+    rows, wide = r["codecs"], r["bits"] > 8
+    out: list[dict[str, Any]] = []
+
+    def promise(what: str, measured: float, least: float) -> None:
+        out.append({"what": what, "least": least, "measured": measured, "met": measured >= least})
+
+    for way in ("encode", "decode"):
+        if "seg" in rows:
+            promise(f"seg {way}, GB/s", rows["seg"][f"{way}_gbps"], (0.8, 1.5)[wide])
+        if "zvc" in rows and "memcpy" in rows:
+            ratio = rows["zvc"][f"{way}_gbps"] / rows["memcpy"]["encode_gbps"]
+            promise(f"zvc {way} / memcpy", ratio, (0.3, 0.4)[wide])
+    if "rans" in rows:
+        promise("rans decode, GB/s", rows["rans"]["decode_gbps"], (0.25, 0.5)[wide])
+        if "seg" in rows and network == "inception_v3":
+            promise(
+                "seg bytes / rans bytes", rows["seg"]["bytes"] / rows["rans"]["bytes"], (1.25, 1.13)[wide]
+            )
+        if "zstd -19" in rows:
+            zstd = rows["zstd -19"]
+            promise("zstd -19 bytes / rans bytes", zstd["bytes"] / rows["rans"]["bytes"], 1.0)
+            promise("rans encode / zstd -19 encode", zstd["encode_s"] / rows["rans"]["encode_s"], 20.0)
+    if "auto_payload_over_raw" in r:
+        promise("1.001 * raw bits / auto payload", 1.001 / r["auto_payload_over_raw"], 1.0)
+    for name, s in r.get("two_threads", {}).items():
+        for way in ("encode", "decode"):
+            promise(f"{name} {way}, two threads / one", s[way], 1.8)
+    return out
+
+
+def show(network: str, what: str, r: dict[str, Any]) -> None:
+    """The table and the figures on standard output."""
+    copy = r["codecs"]["memcpy"]["encode_gbps"]
+    print(f"{what}, {r['bits']} bits, density {r['density']:.3f}, {r['elements'] / 1e6:.1f} M elements")
+    print(f"  {'':24} {'bytes':>12} {'gain':>6} {'encode':>7} {'decode':>7} GB/s   x memcpy")
+    for name, c in r["codecs"].items():
+        e, d = c["encode_gbps"], c["decode_gbps"]
+        print(
+            f"  {name:24} {int(c['bytes']):12,} {c['gain']:6.3f} {e:7.3f} {d:7.3f}      {e / copy:5.2f} {d / copy:5.2f}"
+        )
+    for f in figures(network, r):
+        print(f"  {'' if f['met'] else 'NOT '}met: {f['what']} {f['measured']:.3f} (at least {f['least']})")
+    print(flush=True)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables of docs/codecs.md: bytes and speed together, one table a network."""
+    lines = []
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for entry in results.values():
+        networks.setdefault(entry["what"], []).append(entry)
+    for what, entries in networks.items():
+        entries.sort(key=lambda e: e["bits"])
+        cpu = entries[0]["machine"]
+        density = ", ".join(f"{e['density']:.3f} at {e['bits']} bits" for e in entries)
+        lines += [f"**{what}** (density {density}; {cpu['cpu']}, {cpu['isa']})", ""]
+        head = [f"{e['bits']} bits: gain | encode | decode" for e in entries]
+        lines += [f"| GB/s | {' | '.join(head)} |", "|---|" + "--:|" * (3 * len(entries))]
+        for name in entries[0]["codecs"]:
+            cells = []
+            for e in entries:
+                c = e["codecs"][name]
+                cells.append(f"{c['gain']:.3f} | {c['encode_gbps']:.3g} | {c['decode_gbps']:.3g}")
+            lines.append(
+                f"| `{name}` | {' | '.join(cells)} |"
+                if name in _own()
+                else f"| {name} | {' | '.join(cells)} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _own() -> set[str]:
+    from actzip.codec import codecs
+
+    return {n for c in codecs() for n in (c, f"{c} per channel")} | {"auto"}
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--network", default="inception_v3")
-    p.add_argument("--images", type=int, default=20)
-    p.add_argument("--thresholds", help="JSON: site -> threshold, to sparsify the network")
+    p.add_argument(
+        "networks",
+        nargs="*",
+        default=["inception_v3", "cifar10_resnet20"],
+        metavar="NETWORK[=WEIGHTS]",
+        help=f"{', '.join(NETWORKS)}; WEIGHTS is a safetensors file with the model's keys",
+    )
+    p.add_argument("--images", type=int, help="how many images, instead of the network's own number")
     p.add_argument("--bits", type=int, nargs="*", default=[8, 16])
     p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--slow", action="store_true", help="zstd -19 too")
-    p.add_argument("--only", nargs="*", default=[], help="only these, seg and memcpy")
-    p.add_argument("--scaling", action="store_true", help="two threads against one instead of the table")
-    p.add_argument("--out", type=Path, default=HERE.parent / "results", help="folder for the JSON")
+    p.add_argument("--no-slow", action="store_true", help="without zstd -19")
+    p.add_argument("--only", nargs="*", default=[], help="only these codecs, seg and memcpy")
+    p.add_argument("--no-scaling", action="store_true", help="without two threads against one")
+    p.add_argument("--label", help="what to call the network with these weights in the results")
+    p.add_argument(
+        "--maps", type=Path, help="keep the quantized maps in this folder, and take them from there"
+    )
+    p.add_argument("--out", type=Path, default=HERE.parent / "results" / "codec.json")
+    p.add_argument(
+        "--markdown", action="store_true", help="print the tables of the results and do nothing else"
+    )
     args = p.parse_args()
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if args.markdown:
+        print(markdown(results))
+        return
+
+    from rich.progress import Progress
 
     from actzip import cpu
+    from actzip.files import write_bytes
 
-    info = cpu.info()
-    maps = maps_of(args.network, args.images, args.thresholds)
-    what = f"{args.network}{' sparsified' if args.thresholds else ''}, {args.images} images, {len(maps)} maps"
-    print(f"{what}\n{info['cpu']}, {info['isa']}, one thread\n")
-    result: dict[str, Any] = {"what": what, "arguments": vars(args) | {"out": str(args.out)}, "machine": info}
-    tag = f"{args.network}{'-sparse' if args.thresholds else ''}-{args.images}"
-    tag += f"-{args.bits[0]}bits" if len(args.bits) == 1 else ""
-    if args.scaling:
-        for bits in args.bits:
-            result[str(bits)] = table = scaling(maps, bits, args.repeats)
-            print(f"{bits} bits: two threads over one")
-            for name, r in table.items():
-                print(f"  {name:10} encode {r['encode']:.2f}x  decode {r['decode']:.2f}x")
-        path = args.out / f"codec-scaling-{tag}.json"
-    else:
-        for bits in args.bits:
-            result[str(bits)] = r = run(maps, bits, args.repeats, args.slow, set(args.only))
-            copy = r["codecs"]["memcpy"]["encode_gbps"]
-            seg = r["codecs"]["seg"]
-            print(f"{bits} bits, density {r['density']:.3f}, {r['elements'] / 1e6:.1f} M elements")
-            print(
-                f"  {'':24} {'bytes':>12} {'gain':>6} {'vs seg':>7} {'encode':>7} {'decode':>7} GB/s   x memcpy"
-            )
-            for name, c in r["codecs"].items():
-                print(
-                    f"  {name:24} {int(c['bytes']):12,} {c['gain']:6.3f} {seg['bytes'] / c['bytes']:7.3f} "
-                    f"{c['encode_gbps']:7.3f} {c['decode_gbps']:7.3f}      {c['encode_gbps'] / copy:5.2f} {c['decode_gbps'] / copy:5.2f}"
-                )
-            print()
-        path = args.out / f"codec-{tag}{'-slow' if args.slow else ''}.json"
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path)
+    cpus = os.sched_getaffinity(0)
+    for spec in args.networks:
+        network, _, weights = spec.partition("=")
+        if network not in NETWORKS:
+            raise SystemExit(f"no network {network!r}: there are {', '.join(NETWORKS)}")
+        label = args.label or network + ("" if not weights else f" ({Path(weights).stem})")
+        images = args.images or NETWORKS[network].images
+        for bits, maps in quantized(network, weights or None, images, args.bits, args.maps):
+            what = f"{label}, {images} images, {len(maps)} maps"
+            table = contenders(bits, not args.no_slow)
+            if args.only:
+                table = {k: v for k, v in table.items() if k in {*args.only, "memcpy", "seg"}}
+            os.sched_setaffinity(0, {max(cpus)})
+            with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+                task = bar.add_task(what, total=len(maps))
+                r = compare(maps, bits, args.repeats, table, lambda bar=bar, task=task: bar.advance(task))
+            os.sched_setaffinity(0, cpus)
+            if not args.no_scaling and len(cpus) > 1:
+                r["two_threads"] = scaling(maps, bits, args.repeats, set(args.only))
+            entry = {"what": what, "weights": Path(weights).name if weights else None, "machine": cpu.info()}
+            show(network, what, r)
+            results[f"{label}, {bits} bits"] = entry | r | {"figures": figures(network, r)}
+            write_bytes(args.out, json.dumps(results, indent=1).encode() + b"\n")
+    print(args.out)
+
+
+def quantized(network: str, weights: str | None, images: int, widths: list[int], folder: Path | None) -> Any:
+    """(bits, maps) for each width; kept in ``folder`` where one is given."""
+    from actzip.codec import quantize
+
+    key = f"{network}-{Path(weights).stem if weights else 'given'}-{images}"
+    paths = {b: folder / f"{key}-{b}.npz" for b in widths} if folder else {}
+    floats: dict[str, Array] = {}
+    for bits in widths:
+        if folder and paths[bits].exists():
+            with np.load(paths[bits]) as file:
+                yield bits, [file[k] for k in file.files]
+            continue
+        floats = floats or maps_of(network, weights, images)
+        maps = {k: np.ascontiguousarray(quantize(x, bits)[0]) for k, x in floats.items()}
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(paths[bits], **maps)
+        yield bits, list(maps.values())
 
 
 if __name__ == "__main__":

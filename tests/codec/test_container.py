@@ -287,3 +287,59 @@ def test_into_memory_of_the_caller() -> None:
     for bad in (b"constant", 3, np.zeros((9, 9))[:, ::2]):
         with pytest.raises(InputError, match="out"):
             encode(MAP, out=bad)
+
+
+@pytest.mark.parametrize("codec", codecs())
+def test_other_threads_run_meanwhile(codec: str) -> None:
+    """The native calls let go of the interpreter: with a switch interval of minutes, nothing else would."""
+    a = np.tile(MAP, (32, 1, 1, 1))
+    blob = encode(a, codec)
+    header, out = _codec.parse_header(blob), np.empty_like(a)
+    large = np.tile(a, (20, 1, 1, 1))
+    arguments = ("uint8", 8, False, None, 0, False, False, {}, 65536, 1)
+    calls = {
+        "encode": lambda: _codec.encode(a, codec, *arguments),
+        "decode": lambda: _codec.decode(blob, header, out, True, 1),
+        "value_range": lambda: _codec.value_range(large, False, 1),
+    }
+
+    def overlaps(call: object) -> bool:
+        began, ended = threading.Event(), []
+
+        def work() -> None:
+            began.set()
+            call()  # type: ignore[operator]
+            ended.append(True)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        began.wait()
+        meanwhile = not ended
+        thread.join()
+        return meanwhile
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(300)
+    try:
+        for name, call in calls.items():
+            assert any(overlaps(call) for _ in range(50)), name
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_nothing_is_copied() -> None:
+    """Arrays and tensors are read where they lie, and torch gets the memory that was decoded into."""
+    import tracemalloc
+
+    a = np.tile(MAP, (32, 1, 1, 1))
+    memory = bytearray(4 * a.nbytes)
+    for x in (a, torch.from_numpy(a), np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1)):
+        blob = bytes(encode(x, "zvc", threads=1, out=memory))
+        tracemalloc.start()
+        encode(x, "zvc", threads=1, out=memory)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+        tracemalloc.reset_peak()
+        back = decode(blob, threads=1)
+        assert tracemalloc.get_traced_memory()[1] < 1.01 * a.nbytes + (1 << 16)  # what is returned, no more
+        tracemalloc.stop()
+        assert type(back) is type(x) and back.shape == x.shape

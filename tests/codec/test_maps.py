@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actzip.codec import MapReader, MapWriter, iter_maps, load_maps, save_maps
+from actzip.codec import MapReader, MapWriter, encode, iter_maps, load_maps, save_maps
 from actzip.errors import CodecError, DataError, InputError
 
 
@@ -139,19 +139,53 @@ def test_zarr_and_numcodecs(tmp_path: Path) -> None:
             codec.decode(codec.encode(a), out=out)
             np.testing.assert_array_equal(out, a)
     assert codec.get_config() == {"id": "actzip", "codec": "seg"}
-    zarr = pytest.importorskip("zarr")
+
+
+@pytest.mark.parametrize("form", [2, 3])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4", "f8"])
+def test_inside_a_zarr_array(tmp_path: Path, form: int, dtype: str) -> None:
+    zarr = pytest.importorskip("zarr", "3.0")
+    if form == 2:
+        from actzip.codec.numcodecs import Actzip
+
+        options = {"compressors": Actzip(codec="auto")}
+    else:
+        from actzip.codec.zarr import Actzip
+
+        zarr.registry.register_codec("actzip", Actzip)
+        options = {"serializer": Actzip(codec="auto"), "compressors": None}
+    rng = np.random.default_rng(0)
+    data = (rng.integers(0, 100, (10, 8, 9)) * (rng.random((10, 8, 9)) < 0.4)).astype(dtype)
+    where = str(tmp_path / "z.zarr")
     z = zarr.create_array(
-        store=str(tmp_path / "z.zarr"),
-        shape=(16, 8, 8),
-        chunks=(4, 8, 8),
-        dtype="u1",
-        zarr_format=2,
-        compressors=codec,
+        store=where, shape=data.shape, chunks=(4, 8, 8), dtype=dtype, zarr_format=form, **options
     )
-    data = (rng.integers(0, 200, (16, 8, 8)) * (rng.random((16, 8, 8)) < 0.4)).astype("u1")
     z[:] = data
-    again = zarr.open_array(str(tmp_path / "z.zarr"), mode="r")
+    again = zarr.open_array(where, mode="r")
     np.testing.assert_array_equal(again[:], data)
+    np.testing.assert_array_equal(again[3:7, 2, 5:], data[3:7, 2, 5:])
+    kept = [p for p in Path(where).rglob("*") if p.is_file() and p.read_bytes()[:4] == b"ACTZ"]
+    assert len(kept) == 6
+    kept[0].write_bytes(kept[1].read_bytes()[:-3])
+    with pytest.raises(CodecError, match="byte"):
+        again[:]
+
+
+def test_a_chunk_of_another_array_is_refused(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr", "3.0")
+    from actzip.codec.zarr import Actzip
+
+    zarr.registry.register_codec("actzip", Actzip)
+    where = tmp_path / "z.zarr"
+    z = zarr.create_array(
+        store=str(where), shape=(4, 4), chunks=(4, 4), dtype="u2", serializer=Actzip("seg"), compressors=None
+    )
+    z[:] = 1
+    (chunk,) = [p for p in where.rglob("*") if p.is_file() and p.read_bytes()[:4] == b"ACTZ"]
+    for wrong in (np.zeros((4, 4), np.float32), np.zeros((4, 5), np.uint16)):
+        chunk.write_bytes(encode(wrong, "zvc"))
+        with pytest.raises(CodecError, match=r"uint16 \(4, 4\) is needed"):
+            z[:]
 
 
 def test_entry_point_is_declared() -> None:
@@ -159,6 +193,6 @@ def test_entry_point_is_declared() -> None:
 
     root = Path(__file__).resolve().parents[2]
     text = (root / "pyproject.toml").read_text()
-    assert tomllib.loads(text)["project"]["entry-points"]["numcodecs.codecs"]["actzip"] == (
-        "actzip.codec.numcodecs:Actzip"
-    )
+    points = tomllib.loads(text)["project"]["entry-points"]
+    assert points["numcodecs.codecs"]["actzip"] == "actzip.codec.numcodecs:Actzip"
+    assert points["zarr.codecs"]["actzip"] == "actzip.codec.zarr:Actzip"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numcodecs.abc import Codec
-from numcodecs.compat import ensure_bytes, ensure_ndarray, ndarray_copy
+from numcodecs.compat import ensure_contiguous_ndarray, ensure_ndarray, ndarray_copy
 
 from actzip.codec.container import decode, encode
 
@@ -48,8 +48,8 @@ class Actzip(Codec):  # type: ignore[misc]
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """The array of a blob; copied into ``out`` where that is given."""
-        data = ensure_bytes(buf)
-        a = decode(data, framework="numpy") if data else np.empty(0, np.uint8)
+        data = ensure_contiguous_ndarray(buf)
+        a = decode(data, framework="numpy") if data.nbytes else np.empty(0, np.uint8)
         return ndarray_copy(a, out) if out is not None else a
 
     def __repr__(self) -> str:
