@@ -1,6 +1,9 @@
 """The command line as its users meet it: exit codes, one-line errors, JSON, nothing half-written."""
 
 import json
+import signal
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -202,6 +205,44 @@ def test_debug_shows_the_error_itself(tmp_path):
 
     with pytest.raises(DataError):
         cli.main(["inspect", str(tmp_path / "no.az"), "--debug"])
+
+
+def test_what_nobody_foresaw_is_one_line_too(run, monkeypatch, tmp_path):
+    import actzip.codec
+
+    def fail(blob):
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(actzip.codec, "inspect", fail)
+    (tmp_path / "x.az").write_bytes(b"ACTZ")
+    code, _, err = run("inspect", tmp_path / "x.az")
+    assert code == 1 and err.startswith("error: ZeroDivisionError: by zero") and "--debug" in err
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["inspect", str(tmp_path / "x.az"), "--debug"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_write_leaves_nothing(maps, tmp_path, number):
+    program = f"""
+import os, signal, actzip.files
+from actzip import cli
+def half(file, data):
+    file.write(data[:10])
+    os.kill(os.getpid(), {int(number)})
+    file.write(data[10:])
+actzip.files._write = half
+cli.main(["encode", {str(maps)!r}, {str(tmp_path / "x.az")!r}, "--bits", "8"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 128 + number and "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["maps.npy"]
+
+
+def test_a_scalar_is_an_array(run, tmp_path):
+    np.save(tmp_path / "s.npy", np.float32(3))
+    assert run("encode", tmp_path / "s.npy", tmp_path / "s.az", "--bits", "8")[0] == 0
+    assert run("decode", tmp_path / "s.az", tmp_path / "t.npy")[0] == 0
+    assert np.load(tmp_path / "t.npy") == np.float32(3)
 
 
 def test_warnings_are_one_line(run, monkeypatch, tmp_path):

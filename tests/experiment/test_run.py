@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from actzip.data import Loader, resolve
-from actzip.errors import CodecError, DataError, InputError, RecipeError
+from actzip.errors import ActzipWarning, CodecError, DataError, InputError, RecipeError
 from actzip.experiment import parse_recipe, reproduce
 from actzip.experiment.coding import code_maps
 from actzip.models import resolve as resolve_model
@@ -148,6 +148,29 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another run"):
             reproduce(parse_recipe(RECIPE), tmp_path)
+
+
+def test_digits_stand_in_for_a_set_that_is_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACTZIP_DATA", str(tmp_path))
+    monkeypatch.delenv("ACTZIP_SHARED", raising=False)
+    monkeypatch.chdir(tmp_path)
+    text = RECIPE.replace("name: digits, validation: 200, limit: 500", "name: mnist, validation: 5000")
+    with pytest.warns(ActzipWarning, match="digits"):
+        results = reproduce(parse_recipe(text), tmp_path / "out", download=False)
+    assert results["data"]["validation"]["images"] == 1297 // 5
+    assert results["data"]["train"]["images"] == 10 * (1297 - 1297 // 5)
+    assert all("stand-in" in part["source"] for part in results["data"].values())
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    mine, other = tmp_path / ".results.json.ab12.tmp", tmp_path / ".notes.tmp"
+    (tmp_path / "stages" / "baseline").mkdir(parents=True)
+    inner = tmp_path / "stages" / "baseline" / ".last.pt.cd34.tmp"
+    for file in (mine, other, inner):
+        file.write_bytes(b"half")
+    with pytest.raises(RecipeError):
+        reproduce(parse_recipe(RECIPE.replace("validation: 200", "validation: 5000")), tmp_path)
+    assert not mine.exists() and not inner.exists() and other.exists()
 
 
 def test_validation_larger_than_the_data_names_the_key(tmp_path):

@@ -2,13 +2,15 @@
 
 Exit codes: 0 done, 1 any other error of actzip, 2 a wrong value or option, 3 a damaged blob, 4 missing or unreadable
 data, 5 a wrong recipe, 6 an unknown layer, 7 something the engine cannot run, 8 training that cannot go on, 130
-interrupted. Errors are one line on standard error; ``--debug`` anywhere on the line shows the traceback instead.
+interrupted, 143 ended by SIGTERM. Errors are one line on standard error; ``--debug`` anywhere on the line shows the traceback instead.
 """
 
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +26,7 @@ VERBS = ("info", "profile", "sparsify", "quantize", "encode", "decode", "inspect
 
 _EPILOG = (
     "Exit codes: 0 done, 1 other error, 2 wrong value or option, 3 damaged blob, 4 missing data, 5 wrong recipe, "
-    "6 unknown layer, 7 unsupported operator, 8 training failed, 130 interrupted. --debug shows tracebacks."
+    "6 unknown layer, 7 unsupported operator, 8 training failed, 130 interrupted, 143 ended by SIGTERM. --debug shows tracebacks."
 )
 
 
@@ -73,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if issubclass(category, ActzipWarning) or debug:
             errors.print(f"[yellow]warning:[/yellow] {one_line(message)}", highlight=False, soft_wrap=True)
 
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)  # so that temporary files are removed on the way out
+
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if here else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", ActzipWarning)
@@ -88,3 +95,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         errors.print("interrupted")
         raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        errors.print(
+            f"[red]error:[/red] {type(error).__name__}: {one_line(error)} (not foreseen: --debug shows where)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise SystemExit(1) from None
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)

@@ -88,7 +88,7 @@ class _Display:
         elif kind == "epoch":
             from actzip.sparsify.bar import epoch_line
 
-            errors.print(f"{stage}: {epoch_line(event)}", highlight=False, style="dim")
+            errors.print(f"{stage}: {epoch_line(event)}", highlight=False, style="dim", soft_wrap=True)
         elif kind == "cached":
             errors.print(f"{stage}: done by an earlier run", highlight=False, style="dim")
         elif kind == "done":
@@ -106,20 +106,21 @@ def _print(results: dict[str, Any], folder: Path) -> None:
         title=f"{results['name']}: {data['images']:,} test images, {data['source']}",
         title_justify="left",
         box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=0,
+        show_edge=False,  # two codecs fit 80 columns
     )
     codecs = list(results["coding"][0]["gain_float32"]) if results["coding"] else []
     table.add_column("stage", no_wrap=True)
-    for column in ("bits", "test\naccuracy", "density", "theoretical\nspeed-up", "over\ncontrol"):
+    for column in ("bits", "test\nacc. %", "density", "theor.\nspeed-up", "over\ncontrol"):
         table.add_column(column, justify="right", no_wrap=True)
     for codec in codecs:
-        table.add_column(f"{codec} bits/\nelement", justify="right", no_wrap=True)
+        table.add_column(f"{codec}\nbits/el.", justify="right", no_wrap=True)
         table.add_column("gain on\nfloat32", justify="right", no_wrap=True)
     for row in results["stages"]:
         cells = [
             row["stage"],
-            "float32" if row["bits"] == 32 else str(row["bits"]),
-            f"{100 * row['accuracy']:.2f} %",
+            "f32" if row["bits"] == 32 else str(row["bits"]),
+            f"{100 * row['accuracy']:.2f}",
             f"{row['density']:.4f}",
             f"{row['theoretical_speedup']:.2f}x",
             f"{row['speedup_over_control']:.2f}x",

@@ -64,7 +64,7 @@ def quantize(
     if not (0 < scale <= float(np.finfo(np.float32).max)):
         raise InputError(f"scale={scale}: a positive finite float32 number is needed")
     s = np.float32(scale)
-    q = np.divide(x, s)
+    q = np.asarray(np.divide(x, s))  # a scalar where x has no dimensions
     np.rint(q, out=q)
     np.clip(q, qmin, qmax, out=q)
     return q.astype(storage(bits, signed)), float(s), signed

@@ -134,6 +134,7 @@ def _mnist(roots: list[Path], split: str, image_size: int | None, download: bool
                         "mnist",
                         f"MNIST in {folder}",
                     )
+    why = "is not to be downloaded"
     if download:
         try:
             from actzip.models._torchvision import import_torchvision
@@ -152,12 +153,13 @@ def _mnist(roots: list[Path], split: str, image_size: int | None, download: bool
                 "MNIST, downloaded",
             )
         except Exception as error:
-            warnings.warn(
-                f"MNIST is in none of {[str(r) for r in roots]} and cannot be downloaded ({type(error).__name__}); "
-                "scikit-learn's digits (1,797 images of 8x8, enlarged) stand in for it",
-                ActzipWarning,
-                stacklevel=3,
-            )
+            why = f"cannot be downloaded ({type(error).__name__})"
+    warnings.warn(
+        f"MNIST is in none of {[str(r) for r in roots]} and {why}; scikit-learn's digits (1,797 images of 8x8, "
+        "enlarged) stand in for it",
+        ActzipWarning,
+        stacklevel=3,
+    )
     return _digits(roots, split, image_size, download)
 
 

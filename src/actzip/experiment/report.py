@@ -102,7 +102,7 @@ def map_images(model: nn.Module, example: Tensor, *, channels: int = 16, side: i
 def _grid(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Maps side by side as RGB: zeros slate, values from dark to bright yellow, borders transparent-looking grey."""
     count, height, width = tiles.shape
-    columns = min(8, count)
+    columns = min(4, count)
     rows = -(-count // columns)
     image = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), 128, np.uint8)
     peak = float(tiles.max()) or 1.0

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -39,6 +40,9 @@ from actzip.sparsify import SparsifyConfig, measure, sparsify, sparsify_result
 __all__ = ["SCHEMA", "reproduce"]
 
 SCHEMA = "actzip-experiment-1"
+
+#: How often an epoch passes over a stand-in, so that training takes steps enough to learn something.
+_STAND_IN_PASSES = 10
 
 #: Called with plain dicts: {"stage": name, "kind": "start" | "done" | "cached" | "step" | "epoch" | "images", ...}.
 Progress = Callable[[dict[str, Any]], None]
@@ -110,12 +114,18 @@ class _Experiment:
             raise DataError(
                 f"training images are {everything.source}, test images {self.test.source}: one is missing"
             )
-        if d.validation >= len(everything):
+        validation, passes = d.validation, 1
+        if everything.name == "digits" and d.name != "digits":
+            # a small set stands in: a fifth of it validates, and an epoch passes over the rest ten times
+            validation, passes = min(validation, len(everything) // 5), _STAND_IN_PASSES
+        if validation >= len(everything):
             raise RecipeError(
                 f"data.validation: {d.validation} images are to be set aside, but {everything.source} has only "
                 f"{len(everything)}"
             )
-        self.train, self.val = split(everything, d.validation, recipe.seed)
+        self.train, self.val = split(everything, validation, recipe.seed)
+        if passes > 1:
+            self.train = self.train.take(np.tile(np.arange(len(self.train)), passes))
         for part in (self.train, self.test):
             if part.labels.min() < 0:
                 raise DataError(f"{part.source} has no labels, which an experiment needs")
@@ -131,6 +141,12 @@ class _Experiment:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"another run is at work in {self.out}; choose another --out") from error
+        kinds = ("results.json", "report.html", "*.safetensors", "*.thresholds.json", "*.quant.json")
+        for left in (
+            *(self.out / "stages").rglob(".*.tmp"),
+            *(f for kind in kinds for f in self.out.glob(f".{kind}.*.tmp")),
+        ):  # of a run that was killed while it wrote
+            left.unlink(missing_ok=True)
 
     # -- stages
 
