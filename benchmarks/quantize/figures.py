@@ -3,12 +3,14 @@
     python benchmarks/quantize/figures.py mobilenet --stage baseline=cifar10_mobilenet_v1 \\
         --stage control=CONTROL.safetensors --stage sparsified=SPARSE.safetensors --bits 16 8 4
     python benchmarks/quantize/figures.py lenet --stage baseline=A.safetensors --stage sparsified=B.safetensors
-    python benchmarks/quantize/figures.py inception --density 0.34
+    python benchmarks/quantize/figures.py inception --bits 16 8 --stage baseline=inception_v3_5class \\
+        --stage thresholds=benchmarks/results/sparsify-inception-thresholds.json
 
 A stage is a name and float weights (a file or a name under the shared weights), or NAME=STEM.json for weights and learned
 scales written by ``save_quantized`` (their own bits are used). Everything is streamed: one batch's maps at a time.
-Inception has no test labels here: its accuracy is top-1 agreement with the float model on photographs not used for
-calibration, and its sparsified stage is thresholds (one quantile of the positive values for all layers) at --density.
+Inception has no test labels here: its accuracy is top-1 agreement with the original float model on the photographs that
+benchmarks/sparsify/inception.py sets aside (calibration never sees them), and its sparsified stages are results of that
+script, which hold thresholds; NAME=RESULT.json,WEIGHTS adds trained weights.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,6 @@ from torch import nn
 
 import actzip
 from actzip import cpu
-from actzip.activations import ActivationTap, set_thresholds
 from actzip.data import Loader
 from actzip.data import resolve as resolve_data
 from actzip.files import write_text
@@ -33,6 +35,9 @@ from actzip.models import load_weights, model_info, resolve
 from actzip.profile.rates import RateReport, measure_rates
 from actzip.quantize import quantization
 from actzip.quantize.files import load_quantized
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sparsify"))
+import inception
 
 NETWORKS = {
     "mobilenet": ("mobilenet_v1", "cifar10", 250),
@@ -70,28 +75,6 @@ def float_accuracy(model: nn.Module, test: Any) -> float:
     return right / seen
 
 
-def thresholds_for(model: nn.Module, batches: Any, density: float) -> dict[str, float]:
-    """One quantile of every ReLU's positive values, chosen so that the mean density over elements is ``density``."""
-    values: dict[str, list[torch.Tensor]] = {}
-    counts: dict[str, list[int]] = {}
-
-    def watch(site: Any, y: torch.Tensor) -> None:
-        if site.sparse:
-            positive = y[y > 0]
-            pick = torch.randint(0, max(1, len(positive)), (min(len(positive), 20000),))
-            values.setdefault(site.name, []).append(positive[pick].clone())
-            c = counts.setdefault(site.name, [0, 0])
-            c[0], c[1] = c[0] + len(positive), c[1] + y.numel()
-
-    with ActivationTap(model, watch), torch.no_grad():
-        for x, _ in batches:
-            model(x)
-    total = sum(c[1] for c in counts.values())
-    natural = sum(c[0] for c in counts.values()) / total
-    share = max(0.0, 1 - density / natural)
-    return {n: float(torch.quantile(torch.cat(v)[:200000], share)) if v else 0.0 for n, v in values.items()}
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("network", choices=NETWORKS)
@@ -104,30 +87,27 @@ def main() -> None:
     p.add_argument("--codecs", nargs="+", default=["zvc", "seg", "rans"])
     p.add_argument("--images", type=int, default=None, help="of the test set; all where not given")
     p.add_argument("--calibration", type=int, default=1000, help="images of the training set")
-    p.add_argument("--density", type=float, default=0.34, help="inception: density of the thresholded stage")
     p.add_argument("--batch", type=int)
+    p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--out", type=Path)
     a = p.parse_args()
+    torch.set_num_threads(a.threads)
     name, data_name, batch = NETWORKS[a.network]
     batch = a.batch or batch
     info = model_info(name)
 
     def data(split: str) -> Any:
-        kwargs = {"image_size": info.input_shape[1]} if a.network == "inception" else {}
-        return dataclasses.replace(resolve_data(data_name, split, **kwargs), mean=info.mean, std=info.std)
+        return dataclasses.replace(resolve_data(data_name, split), mean=info.mean, std=info.std)
 
+    stages = dict(s.split("=", 1) for s in a.stage)
+    if not stages:
+        p.error("--stage NAME=WEIGHTS is needed")
     if a.network == "inception":
-        images = data("test")
-        n = len(images)
-        calibration_data = images.take(range(0, n, 16))
-        test_data = images.take([i for i in range(n) if i % 16])
-        stages = dict(s.split("=", 1) for s in a.stage) or {"baseline": "inception_v3_5class"}
+        calibration_data = inception.photographs(slice(0, 24), batch).data
+        test_data = inception.photographs(slice(200, 500), batch).data
     else:
         calibration_data = data("train").take(range(a.calibration))
         test_data = data("test")
-        stages = dict(s.split("=", 1) for s in a.stage)
-        if not stages:
-            p.error("--stage NAME=WEIGHTS is needed")
     if a.images:
         test_data = test_data.take(range(a.images))
     calibration, test = Loader(calibration_data, batch), Loader(test_data, batch)
@@ -139,7 +119,7 @@ def main() -> None:
             start = time.perf_counter()
             observer = a.observer or ("minmax" if bits >= 6 else "mse")
             q = actzip.quantize(model, calibration, bits=bits, observer=observer, weights=a.weight_bits)
-            report = measure_rates(q, batches, codecs=a.codecs)
+            report = measure_rates(q, batches, codecs=a.codecs, threads=a.threads)
             rows.append(row(a.network, stage, bits, report, time.perf_counter() - start, True))
             save()
 
@@ -155,12 +135,13 @@ def main() -> None:
             }
             write_text(a.out, json.dumps(result, indent=1, default=str) + "\n")
 
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for stage, weights in stages.items():
         model = resolve(name).eval()
-        if weights.endswith(".json"):
+        if a.network != "inception" and weights.endswith(".json"):
             model = load_quantized(model, weights.removesuffix(".json"))
             start = time.perf_counter()
-            report = measure_rates(model, test, codecs=a.codecs)
+            report = measure_rates(model, test, codecs=a.codecs, threads=a.threads)
             bits = sorted(set(quantization(model).bits.values()))
             rows.append(
                 row(
@@ -174,22 +155,23 @@ def main() -> None:
             )
             save()
             continue
-        load_weights(model, weights)
         if a.network == "inception":
-            with torch.no_grad():
-                labels = [model(x).argmax(1) for x, _ in test]
-            inputs = [x for x, _ in test]
-            pairs = list(zip(inputs, labels))
-            floats[stage] = 1.0
+            if not pairs:
+                original = inception.network()
+                with torch.no_grad():
+                    pairs = [(x, original(x).argmax(1)) for x, _ in test]
+            found, _, trained = weights.partition(",")
+            is_result = found.endswith(".json")
+            model = inception.network()
+            if trained or not is_result:
+                load_weights(model, trained or found)
+            if is_result:
+                inception.with_thresholds(model, json.loads(Path(found).read_text())["thresholds"])
+            floats[stage] = float_accuracy(model, pairs)
+            print(f"inception {stage}: float agreement {floats[stage]:.4f}", flush=True)
             run(stage, model, pairs)
-            set_thresholds(model, thresholds_for(model, calibration, a.density))
-            floats[f"thresholds {a.density}"] = float_accuracy(model, pairs)
-            print(
-                f"thresholds to density {a.density}: agreement {floats[f'thresholds {a.density}']:.4f}",
-                flush=True,
-            )
-            run(f"thresholds {a.density}", model, pairs)
             continue
+        load_weights(model, weights)
         floats[stage] = float_accuracy(model, test)
         print(f"{a.network} {stage}: float accuracy {100 * floats[stage]:.2f} %", flush=True)
         run(stage, model, test)

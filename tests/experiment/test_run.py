@@ -190,3 +190,41 @@ def test_a_codec_that_lies_is_caught(monkeypatch):
     monkeypatch.setattr(coding.codecs, "decode", lambda blob, **kw: np.bitwise_xor(true(blob, **kw), 1))
     with pytest.raises(CodecError, match="relu1 of image 0"):
         code_maps(model, Loader(data, 4), ["seg"])
+
+
+def test_low_bits_are_trained_beside_a_given_control(whole, tmp_path):
+    out, before = whole
+    text = (
+        RECIPE.replace("model: {name: lenet5}", f"model: {{name: lenet5, weights: {out / 'sparse.safetensors'}, "
+                       f"control: {out / 'control.safetensors'}}}")
+        .replace("train: {epochs: 2, lr: 0.02}\n", "")
+        .replace("bits: [16, 8], calibration: 100", "bits: [8, 4], calibration: 100, train: {epochs: 2, rate: 0.5}")
+        .replace("density_reduction: 1.0, speedup_over_control: 1.0, gain_8: 2.0",
+                 "gain_4: 3.0, accuracy_4_over_control: -30")
+    )  # fmt: skip
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("sparsify"))
+    results = reproduce(parse_recipe(text), tmp_path)
+    rows = {(s["stage"], s["bits"]): s for s in results["stages"]}
+    assert set(rows) == {("baseline", 32), ("control", 32), ("baseline", 8), ("baseline", 4)}
+    accuracies = {s["stage"]: s["accuracy"] for s in before["stages"] if s["bits"] == 32}
+    assert rows["baseline", 32]["accuracy"] == accuracies["sparse"]
+    assert rows["control", 32]["accuracy"] == accuracies["control"]
+    assert rows["baseline", 4]["trained"] and not rows["baseline", 8]["trained"]
+    epochs = results["quantized_training"]["baseline.4"]
+    assert len(epochs) == 2 and epochs[1]["rate"] < epochs[0]["rate"]
+    assert [t["target"] for t in results["targets"]] == ["gain_4", "accuracy_4_over_control"]
+    assert all(t["measured"] is not None for t in results["targets"])
+    trained, start = (
+        load_file(tmp_path / "baseline.4.safetensors"),
+        load_file(tmp_path / "baseline.safetensors"),
+    )
+    assert any(not torch.equal(v, start[k]) for k, v in trained.items())
+    page = (tmp_path / "report.html").read_text()
+    assert "Rate and distortion" in page and "4, trained" in page
+    again = reproduce(parse_recipe(text), tmp_path)
+    assert figures(again) == figures(results) and "baseline.4.train" in again["run"]["resumed"]
+
+
+def test_widths_to_train_are_among_those_asked_for():
+    with pytest.raises(RecipeError, match=r"quantize.*its bits must be among \[16, 8\], not 4"):
+        parse_recipe(RECIPE.replace("bits: [16, 8],", "bits: [16, 8], train: {epochs: 1},"))

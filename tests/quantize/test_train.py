@@ -165,3 +165,56 @@ def test_the_rate_penalty_lowers_the_coded_size(task):
         penalty()
     with pytest.raises(InputError, match="factor"):
         RatePenalty(q, -1.0)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights_and_scales(task, tmp_path):
+    net, batches = task
+    settings = {"epochs": 3, "lr": 2e-3, "scale_lr": 1e-2, "clip": 1.0}
+
+    def train(model, **options):
+        with RatePenalty(model, 0.1) as penalty:
+            return finetune(model, batches, penalty=penalty, **settings, **options)
+
+    whole = actzip.quantize(net, batches, bits=4)
+    figures = train(whole)
+
+    class Killed(Exception):
+        pass
+
+    def kill(event):
+        if (event["epoch"], event["step"]) == (3, 2):
+            assert event["steps"] == len(batches) and event["seconds_left"] > 0
+            raise Killed
+
+    file = tmp_path / "last.pt"
+    with pytest.raises(Killed):
+        train(actzip.quantize(net, batches, bits=4), checkpoint=file, on_step=kill)
+    resumed = actzip.quantize(net, batches, bits=4)
+    again = train(resumed, checkpoint=file)
+    assert [f["loss"] for f in again] == [f["loss"] for f in figures]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    for name, scale in quantization(whole).scales.items():
+        assert torch.equal(scale, quantization(resumed).scales[name]), name
+    with pytest.raises(DataError, match="other settings"):
+        finetune(actzip.quantize(net, batches, bits=5), batches, checkpoint=file, **settings)
+    file.write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="not a readable checkpoint"):
+        train(resumed, checkpoint=file)
+
+
+def test_the_rate_of_a_share_is_that_of_the_first_samples(task):
+    net, batches = task
+    x = batches[0][0]
+    q = actzip.quantize(net, batches, bits=6)
+    q.eval()  # no batch statistics, so that samples do not depend on each other
+    rates = []
+    for images, share in ((x[: len(x) // 4], 1.0), (x, 0.25), (x, 1.0)):
+        with RatePenalty(q, 0.5, share) as penalty:
+            q(images)
+            penalty()
+            rates.append(penalty.rate)
+    assert rates[1] == pytest.approx(rates[0], rel=1e-5) and rates[2] != pytest.approx(rates[0], rel=1e-5)
+    for share in (0.0, 1.5):
+        with pytest.raises(InputError, match="share"):
+            RatePenalty(q, 0.5, share)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import actzip
-from actzip.activations import set_thresholds
+from actzip.activations import ActivationTap, set_thresholds
 from actzip.errors import ActzipWarning, InputError, LayerError
 from actzip.quantize import capture as capture_integers
-from actzip.quantize import quantization
+from actzip.quantize import quantization, without_quantization
 from actzip.quantize.model import marked
 from actzip.runtime.capture import capture
 from actzip.runtime.lower import choose_storage, lower
@@ -147,3 +147,78 @@ def test_compile_takes_quantized_models_and_half_floats(data):
     assert fast.arena_bytes(1) < half.arena_bytes(1) < full.arena_bytes(1)
     with pytest.raises(InputError, match="storage"):
         actzip.compile(model, data, storage="int3")
+
+
+class Pooled(nn.Module):
+    """Maps that only a pool reads, and so dense that a float map of their kind is not packed."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 8, 1)
+        nn.init.constant_(self.a.bias, 2.0)
+
+    def forward(self, x):
+        return self.b(torch.max_pool2d(torch.relu(self.a(x)), 2))
+
+
+def test_maps_that_pools_read_are_packed_where_memory_counts(data):
+    model = Pooled().eval()
+    big = data[:1].repeat(1, 1, 8, 8)
+    q = actzip.quantize(model, big, bits=8)
+    options = {"tune": False, "cache": False, "threads": 1}
+    auto = actzip.compile(model, big, **options)
+    always = actzip.compile(model, big, pack="always", **options)
+    half = actzip.compile(model, big, pack="always", storage="float16", **options)
+    packed = {v.name for v in always.graph.values.values() if v.storage == "packed"}
+    assert len(packed) == 2 and not any(v.storage == "packed" for v in auto.graph.values.values())
+    want = model(big).detach()
+    assert (always(big) - want).abs().max() < 1e-5
+    assert half.arena_bytes(1) < 0.7 * always.arena_bytes(1)
+    for tune in (False, True):  # trials never take integers away
+        fast = actzip.compile(q, big, **{**options, "tune": tune})
+        assert {v.name for v in fast.graph.values.values() if v.storage == "packed"} == packed
+        assert fast.arena_bytes(1) < 0.5 * always.arena_bytes(1)
+        assert (fast(big) - q(big)).abs().max() < 1e-3
+    with pytest.raises(InputError, match="pack"):
+        actzip.compile(model, big, pack="never")
+
+
+class Exact(Net):
+    def __init__(self):
+        super().__init__(False)
+        self.fc = nn.Conv2d(32, 5, 1)
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.stem(x)))
+        x = torch.cat([self.relu(self.left(x)), self.relu(self.right(x)), x], 1)
+        return self.fc(self.relu(self.tail(x)))
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_integers_of_a_whole_network_are_equal_bit_for_bit_where_sums_are_exact(data, bits):
+    torch.manual_seed(1)
+    model = Exact().eval()
+    with torch.no_grad():  # powers of two everywhere, so that no sum is rounded, in whatever order it is made
+        for p in model.parameters():
+            p.copy_(torch.round(p * 64) / 64)
+        x = torch.round(data * 8) / 8
+        q = actzip.quantize(model, x, bits=bits)
+        for site in quantization(q).sites.values():
+            site.scale.copy_(2 ** site.scale.log2().round())
+    maps = actzip.quantize.integers(q, x)
+    assert len(maps) == 4 and all(int(m.values.max()) > 2 for m in maps.values())
+
+    def decoded(site, y):
+        m = maps[site.name]
+        blob = actzip.encode(m.numpy(), codec="rans", bits=bits)
+        back = torch.from_numpy(actzip.decode(blob, framework="numpy").astype(np.float32))
+        return back * m.scale
+
+    with torch.no_grad():
+        want = q(x)
+        with without_quantization(q), ActivationTap(q, decoded):
+            assert torch.equal(q(x), want)  # through the codec
+    fast = actzip.compile(q, x, tune=False, cache=False, threads=1)
+    assert sum(v.storage == "packed" for v in fast.graph.values.values()) >= 4
+    assert torch.equal(fast(x), want)  # through the engine

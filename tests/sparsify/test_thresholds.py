@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from toys import loader, net
 
 from actzip.activations import get_thresholds, set_thresholds
 from actzip.errors import ActzipWarning, DataError, InputError, LayerError
-from actzip.sparsify import agreement, calibrate_thresholds, measure
+from actzip.sparsify import agreement, calibrate_thresholds, measure, sparsify
 
 
 @pytest.mark.parametrize("per", ["layer", "channel"])
@@ -122,3 +124,28 @@ def test_same_seed_same_thresholds():
     a = calibrate_thresholds(model, loader(), density=0.3, seed=4)
     b = calibrate_thresholds(model, loader(), density=0.3, seed=4)
     assert a.thresholds == b.thresholds
+
+
+def test_a_thresholded_network_learns_what_it_gave_without(trained):
+    found = calibrate_thresholds(
+        trained, loader(), density=0.5 * measure(trained, loader()).density, samples=192
+    )
+    student = set_thresholds(copy.deepcopy(trained), found.thresholds)
+
+    def distance(model):
+        with torch.no_grad():
+            pairs = [(model(x), trained(x)) for x, _ in loader()]
+        return float(sum((a - b).square().sum() for a, b in pairs))
+
+    settings = {"epochs": 4, "lr": 2e-3, "optimizer": "adam", "alpha": 0, "distill": 1.0, "distill_maps": 1.0,
+                "distill_layers": ["conv2"], "freeze_norm": True}  # fmt: skip
+    made = sparsify(student, loader(), None, settings, teacher=trained)
+    assert distance(made) < 0.5 * distance(student)
+    assert {n: float(t) for n, t in get_thresholds(made).items()} == found.thresholds
+    assert get_thresholds(trained) == {}
+    before = dict(trained.named_buffers())
+    assert before and all(torch.equal(b, before[n]) for n, b in made.named_buffers())
+    with pytest.raises(LayerError, match="no module 'conv9'"):
+        sparsify(student, loader(), None, {**settings, "distill_layers": "conv9"})
+    with pytest.raises(InputError, match="distill_layers"):
+        sparsify(student, loader(), None, {**settings, "distill_layers": None})

@@ -79,7 +79,7 @@ class _Display:
                 note += f", penalty {event['penalty']:.3f}"
             if event["accuracy"] is not None:
                 note += f", validation {100 * event['accuracy']:.2f} %"
-            if event["theoretical_speedup"] is not None:
+            if event.get("theoretical_speedup") is not None:
                 note += f", speed-up {event['theoretical_speedup']:.2f}x"
             done = (event["epoch"] - 1) * event["steps"] + event["step"]
             self._show(stage, done, event["epochs"] * event["steps"], note)
@@ -119,7 +119,7 @@ def _print(results: dict[str, Any], folder: Path) -> None:
     for row in results["stages"]:
         cells = [
             row["stage"],
-            "f32" if row["bits"] == 32 else str(row["bits"]),
+            "f32" if row["bits"] == 32 else f"{row['bits']}{', trained' if row.get('trained') else ''}",
             f"{100 * row['accuracy']:.2f}",
             f"{row['density']:.4f}",
             f"{row['theoretical_speedup']:.2f}x",

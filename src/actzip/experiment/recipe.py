@@ -40,11 +40,15 @@ class _Part(BaseModel):
 
 
 class ModelPart(_Part):
-    """Which network: a name or import path, constructor arguments, and weights to begin with."""
+    """Which network: a name or import path, constructor arguments, and weights to begin with.
+
+    ``control``: weights of a control that another recipe trained, measured beside.
+    """
 
     name: str
     args: dict[str, Any] = {}
     weights: str | None = None
+    control: str | None = None
 
 
 class DataPart(_Part):
@@ -63,20 +67,45 @@ class DataPart(_Part):
     test_limit: int | None = Field(None, gt=0)
 
 
+class LowBitsPart(_Part):
+    """Training with the quantizers in place, of the widths in ``bits``, on the training images.
+
+    Weights by the straight-through estimator, scales as learned step sizes; ``rate`` is the weight in the loss of the
+    estimated bits an element (:class:`actzip.quantize.train.RatePenalty`), looked at on ``rate_share`` of each batch;
+    ``distill`` the share of the loss that is the divergence from the float network's outputs.
+    """
+
+    bits: list[int] = Field([4], min_length=1)
+    epochs: int = Field(gt=0)
+    lr: float = Field(1e-3, gt=0)
+    scale_lr: float = Field(2e-3, ge=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    rate: float = Field(0.15, ge=0)
+    rate_share: float = Field(0.25, gt=0, le=1)
+    distill: float = Field(0.0, ge=0, le=1)
+    temperature: float = Field(2.0, gt=0)
+    clip: float = Field(0.0, ge=0)
+    observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+
+
 class QuantizePart(_Part):
-    """Stage 2: at which widths, by which observer."""
+    """Stage 2: at which widths, by which observer; ``train``: some of them with training."""
 
     bits: list[int] = Field([16, 8], min_length=1)
     observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     per: Literal["tensor", "channel"] = "tensor"
     percentile: float = Field(99.99, gt=0, le=100)
     calibration: int = Field(1000, gt=0)
+    train: LowBitsPart | None = None
 
     @model_validator(mode="after")
     def _widths(self) -> QuantizePart:
         for bits in self.bits:
             if not 4 <= bits <= 16:
                 raise ValueError(f"bits: 4 to 16 are possible, not {bits}")
+        for bits in self.train.bits if self.train is not None else ():
+            if bits not in self.bits:
+                raise ValueError(f"train: its bits must be among {self.bits}, not {bits}")
         return self
 
 
@@ -94,7 +123,7 @@ class TargetsPart(_Part):
     ``density_reduction``: density of the baseline / density of the sparsified network. ``speedup_over_control``:
     effective MACs of the control / effective MACs of the sparsified network. ``accuracy_over_control``: points (0.1
     is a tenth of a percent). ``gain_BITS``: compression gain against float32 of the sparsified network at that
-    width, headers included, best codec of the recipe.
+    width, headers included, best codec of the recipe; ``accuracy_BITS_over_control``: points, at that width.
     """
 
     density_reduction: float | None = None
@@ -103,6 +132,9 @@ class TargetsPart(_Part):
     gain_16: float | None = None
     gain_8: float | None = None
     gain_4: float | None = None
+    accuracy_16_over_control: float | None = None
+    accuracy_8_over_control: float | None = None
+    accuracy_4_over_control: float | None = None
 
 
 def _training_part(name: str, doc: str, leave_out: frozenset[str], **more: Any) -> type[_Part]:

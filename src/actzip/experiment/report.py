@@ -72,6 +72,7 @@ def render(results: Mapping[str, Any], models: Mapping[str, nn.Module], example:
         layers=layers,
         curves=_curves(results),
         frontier=_frontier(results),
+        distortion=_rate_distortion(results),
         codecs=list(results["coding"][0]["gain_float32"]) if results["coding"] else [],
     )
 
@@ -146,10 +147,24 @@ def _scale(values: list[float], low: float, high: float, pad: float = 0.05) -> t
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 470.0, 14.0, 190.0
 
 
+#: Dashes of the lines of one stage's codecs, the first one's drawn through.
+_DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
+
+
 def _plot(
-    series: list[tuple[str, list[tuple[float, float]]]], x: str, y: str, percent: bool = False
+    series: list[tuple[str, list[tuple[float, float]]]],
+    x: str,
+    y: str,
+    percent: bool = False,
+    notes: list[str] | None = None,
 ) -> dict[str, Any] | None:
+    """Lines by stage; ``notes``: what tells lines of one stage apart, each with a dash of its own."""
     points = [p for _, line in series for p in line]
+    notes = notes or [""] * len(series)
+    kinds = list(dict.fromkeys(notes))
+    labels = [
+        f"{_LABELS[stage]}, {note}" if note else _LABELS[stage] for (stage, _), note in zip(series, notes)
+    ]
     if not points:
         return None
     fx, ox = _scale([p[0] for p in points], _LEFT, _RIGHT)
@@ -168,18 +183,19 @@ def _plot(
         "series": [
             {
                 "stage": stage,
-                "label": _LABELS[stage],
+                "label": label,
+                "dash": _DASHES[kinds.index(note) % len(_DASHES)],
                 "path": " ".join(f"{a * fx + ox:.1f},{b * fy + oy:.1f}" for a, b in line),
                 "points": [
                     {
                         "x": a * fx + ox,
                         "y": b * fy + oy,
-                        "text": f"{_LABELS[stage]}: {text(a, False)}, {text(b, percent)}",
+                        "text": f"{label}: {text(a, False)}, {text(b, percent)}",
                     }
                     for a, b in line
                 ],
             }
-            for stage, line in series
+            for (stage, line), label, note in zip(series, labels, notes)
         ],
     }
 
@@ -214,3 +230,13 @@ def _frontier(results: Mapping[str, Any]) -> dict[str, Any] | None:
         if line:
             series.append((stage, line))
     return _plot(series, "theoretical speed-up", "validation accuracy", percent=True)
+
+
+def _rate_distortion(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Test accuracy against coded bits an element, a line a stage and codec, a point a width."""
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in results["stages"]:
+        for codec, rate in row.get("bits_per_element", {}).items():
+            lines.setdefault((row["stage"], codec), []).append((float(rate), float(row["accuracy"])))
+    series = [(stage, sorted(line)) for (stage, _), line in lines.items()]
+    return _plot(series, "bits an element, coded", "test accuracy", percent=True, notes=[c for _, c in lines])

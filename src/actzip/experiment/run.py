@@ -29,12 +29,13 @@ from actzip.activations import get_thresholds, set_thresholds
 from actzip.data import Images, Loader, resolve, split
 from actzip.errors import DataError, RecipeError
 from actzip.experiment.coding import code_maps
-from actzip.experiment.recipe import Recipe
+from actzip.experiment.recipe import LowBitsPart, Recipe
 from actzip.files import write_text
 from actzip.models import load_weights, save_weights
 from actzip.models import resolve as resolve_model
 from actzip.quantize import quantize
-from actzip.quantize.files import save_quantization
+from actzip.quantize.files import load_quantized, save_quantization, save_quantized
+from actzip.quantize.train import RatePenalty, finetune
 from actzip.sparsify import SparsifyConfig, measure, sparsify, sparsify_result
 
 __all__ = ["SCHEMA", "reproduce"]
@@ -155,7 +156,7 @@ class _Experiment:
         described = [
             SCHEMA,
             self.recipe.seed,
-            self.recipe.model.model_dump(),
+            self.recipe.model.model_dump(exclude={"control"}),
             self.recipe.data.model_dump(),
             [
                 [i.name, i.source, list(i.images.shape), list(i.mean), list(i.std)]
@@ -265,7 +266,7 @@ class _Experiment:
             load_weights(start, r.model.weights)
         if r.train is not None:
             config = r.train.config(r.seed, alpha=0.0)  # type: ignore[attr-defined]
-            keys["baseline"] = self._key("baseline", asdict(config))
+            keys["baseline"] = self._key("baseline", config.identity())
             models["baseline"], history["baseline"] = self._train("baseline", start, config, keys["baseline"])
         else:
             keys["baseline"] = self._key("given")
@@ -280,15 +281,21 @@ class _Experiment:
                     **configs,
                 }
             for stage, config in configs.items():
-                keys[stage] = self._key(keys["baseline"], stage, asdict(config))
+                keys[stage] = self._key(keys["baseline"], stage, config.identity())
                 models[stage], history[stage] = self._train(stage, models["baseline"], config, keys[stage])
+
+        if r.model.control is not None:
+            models["control"] = self._model().eval()
+            load_weights(models["control"], r.model.control)
+            keys["control"] = self._key("given control", r.model.control)
 
         stages: list[dict[str, Any]] = []
         measured: dict[str, Any] = {}
         for stage, model in models.items():
             measured[stage] = m = self._measured(stage, model, keys[stage])
             stages.append({"stage": stage, "bits": 32, **{k: v for k, v in m.items() if k != "densities"}})
-        codings = self._quantize_and_encode(models, keys, stages)
+        trained: dict[str, Any] = {}
+        codings = self._quantize_and_encode(models, keys, stages, trained)
         reference = measured.get("control", measured["baseline"])
         for row in stages:
             row["speedup_over_control"] = reference["effective_macs"] / max(1.0, row["effective_macs"])
@@ -307,8 +314,12 @@ class _Experiment:
             "stages": stages,
             "layers": {s: m["densities"] for s, m in measured.items()},
             "coding": codings,
-            "targets": _targets(r, measured, codings),
+            "targets": _targets(r, measured, codings, stages),
             "history": _without_times(history),
+            "quantized_training": {
+                n: [{k: v for k, v in e.items() if k != "seconds"} for e in t["epochs"]]
+                for n, t in trained.items()
+            },
             "run": {
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": self.seconds,
@@ -324,7 +335,11 @@ class _Experiment:
         return results
 
     def _quantize_and_encode(
-        self, models: dict[str, nn.Module], keys: dict[str, str], stages: list[dict[str, Any]]
+        self,
+        models: dict[str, nn.Module],
+        keys: dict[str, str],
+        stages: list[dict[str, Any]],
+        trained: dict[str, Any],
     ) -> list[dict[str, Any]]:
         r = self.recipe
         if r.quantize is None:
@@ -334,22 +349,36 @@ class _Experiment:
         calibration = [
             x for x, _ in Loader(self.val.take(slice(0, part.calibration)), min(250, part.calibration))
         ]  # validation images: training does not see them, nor does the test see these
-        chosen: list[str] = [s for s in ("control", "sparse") if s in models] or ["baseline"]
+        last = "sparse" if "sparse" in models else "baseline"
+        chosen = (
+            [last]
+            if "control" not in models or r.model.control is not None or last != "sparse"
+            else ["control", last]
+        )
         for stage in chosen:
             for bits in part.bits:
                 name = f"{stage}.{bits}"
+                low = (
+                    part.train
+                    if part.train is not None and stage == last and bits in part.train.bits
+                    else None
+                )
                 quantized = quantize(
                     models[stage],
                     calibration,
                     bits=bits,
                     per=part.per,
-                    observer=part.observer,
+                    observer=part.observer if low is None else low.observer,
                     percentile=part.percentile,
                 )
+                key = self._key(keys[stage], part.model_dump(exclude={"train"}), bits)
+                if low is not None:
+                    key = self._key(key, low.model_dump())
+                    trained[name] = self._train_low(name, quantized, models[stage], low, key)
                 save_quantization(quantized, self.out / f"{name}.quant.json")
-                key = self._key(keys[stage], part.model_dump(), bits)
                 m = self._measured(name, quantized, key)
                 row = {"stage": stage, "bits": bits, **{k: v for k, v in m.items() if k != "densities"}}
+                row["trained"] = low is not None
                 stages.append(row)
                 if r.encode is not None:
                     coding = self._encoded(name, quantized, key)
@@ -358,6 +387,50 @@ class _Experiment:
                     row["decoded_accuracy"] = coding["accuracy"]
                     codings.append({"stage": stage, **coding})
         return codings
+
+    def _train_low(
+        self, name: str, quantized: nn.Module, teacher: nn.Module, part: LowBitsPart, key: str
+    ) -> dict[str, Any]:
+        """Trains ``quantized`` in place; its weights and scales are ``NAME.safetensors`` and ``NAME.json``."""
+        stem = self.out / name
+        done = self.out / "stages" / f"{name}.train" / "result.json"
+        if not stem.with_name(f"{name}.safetensors").exists() or not stem.with_name(f"{name}.json").exists():
+            done.unlink(missing_ok=True)
+
+        def make(folder: Path) -> dict[str, Any]:
+            d = self.recipe.data
+            quantized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            batches = Loader(self.train, d.batch_size, seed=self.recipe.seed, shuffle=True, augment=d.augment,
+                             drop_last=len(self.train) > d.batch_size, channels_last=True)  # fmt: skip
+            stage = f"{name}.train"
+            torch.manual_seed(self.recipe.seed)
+            with RatePenalty(quantized, part.rate, part.rate_share) as penalty:
+                rates: list[float] = []
+
+                def cost() -> torch.Tensor:
+                    value = penalty()
+                    rates.append(penalty.rate)
+                    return value
+
+                def on_epoch(epoch: int, row: dict[str, float]) -> None:
+                    row["rate"] = sum(rates) / max(1, len(rates))
+                    rates.clear()
+
+                figures = finetune(
+                    quantized, batches, epochs=part.epochs, lr=part.lr, scale_lr=part.scale_lr,
+                    weight_decay=part.weight_decay, penalty=cost if part.rate > 0 else None,
+                    teacher=teacher if part.distill > 0 else None, distill=part.distill,
+                    temperature=part.temperature, clip=part.clip, checkpoint=folder / "last.pt", on_epoch=on_epoch,
+                    on_step=lambda e: self.progress({"stage": stage, "kind": "step", "penalty": penalty.rate * part.rate,
+                                                     **e}),
+                )  # fmt: skip
+            save_quantized(quantized, stem)
+            return {"epochs": figures}
+
+        result = self._once(f"{name}.train", key, make)
+        load_quantized(quantized, stem)
+        quantized.eval()
+        return result
 
     def _encoded(self, name: str, quantized: nn.Module, key: str) -> dict[str, Any]:
         part = self.recipe.encode
@@ -393,7 +466,9 @@ def _without_times(history: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _targets(r: Recipe, measured: dict[str, Any], codings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _targets(
+    r: Recipe, measured: dict[str, Any], codings: list[dict[str, Any]], stages: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Each target of the recipe beside what was measured; None where there is nothing to compare."""
     base, control, sparse = measured["baseline"], measured.get("control"), measured.get("sparse")
     found: dict[str, float | None] = {}
@@ -408,6 +483,10 @@ def _targets(r: Recipe, measured: dict[str, Any], codings: list[dict[str, Any]])
     for c in codings:
         if c["stage"] == last:
             found[f"gain_{c['bits']}"] = max(c["gain_float32"].values())
+    for row in stages:
+        if control is not None and row["stage"] == last and row["bits"] != 32:
+            right = [round(m["accuracy"] * m["samples"]) for m in (row, control)]
+            found[f"accuracy_{row['bits']}_over_control"] = 100 * (right[0] - right[1]) / row["samples"]
     return [
         {
             "target": name,

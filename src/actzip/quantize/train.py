@@ -8,8 +8,10 @@ A small loop for those who have none. People with their own add ``quantization(m
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
+from actzip.files import write_with
 from actzip.quantize.linear import _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
 
@@ -66,14 +69,19 @@ class RatePenalty:
 
     Args:
         factor: of the loss, a bit an element.
+        share: of the samples of a batch (the first ones, at least one) that it looks at; the estimate stays unbiased for
+            shuffled batches, and the time falls with it.
 
     Attributes:
         rate: the estimate of the last forward pass, bits an element.
     """
 
-    def __init__(self, model: nn.Module, factor: float) -> None:
+    def __init__(self, model: nn.Module, factor: float, share: float = 1.0) -> None:
         if not 0 <= factor < math.inf:
             raise InputError(f"factor must be finite and >= 0, not {factor}")
+        if not 0 < share <= 1:
+            raise InputError(f"share must be above 0 and at most 1, not {share}")
+        self.share = share
         self.model = model
         self.factor = factor
         self.rate = 0.0
@@ -83,6 +91,8 @@ class RatePenalty:
 
     def _visit(self, q: SiteQuantizer, x: Tensor) -> None:
         if torch.is_grad_enabled() and x.requires_grad:
+            if self.share < 1 and x.dim() > 1:
+                x = x[: max(1, round(self.share * x.shape[0]))]
             self._sums.append(_LogSum.apply(x, q.scale))  # type: ignore[no-untyped-call]
             self._elements += x.numel()
 
@@ -143,7 +153,10 @@ def finetune(
     distill: float = 0.5,
     temperature: float = 2.0,
     freeze_norm: bool = False,
+    clip: float = 0.0,
+    checkpoint: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tunes a quantized classifier, in place: Adam, cosine learning rate to zero, cross-entropy.
 
@@ -154,14 +167,18 @@ def finetune(
         penalty: added to the loss after each forward pass (an ``ActivationPenalty``, say).
         teacher: a float model whose outputs are learned too, with share ``distill`` of the loss.
         freeze_norm: BatchNorm keeps its statistics (for the last epochs of low-bit training).
-        on_epoch: called with (epoch from 1, figures) after each.
+        clip: largest norm of the gradient (0: no clipping).
+        checkpoint: a file written after each epoch, whole or not at all; a run that finds it goes on from there, and ends
+            with the weights and scales that an unbroken run gives.
+        on_epoch: called with (epoch from 1, figures) after each; on_step: with epoch, step, steps (of the epoch), loss
+            and seconds_left after each step.
 
     Returns:
         figures of each epoch: ``loss``, ``accuracy`` (of training, 0 to 1), ``seconds``.
 
     Raises:
         InputError: the model is not quantized, or an option is out of range.
-        DataError: an epoch without a batch.
+        DataError: an epoch without a batch; a checkpoint that cannot be read, or is of a run with other settings.
         TrainingError: the loss is not finite.
     """
     if epochs < 1:
@@ -177,8 +194,16 @@ def finetune(
     if teacher is not None:
         teacher.eval()
     figures: list[dict[str, float]] = []
-    step = 0
-    for epoch in range(1, epochs + 1):
+    settings = {"epochs": epochs, "lr": lr, "scale_lr": scale_lr, "weight_decay": weight_decay, "distill": distill,
+                "temperature": temperature, "freeze_norm": freeze_norm, "clip": clip, "steps": steps,
+                "teacher": teacher is not None, "bits": quantizers.bits}  # fmt: skip
+    kept = Path(checkpoint) if checkpoint is not None else None
+    if kept is not None and kept.exists():
+        figures = _resume(kept, model, optimizer, settings)
+    per_epoch = steps // epochs
+    step = len(figures) * per_epoch
+    clock, first = time.perf_counter(), step
+    for epoch in range(len(figures) + 1, epochs + 1):
         model.train()
         if freeze_norm:
             for m in model.modules():
@@ -205,17 +230,61 @@ def finetune(
                     f"the loss is {value} at step {step} (epoch {epoch}): lower the learning rate"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
+            if clip > 0:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             quantizers.clamp_scales_()
             step += 1
             total += value * len(y)
             right += int((out.argmax(1) == y).sum())
             seen += len(y)
+            if on_step is not None:
+                left = (time.perf_counter() - clock) / (step - first) * (steps - step)
+                on_step({"epoch": epoch, "epochs": epochs, "step": step - (epoch - 1) * per_epoch, "steps": per_epoch,
+                         "loss": total / seen, "accuracy": right / seen, "seconds_left": left})  # fmt: skip
         if not seen:
             raise DataError(f"epoch {epoch} of the training data has no batch")
         row = {"loss": total / seen, "accuracy": right / seen, "seconds": time.perf_counter() - start}
         figures.append(row)
         if on_epoch is not None:
             on_epoch(epoch, row)
+        if kept is not None:
+            _save(kept, model, optimizer, settings, figures)
     model.eval()
     return figures
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+    figures: list[dict[str, float]],
+) -> None:
+    state = {
+        "settings": repr(settings),
+        "model": model.state_dict(),
+        "scales": [p.detach() for p in quantization(model).parameters()],
+        "optimizer": optimizer.state_dict(),
+        "figures": figures,
+        "rng": torch.get_rng_state(),
+    }
+    write_with(path, lambda f: torch.save(state, f))
+
+
+def _resume(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+) -> list[dict[str, float]]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types
+        raise DataError(f"{path} is not a readable checkpoint: {error}; delete it to start anew") from error
+    if state.get("settings") != repr(settings):
+        raise DataError(f"{path} belongs to a run with other settings; use another file, or delete it")
+    model.load_state_dict(state["model"])
+    with torch.no_grad():
+        for p, value in zip(quantization(model).parameters(), state["scales"]):
+            p.copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    return list(state["figures"])

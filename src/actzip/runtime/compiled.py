@@ -37,6 +37,7 @@ def compile(
     cache: bool = True,
     dynamic: bool = True,
     storage: str = "float32",
+    pack: str = "auto",
 ) -> CompiledModel:
     """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
 
@@ -53,6 +54,8 @@ def compile(
         dynamic: any batch size; False: the example's only.
         storage: ``float32`` or ``float16``: how packed maps keep their values. Maps of a model quantized by
             ``actzip.quantize`` (unsigned, one scale a map) are kept as 8- or 16-bit integers either way.
+        pack: ``auto``: maps are packed where that is quicker, or where they are kept as integers; ``always``: wherever the
+            engine can, for the least memory.
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
@@ -62,8 +65,10 @@ def compile(
     _advise()
     if storage not in ("float32", "float16"):
         raise InputError(f"storage must be 'float32' or 'float16', not {storage!r}")
+    if pack not in ("auto", "always"):
+        raise InputError(f"pack must be 'auto' or 'always', not {pack!r}")
     graph, inputs = _front_end(model, example, dynamic)
-    graph.meta["storage"] = storage
+    graph.meta["storage"], graph.meta["pack"] = storage, pack
     graph = optimize(graph)
     if calibration is not None:
         inputs = _arrays(graph, calibration, "calibration")

@@ -115,10 +115,26 @@ def can_pack(graph: g.Graph, value: str) -> bool:
     return True
 
 
+def keeps_integers(graph: g.Graph, name: str) -> bool:
+    """Whether all that is written into a value is quantized, so that it is stored as integers once it is packed."""
+    producers = graph.producers()
+
+    def quantized(v: str) -> bool:
+        p = producers.get(v)
+        if isinstance(p, g.Concat):
+            return all(quantized(i) for i in p.inputs)
+        if isinstance(p, g.Pool) and p.kind == "max":
+            return quantized(p.inputs[0])
+        return graph.values[v].quant is not None
+
+    return quantized(name)
+
+
 def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset()) -> g.Graph:
     """Sets ``Value.storage``: packed where zeros are expected, the engine can, and nobody said ``dense``.
 
-    What is placed in one Concat is stored alike.
+    What is placed in one Concat is stored alike. Maps that only pools and the like read are packed where they are quantized, or
+    where ``meta["pack"]`` is ``always``.
     """
     graph = graph.copy()
     producers = graph.producers()
@@ -129,7 +145,7 @@ def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset(
         read = any(isinstance(n, g.Conv2d) and set(n.inputs) & set(members) for n in graph.nodes)
         quantized = any(graph.values[v].quant is not None for v in members)  # only packed maps are rounded
         ok = (
-            (read or quantized)
+            (read or quantized or graph.meta.get("pack") == "always")
             and not any(v in dense for v in members)
             and all(can_pack(graph, v) for v in members)
             and _zeros(graph, producers, root)

@@ -18,7 +18,7 @@ import numpy as np
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.cache import TuningCache
-from actzip.runtime.lower import Lowered, choose_storage, lower
+from actzip.runtime.lower import Lowered, choose_storage, keeps_integers, lower
 from actzip.runtime.passes import root_of
 
 __all__ = ["Tuned", "tune"]
@@ -149,6 +149,8 @@ def tune(
         inputs: arrays for the graph's inputs with this ``batch``.
         keep_dense: values that must not be packed (non-finite weights read them).
         trials: False: no timing; packed where the calibrated density is below 0.7, the engine's first choice of kernel.
+            Either way maps that are stored as integers stay packed (they are rounded by that, and smaller at any density),
+            and so does every map where ``graph.meta["pack"]`` is ``always``.
         storage: a last rewrite of the storages (quantized values, say), before kernels are chosen.
     """
     bench = _Bench(graph, inputs, batch, threads)
@@ -158,13 +160,13 @@ def tune(
         for v, d in densities.items():
             gr.values[v].density = d
         _concat_densities(gr)
-    plain = packed.copy()
-    for value in plain.values.values():
-        value.storage = "dense"
     groups: dict[str, list[str]] = {}
     for v in packed.values:
         if packed.values[v].storage == "packed":
             groups.setdefault(root_of(packed, v)[0], []).append(v)
+    always = packed.meta.get("pack") == "always"
+    groups = {r: m for r, m in groups.items() if not always and not keeps_integers(packed, r)}
+    plain = choose_storage(packed, {v for members in groups.values() for v in members} | keep_dense)
     why: dict[str, str] = {}
     dense: set[str] = set(keep_dense)
     variants: dict[str, str] = {}

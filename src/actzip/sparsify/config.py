@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 from actzip.errors import InputError
 from actzip.sparsify.penalties import KINDS, WEIGHTINGS
 
 __all__ = ["SparsifyConfig"]
+
+
+#: Of fields that earlier versions did not have: at their default they are left out of what identifies a run.
+_LATER = {"later": True}
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class SparsifyConfig:
         ema: decay of the running mean of the weights, which is what is evaluated and returned (0: off).
         distill: share of the loss that is the divergence from the original's outputs at ``temperature``; 1: labels are
             not used and may be absent.
+        distill_maps, distill_layers: strength of a second term: the mean over the named modules of the squared distance of
+            their outputs from the original's, relative to the original's mean square. It says far more a sample than the
+            few numbers of the last layer.
+        freeze_norm: BatchNorm layers go on using their running statistics, as is right for small batches.
         channels_last: train in that memory format.
         seed: of torch's generator; the order of data is the loader's own.
     Penalty (see :class:`~actzip.sparsify.ActivationPenalty`):
@@ -57,6 +65,9 @@ class SparsifyConfig:
     precision: str = "float32"
     ema: float = 0.0
     distill: float = 0.0
+    distill_maps: float = field(default=0.0, repr=False, metadata=_LATER)
+    distill_layers: Any = field(default=None, repr=False, metadata=_LATER)
+    freeze_norm: bool = field(default=False, repr=False, metadata=_LATER)
     temperature: float = 4.0
     channels_last: bool = False
     seed: int = 0
@@ -103,6 +114,9 @@ class SparsifyConfig:
         between("accumulate", 1, 1 << 20)
         between("ema", 0, 0.999999)
         between("distill", 0, 1)
+        between("distill_maps", 0, 1e12)
+        if self.distill_maps > 0 and not self.distill_layers:
+            raise InputError("distill_maps needs distill_layers, names of modules whose outputs are compared")
         between("temperature", 1e-3, 1e3)
         between("ramp", 0, 1)
         between("beta", 1e-6, 1e6)
@@ -126,6 +140,19 @@ class SparsifyConfig:
                 )
         elif not isinstance(self.alpha, Mapping):
             between("alpha", 0, 1e30)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings by name, without those of :data:`_LATER` that stand at their default: runs of earlier versions with
+        the same settings have the same identity, and go on."""
+        later = {f.name: f.default for f in dataclasses.fields(self) if f.metadata.get("later")}
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in later or v != later[k]}
+
+    def mark(self) -> str:
+        """:meth:`identity` as text, for checkpoints."""
+        more = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("later")}
+        kept = {k: v for k, v in more.items() if k in self.identity()}
+        return repr(self) + (repr(kept) if kept else "")
 
     @classmethod
     def of(cls, value: SparsifyConfig | Mapping[str, Any] | None) -> SparsifyConfig:

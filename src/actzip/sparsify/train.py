@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.activations import set_thresholds, without_thresholds
-from actzip.errors import ActzipWarning, DataError, InputError, TrainingError
+from actzip.errors import ActzipWarning, DataError, InputError, LayerError, TrainingError
 from actzip.files import write_with
 from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import check_labels, measure
@@ -92,6 +92,7 @@ def sparsify(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
     accelerator: Any = None,
+    teacher: nn.Module | None = None,
 ) -> nn.Module:
     """A copy of ``model``, fine-tuned so that its activation maps are sparser: same class, same ``state_dict`` keys.
 
@@ -107,6 +108,8 @@ def sparsify(
         progress: called with a dict at every step (``kind="step"``) and epoch (``kind="epoch"``): epoch, epochs, step,
             steps, loss, penalty, alpha, density, accuracy, theoretical_speedup, seconds_left; True: a bar on the terminal.
         accelerator: an ``accelerate.Accelerator``; made by itself under ``torchrun`` or ``accelerate launch``.
+        teacher: what ``distill`` learns from; ``model`` as it is where not given. So a model with thresholds learns to give
+            what it gave without them.
 
     Returns:
         The sparse model in eval mode; :func:`sparsify_result` gives its history, and learned thresholds are set on it.
@@ -130,20 +133,14 @@ def sparsify(
         from actzip.sparsify.bar import Bar
 
         with Bar() as bar:
-            return _Run(model, train, val, config, checkpoint_dir, bar, accelerator).run()
-    return _Run(model, train, val, config, checkpoint_dir, progress or None, accelerator).run()
+            return _Run(model, train, val, config, checkpoint_dir, bar, accelerator, teacher).run()
+    return _Run(model, train, val, config, checkpoint_dir, progress or None, accelerator, teacher).run()
 
 
-def _copies(model: nn.Module, teacher: bool) -> tuple[nn.Module, nn.Module | None]:
+def _copy(model: nn.Module) -> nn.Module:
     with without_thresholds(model) as thresholds:
-        student = copy.deepcopy(model)
-        original = copy.deepcopy(model) if teacher else None
-    for made in (student, original):
-        if made is not None and thresholds:
-            set_thresholds(made, thresholds)
-    if original is not None:
-        original.eval().requires_grad_(requires_grad=False)
-    return student, original
+        made = copy.deepcopy(model)
+    return set_thresholds(made, thresholds) if thresholds else made
 
 
 @contextmanager
@@ -169,6 +166,7 @@ class _Run:
         checkpoint_dir: str | os.PathLike[str] | None,
         progress: Progress | None,
         accelerator: Any,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.config = config
         self.original = model
@@ -185,10 +183,12 @@ class _Run:
             except OSError as error:
                 raise DataError(f"cannot make the checkpoint folder {folder}: {error.strerror}") from error
             self.checkpoint = folder / "last.pt"
-        self.student, self.teacher = _copies(model, config.distill > 0)
-        self.student.to(self.device)
-        if self.teacher is not None:
-            self.teacher.to(self.device)
+        self.student = _copy(model).to(self.device)
+        self.teacher: nn.Module | None = None
+        if config.distill > 0 or config.distill_maps > 0:
+            self.teacher = _copy(model if teacher is None else teacher).to(self.device)
+            self.teacher.eval().requires_grad_(requires_grad=False)
+        self.compared = _Compared(self.student, self.teacher, config) if config.distill_maps > 0 else None
         if config.channels_last:
             self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train = self._shard(train)
@@ -248,6 +248,10 @@ class _Run:
         assert self.teacher is not None
         with torch.no_grad():
             target = _logits(self.teacher(x)).float()
+        maps = self.compared.distance() * c.distill_maps if self.compared is not None else 0.0
+        if c.distill == 0:
+            assert hard is not None
+            return hard + maps
         t = c.temperature
         soft = (
             t
@@ -259,7 +263,7 @@ class _Run:
                 log_target=True,
             )
         )
-        return soft if hard is None else (1 - c.distill) * hard + c.distill * soft
+        return (soft if hard is None else (1 - c.distill) * hard + c.distill * soft) + maps
 
     def _batches(self, epoch: int) -> Any:
         train = self.train
@@ -313,6 +317,8 @@ class _Run:
                 penalty.detach()
                 if learned is not None:
                     learned.detach()
+                if self.compared is not None:
+                    self.compared.detach()
         self.result.dead = sorted(penalty.dead)
         self.result.unsuitable = dict(penalty.unsuitable)
         if self.best is not None:
@@ -347,7 +353,7 @@ class _Run:
             batches = self._batches(epoch)
             per_epoch = len(batches) if hasattr(batches, "__len__") else 0
             total = max(1, per_epoch * c.epochs)
-            network.train()
+            self.training_mode(network)
             began = time.perf_counter()
             loss_sum = penalty_sum = 0.0
             seen = waiting = 0
@@ -447,6 +453,14 @@ class _Run:
         if auto is not None:
             auto.finish()
 
+    def training_mode(self, network: nn.Module) -> None:
+        """As ``train()``, but for BatchNorm layers that are frozen."""
+        network.train()
+        if self.config.freeze_norm:
+            for m in network.modules():
+                if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                    m.eval()
+
     def _autocast(self) -> Any:
         if self.accelerator is not None:
             return self.accelerator.autocast()
@@ -518,7 +532,7 @@ class _Run:
             )
         state = {
             "epochs_done": epochs_done,
-            "config": repr(self.config),
+            "config": self.config.mark(),
             "model": self.student.state_dict(),
             "optimizer": optimizer.state_dict(),
             "penalty": penalty.state_dict(),
@@ -548,7 +562,7 @@ class _Run:
             raise DataError(
                 f"{self.checkpoint} is not a readable checkpoint: {error}; delete it to start anew"
             ) from error
-        if state.get("config") != repr(self.config):
+        if state.get("config") != self.config.mark():
             raise DataError(
                 f"{self.checkpoint} belongs to a run with other settings; use another folder, or delete it"
             )
@@ -565,6 +579,48 @@ class _Run:
         self.result.checks = state["checks"]
         self.result.floor = state["floor"]
         return int(state["epochs_done"])
+
+
+class _Compared:
+    """Outputs of the same modules of student and teacher, and how far apart they are."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, config: SparsifyConfig) -> None:
+        assert teacher is not None
+        given = config.distill_layers
+        self.names: list[str] = [given] if isinstance(given, str) else [str(n) for n in given]
+        self.outputs: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        self._hooks = []
+        for model, kept in zip((student, teacher), self.outputs):
+            modules = dict(model.named_modules())
+            for name in self.names:
+                if name not in modules:
+                    raise LayerError(f"distill_layers: the model has no module {name!r}")
+                self._hooks.append(modules[name].register_forward_hook(_keep(kept, name)))
+
+    def distance(self) -> Tensor:
+        """Mean over the modules of |student - teacher|^2 / |teacher|^2, of the latest pass of each."""
+        mine, wanted = self.outputs
+        missing = [n for n in self.names if n not in mine or n not in wanted]
+        if missing:
+            raise LayerError(f"distill_layers: the forward pass does not run {missing[0]!r}")
+        terms = []
+        for name in self.names:
+            y, t = mine.pop(name), wanted.pop(name)
+            terms.append((y - t).float().square().mean() / t.float().square().mean().clamp(min=1e-12))
+        return torch.stack(terms).mean()
+
+    def detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _keep(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise LayerError(f"distill_layers: {name!r} gives a {type(output).__name__}, not a tensor")
+        kept[name] = output
+
+    return hook
 
 
 class _Auto:
@@ -602,7 +658,7 @@ class _Auto:
         self._consider(m.accuracy, m.theoretical_speedup, step=step)
         ok = m.accuracy >= run.result.floor
         self.alpha = self.alpha * c.alpha_step if ok else self.alpha / c.alpha_step
-        run.student.train()
+        run.training_mode(run.student)
 
     def _consider(self, accuracy: float, speedup: float, step: int) -> None:
         run = self.run
