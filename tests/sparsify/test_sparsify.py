@@ -213,6 +213,28 @@ def test_distillation_without_labels(trained):
         sparsify(trained, unlabelled, None, {"epochs": 1, "distill": 0.5})
 
 
+def test_release_lets_alpha_fall_and_the_task_loss_with_it(trained):
+    alphas = []
+
+    def see(event):
+        if event["kind"] == "step":
+            alphas.append(event["alpha"])
+
+    settings = {"epochs": 10, "lr": 0.02, "alpha": 3.0, "ramp": 0.2}
+    held = sparsify(trained, loader(), None, settings)
+    released = sparsify(trained, loader(), None, {**settings, "release": 0.5}, progress=see)
+    n = len(alphas)
+    peak = [i for i, a in enumerate(alphas) if a == pytest.approx(3.0)]
+    assert peak[0] == pytest.approx(0.2 * n, abs=1.01) and peak[-1] == pytest.approx(0.5 * n, abs=1.01)
+    assert alphas[-1] == pytest.approx(3.0 / (0.5 * n)) and alphas == sorted(alphas[: peak[0]]) + sorted(
+        alphas[peak[0] :], reverse=True
+    )
+    assert sparsify_result(released).history[-1].loss < sparsify_result(held).history[-1].loss
+    assert measure(released, loader()).theoretical_speedup > 1.1 * measure(trained, loader()).theoretical_speedup
+    with pytest.raises(InputError, match="release"):
+        SparsifyConfig(alpha="auto", release=0.3)
+
+
 def test_accumulation_is_a_larger_batch():
     model = net(norm=False)
     settings = {"epochs": 2, "lr": 0.05, "alpha": 0.7, "penalty": "l1", "ramp": 0.0, "schedule": "constant"}

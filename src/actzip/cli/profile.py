@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from actzip.cli.common import JSON, errors, out, print_json, progress
+
+if TYPE_CHECKING:
+    from actzip.profile.report import Report
 
 _EPILOG = (
     "Example:  actzip profile resnet18 --data photos/ --html report.html --codecs seg,zvc,rans\n\n"
@@ -101,7 +105,7 @@ def run(
     engine: bool,
     threads: int | None,
     quiet: bool,
-):  # type: ignore[no-untyped-def]
+) -> Report:
     """The report for the command line's options."""
     import warnings
 

@@ -40,7 +40,9 @@ class SparsifyConfig:
     Penalty (see :class:`~actzip.sparsify.ActivationPenalty`):
         penalty: ``tl1``, ``l1``, ``log`` or ``hoyer``. ``alpha``: its strength; 0: none (the control); a mapping: a number a
             site; ``auto``: see below. ``weighting``, ``beta``, ``normalise``, ``layers``, ``ignore``: likewise.
-        ramp: share of all steps over which alpha rises linearly to its value.
+        ramp: share of all steps over which alpha rises linearly to its value. ``release``: share of all steps, the last
+            ones, over which a given alpha falls linearly to 0: the task loss settles on the zeros that there are, without
+            the pull of the penalty (as a lasso is refitted on its support).
         thresholds: ``none``; ``learned``: every penalised ReLU gets a trained threshold, one a ``learned_per``
             (``channel`` or ``layer``).
     alpha="auto" (one run; needs labelled validation data):
@@ -79,6 +81,7 @@ class SparsifyConfig:
     layers: Any = None
     ignore: Any = None
     ramp: float = 0.2
+    release: float = 0.0
     thresholds: str = "none"
     learned_per: str = "channel"
     floor: Union[float, None] = None
@@ -119,6 +122,9 @@ class SparsifyConfig:
             raise InputError("distill_maps needs distill_layers, names of modules whose outputs are compared")
         between("temperature", 1e-3, 1e3)
         between("ramp", 0, 1)
+        between("release", 0, 1)
+        if self.release and self.alpha == "auto":
+            raise InputError("release lowers a given alpha at the end: it does not go with alpha='auto'")
         between("beta", 1e-6, 1e6)
         between("alpha_step", 1.0001, 100)
         between("alpha_start", 1e-12, 1e12)

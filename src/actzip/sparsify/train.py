@@ -368,6 +368,8 @@ class _Run:
                     for group in optimizer.param_groups:
                         group["lr"] = c.lr * self._rate(step, total, per_epoch)
                 ramp = min(1.0, (step + 1) / (c.ramp * total)) if c.ramp > 0 and per_epoch else 1.0
+                if c.release > 0 and per_epoch:
+                    ramp *= min(1.0, (total - step) / (c.release * total))
                 penalty.alpha = auto.alpha if auto is not None else strength * ramp
                 last_of_step = (i + 1) % c.accumulate == 0 or i + 1 == per_epoch
                 sync = (
