@@ -230,7 +230,9 @@ def test_release_lets_alpha_fall_and_the_task_loss_with_it(trained):
         alphas[peak[0] :], reverse=True
     )
     assert sparsify_result(released).history[-1].loss < sparsify_result(held).history[-1].loss
-    assert measure(released, loader()).theoretical_speedup > 1.1 * measure(trained, loader()).theoretical_speedup
+    assert (
+        measure(released, loader()).theoretical_speedup > 1.1 * measure(trained, loader()).theoretical_speedup
+    )
     with pytest.raises(InputError, match="release"):
         SparsifyConfig(alpha="auto", release=0.3)
 
