@@ -194,30 +194,33 @@ def compare(
 
 
 def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[str, Any]:
-    """Speed of two threads over one by the clock, codec by codec, all maps together."""
+    """Speed of two threads over one by the clock, codec by codec, all maps together; calls follow one another, so that
+    the pool's threads are awake."""
     from actzip import _codec
     from actzip.codec import codecs, encode
 
-    names = [n for n in codecs() if not only or n in only]
+    def clock(f: Callable[[], Any]) -> float:
+        best = float("inf")
+        for _ in range(repeats + 2):
+            start = time.perf_counter()
+            f()
+            best = min(best, time.perf_counter() - start)
+        return best
+
     result = {}
-    for name in names:
+    for name in [n for n in codecs() if not only or n in only]:
         sums = {(w, t): 0.0 for w in ("encode", "decode") for t in (1, 2)}
         for q in maps:
             blob = encode(q, name, bits)
             header, out = _codec.parse_header(blob), np.empty_like(q)
             memory = bytearray(4 * q.nbytes + 4096)
-            best = dict.fromkeys(sums, float("inf"))
-            for _ in range(repeats):
-                for t in (1, 2):
-                    start = time.perf_counter()
-                    encode(q, name, bits, threads=t, out=memory)
-                    middle = time.perf_counter()
-                    _codec.decode(blob, header, out, True, t)
-                    end = time.perf_counter()
-                    best["encode", t] = min(best["encode", t], middle - start)
-                    best["decode", t] = min(best["decode", t], end - middle)
-            for k in sums:
-                sums[k] += best[k]
+            for t in (1, 2):
+                sums["encode", t] += clock(
+                    lambda c=name, q=q, t=t, to=memory: encode(q, c, bits, threads=t, out=to)
+                )
+                sums["decode", t] += clock(
+                    lambda b=blob, h=header, o=out, t=t: _codec.decode(b, h, o, True, t)
+                )
         result[name] = {w: sums[w, 1] / sums[w, 2] for w in ("encode", "decode")}
     return result
 

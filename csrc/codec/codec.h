@@ -118,6 +118,9 @@ class Coder {
   // Bytes of output memory that `encode` may need for a chunk, slack for wide stores included.
   virtual size_t bound(const Box& box) const = 0;
 
+  // Whether the payload has always the length that `bound` says, and `encode` writes nothing beyond it.
+  virtual bool exact() const { return false; }
+
   // Encodes the chunk into `out` (bound(box) bytes) and returns the payload's length.
   virtual size_t encode(const void* symbols, const Box& box, uint8_t* out, Scratch& scratch) const = 0;
 

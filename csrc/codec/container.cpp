@@ -1,7 +1,9 @@
 #include "codec/container.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "codec/bytes.h"
 #include "codec/crc32c.h"
@@ -329,51 +331,83 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   const size_t index = head.size(), start = index + 8 * h.chunks + 4;
   head.resize(start);
 
-  // The chunks are coded into memory that the calling thread keeps, and copied once, when the blob's size is
-  // known.
+  // One thread codes the chunks one behind the other, into the caller's memory if there is room for the slack
+  // that a codec may write, else into memory that the thread keeps. Several threads code each chunk into
+  // memory of their own, and copy it behind the one before, which is known as soon as that is coded.
   constexpr size_t kKeep = size_t{64} << 20;
   Scratch& own = thread_scratch();
   const int threads = std::min<int64_t>(o.threads > 0 ? o.threads : default_threads(), 1 << 10);
   const bool serial = threads == 1 || h.chunks <= 1;
-  std::vector<size_t> slot(h.chunks + 1, 0), size(h.chunks, 0);
-  for (uint64_t i = 0; i < h.chunks; ++i) slot[i + 1] = slot[i] + coder->bound(h.box(i));
-  const bool in_place = o.out != nullptr && o.out_size >= start + slot[h.chunks];
-  uint8_t* const arena = in_place ? o.out + start : own.get_as<uint8_t>(kSlotOut, slot[h.chunks]);
-  auto code = [&](uint64_t i, uint8_t* to, Scratch& scratch) {
-    size[i] = coder->encode(source.load(i, scratch), h.box(i), to, scratch);
-    store_u32(head.data() + index + 8 * i, static_cast<uint32_t>(size[i]));
-    store_u32(head.data() + index + 8 * i + 4, crc32c(to, size[i]));
+  size_t most = start;
+  for (uint64_t i = 0; i < h.chunks; ++i) most += coder->bound(h.box(i));
+  const bool in_place = o.out != nullptr && (!serial || o.out_size >= most);
+  uint8_t* const to = in_place ? o.out : own.get_as<uint8_t>(kSlotOut, most);
+  const size_t room = in_place ? o.out_size : most;
+  auto note = [&](uint64_t i, const uint8_t* payload, size_t size) {
+    store_u32(head.data() + index + 8 * i, static_cast<uint32_t>(size));
+    store_u32(head.data() + index + 8 * i + 4, crc32c(payload, size));
   };
-  size_t total = 0;
+  size_t total = start;
+  std::vector<std::atomic<size_t>> ends(serial ? 0 : h.chunks + 1);  // of the chunk before; 0: not yet known
   if (serial) {
     for (uint64_t i = 0; i < h.chunks; ++i) {
-      code(i, arena + total, own);  // never beyond slot[i]
-      total += size[i];
+      const size_t size = coder->encode(source.load(i, own), h.box(i), to + total, own);
+      note(i, to + total, size);
+      total += size;
     }
   } else {
-    parallel_for(static_cast<int64_t>(h.chunks), threads,
-                 [&](int64_t i, int) { code(static_cast<uint64_t>(i), arena + slot[i], thread_scratch()); });
-    for (uint64_t i = 0; i < h.chunks; ++i) total += size[i];
+    ends[0].store(start, std::memory_order_relaxed);
+    std::atomic<bool> failed{false};
+    parallel_for(static_cast<int64_t>(h.chunks), threads, [&](int64_t c, int) {
+      const uint64_t i = static_cast<uint64_t>(c);
+      const Box box = h.box(i);
+      Scratch& scratch = thread_scratch();
+      auto place = [&](size_t size) {  // chunks are begun in order, so the one before is in work or done
+        size_t at = 0;
+        for (int spin = 0; (at = ends[i].load(std::memory_order_acquire)) == 0; ++spin) {
+          if (failed.load(std::memory_order_relaxed)) return size_t{0};
+          if (spin > 2000) std::this_thread::yield();
+        }
+        ends[i + 1].store(at + size, std::memory_order_release);
+        return at;
+      };
+      try {
+        const void* symbols = source.load(i, scratch);
+        if (coder->exact()) {
+          const size_t size = coder->bound(box), at = place(size);
+          if (at == 0 || at + size > room) return;
+          coder->encode(symbols, box, to + at, scratch);
+          note(i, to + at, size);
+          return;
+        }
+        uint8_t* payload = scratch.get_as<uint8_t>(kPayload, coder->bound(box));
+        const size_t size = coder->encode(symbols, box, payload, scratch);
+        note(i, payload, size);
+        const size_t at = place(size);
+        if (at != 0 && at + size <= room) std::memcpy(to + at, payload, size);
+      } catch (...) {
+        failed.store(true);
+        throw;
+      }
+    });
+    total = ends[h.chunks].load(std::memory_order_relaxed);
   }
   store_u32(head.data() + start - 4, crc32c(head.data(), start - 4));
-  if (o.out != nullptr && o.out_size < start + total)
-    throw ArgumentError("the blob has " + std::to_string(start + total) + " bytes, the memory given for it " +
+  if (o.out != nullptr && o.out_size < total)
+    throw ArgumentError("the blob has " + std::to_string(total) + " bytes, the memory given for it " +
                         std::to_string(o.out_size));
-  uint8_t* const blob = o.out != nullptr ? o.out : allocate(context, start + total);
+  uint8_t* const blob = o.out != nullptr ? o.out : allocate(context, total);
   std::memcpy(blob, head.data(), start);
-  if (serial) {
-    if (!in_place) std::memcpy(blob + start, arena, total);
-  } else if (in_place) {
-    size_t at = start;
-    for (uint64_t i = 0; i < h.chunks; at += size[i++]) std::memmove(blob + at, arena + slot[i], size[i]);
-  } else {
-    std::vector<size_t> at(h.chunks + 1, start);
-    for (uint64_t i = 0; i < h.chunks; ++i) at[i + 1] = at[i] + size[i];
-    parallel_for(static_cast<int64_t>(h.chunks), threads,
-                 [&](int64_t i, int) { std::memcpy(blob + at[i], arena + slot[i], size[i]); });
+  if (!in_place) {
+    const uint64_t parts = serial ? 1 : std::min<uint64_t>(h.chunks, 4 * static_cast<uint64_t>(threads));
+    const size_t part = (total - start) / parts + 1;
+    parallel_for(static_cast<int64_t>(parts), threads, [&](int64_t k, int) {
+      const size_t from = std::min(total, start + static_cast<size_t>(k) * part);
+      std::memcpy(blob + from, to + from, std::min(total - from, part));
+    });
+    if (most > kKeep) own.trim(kKeep);
   }
-  if (!in_place && slot[h.chunks] > kKeep) own.trim(kKeep);
-  return start + total;
+  return total;
 }
 
 void value_range(const ArrayRef& a, const std::vector<uint64_t>& shape, int width, bool is_signed,

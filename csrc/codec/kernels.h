@@ -33,19 +33,19 @@ enum class EgStatus : int { ok = 0, too_long = 1, exhausted = 2, too_large = 3 }
 
 struct Kernels {
   // Splits s[0, n) into a mask (bit i set where s[i] != 0, then xor `flip`, which is 0 or 0xff; bits after n
-  // are zero; ceil(n / 8) bytes, no slack) and the non-zero symbols in order (64 elements of slack);
-  // s has 64 readable bytes of slack. Returns how many are not zero.
+  // are zero; ceil(n / 8) bytes, no slack) and the non-zero symbols in order (64 elements of slack,
+  // unaligned); s has 64 readable bytes of slack. Returns how many are not zero.
   size_t (*compress8)(const uint8_t* s, size_t n, uint8_t flip, uint8_t* mask, uint8_t* values);
   size_t (*compress16)(const uint16_t* s, size_t n, uint8_t flip, uint8_t* mask, uint16_t* values);
   size_t (*compress32)(const uint32_t* s, size_t n, uint8_t flip, uint8_t* mask, uint32_t* values);
 
   // The inverse: writes exactly out[0, n). `values` holds as many elements as the mask (xor flip) has ones
-  // below n, and 64 readable bytes of slack, as has `mask`.
+  // below n, and 64 readable bytes of slack, as has `mask`; it need not be aligned.
   void (*expand8)(const uint8_t* mask, uint8_t flip, const uint8_t* values, size_t n, uint8_t* out);
   void (*expand16)(const uint8_t* mask, uint8_t flip, const uint16_t* values, size_t n, uint16_t* out);
   void (*expand32)(const uint8_t* mask, uint8_t flip, const uint32_t* values, size_t n, uint32_t* out);
 
-  // Whether one of v[0, n) is zero.
+  // Whether one of v[0, n), which need not be aligned, is zero.
   bool (*any_zero8)(const uint8_t* v, size_t n);
   bool (*any_zero16)(const uint16_t* v, size_t n);
   bool (*any_zero32)(const uint32_t* v, size_t n);

@@ -72,6 +72,18 @@ inline void put(BitSink& s, uint64_t bits, uint64_t len) {
 
 // ---------------------------------------------------------------- masks and non-zero values
 
+// Element i of values that need not be aligned.
+template <class U>
+inline U load_at(const U* p, size_t i) {
+  U v;
+  std::memcpy(&v, reinterpret_cast<const uint8_t*>(p) + i * sizeof(U), sizeof(U));
+  return v;
+}
+template <class U>
+inline void store_at(U* p, size_t i, U v) {
+  std::memcpy(reinterpret_cast<uint8_t*>(p) + i * sizeof(U), &v, sizeof(U));
+}
+
 #if ACTZIP_BMI2
 // The bytes (16-bit lanes) of x whose bit in m is set, as a mask of whole lanes.
 inline uint64_t lanes8(uint64_t m) { return _pdep_u64(m, 0x0101010101010101u) * 255u; }
@@ -91,7 +103,7 @@ inline uint64_t nonzero_mask(const uint8_t* s) {
   return ~(static_cast<uint64_t>(hi) << 32 | lo);
 #else
   uint64_t m = 0;
-  for (int i = 0; i < 64; ++i) m |= static_cast<uint64_t>(s[i] != 0) << i;
+  for (size_t i = 0; i < 64; ++i) m |= static_cast<uint64_t>(load_at(s, i) != 0) << i;
   return m;
 #endif
 }
@@ -112,7 +124,7 @@ inline uint64_t nonzero_mask(const uint16_t* s) {
   return m;
 #else
   uint64_t m = 0;
-  for (int i = 0; i < 64; ++i) m |= static_cast<uint64_t>(s[i] != 0) << i;
+  for (size_t i = 0; i < 64; ++i) m |= static_cast<uint64_t>(load_at(s, i) != 0) << i;
   return m;
 #endif
 }
@@ -124,7 +136,7 @@ inline uint64_t nonzero_mask(const uint32_t* s) {
     m |= static_cast<uint64_t>(_mm512_test_epi32_mask(v, v)) << (16 * i);
   }
 #else
-  for (int i = 0; i < 64; ++i) m |= static_cast<uint64_t>(s[i] != 0) << i;
+  for (size_t i = 0; i < 64; ++i) m |= static_cast<uint64_t>(load_at(s, i) != 0) << i;
 #endif
   return m;
 }
@@ -145,7 +157,7 @@ inline size_t squeeze(const uint8_t* s, uint64_t m, uint8_t* out) {
 #else
   size_t n = 0;
   for (int i = 0; i < 64; ++i) {
-    out[n] = s[i];
+    store_at(out, n, s[i]);
     n += m >> i & 1;
   }
   return n;
@@ -169,7 +181,7 @@ inline size_t squeeze(const uint16_t* s, uint64_t m, uint16_t* out) {
 #else
   size_t n = 0;
   for (int i = 0; i < 64; ++i) {
-    out[n] = s[i];
+    store_at(out, n, s[i]);
     n += m >> i & 1;
   }
   return n;
@@ -185,7 +197,7 @@ inline size_t squeeze(const uint32_t* s, uint64_t m, uint32_t* out) {
   }
 #else
   for (int i = 0; i < 64; ++i) {
-    out[n] = s[i];
+    store_at(out, n, s[i]);
     n += m >> i & 1;
   }
 #endif
@@ -231,7 +243,7 @@ inline size_t spread(const uint8_t* v, uint64_t m, uint8_t* out) {
   size_t n = 0;
   for (int i = 0; i < 64; ++i) {
     const unsigned b = m >> i & 1;
-    out[i] = static_cast<uint8_t>(v[n] & (0u - b));
+    out[i] = static_cast<uint8_t>(load_at(v, n) & (0u - b));
     n += b;
   }
   return n;
@@ -256,7 +268,7 @@ inline size_t spread(const uint16_t* v, uint64_t m, uint16_t* out) {
   size_t n = 0;
   for (int i = 0; i < 64; ++i) {
     const unsigned b = m >> i & 1;
-    out[i] = static_cast<uint16_t>(v[n] & (0u - b));
+    out[i] = static_cast<uint16_t>(load_at(v, n) & (0u - b));
     n += b;
   }
   return n;
@@ -273,7 +285,7 @@ inline size_t spread(const uint32_t* v, uint64_t m, uint32_t* out) {
 #else
   for (int i = 0; i < 64; ++i) {
     const uint32_t b = static_cast<uint32_t>(m >> i & 1);
-    out[i] = v[n] & (0u - b);
+    out[i] = load_at(v, n) & (0u - b);
     n += b;
   }
 #endif
@@ -905,8 +917,42 @@ inline uint64_t crc_shift(uint64_t c) {
   return kCrcShift1024[0][c & 255] ^ kCrcShift1024[1][c >> 8 & 255] ^ kCrcShift1024[2][c >> 16 & 255] ^
          kCrcShift1024[3][c >> 24 & 255];
 }
+#if ACTZIP_VBMI2 && defined(__GNUC__)
+#define ACTZIP_VPCLMUL 1
+// V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction" (Intel, 2009):
+// 128 bits times x^D are its low half times x^(D + 31) and its high half times x^(D - 33), mod P and
+// bit-reflected.
+__attribute__((target("pclmul,vpclmulqdq"))) inline __m512i crc_fold(__m512i x, __m512i k, __m512i next) {
+  return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(x, k, 0x00), _mm512_clmulepi64_epi128(x, k, 0x11),
+                                   next, 0x96);
+}
+// The register `c` after p[0, n), n a multiple of 256 and not 0.
+__attribute__((target("pclmul,vpclmulqdq"))) uint64_t crc_blocks(const uint8_t* p, size_t n, uint64_t c) {
+  const __m512i k256 = _mm512_broadcast_i32x4(_mm_set_epi64x(0xb9e02b86, 0xdcb17aa4)),
+                k64 = _mm512_broadcast_i32x4(_mm_set_epi64x(0x9e4addf8, 0x740eef02));
+  __m512i x[4];
+  for (int i = 0; i < 4; ++i) x[i] = _mm512_loadu_si512(p + 64 * i);
+  x[0] = _mm512_xor_si512(x[0], _mm512_zextsi128_si512(_mm_cvtsi64_si128(static_cast<long long>(c))));
+  for (size_t at = 256; at < n; at += 256)
+    for (int i = 0; i < 4; ++i) x[i] = crc_fold(x[i], k256, _mm512_loadu_si512(p + at + 64 * i));
+  for (int i = 0; i < 3; ++i) x[i + 1] = crc_fold(x[i], k64, x[i + 1]);
+  alignas(64) uint8_t rest[64];
+  _mm512_store_si512(rest, x[3]);
+  c = 0;
+  for (int i = 0; i < 64; i += 8) c = _mm_crc32_u64(c, load64(rest + i));
+  return c;
+}
+#endif
 uint32_t crc32c(const uint8_t* p, size_t n) {
   uint64_t c = 0xffffffffu;
+#if ACTZIP_VPCLMUL
+  if (n >= 256) {
+    const size_t whole = n & ~size_t{255};
+    c = crc_blocks(p, whole, c);
+    p += whole;
+    n -= whole;
+  }
+#endif
   // Three runs of 1024 bytes at once hide the latency of the instruction.
   for (; n >= 3072; p += 3072, n -= 3072) {
     uint64_t d = 0, e = 0;

@@ -6,6 +6,7 @@
 // coders", arXiv:1402.3392 (interleaving and vectors).
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <numeric>
 
@@ -568,32 +569,58 @@ struct Piece {  // pairs of one plane
 
 // Classes of channels by k-means on code length: each channel joins the class whose statistics code it best.
 std::vector<uint8_t> cluster(const std::vector<uint16_t>& pairs, const std::vector<Piece>& pieces,
-                             size_t channels, size_t cells, int tokens, uint32_t classes) {
-  std::vector<uint64_t> sum(channels, 0), size(channels, 0);
-  for (const Piece& p : pieces) {
-    uint64_t s = 0;
-    for (size_t i = p.at; i < p.at + p.size; ++i) s += pairs[i];
-    sum[p.channel] += s;
-    size[p.channel] += p.size;
-  }
+                             size_t channels, size_t cells, int tokens, uint32_t classes, int threads) {
+  // The pieces of each channel together: one thread has all of them.
+  std::vector<size_t> begin(channels + 1, 0), next;
+  for (const Piece& p : pieces) ++begin[p.channel + 1];
+  std::partial_sum(begin.begin(), begin.end(), begin.begin());
+  next = begin;
+  std::vector<Piece> sorted(pieces.size());
+  for (const Piece& p : pieces) sorted[next[p.channel]++] = p;
+  const size_t together = channels / 64 + 1;  // channels of a task
+  auto for_each_channel = [&](auto&& fn) {
+    parallel_for(static_cast<int64_t>((channels + together - 1) / together), threads, [&](int64_t i, int w) {
+      const size_t first = static_cast<size_t>(i) * together;
+      for (size_t c = first; c < std::min(channels, first + together); ++c) fn(c, w);
+    });
+  };
+  auto for_each_piece = [&](size_t channel, auto&& fn) {
+    for (size_t k = begin[channel]; k < begin[channel + 1]; ++k) fn(sorted[k]);
+  };
+
+  std::vector<uint64_t> mean(channels);
+  for_each_channel([&](size_t c, int) {
+    uint64_t sum = 0, size = 0;
+    for_each_piece(c, [&](const Piece& p) {
+      for (size_t i = p.at; i < p.at + p.size; ++i) sum += pairs[i];
+      size += p.size;
+    });
+    mean[c] = size ? (sum << 8) / size : 0;
+  });
   std::vector<uint32_t> order(channels);
   std::iota(order.begin(), order.end(), 0u);
-  std::vector<uint64_t> mean(channels);
-  for (size_t c = 0; c < channels; ++c) mean[c] = size[c] ? (sum[c] << 8) / size[c] : 0;
   std::sort(order.begin(), order.end(),
             [&](uint32_t a, uint32_t b) { return mean[a] != mean[b] ? mean[a] < mean[b] : a < b; });
   std::vector<uint8_t> of(channels);
   for (size_t i = 0; i < channels; ++i) of[order[i]] = static_cast<uint8_t>(i * classes / channels);
 
   constexpr size_t wide = 8;
+  const size_t workers = static_cast<size_t>(threads > 0 ? threads : default_threads());
+  std::vector<std::vector<uint32_t>> parts(workers);
   std::vector<uint32_t> h(cells * classes), price(cells * wide);
-  std::vector<uint64_t> cost(channels * wide);
   for (int round = 0; round < 3; ++round) {
+    for (auto& part : parts) std::fill(part.begin(), part.end(), 0u);
+    for_each_channel([&](size_t c, int w) {
+      auto& part = parts[static_cast<size_t>(w)];
+      part.resize(h.size(), 0u);
+      uint32_t* row = &part[of[c] * cells];
+      for_each_piece(c, [&](const Piece& p) {
+        for (size_t i = p.at; i < p.at + p.size; ++i) ++row[pairs[i]];
+      });
+    });
     std::fill(h.begin(), h.end(), 0u);
-    for (const Piece& p : pieces) {
-      uint32_t* row = &h[of[p.channel] * cells];
-      for (size_t i = p.at; i < p.at + p.size; ++i) ++row[pairs[i]];
-    }
+    for (const auto& part : parts)
+      for (size_t i = 0; i < part.size(); ++i) h[i] += part[i];
     std::fill(price.begin(), price.end(), 0u);
     for (uint32_t k = 0; k < classes; ++k) {
       for (size_t c = 0; c < cells; c += static_cast<size_t>(tokens)) {
@@ -606,27 +633,26 @@ std::vector<uint8_t> cluster(const std::vector<uint16_t>& pairs, const std::vect
               static_cast<uint32_t>(all - log2_256(16 * static_cast<uint64_t>(row[t]) + 1));
       }
     }
-    std::fill(cost.begin(), cost.end(), uint64_t{0});
-    for (const Piece& p : pieces) {
-      uint64_t* to = &cost[p.channel * wide];
-      for (size_t i = p.at; i < p.at + p.size;) {
-        uint32_t acc[wide] = {};
-        const size_t end = std::min(p.at + p.size, i + 65536);
-        for (; i < end; ++i) {
-          const uint32_t* from = &price[pairs[i] * wide];
-          for (size_t k = 0; k < wide; ++k) acc[k] += from[k];
+    std::atomic<bool> moved{false};
+    for_each_channel([&](size_t c, int) {
+      uint64_t cost[wide] = {};
+      for_each_piece(c, [&](const Piece& p) {
+        for (size_t i = p.at; i < p.at + p.size;) {
+          uint32_t acc[wide] = {};
+          const size_t end = std::min(p.at + p.size, i + 65536);
+          for (; i < end; ++i) {
+            const uint32_t* from = &price[pairs[i] * wide];
+            for (size_t k = 0; k < wide; ++k) acc[k] += from[k];
+          }
+          for (size_t k = 0; k < wide; ++k) cost[k] += acc[k];
         }
-        for (size_t k = 0; k < wide; ++k) to[k] += acc[k];
-      }
-    }
-    bool moved = false;
-    for (size_t c = 0; c < channels; ++c) {
+      });
       uint8_t best = of[c];
       for (uint32_t k = 0; k < classes; ++k)
-        if (cost[c * wide + k] < cost[c * wide + best]) best = static_cast<uint8_t>(k);
-      moved |= best != of[c];
+        if (cost[k] < cost[best]) best = static_cast<uint8_t>(k);
+      if (best != of[c]) moved.store(true, std::memory_order_relaxed);
       of[c] = best;
-    }
+    });
     if (!moved) break;
   }
   return of;
@@ -719,7 +745,7 @@ std::vector<uint8_t> plan(const MapInfo& info, const Source& source, const Optio
   if (wanted) classes = static_cast<uint32_t>(wanted);
   classes = static_cast<uint32_t>(std::min<uint64_t>(classes, std::max<uint64_t>(info.channels / 2, 1)));
   std::vector<uint8_t> of;
-  if (classes > 1) of = cluster(pairs, pieces, info.channels, cells, a.count, classes);
+  if (classes > 1) of = cluster(pairs, pieces, info.channels, cells, a.count, classes, threads);
 
   // Histograms of the classes over the whole map.
   std::vector<Histogram> h(classes, Histogram(cells, 0));
@@ -747,33 +773,42 @@ std::vector<uint8_t> plan(const MapInfo& info, const Source& source, const Optio
         for (size_t i = 0; i < cells; ++i) h[k][i] += part[k][i];
   }
 
-  // Tables for these classes, or for all channels together if that costs less.
-  auto tables_for = [&](const std::vector<Histogram>& from, std::vector<std::vector<uint8_t>>* start,
-                        std::vector<std::vector<uint64_t>>* counts) {
-    uint64_t cost = 0;
-    start->resize(from.size());
-    for (size_t k = 0; k < from.size(); ++k)
-      cost += merge_contexts(from[k].data(), m.contexts(), a.count, kMaxTables / from.size(), &(*start)[k],
-                             counts);
-    return cost;
-  };
-  std::vector<std::vector<uint64_t>> counts;
-  uint64_t cost = tables_for(h, &m.start, &counts);
-  m.classes = classes;
+  // Tables for these classes, or for all channels together if that costs less: one set a class, then that of
+  // all.
   if (classes > 1) {
-    cost += 256 * static_cast<uint64_t>(bits_for(classes)) * info.channels;
-    std::vector<Histogram> one(1, Histogram(cells, 0));
-    for (const Histogram& part : h)
-      for (size_t i = 0; i < cells; ++i) one[0][i] += part[i];
-    std::vector<std::vector<uint8_t>> start;
-    std::vector<std::vector<uint64_t>> counts1;
-    if (!wanted && tables_for(one, &start, &counts1) <= cost) {
+    h.emplace_back(cells, 0);
+    for (uint32_t k = 0; k < classes; ++k)
+      for (size_t i = 0; i < cells; ++i) h[classes][i] += h[k][i];
+  }
+  struct Tables {
+    std::vector<uint8_t> start;
+    std::vector<std::vector<uint64_t>> counts;
+    uint64_t cost = 0;
+  };
+  std::vector<Tables> sets(wanted && classes > 1 ? classes : h.size());
+  parallel_for(static_cast<int64_t>(sets.size()), threads, [&](int64_t i, int) {
+    const size_t k = static_cast<size_t>(i);
+    Tables& t = sets[k];
+    t.cost = merge_contexts(h[k].data(), m.contexts(), a.count,
+                            k < classes ? kMaxTables / classes : kMaxTables, &t.start, &t.counts);
+  });
+  m.classes = classes;
+  size_t first = 0, last = classes;
+  if (classes > 1) {
+    uint64_t cost = 256 * static_cast<uint64_t>(bits_for(classes)) * info.channels;
+    for (uint32_t k = 0; k < classes; ++k) cost += sets[k].cost;
+    if (!wanted && sets[classes].cost <= cost) {
       m.classes = 1;
-      m.start = std::move(start);
-      counts = std::move(counts1);
+      first = classes;
+      last = classes + 1;
     } else {
       m.class_of = std::move(of);
     }
+  }
+  std::vector<std::vector<uint64_t>> counts;
+  for (size_t k = first; k < last; ++k) {
+    m.start.push_back(std::move(sets[k].start));
+    for (auto& c : sets[k].counts) counts.push_back(std::move(c));
   }
   for (const auto& c : counts) m.tables.push_back(normalise(c.data(), a.count, m.prec, m.keep));
   return write_model(m);
@@ -1009,7 +1044,7 @@ const Codec kRans = {6,
                      "context model and interleaved rANS: the smallest",
                      kIntegers | kFloats,
                      "classes",
-                     {0.1, 0.2, 0.4, 0.8},
+                     {0.08, 0.15, 0.25, 0.5},
                      plan,
                      open};
 

@@ -13,11 +13,12 @@ size_t packed_size(size_t n, int bits) { return (n * static_cast<size_t>(bits) +
 class RawCoder final : public Coder {
  public:
   explicit RawCoder(const MapInfo& m) : bits_(m.bits), width_(m.width) {}
-  size_t bound(const Box& b) const override { return packed_size(b.size(), bits_) + 16; }
+  size_t bound(const Box& b) const override { return packed_size(b.size(), bits_) + (exact() ? 0 : 16); }
+  bool exact() const override { return bits_ == 8 * width_; }
 
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch&) const override {
     const size_t n = b.size();
-    if (bits_ == 8 * width_) {
+    if (exact()) {
       std::memcpy(out, s, n * static_cast<size_t>(width_));
     } else {
       BitSink sink{out};
@@ -32,7 +33,7 @@ class RawCoder final : public Coder {
     const size_t n = b.size(), want = packed_size(n, bits_);
     if (size != want)
       throw FormatError(std::to_string(want) + " bytes expected, " + std::to_string(size) + " found");
-    if (bits_ == 8 * width_) {
+    if (exact()) {
       std::memcpy(s, in, n * static_cast<size_t>(width_));
       return;
     }

@@ -16,7 +16,7 @@ class ZvcCoder final : public Coder {
   explicit ZvcCoder(const MapInfo& m)
       : bits_(m.bits), width_(static_cast<size_t>(m.width)), whole_(m.bits == 8 * m.width) {}
 
-  size_t bound(const Box& b) const override { return b.size() / 8 + b.size() * width_ + 80; }
+  size_t bound(const Box& b) const override { return b.size() / 8 + (b.size() + 64) * width_ + 16; }
 
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch& scratch) const override {
     if (width_ == 1) return encode_as(static_cast<const uint8_t*>(s), b.size(), out, scratch);
@@ -56,14 +56,9 @@ class ZvcCoder final : public Coder {
   template <class U>
   size_t encode_as(const U* s, size_t n, uint8_t* out, Scratch& scratch) const {
     const size_t nm = (n + 7) / 8;
-    if constexpr (sizeof(U) == 1)
-      if (whole_) return nm + compress(s, n, out, out + nm);
+    if (whole_) return nm + sizeof(U) * compress(s, n, out, reinterpret_cast<U*>(out + nm));
     U* const values = scratch.get_as<U>(kValues, n + 64);
     const size_t count = compress(s, n, out, values);
-    if (whole_) {
-      std::memcpy(out + nm, values, count * sizeof(U));
-      return nm + count * sizeof(U);
-    }
     BitSink sink{out + nm};
     if constexpr (sizeof(U) == 1)
       kernels().pack8(values, count, bits_, &sink);
@@ -90,13 +85,11 @@ class ZvcCoder final : public Coder {
     if (used != 0 && packed[want - 1] >> used != 0)
       throw FormatError("padding bits of the symbols are not zero");
     const U* values;
-    if (whole_ && sizeof(U) == 1) {
+    if (whole_) {
       values = reinterpret_cast<const U*>(packed);
     } else {
       U* const copy = scratch.get_as<U>(kValues, count + 64);
-      if (whole_)
-        std::memcpy(copy, packed, want);
-      else if constexpr (sizeof(U) == 1)
+      if constexpr (sizeof(U) == 1)
         kernels().unpack8(packed, count, bits_, copy);
       else if constexpr (sizeof(U) == 2)
         kernels().unpack16(packed, count, bits_, copy);

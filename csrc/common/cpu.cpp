@@ -70,7 +70,7 @@ struct X86 {
            bit(l7.b, 3) && bit(l7.b, 8) && bit(ext.c, 5);
     avx512 = avx2 && zmm && bit(l7.b, 16) && bit(l7.b, 17) && bit(l7.b, 28) && bit(l7.b, 30) && bit(l7.b, 31);
     icl = avx512 && bit(l7.b, 21) && bit(l7.c, 1) && bit(l7.c, 6) && bit(l7.c, 11) && bit(l7.c, 12) &&
-          bit(l7.c, 14);
+          bit(l7.c, 14) && bit(l7.c, 10) && bit(l1.c, 1);
     if (zmm && bit(l7.c, 11)) extras.push_back("avx512_vnni");
     if (ymm && bit(l71.a, 4)) extras.push_back("avx_vnni");
     if (zmm && bit(l71.a, 5)) extras.push_back("avx512_bf16");

@@ -17,7 +17,7 @@ enum class Isa : int {
   baseline = 0,    // the platform's own floor (x86-64: SSE2), plain C++
   avx2 = 1,        // AVX2, FMA, F16C, BMI1/2, LZCNT, POPCNT
   avx512 = 2,      // + AVX-512 F, BW, DQ, VL, CD (Skylake-X and later)
-  avx512_icl = 3,  // + VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ, IFMA (Ice Lake, Zen 4 and later)
+  avx512_icl = 3,  // + VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ, IFMA, VPCLMULQDQ (Ice Lake, Zen 4)
   neon = 4,        // AArch64 Advanced SIMD
 };
 inline constexpr int kIsaCount = 5;

@@ -31,7 +31,7 @@ def crc32c(data: bytes) -> int:
 def test_crc32c(isa: str) -> None:
     assert _codec.crc32c(b"123456789") == 0xE3069283
     data = RNG.integers(0, 256, 10000).astype(np.uint8).tobytes()
-    for n in (0, 1, 7, 8, 9, 100, 3071, 3072, 3080, 6500, 10000):
+    for n in (0, 1, 7, 8, 9, 100, 255, 256, 257, 511, 512, 767, 3071, 3072, 3080, 6500, 10000):
         assert _codec.crc32c(data[:n]) == crc32c(data[:n])
 
 
@@ -275,15 +275,17 @@ def test_isa_is_restored() -> None:
 
 
 def test_into_memory_of_the_caller() -> None:
-    for codec in available():
-        want = encode(MAP, codec)
+    for codec, chunk in ((c, n) for c in available() for n in (2**20, 1640)):
+        want = encode(MAP, codec, chunk_elements=chunk)
         for size in (len(want), len(want) + 5000, 4 * MAP.nbytes):
             memory = bytearray(size)
-            for threads in (1, 2):
-                view = encode(MAP, codec, out=memory, threads=threads)
+            for threads in (1, 2, 5):
+                view = encode(MAP, codec, out=memory, threads=threads, chunk_elements=chunk)
                 assert isinstance(view, memoryview) and view == want and view.obj is memory
-        with pytest.raises(InputError, match="memory given"):
-            encode(MAP, codec, out=bytearray(len(want) - 1))
+        for size in (len(want) - 1, inspect(want).header_bytes - 1):
+            for threads in (1, 2, 5):
+                with pytest.raises(InputError, match="memory given"):
+                    encode(MAP, codec, out=bytearray(size), threads=threads, chunk_elements=chunk)
     for bad in (b"constant", 3, np.zeros((9, 9))[:, ::2]):
         with pytest.raises(InputError, match="out"):
             encode(MAP, out=bad)
