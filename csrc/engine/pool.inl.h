@@ -8,7 +8,14 @@ namespace actzip::engine {
 namespace ACTZIP_ISA_NS {
 namespace {
 
-constexpr int kPoolV = 16;  // floats at once: one AVX-512 register, two of AVX2, four of SSE2 or NEON
+// Floats at once: one register. Of wider vectors GCC takes comparisons apart, lane by lane.
+#if defined(__AVX512F__)
+constexpr int kPoolV = 16;
+#elif defined(__AVX2__)
+constexpr int kPoolV = 8;
+#else
+constexpr int kPoolV = 4;
+#endif
 typedef float PoolV __attribute__((vector_size(kPoolV * 4)));
 typedef float PoolVU __attribute__((vector_size(kPoolV * 4), aligned(4), may_alias));
 
@@ -24,8 +31,10 @@ ACTZIP_POOL_INLINE float fold(float a, float b) {
 }
 template <bool MAX>
 ACTZIP_POOL_INLINE PoolV fold(PoolV a, PoolV b) {
-  // a NaN in `a` stays (no comparison with it holds), one in `b` is taken
-  if constexpr (MAX) return b <= a ? a : (b > a ? b : (a != a ? a : b));
+  if constexpr (MAX) {
+    const PoolV m = a > b ? a : b;  // a NaN in `b` is taken,
+    return a != a ? a : m;          // one in `a` stays
+  }
   return a + b;
 }
 template <bool MAX>

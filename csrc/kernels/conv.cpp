@@ -5,7 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <stdexcept>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "common/thread_pool.h"
 #include "kernels/ops.h"
@@ -24,8 +29,24 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Packed weights of many layers lie together in regions that may use large pages: a layer reads its rows at
+// random, and all layers together far exceed what the TLB covers with small ones.
+struct Region {
+  unsigned char* base = nullptr;
+  size_t size = 0, used = 0, mapped = 0;
+  void* memory = nullptr;
+#if defined(__linux__)
+  ~Region() {
+    if (memory != nullptr) munmap(memory, mapped);
+  }
+#endif
+};
+
 struct Free {
-  void operator()(float* p) const { std::free(p); }
+  std::shared_ptr<Region> region;  // null: from the heap
+  void operator()(float* p) const {
+    if (region == nullptr) std::free(p);
+  }
 };
 using Floats = std::unique_ptr<float[], Free>;
 Floats make_floats(int64_t count) {
@@ -34,6 +55,37 @@ Floats make_floats(int64_t count) {
   if (p == nullptr) throw std::bad_alloc();
   std::memset(p, 0, bytes);
   return Floats(p);
+}
+
+// Zeros, like make_floats.
+Floats make_weights(int64_t count) {
+#if defined(__linux__)
+  constexpr size_t kPage = size_t{2} << 20, kRegion = size_t{32} << 20;
+  const auto bytes = static_cast<size_t>(round_up(count * 4 + 64, 64));
+  if (bytes < (size_t{16} << 10)) return make_floats(count);
+  static std::mutex mutex;
+  static std::weak_ptr<Region> current;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::shared_ptr<Region> r = current.lock();
+  if (r == nullptr || r->used + bytes > r->size) {
+    r = std::make_shared<Region>();
+    r->size = std::max(kRegion, (bytes + kPage - 1) / kPage * kPage);
+    const size_t mapped = r->size + kPage;
+    void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    r->memory = memory;
+    r->mapped = mapped;
+    r->base = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory) + kPage - 1) &
+                                               ~static_cast<uintptr_t>(kPage - 1));
+    madvise(r->base, r->size, MADV_HUGEPAGE);
+    current = r;
+  }
+  auto* p = reinterpret_cast<float*>(r->base + r->used);
+  r->used += bytes;
+  return Floats(p, Free{r});
+#else
+  return make_floats(count);
+#endif
 }
 
 // Cuts scratch memory into aligned pieces; with a null base it only adds sizes up.
@@ -48,7 +100,7 @@ struct Carver {
   }
 };
 
-enum class Algorithm { sparse, sparse_pair, sparse_taps, sparse_taps_pair, dense, depthwise };
+enum class Algorithm { sparse, sparse_row, sparse_pair, sparse_taps, sparse_taps_pair, dense, depthwise };
 
 struct Variant {
   KernelRow row;
@@ -83,6 +135,8 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"sparse-32", "sparse", 32, 1, kDesign}, Algorithm::sparse, 4, 96},
       {{"pair-32", "sparse", 32, 2, kDesign}, Algorithm::sparse_pair, 4, 96},
       {{"pair-48", "sparse", 48, 2, kDesign}, Algorithm::sparse_pair, 6, 64},
+      {{"row-64", "sparse", 64, 1, kDesign}, Algorithm::sparse_row, 8, 64},
+      {{"row-96", "sparse", 96, 1, kDesign}, Algorithm::sparse_row, 12, 64},
       {{"taps-96", "sparse", 96, 1, kDesign}, Algorithm::sparse_taps, 12, 64},
       {{"dense-6x16", "dense", 16, 6, kIndirect}, Algorithm::dense, 2, 96},
       {{"dense-4x24", "dense", 24, 4, kGoto}, Algorithm::dense, 3, 96},
@@ -93,6 +147,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"sparse-128", "sparse", 128, 1, kDesign}, Algorithm::sparse, 8, 64},
       {{"pair-64", "sparse", 64, 2, kDesign}, Algorithm::sparse_pair, 4, 64},
       {{"pair-128", "sparse", 128, 2, kDesign}, Algorithm::sparse_pair, 8, 64},
+      {{"row-128", "sparse", 128, 1, kDesign}, Algorithm::sparse_row, 8, 64},
       {{"taps-192", "sparse", 192, 1, kDesign}, Algorithm::sparse_taps, 12, 64},
       {{"taps-pair-192", "sparse", 192, 2, kDesign}, Algorithm::sparse_taps_pair, 12, 64},
       {{"dense-6x64", "dense", 64, 6, kIndirect}, Algorithm::dense, 4, 96},
@@ -144,6 +199,8 @@ bool applicable(const Variant& v, const ConvProblem& p) {
     case Algorithm::sparse:
     case Algorithm::sparse_pair:
       return p.in_packed;
+    case Algorithm::sparse_row:
+      return p.in_packed && p.kw > 1;
     case Algorithm::sparse_taps_pair:
       return p.in_packed && p.kw == 3 && p.sw == 1 && p.dw == 1;
     case Algorithm::sparse_taps:
@@ -176,7 +233,18 @@ struct Unit {
 // How the output of one run is cut: bands of rows, and rows into segments where they are long.
 struct Cut {
   int64_t oh, ow, rows, bands, segment, segments, in_rows;
+  int64_t first_image, images, first_row, end_row;  // what is computed
 };
+Cut whole_or_part(const ConvProblem& p, const ConvArgs& a) {
+  Cut c{};
+  c.oh = p.out_h(a.ih);
+  c.ow = p.out_w(a.iw);
+  c.first_image = a.first_image;
+  c.images = a.images < 0 ? a.n - a.first_image : a.images;
+  c.first_row = a.first_row;
+  c.end_row = a.rows < 0 ? c.oh : a.first_row + a.rows;
+  return c;
+}
 
 class ConvBase : public Conv {
  public:
@@ -253,9 +321,8 @@ class ConvBase : public Conv {
 
   Cut cut(const ConvArgs& a, int threads, int64_t groups_of_units) const {
     const ConvProblem& p = problem_;
-    Cut c{};
-    c.oh = p.out_h(a.ih);
-    c.ow = p.out_w(a.iw);
+    Cut c = whole_or_part(p, a);
+    const int64_t height = c.end_row - c.first_row;
     const int64_t tile = variant_.tile;
     c.segments = std::max<int64_t>(1, ceil_div(c.ow, tile + tile / 3));
     c.segment = round_up(ceil_div(c.ow, c.segments), 2);
@@ -263,10 +330,10 @@ class ConvBase : public Conv {
     int64_t rows = c.segments > 1 ? 1 : std::max<int64_t>(1, (tile + c.ow / 2) / c.ow);
     // Enough items for every thread, of even size.
     if (threads > 1)
-      while (rows > 1 && a.n * ceil_div(c.oh, rows) * groups_of_units < 2 * threads) --rows;
-    c.bands = ceil_div(c.oh, rows);
-    c.rows = ceil_div(c.oh, c.bands);
-    c.bands = ceil_div(c.oh, c.rows);
+      while (rows > 1 && c.images * ceil_div(height, rows) * groups_of_units < 2 * threads) --rows;
+    c.bands = ceil_div(height, rows);
+    c.rows = ceil_div(height, c.bands);
+    c.bands = ceil_div(height, c.rows);
     c.in_rows = (c.rows - 1) * p.sh + (p.kh - 1) * p.dh + 1;
     return c;
   }
@@ -401,6 +468,7 @@ class SparseConv final : public ConvBase {
     isa_ = isa;
     init(p, v, bias);
     pair_ = v.algorithm == Algorithm::sparse_pair;
+    row_taps_ = v.algorithm == Algorithm::sparse_row;
     expand_ = pair_ && ops_->expanded_pairs;
     fused_ = v.algorithm == Algorithm::sparse_taps || v.algorithm == Algorithm::sparse_taps_pair;
     fused_pair_ = v.algorithm == Algorithm::sparse_taps_pair;
@@ -413,8 +481,9 @@ class SparseConv final : public ConvBase {
         s.weight = total;
         total += p.ic * taps_ * s.nv * vl;
       }
-    weights_ = make_floats(total);
+    weights_ = make_weights(total);
     weight_bytes_ = static_cast<size_t>(total) * 4;
+    fetch_ = weight_bytes_ > kSecondLevel;
     for (const Unit& u : units_)
       for (const Sub& s : u.subs) {
         float* w = weights_.get() + s.weight;
@@ -457,8 +526,8 @@ class SparseConv final : public ConvBase {
   }
 
   int64_t items(const ConvArgs& a, int threads) const override {
-    return a.n * cut(a, threads, static_cast<int64_t>(units_.size())).bands *
-           static_cast<int64_t>(units_.size());
+    const Cut c = cut(a, threads, static_cast<int64_t>(units_.size()));
+    return c.images * c.bands * static_cast<int64_t>(units_.size());
   }
   size_t scratch_bytes(const ConvArgs& a, int threads) const override {
     Carver carver{nullptr};
@@ -472,14 +541,17 @@ class SparseConv final : public ConvBase {
     Carver carver{static_cast<unsigned char*>(scratch)};
     const Scratch s = carve(carver, c, a);
     // Items of one unit follow each other: its weights stay in the cache.
-    const int64_t per_unit = a.n * c.bands;
+    const int64_t per_unit = c.images * c.bands;
     const auto unit = static_cast<size_t>(item / per_unit);
     const Unit& u = units_[unit];
-    const int64_t n = item % per_unit / c.bands, y0 = item % per_unit % c.bands * c.rows;
-    const int64_t rows = std::min(c.rows, c.oh - y0);
+    const int64_t n = c.first_image + item % per_unit / c.bands;
+    const int64_t y0 = c.first_row + item % per_unit % c.bands * c.rows;
+    const int64_t rows = std::min(c.rows, c.end_row - y0);
     const int64_t iy0 = y0 * p.sh - p.pad_top;
     const int64_t in_rows = (rows - 1) * p.sh + (p.kh - 1) * p.dh + 1;
     const int64_t vl = ops_->vl, icg = p.ic / p.groups;
+    // Every thread's first band of a unit brings its weights; where they do not stay, every band does.
+    const bool fetch = fetch_ && (item % per_unit < threads || u.stride * p.ic * taps_ * 4 > kStays);
     for (int64_t x0 = 0; x0 < c.ow; x0 += c.segment) {
       const int64_t count = std::min(c.segment, c.ow - x0);
       const int64_t slots = count + 2 * halo();  // accumulators of a row
@@ -516,7 +588,14 @@ class SparseConv final : public ConvBase {
             run_fused(a, s, sub, run, n, static_cast<int64_t>(ib), first, x0, count, rows, iy0);
             continue;
           }
+          if (row_taps_ && width * p.kw * sub.nv * vl * 4 <= kRowWeights) {
+            run_row(a, s, u, sub, run, n, static_cast<int64_t>(ib), first, x0, count, rows, iy0, fetch);
+            continue;
+          }
           const auto kernel = pair_ ? ops_->sparse_pair[sub.nv] : ops_->sparse[sub.nv];
+          const int64_t block = width * sub.nv * vl;  // floats of a tap's weights
+          const int64_t visits = std::max<int64_t>(1, rows * count / (pair_ ? 2 : 1));
+          const int64_t lines = fetch ? ceil_div(block, 16 * visits) : 0;
           for (int64_t t = 0; t < taps_; ++t) {
             const int64_t ky = t / p.kw, kx = t % p.kw;
             const int64_t dx = kx * p.dw - p.pad_left;
@@ -527,6 +606,9 @@ class SparseConv final : public ConvBase {
             if (from >= to) continue;
             run.weight = weights_.get() + sub.weight + (first * taps_ + t * width) * sub.nv * vl;
             run.count = to - from;
+            // The next tap's weights, or the next block's, follow in memory.
+            run.next_weight = run.weight + block;
+            run.next_lines = lines;
             for (int64_t y = 0; y < rows; ++y) {
               const int64_t r = y * p.sh + ky * p.dh, iy = iy0 + r;
               if (iy < 0 || iy >= a.ih) continue;
@@ -535,6 +617,7 @@ class SparseConv final : public ConvBase {
               run.masks = a.in_map->masks(n, iy, a.in_first_block + static_cast<int64_t>(ib)) + x;
               run.values = s.pointers + r * a.iw + x;
               kernel(run);
+              run.next_weight += lines * 16 * (pair_ ? run.count / 2 : run.count);
             }
           }
         }
@@ -623,8 +706,58 @@ class SparseConv final : public ConvBase {
     }
   }
 
+  // The taps of a kernel row in one visit of an output pixel.
+  void run_row(const ConvArgs& a, const Scratch& s, const Unit& u, const Sub& sub, SparseRun run, int64_t n,
+               int64_t ib, int64_t first, int64_t x0, int64_t count, int64_t rows, int64_t iy0,
+               bool fetch) const {
+    const ConvProblem& p = problem_;
+    const int64_t floats = sub.nv * ops_->vl;
+    const int64_t width = in_blocks_[static_cast<size_t>(ib)].width;
+    const auto kernel = ops_->sparse_row[sub.nv];
+    run.tap_step = p.dw;
+    run.tap_weight = width * floats;
+    run.next_lines = fetch ? ceil_div(p.kw * width * floats, 16 * rows * count) : 0;
+    // Output pixels of which every tap meets the input: [lo, hi).
+    const int64_t end = x0 + count, last = a.iw - 1 + p.pad_left - (p.kw - 1) * p.dw;
+    const int64_t lo = std::clamp(ceil_div(p.pad_left, p.sw), x0, end);
+    const int64_t hi = std::clamp(last < 0 ? 0 : last / p.sw + 1, lo, end);
+    for (int64_t ky = 0; ky < p.kh; ++ky) {
+      const float* weight = weights_.get() + sub.weight + (first * taps_ + ky * p.kw * width) * floats;
+      run.next_weight = weight + p.kw * width * floats;
+      for (int64_t y = 0; y < rows; ++y) {
+        const int64_t r = y * p.sh + ky * p.dh, iy = iy0 + r;
+        if (iy < 0 || iy >= a.ih) continue;
+        const uint64_t* masks = a.in_map->masks(n, iy, a.in_first_block + ib);
+        const auto part = [&](int64_t from, int64_t to, int64_t t0, int64_t t1) {
+          const int64_t x = from * p.sw - p.pad_left + t0 * p.dw;
+          run.weight = weight + t0 * width * floats;
+          run.taps = t1 - t0;
+          run.count = to - from;
+          run.acc = s.acc + (y * count + from - x0) * u.stride + sub.offset;
+          run.masks = masks + x;
+          run.values = s.pointers + r * a.iw + x;
+          kernel(run);
+          run.next_weight += run.next_lines * 16 * run.count;
+        };
+        const auto border = [&](int64_t x) {
+          const int64_t left = p.pad_left - x * p.sw, right = a.iw - 1 + left;
+          const int64_t t0 = left > 0 ? ceil_div(left, p.dw) : 0;
+          const int64_t t1 = right < 0 ? 0 : std::min(p.kw, right / p.dw + 1);
+          if (t0 < t1) part(x, x + 1, t0, t1);
+        };
+        for (int64_t x = x0; x < lo; ++x) border(x);
+        if (lo < hi) part(lo, hi, 0, p.kw);
+        for (int64_t x = hi; x < end; ++x) border(x);
+      }
+    }
+  }
+
   static constexpr int64_t kFirstLevel = 28 << 10;
-  bool pair_ = false, expand_ = false, fused_ = false, fused_pair_ = false;
+  static constexpr int64_t kRowWeights = 26 << 10;
+  static constexpr size_t kSecondLevel = 256 << 10;
+  static constexpr int64_t kStays = 512 << 10;
+  bool fetch_ = false;  // weights come from beyond the second-level cache: ask for them early
+  bool row_taps_ = false, pair_ = false, expand_ = false, fused_ = false, fused_pair_ = false;
 };
 
 // ------------------------------------------------------------------------------------------------- dense
@@ -650,7 +783,7 @@ class DenseConv final : public ConvBase {
         s.weight = total;
         total += steps_ * depth_ * s.nv * vl;
       }
-    weights_ = make_floats(total);
+    weights_ = make_weights(total);
     weight_bytes_ = static_cast<size_t>(total) * 4;
     for (const Unit& u : units_)
       for (const Sub& s : u.subs) {
@@ -696,7 +829,8 @@ class DenseConv final : public ConvBase {
   }
 
   int64_t items(const ConvArgs& a, int threads) const override {
-    return a.n * cut(a, threads, bunches_).bands * bunches_;
+    const Cut c = cut(a, threads, bunches_);
+    return c.images * c.bands * bunches_;
   }
   size_t scratch_bytes(const ConvArgs& a, int threads) const override {
     Carver carver{nullptr};
@@ -709,10 +843,11 @@ class DenseConv final : public ConvBase {
     const Cut c = cut(a, threads, bunches_);
     Carver carver{static_cast<unsigned char*>(scratch)};
     const Scratch s = carve(carver, c, a);
-    const int64_t per_bunch = a.n * c.bands;
+    const int64_t per_bunch = c.images * c.bands;
     const int64_t bunch = item / per_bunch;
-    const int64_t n = item % per_bunch / c.bands, y0 = item % per_bunch % c.bands * c.rows;
-    const int64_t rows = std::min(c.rows, c.oh - y0);
+    const int64_t n = c.first_image + item % per_bunch / c.bands;
+    const int64_t y0 = c.first_row + item % per_bunch % c.bands * c.rows;
+    const int64_t rows = std::min(c.rows, c.end_row - y0);
     const int64_t iy0 = y0 * p.sh - p.pad_top;
     const int64_t in_rows = (rows - 1) * p.sh + (p.kh - 1) * p.dh + 1;
     const int64_t left = merged_ ? p.pad_left : 0, padded = merged_ ? a.iw + p.pad_left + p.pad_right : a.iw;
@@ -907,15 +1042,17 @@ class DepthwiseConv final : public ConvBase {
     return s;
   }
   Cut cut_rows(const ConvArgs& a) const {
-    Cut c{};
-    c.oh = problem_.out_h(a.ih);
-    c.ow = c.segment = problem_.out_w(a.iw);
+    Cut c = whole_or_part(problem_, a);
+    c.segment = c.ow;
     c.rows = c.segments = 1;
-    c.bands = c.oh;
+    c.bands = c.end_row - c.first_row;
     c.in_rows = problem_.kh;
     return c;
   }
-  int64_t items(const ConvArgs& a, int) const override { return a.n * cut_rows(a).oh; }
+  int64_t items(const ConvArgs& a, int) const override {
+    const Cut c = cut_rows(a);
+    return c.images * c.bands;
+  }
   size_t scratch_bytes(const ConvArgs& a, int) const override {
     Carver carver{nullptr};
     carve(carver, cut_rows(a), a);
@@ -927,7 +1064,7 @@ class DepthwiseConv final : public ConvBase {
     const Cut c = cut_rows(a);
     Carver carver{static_cast<unsigned char*>(scratch)};
     const Scratch s = carve(carver, c, a);
-    const int64_t n = item / c.oh, y = item % c.oh;
+    const int64_t n = c.first_image + item / c.bands, y = c.first_row + item % c.bands;
     // Input blocks may be cut differently from the output's: read by output block, from what overlaps it.
     for (const Unit& u : units_) {
       for (int64_t ky = 0; ky < p.kh; ++ky) {
@@ -1038,6 +1175,7 @@ std::unique_ptr<Conv> Conv::make(const ConvProblem& p, const std::string& varian
       throw std::invalid_argument("convolution: kernel " + name + " cannot compute this problem");
     switch (v.algorithm) {
       case Algorithm::sparse:
+      case Algorithm::sparse_row:
       case Algorithm::sparse_pair:
       case Algorithm::sparse_taps:
       case Algorithm::sparse_taps_pair:
@@ -1080,6 +1218,10 @@ void Conv::check(const ConvArgs& a) const {
   } else if (a.out == nullptr || a.out_stride < p.oc) {
     bad("a dense output is needed, its pixel stride not below the channels");
   }
+  const Cut part = whole_or_part(p, a);
+  if (part.first_image < 0 || part.images < 0 || part.first_image + part.images > a.n || part.first_row < 0 ||
+      part.end_row < part.first_row || part.end_row > h)
+    bad("the part to compute lies outside the output");
   if (a.residual != nullptr && a.residual_map != nullptr) bad("one residual at most");
   if (a.residual != nullptr && a.residual_stride < p.oc)
     bad("the residual's pixel stride is below the channels");

@@ -77,6 +77,10 @@ struct ConvArgs {
   int64_t residual_stride = 0;
   const PackedMap* residual_map = nullptr;
   int64_t residual_first_block = 0;
+
+  // The part of the output to compute: rows [first_row, first_row + rows) of images [first_image, first_image
+  // + images); -1: to the last. `out` stays where row 0 of image 0 would be.
+  int64_t first_image = 0, images = -1, first_row = 0, rows = -1;
 };
 
 // One row of the kernel table: a way to compute a convolution on one instruction set.

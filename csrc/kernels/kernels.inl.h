@@ -61,6 +61,11 @@ AZ_INLINE void store_part(float* p, vf v, int64_t n) {
 
 // ---------------------------------------------------------------------------------------------- sparse
 
+AZ_INLINE const float* fetch(const float* p, int64_t lines) {
+  for (; lines > 0; --lines, p += 16) __builtin_prefetch(p, 0, 2);
+  return p;
+}
+
 // One pixel a visit: its accumulators stay in registers while the mask is walked.
 template <int NV>
 void sparse_run(const SparseRun& r) {
@@ -68,8 +73,10 @@ void sparse_run(const SparseRun& r) {
   float* acc = r.acc;
   const uint64_t* masks = r.masks;
   const float* const* values = r.values;
+  const float* next = r.next_weight;
   for (int64_t i = 0; i < r.count; ++i, acc += r.acc_stride, masks += r.step, values += r.step) {
     const uint64_t all = *masks;
+    next = fetch(next, r.next_lines);
     uint64_t m = all & r.clip;
     if (m == 0) continue;
     // Values below the clipped channels are passed over.
@@ -84,6 +91,36 @@ void sparse_run(const SparseRun& r) {
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
     } while (m != 0);
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]);
+  }
+}
+
+// One output pixel a visit and all taps of a kernel row: blocks of few channels have too few values a tap to
+// pay for loading and storing the accumulators.
+template <int NV>
+void sparse_row_run(const SparseRun& r) {
+  float* acc = r.acc;
+  const uint64_t* masks = r.masks;
+  const float* const* values = r.values;
+  const float* next = r.next_weight;
+  for (int64_t i = 0; i < r.count; ++i, acc += r.acc_stride, masks += r.step, values += r.step) {
+    next = fetch(next, r.next_lines);
+    vf a[NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) a[j] = load(acc + j * VL);
+    const float* weight = r.weight;
+    for (int64_t t = 0; t < r.taps; ++t, weight += r.tap_weight) {
+      const uint64_t all = masks[t * r.tap_step];
+      uint64_t m = all & r.clip;
+      const float* v = values[t * r.tap_step] + popcount(all & ~r.clip & ((m & (~m + 1)) - 1));
+      for (; m != 0; m &= m - 1) {
+        const float* w = weight + static_cast<int64_t>(ctz(m)) * (NV * VL);
+        const vf b = splat(*v++);
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
+      }
+    }
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]);
   }
@@ -107,8 +144,10 @@ void sparse_pair_run(const SparseRun& r) {
   float* acc = r.acc;
   const uint64_t* masks = r.masks;
   const float* const* values = r.values;
+  const float* next = r.next_weight;
   int64_t i = 0;
   for (; i + 1 < r.count; i += 2, acc += 2 * r.acc_stride, masks += 2 * r.step, values += 2 * r.step) {
+    next = fetch(next, r.next_lines);
     const uint64_t all0 = masks[0], all1 = masks[r.step];
     const uint64_t m0 = all0 & r.clip, m1 = all1 & r.clip;
     const float *v0 = values[0], *v1 = values[r.step];
@@ -659,6 +698,18 @@ Ops make_ops() {
   o.sparse[10] = sparse_run<10>;
   o.sparse[11] = sparse_run<11>;
   o.sparse[12] = sparse_run<12>;
+  o.sparse_row[1] = sparse_row_run<1>;
+  o.sparse_row[2] = sparse_row_run<2>;
+  o.sparse_row[3] = sparse_row_run<3>;
+  o.sparse_row[4] = sparse_row_run<4>;
+  o.sparse_row[5] = sparse_row_run<5>;
+  o.sparse_row[6] = sparse_row_run<6>;
+  o.sparse_row[7] = sparse_row_run<7>;
+  o.sparse_row[8] = sparse_row_run<8>;
+  o.sparse_row[9] = sparse_row_run<9>;
+  o.sparse_row[10] = sparse_row_run<10>;
+  o.sparse_row[11] = sparse_row_run<11>;
+  o.sparse_row[12] = sparse_row_run<12>;
   o.sparse_pair[1] = sparse_pair_run<1>;
   o.sparse_pair[2] = sparse_pair_run<2>;
   o.sparse_pair[3] = sparse_pair_run<3>;

@@ -26,8 +26,10 @@ struct SparseRun {
   const uint64_t* masks;       // of the first input pixel
   const float* const* values;  // per input pixel: its first value, packed or expanded
   uint64_t clip;               // channels to use
-  const float* next_weight;    // prefetched while this one runs, or null; next_lines lines of 64 bytes
-  int64_t next_lines;
+  const float* next_weight;    // fetched to the second-level cache meanwhile: next_lines lines of 64 bytes
+  int64_t next_lines;          // a pixel (pair kernels: a pair) from here on
+  // Row kernels: so many taps a visit, their input pixels and weights that far apart.
+  int64_t taps, tap_step, tap_weight;
 };
 using SparseRunFn = void (*)(const SparseRun&);
 
@@ -83,6 +85,7 @@ struct Ops {
   Isa isa;
   int vl;
   SparseRunFn sparse[kMaxNv + 1];       // by nv; null where the registers do not suffice. values: packed
+  SparseRunFn sparse_row[kMaxNv + 1];   // the taps of a kernel row in one visit
   SparseRunFn sparse_pair[kMaxNv + 1];  // two pixels at once; values packed, or expanded as this says:
   SparseRunFn
       sparse_taps_pair[5];  // three taps of two input pixels, by nv of a tap; null where there is none
