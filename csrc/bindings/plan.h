@@ -106,7 +106,11 @@ inline void bind_plan(nanobind::module_& m) {
     s.strings = strings;
     for (auto [k, v] : arrays) {
       const auto a = nb::cast<In>(v);
-      s.arrays[nb::cast<std::string>(k)] = std::vector<float>(a.data(), a.data() + a.size());
+      const auto key = nb::cast<std::string>(k);
+      if (key == "weight" && (op == "conv" || op == "conv_pool" || op == "linear"))
+        s.borrowed[key] = {a.data(), a.size()};
+      else
+        s.arrays[key] = std::vector<float>(a.data(), a.data() + a.size());
     }
     return s;
   };
@@ -114,7 +118,7 @@ inline void bind_plan(nanobind::module_& m) {
                                   const std::string& layout, int parent, int64_t offset,
                                   std::vector<int64_t> parts, const std::string& type,
                                   std::vector<float> scales, std::vector<float> tops, double density,
-                                  nb::object data) {
+                                  nb::object data, int64_t band) {
     ValueSpec v;
     v.name = name;
     v.dims = std::move(dims);
@@ -145,6 +149,7 @@ inline void bind_plan(nanobind::module_& m) {
     v.scales = std::move(scales);
     v.tops = std::move(tops);
     v.density = density;
+    v.band = band;
     if (!data.is_none()) {
       const auto a = nb::cast<In>(data);
       v.data.assign(a.data(), a.data() + a.size());
@@ -155,6 +160,7 @@ inline void bind_plan(nanobind::module_& m) {
   struct Builder {
     PlanBuilder builder;
     std::vector<ValueSpec> values;
+    std::vector<nb::object> kept;  // whose memory nodes borrow until the plan is built
   };
   nb::class_<Builder>(m, "PlanBuilder", "Values and nodes of a Plan to be; see docs/engine.md.")
       .def(nb::init<>())
@@ -163,10 +169,10 @@ inline void bind_plan(nanobind::module_& m) {
           [](Builder& b, const std::string& name, std::vector<int64_t> dims, std::vector<bool> batch,
              const std::string& layout, int parent, int64_t offset, std::vector<int64_t> parts,
              const std::string& type, std::vector<float> scales, std::vector<float> tops, double density,
-             nb::object data) {
+             nb::object data, int64_t band) {
             ValueSpec v =
                 value_of(name, std::move(dims), std::move(batch), layout, parent, offset, std::move(parts),
-                         type, std::move(scales), std::move(tops), density, std::move(data));
+                         type, std::move(scales), std::move(tops), density, std::move(data), band);
             ValueSpec light = v;
             light.data.clear();
             b.values.push_back(std::move(light));
@@ -174,12 +180,14 @@ inline void bind_plan(nanobind::module_& m) {
           },
           "name"_a, "dims"_a, "batch"_a, "layout"_a = "plain", "parent"_a = -1, "offset"_a = 0,
           "parts"_a = std::vector<int64_t>{}, "type"_a = "f32", "scales"_a = std::vector<float>{},
-          "tops"_a = std::vector<float>{}, "density"_a = 1.0, "data"_a = nb::none())
+          "tops"_a = std::vector<float>{}, "density"_a = 1.0, "data"_a = nb::none(),
+          "band"_a = 0)
       .def(
           "node",
           [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,
              const Ints& ints, const Floats& floats, const nb::dict& arrays, const Strings& strings) {
             b.builder.node(node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings));
+            for (auto [k, v] : arrays) b.kept.push_back(nb::borrow(v));
           },
           "op"_a, "name"_a, "inputs"_a, "output"_a, "ints"_a = Ints{}, "floats"_a = Floats{},
           "arrays"_a = nb::dict(), "strings"_a = Strings{})
@@ -198,9 +206,14 @@ inline void bind_plan(nanobind::module_& m) {
       .def(
           "output", [](Builder& b, int v) { b.builder.output(v); }, "value"_a)
       .def("build", [](Builder& b) {
-        const nb::gil_scoped_release released;
-        b.values.clear();
-        return b.builder.build();
+        std::unique_ptr<Plan> plan;
+        {
+          const nb::gil_scoped_release released;
+          b.values.clear();
+          plan = b.builder.build();
+        }
+        b.kept.clear();
+        return plan;
       });
 
   m.def(

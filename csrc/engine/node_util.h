@@ -182,6 +182,17 @@ class MapNode : public Node {
   const Rows& rows_;
 };
 
+// A node whose output rows can be computed some at a time.
+class RowsNode : public MapNode {
+ public:
+  using MapNode::MapNode;
+  // Rows [y0, y1) of image n of y, from x, of which the rows that they need are there.
+  virtual void run_rows(Context& c, const View& x, const View& y, int64_t n, int64_t y0, int64_t y1,
+                        int threads) const = 0;
+};
+
+// op "pool" (pool.cpp).
+std::unique_ptr<RowsNode> make_rows_pool(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa);
 // op "pool" and "adaptive_pool" (pool.cpp).
 std::unique_ptr<Node> make_pool_node(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa);
 

@@ -10,10 +10,15 @@
 #include "common/thread_pool.h"
 #include "engine/node.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace actzip::engine {
 namespace {
 
 constexpr size_t kAlign = 64;
+constexpr size_t kLargePage = size_t{2} << 20;
 size_t rounded(size_t x) { return (x + kAlign - 1) / kAlign * kAlign; }
 // Room above the calibrated density of a packed map, as a factor and as a share of the elements.
 constexpr double kRoomFactor = 1.1, kRoomShare = 0.02;
@@ -140,14 +145,20 @@ std::unique_ptr<Context> Plan::acquire(int64_t batch) const {
       pieces.push_back({c->regions[i].capacity, first_[i], last_[i]});
       owner.push_back(-1 - static_cast<int>(i));
     } else {
-      pieces.push_back(
-          {rounded(static_cast<size_t>(elements(v, batch)) * sizeof(float) + kSlack), first_[i], last_[i]});
+      const int64_t count = v.band > 0 ? v.band * v.dims[1] * v.dims[3] : elements(v, batch);
+      pieces.push_back({rounded(static_cast<size_t>(count) * sizeof(float) + kSlack), first_[i], last_[i]});
       owner.push_back(static_cast<int>(i));
     }
   }
   c->arena_bytes = rounded(place(pieces) + kAlign);
-  c->arena.reset(static_cast<unsigned char*>(std::aligned_alloc(kAlign, c->arena_bytes)));
+  const size_t align = c->arena_bytes >= kLargePage ? kLargePage : kAlign;
+  c->arena.reset(
+      static_cast<unsigned char*>(std::aligned_alloc(align, (c->arena_bytes + align - 1) / align * align)));
   if (c->arena == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (align == kLargePage)
+    madvise(c->arena.get(), (c->arena_bytes + align - 1) / align * align, MADV_HUGEPAGE);
+#endif
   std::vector<float*> base(values_.size(), nullptr);
   for (size_t k = 0; k < pieces.size(); ++k) {
     if (owner[k] < 0) {
@@ -363,6 +374,10 @@ std::unique_ptr<Plan> PlanBuilder::build() {
     if (v.layout != Layout::plain && (v.batch[1] || v.batch[2] || v.batch[3]))
       fail(who + ": only N of a map may be the batch");
     if (!v.data.empty() && static_cast<int64_t>(v.data.size()) != total) fail(who + ": data of another size");
+    if (v.band < 0 || (v.band > 0 && (v.layout != Layout::map || v.parent >= 0 || v.band > (1 << 24))))
+      fail(who + ": only a map without parent is kept in bands");
+    if (v.parent >= 0 && v.parent < count && values_[static_cast<size_t>(v.parent)].band > 0)
+      fail(who + ": part of a map that is kept in bands");
     int root = static_cast<int>(i);
     int64_t at = 0;
     bool reshaped = false;
@@ -426,8 +441,19 @@ std::unique_ptr<Plan> PlanBuilder::build() {
     const NodeSpec& n = nodes_[i];
     const std::string who = n.op + " '" + n.name + "'";
     known(n.output, who);
+    if (values_[static_cast<size_t>(n.output)].band > 0) fail(who + ": writes what is kept in bands only");
+    if (n.op == "conv_pool") {
+      const auto mid = n.ints.find("band");
+      if (mid == n.ints.end() || mid->second.size() != 1 || mid->second[0] < 0 || mid->second[0] >= count ||
+          values_[static_cast<size_t>(mid->second[0])].band < 1)
+        fail(who + ": names no value that is kept in bands");
+      const auto b = static_cast<size_t>(mid->second[0]);
+      if (plan->first_[b] >= 0) fail(who + ": '" + values_[b].name + "' belongs to another node");
+      plan->first_[b] = plan->last_[b] = static_cast<int>(i);
+    }
     for (int v : n.inputs) {
       known(v, who);
+      if (values_[static_cast<size_t>(v)].band > 0) fail(who + ": reads what is kept in bands only");
       const auto root = static_cast<size_t>(plan->roots_[static_cast<size_t>(v)]);
       if (!written[static_cast<size_t>(v)] && !written[root])
         fail(who + ": reads '" + values_[static_cast<size_t>(v)].name + "' before it is written");

@@ -52,7 +52,15 @@ struct ValueSpec {
   // tops may be empty: what the type holds.
   std::vector<float> scales, tops;
   double density = 1.0;
+  // Layout map: memory for so many rows of one image only. Such a value is what a conv_pool node pools.
+  int64_t band = 0;
   std::vector<float> data;  // constants
+};
+
+// Numbers of somebody else's, who keeps them until the plan is built.
+struct Borrowed {
+  const float* data = nullptr;
+  size_t size = 0;
 };
 
 struct NodeSpec {
@@ -63,6 +71,7 @@ struct NodeSpec {
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::vector<double>> floats;
   std::map<std::string, std::vector<float>> arrays;
+  std::map<std::string, Borrowed> borrowed;  // weights, which nodes pack: no copy between
   std::map<std::string, std::string> strings;
 };
 

@@ -61,10 +61,10 @@ std::vector<BlockOf> pool_blocks(const View& x, const View& y) {
   return blocks;
 }
 
-class PoolNode final : public MapNode {
+class PoolNode final : public RowsNode {
  public:
   PoolNode(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa)
-      : MapNode(std::move(s), values, isa), pool_(pool_for(isa)) {
+      : RowsNode(std::move(s), values, isa), pool_(pool_for(isa)) {
     NodeSpec& n = spec;
     arity(n, 1, 1);
     const ValueSpec &x = value(values, n.inputs[0]), &y = value(values, n.output);
@@ -95,23 +95,33 @@ class PoolNode final : public MapNode {
   }
 
   void run(Context& c, int threads) const override {
-    const View &x = in(c), &y = out(c);
+    const View& y = out(c);
+    some(c, in(c), y, 0, y.n(), 0, y.h(), threads);
+  }
+  void run_rows(Context& c, const View& x, const View& y, int64_t n, int64_t y0, int64_t y1,
+                int threads) const override {
+    some(c, x, y, n, 1, y0, y1, threads);
+  }
+
+ private:
+  void some(Context& c, const View& x, const View& y, int64_t n, int64_t images, int64_t from, int64_t to,
+            int threads) const {
     const auto blocks = pool_blocks(x, y);
     const auto nb = static_cast<int64_t>(blocks.size());
     // bands as high as leave every thread enough items
-    int64_t rows = y.h();
+    const int64_t height = to - from;
+    int64_t rows = height;
     if (threads > 1)
-      rows = std::clamp<int64_t>(y.n() * nb * y.h() / (4 * static_cast<int64_t>(threads)),
-                                 std::min<int64_t>(2, y.h()), y.h());
-    const int64_t bands = (y.h() + rows - 1) / rows;
-    parallel_for(y.n() * nb * bands, threads, [&](int64_t i, int worker) {
-      const int64_t y0 = i % bands * rows;
-      band(x, y, i / bands / nb, y0, std::min(y.h(), y0 + rows), blocks[static_cast<size_t>(i / bands % nb)],
+      rows = std::clamp<int64_t>(images * nb * height / (4 * static_cast<int64_t>(threads)),
+                                 std::min<int64_t>(2, height), height);
+    const int64_t bands = (height + rows - 1) / rows;
+    parallel_for(images * nb * bands, threads, [&](int64_t i, int worker) {
+      const int64_t y0 = from + i % bands * rows;
+      band(x, y, n + i / bands / nb, y0, std::min(to, y0 + rows), blocks[static_cast<size_t>(i / bands % nb)],
            c.scratch_of(worker));
     });
   }
 
- private:
   struct Scratch {
     float* ring;  // input rows, expanded
     int64_t ring_floats, slots;
@@ -282,6 +292,10 @@ class AdaptivePoolNode final : public MapNode {
 };
 
 }  // namespace
+
+std::unique_ptr<RowsNode> make_rows_pool(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa) {
+  return std::make_unique<PoolNode>(std::move(s), values, isa);
+}
 
 std::unique_ptr<Node> make_pool_node(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa) {
   if (s.op == "pool") return std::make_unique<PoolNode>(std::move(s), values, isa);

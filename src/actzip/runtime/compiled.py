@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -49,7 +50,7 @@ def compile(
         threads: for each call; None: ``ACTZIP_NUM_THREADS``, else all CPUs of the process.
         calibration: typical inputs in the form of ``example`` (any batch), for the densities that decide how maps are
             stored and which kernels run; None: ``example``. Results do not depend on it, speed and memory do.
-        tune: time kernels here, for some seconds the first time; False: decide from densities alone.
+        tune: time kernels here at the example's batch, for some seconds the first time; False: decide from densities alone.
         cache: keep what was measured in the tuning cache (:mod:`actzip.runtime.cache`).
         dynamic: any batch size; False: the example's only.
         storage: ``float32`` or ``float16``: how packed maps keep their values. Maps of a model quantized by
@@ -70,6 +71,7 @@ def compile(
     graph, inputs = _front_end(model, example, dynamic)
     graph.meta["storage"], graph.meta["pack"] = storage, pack
     graph = optimize(graph)
+    shown = _batch(graph, inputs)
     if calibration is not None:
         inputs = _arrays(graph, calibration, "calibration")
     # zeros (what a tracer gives) say nothing about densities
@@ -81,7 +83,7 @@ def compile(
         raise InputError(f"threads is {threads}; it must be at least 1, or None")
     keep_dense = {n.inputs[0] for n in nonfinite_parameters(graph) if n.inputs}
     store = TuningCache(_identity()) if cache and tune else None
-    tuned = _tune(graph, inputs, batch, n_threads, store, keep_dense, tune)
+    tuned = _tune(graph, inputs, batch, shown, n_threads, store, keep_dense, tune)
     sample = [
         np.asarray(a[:1], order="C") if _grows(graph, v) else a
         for v, a in zip(graph.inputs, inputs, strict=True)
@@ -95,10 +97,19 @@ def compile_graph(graph: g.Graph, **options: Any) -> CompiledModel:
 
 
 def _tune(
-    graph: g.Graph, inputs: list[Any], batch: int, threads: int, store: Any, dense: set[str], trials: bool
+    graph: g.Graph,
+    inputs: list[Any],
+    batch: int,
+    shown: int,
+    threads: int,
+    store: Any,
+    dense: set[str],
+    trials: bool,
 ) -> Any:
     try:
-        return tune(graph, inputs, batch, threads, cache=store, keep_dense=dense, trials=trials)
+        return tune(
+            graph, inputs, batch, threads, trial_batch=shown, cache=store, keep_dense=dense, trials=trials
+        )
     except MemoryError as error:
         raise InputError(f"not enough memory to compile at batch {batch}") from error
 
@@ -114,7 +125,8 @@ def _identity() -> dict[str, str]:
 
 
 def _advise() -> None:
-    """Once a process: on CPUs with matrix units dense low-precision engines are quicker than any float32."""
+    """Once a process: on CPUs with matrix units dense low-precision engines are quicker than any float32 (a warning), with
+    dot-product instructions they may be (a line in the log)."""
     global _advised
     if _advised:
         return
@@ -122,6 +134,8 @@ def _advise() -> None:
     text = advice()
     if text and any(e.startswith("amx") for e in cpu.info()["extras"]):
         warnings.warn(text, ActzipWarning, stacklevel=3)
+    elif text:
+        logging.getLogger("actzip").info(text)
 
 
 def advice() -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from actzip import cpu
 from actzip.runtime import graph as g
-from actzip.runtime.lower import Lowered
+from actzip.runtime.lower import Lowered, lower
 
 __all__ = ["Explanation", "LayerRow", "explain"]
 
@@ -48,6 +48,7 @@ class Explanation:
     effective_macs: int
     peak_gflops: float
     arena_bytes: int
+    dense_arena_bytes: int
     weight_bytes: int
     spilled_bytes: int
     advice: str = ""
@@ -114,13 +115,23 @@ class Explanation:
             f"{self.peak_gflops:.0f} GFLOP/s a core",
             f"{self.macs / 1e6:.0f} MMACs, {self.effective_macs / 1e6:.0f} effective (theoretical speed-up "
             f"{self.theoretical_speedup:.2f}); convolutions run them at {100 * self.peak_share:.0f} % of the peak",
-            f"activations {self.arena_bytes / 1e6:.2f} MB, weights {self.weight_bytes / 1e6:.1f} MB",
+            f"activations {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB if all were dense), weights "
+            f"{self.weight_bytes / 1e6:.1f} MB",
         ]
         if self.advice:
             lines.append(self.advice)
         return "\n".join(lines)
 
     __str__ = table
+
+
+def dense_arena_bytes(graph: g.Graph, batch: int) -> int:
+    """Bytes of the arena at this batch size, were every map of ``graph`` stored dense."""
+    plain = graph.copy()
+    for value in plain.values.values():
+        value.storage = "dense"
+        value.quant = None
+    return int(lower(plain).plan.arena_bytes(batch))
 
 
 def _uses(size: int, out: int, kernel: int, stride: int, before: int, dilation: int) -> g.Array:
@@ -218,5 +229,5 @@ def explain(
         )  # fmt: skip
     return Explanation(
         rows, batch, threads, sum(r.milliseconds for r in rows), sum(r.macs for r in rows), sum(r.effective_macs for r in rows),
-        peak, int(low.plan.arena_bytes(batch)), int(low.plan.weight_bytes()), int(low.plan.spilled_bytes()), advice, cpu.info(),
+        peak, int(low.plan.arena_bytes(batch)), dense_arena_bytes(graph, batch), int(low.plan.weight_bytes()), int(low.plan.spilled_bytes()), advice, cpu.info(),
     )  # fmt: skip

@@ -120,7 +120,8 @@ def _broadcast(shapes: Sequence[Shape]) -> Shape:
 class Value:
     """A tensor of the graph.
 
-    ``storage`` is what the engine keeps: ``dense`` or ``packed`` (mask and non-zero values, channels last).
+    ``storage`` is what the engine keeps: ``dense``, ``packed`` (mask and non-zero values, channels last) or ``band`` (some rows at a time, between a
+    convolution and a pool).
     ``place`` = (parent, first channel): the value is no memory of its own but a channel range of ``parent``,
     the output of the :class:`Concat` that gathers it. ``density`` is the calibrated fraction of non-zeros.
     ``quant`` = (scale, bits): an unsigned linear quantizer rounds the value; the engine stores it as integers.

@@ -21,6 +21,7 @@ from actzip.runtime.passes import root_of
 
 __all__ = ["Lowered", "can_pack", "lower", "packable"]
 
+_BAND_BYTES = 768 << 10  # of a banded map: what stays in the second-level cache
 _EPILOGUE = {"relu", "clip", "threshold"}
 _MAP_OPS = (g.Conv2d, g.Pool, g.AdaptivePool, g.Resize, g.LocalResponseNorm)
 _EITHER = (g.Activation, g.BatchNorm, g.Binary, g.GroupNorm, g.Concat, g.Slice, g.Pad, g.LayerNorm)
@@ -130,8 +131,34 @@ def keeps_integers(graph: g.Graph, name: str) -> bool:
     return quantized(name)
 
 
+def banded(graph: g.Graph) -> set[str]:
+    """Values that one convolution writes and one pool reads, and nothing else: they need never be there in whole."""
+    producers = graph.producers()
+    readers: dict[str, list[g.Node]] = {}
+    for n in graph.nodes:
+        for v in n.inputs:
+            readers.setdefault(v, []).append(n)
+    found = set()
+    for v, nodes in readers.items():
+        p, value = producers.get(v), graph.values[v]
+        pool = nodes[0]
+        if not isinstance(p, g.Conv2d) or len(nodes) > 1 or not isinstance(pool, g.Pool):
+            continue
+        # integers: the greatest of them is the integer of the greatest, but something has to round it
+        rounded = value.quant is None or (
+            pool.kind == "max" and graph.values[pool.output].storage == "packed"
+        )
+        if (
+            rounded and pool.bias is None and pool.act is None and p.groups == 1 and packable(graph, p)
+            and v not in graph.outputs and value.place is None
+        ):  # fmt: skip
+            found.add(v)
+    return found
+
+
 def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset()) -> g.Graph:
-    """Sets ``Value.storage``: packed where zeros are expected, the engine can, and nobody said ``dense``.
+    """Sets ``Value.storage``: packed where zeros are expected, the engine can, and nobody said ``dense``; band between a
+    convolution and a pool.
 
     What is placed in one Concat is stored alike. Maps that only pools and the like read are packed where they are quantized, or
     where ``meta["pack"]`` is ``always``.
@@ -152,6 +179,8 @@ def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset(
         )
         for v in members:
             graph.values[v].storage = "packed" if ok else "dense"
+    for v in banded(graph):
+        graph.values[v].storage = "band"
     return graph
 
 
@@ -200,6 +229,11 @@ class _Lowering:
         self.builder = _engine.PlanBuilder()
         self.kind = layouts(graph)
         self.producers = graph.producers()
+        self.pools = {
+            n.inputs[0]: n
+            for n in graph.nodes
+            if isinstance(n, g.Pool) and graph.values[n.inputs[0]].storage == "band"
+        }
         self.native: dict[str, int] = {}
         self.copies: dict[tuple[str, str], int] = {}
         self.out = Lowered(None)
@@ -231,9 +265,19 @@ class _Lowering:
                     kw = {"parent": self.declare(parent), "offset": v.place[1]}
             if layout == "packed":
                 kw.update(self.packed_fields(name))
+            elif v.storage == "band":
+                kw["band"] = self.band(name)
             i = self.add_value(name, v.shape, layout, **kw)
         self.native[name] = i
         return i
+
+    def band(self, name: str) -> int:
+        """Rows of a banded map that are kept: those of eight rows of the pool, fewer where they would leave the cache."""
+        pool = self.pools[name]
+        c, h, w = (int(d) for d in self.graph.shape(name)[1:])  # type: ignore[arg-type]
+        reach = (pool.kernel_size[0] - 1) * pool.dilation[0] + 1
+        step = max(2, min(8, _BAND_BYTES // (4 * c * w * pool.stride[0])))
+        return min(h, (step - 1) * pool.stride[0] + reach) if h > reach else reach
 
     def packed_fields(self, name: str) -> dict[str, Any]:
         v = self.graph.values[name]
@@ -261,7 +305,7 @@ class _Lowering:
         p = self.producers.get(name)
         if isinstance(p, g.Concat):
             return [q for v in p.inputs for q in self.quants(v)]
-        if isinstance(p, g.Pool) and p.kind == "max" and self.graph.values[p.inputs[0]].storage == "packed":
+        if isinstance(p, g.Pool) and p.kind == "max" and self.graph.values[p.inputs[0]].storage != "dense":
             return self.quants(p.inputs[0])  # the greatest of quantized values is one of them
         return [self.graph.values[name].quant] * len(self.parts(name))
 
@@ -395,6 +439,7 @@ class _Lowering:
             same = not packed or _blocks(self.parts(v)) == _blocks([c])
             inputs.append(self.read(v, "any map" if same else "map"))
         output = self.declare(n.output)
+        pool = self.pools.get(n.output)
         if self.want_variants:
             self.out.variants[n.name] = list(
                 self.builder.variants(
@@ -411,7 +456,18 @@ class _Lowering:
         chosen = self.variants.get(n.name) or n.kernel
         if chosen:
             strings["variant"] = chosen
-        self.node("conv", n.name, inputs, output, n.name, ints, floats, arrays, strings)
+        if pool is None:
+            self.node("conv", n.name, inputs, output, n.name, ints, floats, arrays, strings)
+            return
+        ints.update(
+            band=[output], pool_kernel=list(pool.kernel_size), pool_stride=list(pool.stride),
+            pool_padding=list(pool.padding), pool_dilation=list(pool.dilation),
+            count_include_pad=[int(pool.count_include_pad)], divisor=[pool.divisor],
+        )  # fmt: skip
+        strings["pool"] = pool.kind
+        self.node(
+            "conv_pool", n.name, inputs, self.declare(pool.output), n.name, ints, floats, arrays, strings
+        )
 
     def on_conv_transpose2d(self, n: g.ConvTranspose2d) -> None:
         """Zeros between the pixels, then a convolution with the flipped weights."""
@@ -547,6 +603,8 @@ class _Lowering:
         )
 
     def on_pool(self, n: g.Pool) -> None:
+        if self.graph.values[n.inputs[0]].storage == "band":
+            return  # its convolution does it
         strings, floats, arrays = _act(n.act)
         strings["kind"] = n.kind
         if n.bias is not None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
-from actzip.runtime.interpret import interpret
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "PASSES",
@@ -97,6 +99,8 @@ def fold_constants(graph: g.Graph) -> g.Graph:
                 outputs=[node.output],
                 constants={v: graph.constants[v] for v in node.inputs},
             )
+            from actzip.runtime.interpret import interpret
+
             (y,), _ = interpret(one, {})
             graph.constants[node.output] = np.ascontiguousarray(y.numpy())
         else:
@@ -818,6 +822,10 @@ def calibrate(graph: g.Graph, inputs: dict[str, torch.Tensor]) -> g.Graph:
         InputError: inputs that do not fit.
         UnsupportedError: as :func:`interpret`.
     """
+    import torch
+
+    from actzip.runtime.interpret import interpret
+
     graph = graph.copy()
     wanted = [n.output for n in graph.nodes]
     if not wanted:

@@ -141,12 +141,14 @@ def tune(
     cache: TuningCache | None,
     keep_dense: set[str],
     trials: bool = True,
+    trial_batch: int | None = None,
     storage: Callable[[g.Graph], g.Graph] | None = None,
 ) -> Tuned:
     """Calibrates on ``inputs`` and chooses a storage for every value and a kernel for every convolution.
 
     Args:
         inputs: arrays for the graph's inputs with this ``batch``.
+        trial_batch: the batch that trials are timed at (None: ``batch``), of the inputs over and over.
         keep_dense: values that must not be packed (non-finite weights read them).
         trials: False: no timing; packed where the calibrated density is below 0.7, the engine's first choice of kernel.
             Either way maps that are stored as integers stay packed (they are rounded by that, and smaller at any density),
@@ -156,6 +158,10 @@ def tune(
     bench = _Bench(graph, inputs, batch, threads)
     packed = choose_storage(graph, keep_dense)
     densities = bench.densities(lower(packed), packed)
+    if trials and trial_batch is not None and trial_batch != batch:
+        batch = trial_batch
+        shapes = [g.concrete(graph.shape(v), batch) for v in graph.inputs]
+        bench = _Bench(graph, [np.resize(a, s) for a, s in zip(inputs, shapes, strict=True)], batch, threads)
     for gr in (packed,):
         for v, d in densities.items():
             gr.values[v].density = d

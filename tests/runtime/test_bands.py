@@ -1,0 +1,156 @@
+"""A convolution and the pool that alone reads it run by turns: results, memory, and what stays whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from actzip import _engine
+from actzip.errors import UnsupportedError
+from actzip.runtime import compile_graph
+from actzip.runtime.capture import capture
+from actzip.runtime.explain import dense_arena_bytes
+from actzip.runtime.lower import banded, choose_storage, lower
+from actzip.runtime.passes import optimize
+
+
+@pytest.fixture(params=_engine.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    _engine.force_isa(request.param)
+    yield request.param
+    _engine.force_isa("")
+
+
+class Net(nn.Module):
+    """A packed map, the convolution and the pool in question, and a convolution on what is left."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, pool: nn.Module, relu: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 20, 3, padding=1)
+        self.conv = nn.Conv2d(20, channels, kernel, stride=stride, padding=kernel // 2)
+        self.pool = pool
+        self.relu = relu
+        self.tail = nn.Conv2d(channels, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(torch.relu(self.stem(x)))
+        return self.tail(self.pool(torch.relu(x) if self.relu else x))
+
+
+POOLS = {
+    "max 3 stride 2": nn.MaxPool2d(3, 2),
+    "max 3 stride 2 padded": nn.MaxPool2d(3, 2, 1),
+    "max 2": nn.MaxPool2d(2),
+    "max 2 ceil": nn.MaxPool2d(2, ceil_mode=True),
+    "max 3 stride 1 padded": nn.MaxPool2d(3, 1, 1),
+    "max dilated": nn.MaxPool2d(3, 2, 1, dilation=2),
+    "max, rows between never read": nn.MaxPool2d(2, 5),
+    "max of all rows": nn.MaxPool2d((31, 3), 1),
+    "avg 2": nn.AvgPool2d(2),
+    "avg 3 padded": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(70, 3, 1), (16, 1, 1), (131, 5, 2)])
+def test_results(isa: str, pool: str, channels: int, kernel: int, stride: int) -> None:
+    if stride == 2 and "all rows" in pool:
+        pytest.skip("the window is higher than the map")
+    torch.manual_seed(3)
+    net = Net(channels, kernel, stride, POOLS[pool], relu="dilated" not in pool).eval()
+    x = torch.randn(3, 3, 31, 26)
+    fast = compile_graph(capture(net, x), example=x)
+    assert [v.storage for v in fast.graph.values.values()].count("band") == 1
+    with torch.no_grad():
+        want = net(x)
+    first = fast(x)
+    assert (first - want).abs().max() <= 2e-5 * want.abs().max()
+    for threads in (2, 5):
+        fast.threads = threads
+        assert torch.equal(fast(x), first)
+    assert torch.equal(fast(x[1:2]), first[1:2])
+
+
+def test_not_finite_numbers_come_through(isa: str) -> None:
+    torch.manual_seed(3)
+    net = Net(33, 3, 1, nn.MaxPool2d(3, 2, 1)).eval()
+    x = torch.randn(1, 3, 31, 26)
+    x[0, 1, 17, 9] = float("nan")
+    fast = compile_graph(capture(net, x), example=torch.randn(1, 3, 31, 26))
+    with torch.no_grad():
+        want = net(x)
+    assert np.array_equal(np.isnan(fast(x).numpy()), np.isnan(want.numpy())) and torch.isnan(want).any()
+
+
+def test_residual_before_the_pool() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+            self.pool = nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.a(x))
+            return self.pool(torch.relu(self.b(x) + x))
+
+    torch.manual_seed(0)
+    net, x = Residual().eval(), torch.randn(2, 3, 40, 40)
+    fast = compile_graph(capture(net, x), example=x)
+    assert "band" in {v.storage for v in fast.graph.values.values()}
+    with torch.no_grad():
+        assert (fast(x) - net(x)).abs().max() < 1e-4
+
+
+def test_the_map_between_takes_no_memory() -> None:
+    net = Net(64, 3, 1, nn.MaxPool2d(2)).eval()
+    x = torch.randn(1, 3, 160, 160)
+    graph = choose_storage(optimize(capture(net, x)))
+    assert lower(graph).plan.arena_bytes(1) < 0.5 * dense_arena_bytes(graph, 1)
+
+
+def test_maps_with_other_readers_stay_whole() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = torch.relu(self.conv(x))
+            return self.pool(x), x.mean((2, 3))
+
+    class Output(Two):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = torch.relu(self.conv(x))
+            return self.pool(x), x
+
+    x = torch.randn(1, 3, 12, 12)
+    for net in (Two(), Output()):
+        assert banded(choose_storage(optimize(capture(net.eval(), x)))) == set()
+
+
+def test_nothing_else_may_read_a_band() -> None:
+    b = _engine.PlanBuilder()
+    x = b.value("x", [1, 4, 8, 8], [True, False, False, False])
+    m = b.value("m", [1, 4, 8, 8], [True, False, False, False], "map", band=3)
+    b.input(x)
+    b.node("copy", "c", [x], m)
+    with pytest.raises(ValueError, match="bands"):
+        b.build()
+
+
+def test_a_band_lower_than_the_window_is_refused() -> None:
+    net = Net(64, 3, 1, nn.MaxPool2d(3)).eval()
+    graph = choose_storage(optimize(capture(net, torch.randn(1, 3, 24, 24))))
+    from actzip.runtime import lower as module
+
+    real = module._Lowering.band
+    try:
+        module._Lowering.band = lambda self, name: 2  # type: ignore[method-assign]
+        with pytest.raises(UnsupportedError, match="lower than the window"):
+            lower(graph)
+    finally:
+        module._Lowering.band = real  # type: ignore[method-assign]
