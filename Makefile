@@ -9,7 +9,7 @@ VISION ?= torchvision==0.28.0
 DATA   ?= ../shared
 export ACTZIP_SHARED ?= $(abspath $(DATA))
 
-.PHONY: help demo test setup native lint format typecheck asan tsan fuzz fuzz-short test-neon docs wheel clean bench
+.PHONY: bench-engine help demo test setup native lint format typecheck asan tsan fuzz fuzz-short test-neon docs wheel clean bench
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,9 @@ native: ## developer build: the extension modules beside the sources, incrementa
 	  $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >/dev/null
 	cmake --build build/dev
 	cmake --install build/dev >/dev/null
+
+bench-engine: setup ## every table of the engine (hours are not needed, an idle machine is): docs/engine-benchmarks.md
+	$(BIN)/python benchmarks/engine/suite.py
 
 lint: setup ## ruff, clang-format, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

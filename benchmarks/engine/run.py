@@ -2,8 +2,11 @@
 
 Each engine runs in its own process (worker.py) with the same number of threads; rounds are interleaved, so that what else the
 machine does hits all alike. Dense rivals get the plain network, whose speed does not depend on zeros (thresholds would only
-cost them); actzip and DeepSparse get the thresholded one. ACTZIP_DEEPSPARSE_PYTHON names a Python that has DeepSparse.
-Writes benchmarks/results/engine-<network>-b<batch>-t<threads>.json and prints the table.
+cost them); actzip and DeepSparse get the thresholded one. What is prepared beforehand is prepared in a process of its own for
+all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled compiled model. ACTZIP_DEEPSPARSE_PYTHON names a
+Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on that instruction set too; rivals then run as they come (they
+may use AVX-512) and, those that take such an order (PyTorch: variables of oneDNN and ATen), told to use AVX2 at most. Writes
+benchmarks/results/engine-<network>-b<batch>-t<threads>.json and prints the table.
 """
 
 from __future__ import annotations
@@ -28,14 +31,19 @@ import models  # noqa: E402
 
 RESULTS = HERE.parent / "results"
 DENSE = ["torch", "torch channels_last", "torch.compile", "onnxruntime", "openvino", "ncnn"]
+# What keeps a rival at AVX2; engines that are not here take no such order (their rows are what the CPU has).
+CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+CAPPED = {"torch", "torch channels_last"}  # torch.compile would take minutes more
 
 
 class Worker:
-    def __init__(self, engine: str, label: str, spec: dict[str, Any]) -> None:
-        self.engine, self.label = engine, label
+    def __init__(self, engine: str, label: str, spec: dict[str, Any], isa: str = "") -> None:
+        self.engine, self.label, self.isa = engine, label, isa
         python = sys.executable
         self.info: dict[str, Any] = {}
         self.ms: list[float] = []
+        self.memory: int | None = None
+        self.explained: dict[str, Any] | None = None
         if engine == "deepsparse":
             python = os.environ.get("ACTZIP_DEEPSPARSE_PYTHON", "")
             if not python:
@@ -45,6 +53,7 @@ class Worker:
             **os.environ,
             "OMP_NUM_THREADS": str(spec["threads"]),
             "ACTZIP_NUM_THREADS": str(spec["threads"]),
+            **({} if not isa else {"ACTZIP_ISA": isa} if engine.startswith("actzip") else CAP),
         }
         self.process = subprocess.Popen(
             [python, "-W", "ignore", str(HERE / "worker.py"), engine, json.dumps(spec)],
@@ -73,15 +82,10 @@ class Worker:
             self.process.wait()
 
 
-def prepare(
-    name: str, batch: int, targets: list[float], photos: int, unseen: int, folder: Path
-) -> dict[str, Any]:
-    """ONNX files, inputs, thresholds with their density and agreement on photographs that calibration did not see."""
-    calibration = models.photographs(name, photos)
-    test = models.photographs(name, unseen, first=7)
-    x = models.photographs(name, batch, first=3)
-    np.save(folder / "x.npy", x.numpy())
-    np.save(folder / "calibration.npy", calibration[:2].numpy())
+def thresholded(
+    name: str, targets: list[float], imposed: list[float], calibration: torch.Tensor, test: torch.Tensor
+) -> list[dict[str, Any]]:
+    """The network as it is, then with thresholds: their density and top-1 agreement on ``test``."""
     base, reference = models.measure(models.build(name), test)
     rows = [{"label": "natural", "thresholds": None, "density": base.nonzero / base.total, "agreement": 1.0}]
     for target in targets:
@@ -97,14 +101,83 @@ def prepare(
                 "agreement": agreement,
             }
         )
+    for density in imposed:
+        thresholds = models.impose_densities(name, calibration, density)
+        meter, _ = models.measure(models.build(name, thresholds), test)
+        rows.append(
+            {
+                "label": f"imposed {density}",
+                "thresholds": thresholds,
+                "density": meter.nonzero / meter.total,
+                "agreement": None,
+            }
+        )
+    return rows
+
+
+def prepare(
+    name: str, batch: int, targets: list[float], imposed: list[float], photos: int, unseen: int, folder: Path
+) -> dict[str, Any]:
+    """ONNX files and inputs of every row of :func:`thresholded`, on photographs that calibration did not see."""
+    x = models.photographs(name, batch, first=3)
+    calibration = models.photographs(name, photos)
+    np.save(folder / "x.npy", x.numpy())
+    np.save(folder / "calibration.npy", calibration[:2].numpy())
+    known = folder.parent / f"{name}-thresholds.json"  # for every batch
+    if known.exists():
+        rows = json.loads(known.read_text())
+    else:
+        rows = thresholded(name, targets, imposed, calibration, models.photographs(name, unseen, first=7))
+        known.write_text(json.dumps(rows))
     for row in rows:
         path = folder / f"{row['label'].replace(' ', '-')}.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             net = models.build(name, row["thresholds"])
             torch.onnx.export(net, (x,), str(path), dynamo=False, opset_version=13)
+        if row["thresholds"]:
+            fuse_thresholds(path)
         row["onnx"] = str(path)
     return {"rows": rows, "input": str(folder / "x.npy"), "calibration": str(folder / "calibration.npy")}
+
+
+def fuse_thresholds(path: Path) -> None:
+    """ONNX file ``path``: Relu, Greater, Where of a thresholded ReLU as ONNX's one operator for it, ThresholdedRelu, which is the
+    form that an engine can be expected to know."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    maker = {o: n for n in graph.node for o in n.output}
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants.update(
+        {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"}
+    )
+    for n in graph.node:
+        test, relu = (
+            maker.get(n.input[0]) if n.input else None,
+            maker.get(n.input[1]) if len(n.input) > 1 else None,
+        )
+        if (
+            n.op_type == "Where" and test is not None and test.op_type == "Greater" and relu is not None
+            and relu.op_type == "Relu" and list(test.input)[:1] == list(n.input)[1:2]
+            and constants.get(test.input[1], np.empty(0)).size == 1
+            and n.input[2] in constants and not constants[n.input[2]].any()
+        ):  # fmt: skip
+            alpha = float(constants[test.input[1]].reshape(-1)[0])
+            n.CopyFrom(
+                helper.make_node("ThresholdedRelu", [relu.input[0]], list(n.output), name=n.name, alpha=alpha)
+            )
+    needed, kept = {o.name for o in graph.output}, []
+    for n in reversed(graph.node):
+        if needed & set(n.output):
+            needed |= set(n.input)
+            kept.append(n)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
 
 
 def ncnn_model(name: str, folder: Path, batch: int) -> str:
@@ -117,6 +190,16 @@ def ncnn_model(name: str, folder: Path, batch: int) -> str:
     return str(folder / "net.ncnn")
 
 
+def close_gate(command: str | None) -> subprocess.Popen[str] | None:
+    """Starts ``command`` and waits for its first line."""
+    if not command:
+        return None
+    gate = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert gate.stdout is not None
+    gate.stdout.readline()
+    return gate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="inception_v3")
@@ -124,6 +207,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--density", type=float, action="append", help="thresholds to these densities of all ReLU outputs"
+    )
+    parser.add_argument(
+        "--impose", type=float, action="append", default=[],
+        help="this density on every ReLU, for networks whose weights are random (top-1 means nothing then)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--isa", action="append", default=[], help="instruction sets for actzip besides the best"
     )
     parser.add_argument("--engines", default=",".join([*DENSE, "deepsparse", "actzip"]))
     parser.add_argument("--rounds", type=int, default=8)
@@ -134,6 +224,11 @@ def main() -> None:
     parser.add_argument("--unseen", type=int, default=32, help="others, for density and top-1 agreement")
     parser.add_argument("--folder", type=Path, help="keep prepared models here, and use those that are there")
     parser.add_argument("--prepare-only", action="store_true")
+    parser.add_argument(
+        "--gate",
+        help="shell command that answers a line when the machine is free and keeps it so until its input closes; "
+        "asked for before actzip's trials and the timed rounds",
+    )
     args = parser.parse_args()
     engines = [e for e in args.engines.split(",") if e]
     targets = (
@@ -146,7 +241,7 @@ def main() -> None:
         if described.exists():
             made = json.loads(described.read_text())
         else:
-            made = prepare(args.network, args.batch, targets, args.photos, args.unseen, folder)
+            made = prepare(args.network, args.batch, targets, args.impose, args.photos, args.unseen, folder)
             made["ncnn"] = ncnn_model(args.network, folder, args.batch) if "ncnn" in engines else ""
             described.write_text(json.dumps(made))
         if not args.prepare_only:
@@ -160,32 +255,53 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
         "torch": args.network, "input": made["input"], "calibration": made["calibration"], "threads": args.threads,
         "ncnn": made["ncnn"], "onnx": made["rows"][0]["onnx"],
     }  # fmt: skip
-    workers = []
-    for engine in engines:
-        each = made["rows"] if engine in ("actzip", "deepsparse") else made["rows"][:1]
-        for row in each:
-            label = row["label"] if engine in ("actzip", "deepsparse") else "dense"
-            output = str(folder / f"y-{len(workers)}.npy")
-            spec = {
-                **common,
-                "thresholds": row["thresholds"],
-                "onnx_thresholded": row["onnx"],
-                "output": output,
-            }
-            w = Worker(engine, label, spec)
-            w.output, w.row = output, row
-            workers.append(w)
-            print(f"{engine} ({label}): {w.info.get('skip') or 'ready'}", file=sys.stderr, flush=True)
+    machine = cpu.info()
+    workers: list[Worker] = []
+
+    def start(engine: str, row: dict[str, Any], isa: str = "") -> None:
+        zeros = row["label"] if engine in ("actzip", "deepsparse") else "dense"
+        spec = {
+            **common, "thresholds": row["thresholds"], "onnx_thresholded": row["onnx"],
+            "output": str(folder / f"y-{len(workers)}.npy"), "pickle": str(folder / f"actzip-{len(workers)}.pickle"),
+        }  # fmt: skip
+        if engine == "actzip":
+            maker = Worker("actzip compile", zeros, spec, isa)
+            made_in = {**maker.info, **maker.ask("memory")}
+            maker.stop()
+        w = Worker(engine, zeros, spec, isa)
+        if engine == "actzip":
+            w.info["compile"] = made_in
+        w.output, w.row = spec["output"], row
+        workers.append(w)
+        print(f"{engine} {isa} ({zeros}): {w.info.get('skip') or 'ready'}", file=sys.stderr, flush=True)
+
+    gate: subprocess.Popen[str] | None = None
+    # actzip last: its trials want the machine for themselves
+    for engine in sorted(engines, key=lambda e: e == "actzip"):
+        if engine == "actzip":
+            gate = close_gate(args.gate)
+        for row in made["rows"] if engine in ("actzip", "deepsparse") else made["rows"][:1]:
+            start(engine, row)
+            for isa in args.isa:
+                if engine == "actzip" or (engine in CAPPED and isa == "avx2"):
+                    start(engine, row, isa)
+    if gate is None:
+        gate = close_gate(args.gate)
     for _ in range(args.rounds):
         for w in workers:
             w.ms += w.ask(f"run {args.runs} 30").get("ms", [])
+    for w in workers:
+        w.memory = w.ask("memory").get("peak_bytes")
+        w.explained = w.ask("explain").get("explain") if w.engine == "actzip" else None
+        w.stop()
+    if gate is not None:
+        gate.communicate()
     rows = []
     for w in workers:
-        memory = w.ask("memory").get("peak_bytes")
-        explained = w.ask("explain").get("explain") if w.engine == "actzip" else None
-        w.stop()
+        explained = w.explained
         row: dict[str, Any] = {
             "engine": w.engine,
+            "isa": w.isa or (machine["isa"] if w.engine == "actzip" else "any"),
             "zeros": w.label,
             "skip": w.info.get("skip"),
             "version": w.info.get("version"),
@@ -197,13 +313,17 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
                 ).numpy()
             got = np.load(w.output).reshape(want.shape)
             row.update(
-                median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=memory,
+                median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=w.memory,
                 density=w.row["density"], top1_agreement=w.row["agreement"], seconds_to_ready=w.info["seconds"],
                 error=float(np.abs(got - want).max() / np.abs(want).max()),
             )  # fmt: skip
         if explained:
+            row["compile_seconds"] = w.info["compile"].get("seconds")
+            row["compile_peak_bytes"] = w.info["compile"].get("peak_bytes")
             row["peak_share"] = explained["peak_share"]
+            row["peak_gflops"] = explained["peak_gflops"]
             row["arena_bytes"] = explained["arena_bytes"]
+            row["dense_arena_bytes"] = explained["dense_arena_bytes"]
             row["theoretical_speedup"] = explained["theoretical_speedup"]
             row["layers"] = explained["rows"]
         rows.append(row)
@@ -213,21 +333,20 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
             r["against_fastest_dense"] = fastest / r["median_ms"]
     from actzip.runtime.compiled import advice
 
-    machine = cpu.info()
     report = {
         "network": args.network, "batch": args.batch, "threads": args.threads, "rounds": args.rounds, "machine": machine,
         "advice": advice(), "rows": rows,
     }  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"engine-{args.network}-b{args.batch}-t{args.threads}-{machine['isa']}.json"
+    path = RESULTS / f"engine-{args.network}-b{args.batch}-t{args.threads}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1))
+    head = json.dumps({**report, "rows": []}, indent=1)
+    lines = ",\n".join("  " + json.dumps(r) for r in rows)  # a row a line
+    temporary.write_text(head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
     temporary.replace(path)
+    print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {machine['cpu']}, float32")
     print(
-        f"{args.network}, batch {args.batch}, {args.threads} thread(s), {machine['cpu']}, {machine['isa']}, float32"
-    )
-    print(
-        f"{'engine':20} {'version':12} {'zeros':14} {'density':>7} {'top-1':>6} {'median ms':>9} {'min':>8} {'x dense':>7} {'MB':>6}"
+        f"{'engine':20} {'isa':10} {'version':12} {'zeros':14} {'density':>7} {'top-1':>6} {'median ms':>9} {'min':>8} {'x dense':>7} {'MB':>6}"
     )
     for r in rows:
         if "median_ms" not in r:
@@ -235,7 +354,8 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
             continue
         memory_mb = (r["peak_bytes"] or 0) / 1e6
         print(
-            f"{r['engine']:20} {str(r['version'])[:12]:12} {r['zeros']:14} {r['density']:7.3f} {r['top1_agreement']:6.2f} "
+            f"{r['engine']:20} {r['isa']:10} {str(r['version'])[:12]:12} {r['zeros']:14} {r['density']:7.3f} "
+            f"{'-' if r['top1_agreement'] is None else format(r['top1_agreement'], '.2f'):>6} "
             f"{r['median_ms']:9.2f} {r['min_ms']:8.2f} {r.get('against_fastest_dense', 0):7.2f} {memory_mb:6.0f}"
         )
     if report["advice"]:

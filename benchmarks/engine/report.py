@@ -1,0 +1,107 @@
+"""docs/engine-benchmarks.md from the results of run.py: python benchmarks/engine/report.py"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+PAGE = HERE.parents[1] / "docs" / "engine-benchmarks.md"
+HEAD = """# Engine: measured speed
+
+Written by `benchmarks/engine/report.py` from `benchmarks/results/engine-*.json`; `make bench-engine` measures all of it again.
+
+Every table is one run: each engine in a process of its own with the same number of threads, rounds interleaved, median of at least 30 calls
+(torch: the better of its two layouts counts). `x dense` is the time of the fastest dense engine of that run over the row's. Dense
+engines run the plain network: their time does not depend on zeros. *Density*: share of non-zeros over all ReLU outputs of photographs that
+calibration did not see; *top-1*: the share of them on which the answer is the plain network's. Thresholds are one number a layer, a common
+factor times the layer's mean positive output, set on 16 photographs without training. *Imposed* densities: random weights,
+the same density at every ReLU; 0.56 is the mean that Albericio et al. (Cnvlutin, ISCA 2016) measured over the convolutions of
+trained networks, 0.34 and 0.25 are those of Inception-V3's thresholds; top-1 means nothing there.
+*Peak MB*: the whole process, after loading an exported model (actzip: a pickled compiled model, which needs no torch).
+*Of peak*: non-zero MACs a second over the convolutions, against a loop of FMAs in registers.
+*Arena*: bytes of activations against a plan that keeps every map of the same graph whole and dense.
+DeepSparse gets the thresholds as `ThresholdedRelu`.
+"""
+
+
+def name(path: Path) -> tuple[Any, ...]:
+    d = json.loads(path.read_text())
+    first = ["inception_v3", "resnet18", "resnet34", "resnet50", "vgg16"]
+    n = d["network"]
+    return (first.index(n) if n in first else 9, n, d["batch"], d["threads"])
+
+
+def table(d: dict[str, Any]) -> list[str]:
+    m = d["machine"]
+    lines = [
+        f"### {d['network']}, batch {d['batch']}, {d['threads']} thread{'s' if d['threads'] > 1 else ''}",
+        "",
+        f"{m['cpu']}; float32.",
+        "",
+        "| engine | zeros | density | top-1 | median ms | x dense | of peak | arena | peak MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in d["rows"]:
+        engine = f"{r['engine']} {r['version'] or ''}".split("+")[0].split("-")[0]
+        if r["engine"] == "actzip":
+            engine += f", {r['isa']}"
+        elif r["isa"] == "avx2":
+            engine += ", told AVX2"
+        if "median_ms" not in r:
+            lines.append(f"| {engine} | {r['zeros']} | | | {r['skip']} | | | | |")
+            continue
+        agreement = r.get("top1_agreement")
+        peak = r.get("peak_share")
+        arena = r["arena_bytes"] / r["dense_arena_bytes"] if r.get("dense_arena_bytes") else None
+        cells = [
+            engine, r["zeros"], f"{r['density']:.3f}", "" if agreement is None else f"{agreement:.2f}",
+            f"{r['median_ms']:.2f}", f"{r['against_fastest_dense']:.2f}" if "against_fastest_dense" in r else "",
+            "" if peak is None else f"{100 * peak:.0f} %", "" if arena is None else f"{arena:.2f}",
+            f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def scaling(results: list[dict[str, Any]]) -> list[str]:
+    """Two threads over one, where both were measured."""
+    times: dict[tuple[str, int, str, str], dict[int, float]] = {}
+    for d in results:
+        for r in d["rows"]:
+            if r["engine"] == "actzip" and "median_ms" in r:
+                key = (d["network"], d["batch"], r["isa"], r["zeros"])
+                times.setdefault(key, {})[d["threads"]] = r["median_ms"]
+    both = {k: t for k, t in times.items() if 1 in t and 2 in t}
+    if not both:
+        return []
+    lines = [
+        "## Two threads over one",
+        "",
+        "| network | batch | actzip on | zeros | 1 thread, ms | 2 threads, ms | ratio |",
+    ]
+    lines.append("|---|--:|---|---|--:|--:|--:|")
+    for (n, b, isa, zeros), t in sorted(both.items()):
+        lines.append(f"| {n} | {b} | {isa} | {zeros} | {t[1]:.2f} | {t[2]:.2f} | {t[1] / t[2]:.2f} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    paths = sorted(RESULTS.glob("engine-*-b*-t*.json"), key=name)
+    results = [json.loads(p.read_text()) for p in paths]
+    lines = [HEAD]
+    advice = next((d["advice"] for d in results if d.get("advice")), "")
+    if advice:
+        lines += [f"On the machine of these tables: {advice}.", ""]
+    lines += scaling(results)
+    lines += ["## Tables", ""]
+    for d in results:
+        lines += table(d)
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
