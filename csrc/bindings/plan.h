@@ -180,8 +180,7 @@ inline void bind_plan(nanobind::module_& m) {
           },
           "name"_a, "dims"_a, "batch"_a, "layout"_a = "plain", "parent"_a = -1, "offset"_a = 0,
           "parts"_a = std::vector<int64_t>{}, "type"_a = "f32", "scales"_a = std::vector<float>{},
-          "tops"_a = std::vector<float>{}, "density"_a = 1.0, "data"_a = nb::none(),
-          "band"_a = 0)
+          "tops"_a = std::vector<float>{}, "density"_a = 1.0, "data"_a = nb::none(), "band"_a = 0)
       .def(
           "node",
           [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,

@@ -171,14 +171,15 @@ def test_maps_that_pools_read_are_packed_where_memory_counts(data):
     always = actzip.compile(model, big, pack="always", **options)
     half = actzip.compile(model, big, pack="always", storage="float16", **options)
     packed = {v.name for v in always.graph.values.values() if v.storage == "packed"}
-    assert len(packed) == 2 and not any(v.storage == "packed" for v in auto.graph.values.values())
+    # what the pool alone reads is there in bands only, what it writes is packed
+    assert packed == {"max_pool2d"} and not any(v.storage == "packed" for v in auto.graph.values.values())
     want = model(big).detach()
     assert (always(big) - want).abs().max() < 1e-5
     assert half.arena_bytes(1) < 0.7 * always.arena_bytes(1)
     for tune in (False, True):  # trials never take integers away
         fast = actzip.compile(q, big, **{**options, "tune": tune})
         assert {v.name for v in fast.graph.values.values() if v.storage == "packed"} == packed
-        assert fast.arena_bytes(1) < 0.5 * always.arena_bytes(1)
+        assert fast.arena_bytes(1) < 0.55 * always.arena_bytes(1)  # the band is of floats in both
         assert (fast(big) - q(big)).abs().max() < 1e-3
     with pytest.raises(InputError, match="pack"):
         actzip.compile(model, big, pack="never")
