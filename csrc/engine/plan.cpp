@@ -124,7 +124,7 @@ std::unique_ptr<Context> Plan::acquire(int64_t batch) const {
     if (v.parent >= 0 || !v.data.empty() || external || first_[i] < 0) continue;
     if (v.layout == Layout::packed) {
       PackedLayout l;
-      l.n = batch;
+      l.n = dim(v, 0, batch);
       l.c = v.dims[1];
       l.h = v.dims[2];
       l.w = v.dims[3];
@@ -274,8 +274,8 @@ void Plan::execute(Context& c, const std::vector<const float*>& inputs, const st
   for (size_t i = 0; i < nodes_.size(); ++i) {
     for (int root : binds_[i]) {
       const Context::Region& r = c.regions[static_cast<size_t>(root)];
-      c.maps[static_cast<size_t>(root)]->bind(c.batch, c.arena.get() + r.index, c.arena.get() + r.values,
-                                              r.capacity);
+      PackedMap& map = *c.maps[static_cast<size_t>(root)];
+      map.bind(map.layout().n, c.arena.get() + r.index, c.arena.get() + r.values, r.capacity);
     }
     if (timings != nullptr) {
       const auto start = Clock::now();

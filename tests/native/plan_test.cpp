@@ -41,8 +41,10 @@ struct Net {
   std::mt19937 random{7};
   bool packed;
   double density;
+  int64_t images;  // of a plan that fixes them, 0: the run's batch
 
-  Net(bool packed_, double density_) : packed(packed_), density(density_) {}
+  Net(bool packed_, double density_, int64_t images_ = 0)
+      : packed(packed_), density(density_), images(images_) {}
 
   std::vector<float> numbers(int64_t n, float spread) {
     std::normal_distribution<float> d(0.0f, spread);
@@ -55,8 +57,9 @@ struct Net {
     ValueSpec v;
     v.name = name;
     v.batch.assign(dims.size(), false);
-    v.batch[0] = true;
+    v.batch[0] = images == 0;
     v.dims = std::move(dims);
+    if (images != 0) v.dims[0] *= images;
     v.layout = layout;
     v.parent = parent;
     v.offset = offset;
@@ -112,8 +115,8 @@ struct Net {
   }
 };
 
-std::unique_ptr<Plan> network(bool packed, double density) {
-  Net n(packed, density);
+std::unique_ptr<Plan> network(bool packed, double density, int64_t images = 0) {
+  Net n(packed, density, images);
   const Layout s = n.storage();
   const int x = n.value("x", {1, kC, kH, kW}, Layout::plain);
   const int xm = n.value("xm", {1, kC, kH, kW}, Layout::map);
@@ -207,6 +210,12 @@ void agreement() {
     }
     expect(same(run(*tight, x, batch, 2), got), "a map that spills changes the result");
     expect(tight->spilled_bytes() > 0, "nothing spilled");
+  }
+  {  // the images of packed maps are their own, not the run's batch
+    const auto x = image(3, 11);
+    std::vector<float> y(static_cast<size_t>(3 * kClasses), -1.0f);
+    network(true, 0.5, 3)->run(1, {x.data()}, {y.data()}, 2);
+    expect(same(y, run(*packed, x, 3, 1)), "a plan that fixes its images differs");
   }
   const auto profile = [&](const Plan& p) {
     const auto x = image(1, 3);
