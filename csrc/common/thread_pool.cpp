@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -36,12 +37,12 @@ struct Job {
   int64_t n;
   RangeFn fn;
   void* context;
-  int max_workers;              // the caller included
-  int joined = 1;               // guarded by the pool's lock
-  std::atomic<int> inside{0};   // workers (not the caller) that still hold a pointer to this job
+  int max_workers;             // the caller included
+  int joined = 1;              // guarded by the pool's lock
+  std::atomic<int> inside{0};  // workers (not the caller) that still hold a pointer to this job
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
-  std::exception_ptr error;     // written once by whoever sets `failed`
+  std::exception_ptr error;  // written once by whoever sets `failed`
 
   void run(int worker) {
     while (!failed.load(std::memory_order_relaxed)) {
@@ -94,7 +95,11 @@ class Pool {
   void grow(int workers) {
     std::lock_guard<std::mutex> lock(mutex_);
     while (static_cast<int>(started_) < workers) {
-      std::thread([this] { work(); }).detach();
+      try {
+        std::thread([this] { work(); }).detach();
+      } catch (const std::system_error&) {
+        return;  // the system has no more threads: those that there are do the work
+      }
       ++started_;
     }
   }
