@@ -288,6 +288,44 @@ def test_arena_is_smaller_packed_than_dense(net):
     assert fast.arena_bytes() < lower(dense).plan.arena_bytes(1)
 
 
+@torch.no_grad()
+def test_between_convolutions_no_dense_map_is_stored():
+    """Every map between two convolutions of the plan is packed, through residuals, pools and concatenations, and no copy of
+    one in another form is made."""
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 24), (24, 24), (24, 24)))
+            self.pool = nn.MaxPool2d(2)
+            self.d, self.e, self.f = (
+                nn.Conv2d(24, 70, 1),
+                nn.Conv2d(24, 20, 3, padding=1),
+                nn.Conv2d(90, 16, 1),
+            )
+
+        def forward(self, x):
+            x = torch.relu(self.a(x))
+            x = torch.relu(self.c(torch.relu(self.b(x))) + x)
+            x = self.pool(x)
+            x = torch.cat([torch.relu(self.d(x)), torch.relu(self.e(x))], 1)
+            return self.f(x)
+
+    torch.manual_seed(0)
+    model = Chain().eval()
+    for conv in (model.a, model.b, model.c, model.d, model.e):
+        conv.bias.fill_(-0.3)  # densities at which packing pays
+    x = torch.randn(2, 3, 20, 18)
+    fast = actzip.compile(model, x, tune=False)
+    close(fast(x), model(x))
+    graph = fast.graph
+    inner = {n.output for n in graph.nodes} - set(graph.outputs)
+    assert len(inner) >= 6
+    assert {graph.values[v].storage for v in inner} == {"packed"}
+    copies = [name for name in fast._low.nodes if name not in {n.name for n in graph.nodes}]
+    assert set(copies) <= {*graph.inputs, *graph.outputs}  # the caller's memory alone is copied from and to
+
+
 def test_advice_is_given_once_on_cpus_with_matrix_units(monkeypatch, net):
     from actzip.runtime import compiled
 

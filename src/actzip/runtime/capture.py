@@ -12,9 +12,10 @@ from __future__ import annotations
 import inspect
 import operator
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def flat_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     numpy arrays become tensors.
     """
-    example = pytree.tree_map_only(np.ndarray, lambda a: torch.from_numpy(np.ascontiguousarray(a)), example)
+    example = pytree.tree_map_only(np.ndarray, _tensor, example)
     if isinstance(example, dict):
         return (), dict(example)
     if isinstance(example, (tuple, list)):
@@ -73,11 +74,19 @@ def flat_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
+def _tensor(a: Any) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(a, order="C"))  # a copy: the array may be read-only
+    except (TypeError, ValueError) as error:
+        raise InputError(f"example of type {a.dtype}; the engine takes float32") from error
+
+
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     was = {m: m.training for m in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    with suppress(NotImplementedError):  # an exported program's module has no modes
+        model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
@@ -124,6 +133,7 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
             exported = _export(model, args, kwargs, batch, dynamic=False)
         assert exported is not None
         graph = from_exported(exported, name=type(model).__name__)  # reads the parameters
+    graph.meta["call"] = _call(model, exported, graph)
     graph.meta["example_batch"] = batch
     return graph
 
@@ -154,9 +164,11 @@ def _export(
         # torch.export wants dynamic_shapes by parameter, *args and **kwargs nested
         try:
             bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+            shapes = {k: pytree.tree_map(spec, v) for k, v in bound.items()}
         except TypeError as error:
             raise InputError(f"the model does not take this example: {error}") from error
-        shapes = {k: pytree.tree_map(spec, v) for k, v in bound.items()}
+        except ValueError:  # a module without a signature
+            return None
         args, kwargs = pytree.tree_map(grown, args), pytree.tree_map(grown, kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -166,12 +178,73 @@ def _export(
         except Exception as error:
             if dynamic:
                 return None
+            try:
+                model(*args, **kwargs)
+            except Exception as plain:
+                first = str(plain).strip().partition("\n")[0]
+                raise InputError(
+                    f"the model does not run on this example: {type(plain).__name__}: {first}"
+                ) from plain
             raise _export_error(error) from error
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """An argument that is no tensor."""
+
+    value: Any
+
+
+def _call(model: nn.Module, exported: Any, graph: g.Graph) -> dict[str, Any]:
+    """How calls are bound: names of the positional parameters, the place (a path in the bound arguments) of every graph input,
+    and what else was given, or is the default, and therefore fixed."""
+    from torch.export.graph_signature import ConstantArgument, InputKind
+
+    specs = [s.arg for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
+    leaves = [_Fixed(a.value) if isinstance(a, ConstantArgument) else a.name for a in specs]
+    args, kwargs = pytree.tree_unflatten(leaves, exported.call_spec.in_spec)
+    try:
+        signature = inspect.signature(model.forward)
+        bound = dict(signature.bind(*args, **kwargs).arguments)
+        parameters = list(signature.parameters.values())
+    except (TypeError, ValueError):  # a module without a signature
+        parameters, bound = [], {}
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    var = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), None)
+    for p in parameters:
+        if p.kind == p.VAR_KEYWORD:
+            bound.update(bound.pop(p.name, {}))
+    if not bound:
+        bound = {v: v for v in graph.inputs}
+        names = list(graph.inputs)
+    places, constants = {}, {}
+    for path, leaf in pytree.tree_flatten_with_path(bound)[0]:
+        if isinstance(leaf, _Fixed):
+            constants[pytree.keystr(path)] = leaf.value
+        else:
+            places[pytree.keystr(path)] = leaf
+    plain = (bool, int, float, str, type(None))
+    defaults = {
+        f"[{p.name!r}]": p.default
+        for p in parameters
+        if p.default is not p.empty and isinstance(p.default, plain)
+    }
+    return {"names": names, "var": var, "places": places, "constants": constants, "defaults": defaults}
 
 
 def _export_error(error: Exception) -> Exception:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     text = f"torch.export cannot capture this model: {type(error).__name__}: {first}"
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in f.filename and f.filename != __file__
+    ]
+    if frames:  # the model's own line
+        f = frames[-1]
+        text += f" (at {f.filename.rsplit('/', 1)[-1]}:{f.lineno} in {f.name}: {f.line})"
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        text += "; control flow that depends on the numbers in a tensor has no graph"
     return UnsupportedError(text)
 
 
@@ -421,6 +494,8 @@ class _Builder:
         return handler(self, bound)
 
     def evaluate(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+            raise self.refuse("random numbers are other ones in each call")
         kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "layout")}
         try:
             return target(*args, **kwargs)

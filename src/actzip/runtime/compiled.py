@@ -25,6 +25,7 @@ from actzip.runtime.tune import tune
 __all__ = ["CompiledModel", "advice", "compile", "compile_graph", "peak_gflops"]
 
 _FORMAT = 1
+_MOST_THREADS = 1024
 _advised = False
 
 
@@ -78,9 +79,9 @@ def compile(
     rng = np.random.default_rng(0)
     inputs = [a if a.any() else rng.standard_normal(a.shape, np.float32) for a in inputs]
     batch = _batch(graph, inputs)
-    n_threads = _engine.default_threads() if not threads else int(threads)
-    if n_threads < 1:
-        raise InputError(f"threads is {threads}; it must be at least 1, or None")
+    n_threads = _engine.default_threads() if threads is None or threads == 0 else threads
+    if not isinstance(n_threads, int) or not 1 <= n_threads <= _MOST_THREADS:
+        raise InputError(f"threads is {threads!r}; it must be a number from 1 to {_MOST_THREADS}, or None")
     keep_dense = {n.inputs[0] for n in nonfinite_parameters(graph) if n.inputs}
     store = TuningCache(_identity()) if cache and tune else None
     tuned = _tune(graph, inputs, batch, shown, n_threads, store, keep_dense, tune)
@@ -161,6 +162,10 @@ def advice() -> str:
     return f"this CPU has {', '.join(strong or extras)}: dense {' or '.join(kinds)} (OpenVINO, ONNX Runtime) {how}"
 
 
+def _no_memory(batch: int) -> InputError:
+    return InputError(f"not enough memory for batch {batch}")
+
+
 def _grows(graph: g.Graph, value: str) -> bool:
     shape = graph.shape(value)
     return bool(shape) and shape[0] == g.Sym()
@@ -202,28 +207,109 @@ def _front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[A
     ]
 
 
-def _arrays(graph: g.Graph, example: Any, what: str) -> list[Any]:
-    """``example`` as float32 arrays in the order of the graph's inputs."""
+def _bind(graph: g.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What a call gives for the graph's inputs, in their order. Arguments are bound as the model binds them; those that are
+    no tensors must be as they were when it was captured.
+
+    Raises:
+        InputError: an argument too many, missing, unknown or changed.
+    """
     from torch.utils import _pytree as pytree
 
-    if isinstance(example, dict):
-        names = list(example)
-        if set(names) == set(graph.inputs):
-            leaves = [example[v] for v in graph.inputs]
-        else:
-            leaves = pytree.tree_leaves(example)
-    else:
-        leaves = pytree.tree_leaves(example)
-    leaves = [v for v in leaves if hasattr(v, "shape")]
-    if len(leaves) != len(graph.inputs):
-        raise InputError(f"{what} holds {len(leaves)} tensors; the model takes {len(graph.inputs)}")
-    out = []
-    for v, a in zip(graph.inputs, leaves, strict=True):
-        a = a.detach().numpy() if hasattr(a, "detach") else np.asarray(a)
-        if a.dtype != np.float32:
-            raise InputError(f"{what}: input {v!r} is {a.dtype}, not float32")
-        out.append(np.asarray(a, order="C"))
-    _batch(graph, out)
+    call = graph.meta.get("call")
+    if call is None:  # an ONNX file, a Graph: the inputs in order, or by their names
+        call = {"names": list(graph.inputs), "places": {f"[{v!r}]": v for v in graph.inputs}}
+    names, var, places = call["names"], call.get("var"), call["places"]
+    if len(args) == 1 and not kwargs and names and f"[{names[0]!r}]" in places:
+        # as in `example`: a tuple or list is several inputs, a dict inputs by name
+        only = args[0]
+        if isinstance(only, dict):
+            args, kwargs = (), dict(only)
+        elif isinstance(only, (tuple, list)):
+            args = tuple(only)
+    given: dict[str, Any] = dict(zip(names, args, strict=False))
+    rest = args[len(names) :]
+    if var is not None:
+        given[var] = tuple(rest)
+    elif rest:
+        raise InputError(f"{len(args)} inputs given; this model was compiled for {len(graph.inputs)}")
+    for k, v in kwargs.items():
+        if k in given:
+            raise InputError(f"input {k!r} is given twice")
+        given[k] = v
+    found: dict[str, Any] = {}
+    constants = call.get("constants", {})
+    defaults = call.get("defaults", {})
+    for path, leaf in pytree.tree_flatten_with_path(given)[0]:
+        key = pytree.keystr(path)
+        if key in places:
+            found[places[key]] = leaf
+        elif not (
+            _same(leaf, constants[key]) if key in constants else _same(leaf, defaults.get(key, _Nothing))
+        ):
+            what = f"{key.strip('[]')} is {_short(leaf)}"
+            if key in constants:
+                raise InputError(f"argument {what}; this model was compiled with {constants[key]!r}")
+            known = ", ".join(map(repr, graph.inputs))
+            raise InputError(f"{what}: this model was compiled without it; its inputs are {known}")
+    missing = [v for v in graph.inputs if v not in found]
+    if missing:
+        raise InputError(
+            f"{len(found)} inputs given; this model was compiled for {len(graph.inputs)}: "
+            f"{', '.join(map(repr, missing))} missing"
+        )
+    for key, value in constants.items():
+        name = key.split("'")[1]
+        if name not in given and not _same(defaults.get(key, _Nothing), value):
+            raise InputError(f"argument {name!r} is missing; this model was compiled with {value!r}")
+    return [found[v] for v in graph.inputs]
+
+
+class _Nothing:
+    """Equal to no argument."""
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and bool(a == b)
+
+
+def _short(value: Any) -> str:
+    return f"a {type(value).__name__}" if hasattr(value, "shape") else repr(value)
+
+
+def _array(name: str, x: Any) -> Any:
+    """A float32 array in row-major order of a tensor or array, without a copy where it is one already.
+
+    Raises:
+        InputError: of another kind or type, or not on the CPU.
+    """
+    if hasattr(x, "detach"):
+        if x.device.type != "cpu":
+            raise InputError(f"input {name!r} is on {x.device}; the engine runs on the CPU")
+        try:
+            x = x.detach().resolve_neg().numpy()
+        except (RuntimeError, TypeError) as error:
+            layout = str(getattr(x, "layout", "")).removeprefix("torch.")
+            raise InputError(
+                f"input {name!r} ({type(x).__name__}, {layout}) is no dense tensor: {error}"
+            ) from error
+    elif not isinstance(x, np.ndarray):
+        raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
+    if x.dtype != np.float32:
+        raise InputError(f"input {name!r} is {x.dtype}; the model takes float32")
+    return np.asarray(x, order="C")
+
+
+def _arrays(graph: g.Graph, example: Any, what: str) -> list[Any]:
+    """``example`` as float32 arrays in the order of the graph's inputs."""
+    try:
+        args, kwargs = ((), example) if isinstance(example, dict) else ((example,), {})
+        if isinstance(example, (tuple, list)):
+            args = tuple(example)
+        out = [_array(v, a) for v, a in zip(graph.inputs, _bind(graph, args, kwargs), strict=True)]
+        _batch(graph, out)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
     return out
 
 
@@ -245,7 +331,8 @@ def _fit(name: str, want: g.Shape, got: tuple[int, ...], batch: int | None) -> i
             ok = ok and w == d
     if not ok:
         expected = "(" + ", ".join(map(str, want)) + ")"
-        raise InputError(f"input {name!r} has shape {got}; this model was compiled for {expected}")
+        least = ", N at least 1" if 0 in got else ""
+        raise InputError(f"input {name!r} has shape {got}; this model was compiled for {expected}{least}")
     return batch
 
 
@@ -302,6 +389,14 @@ class CompiledModel:
         ):
             self._tail = tuple(int(d) for d in self._in[0][1:])  # type: ignore[arg-type]
         self._run = self._plan.run
+        # so many tensors by position are the inputs in order (-1: more is to be said about a call)
+        call = graph.meta.get("call")
+        k, order = len(graph.inputs), list(graph.inputs)
+        if call is not None:
+            names, var, places = call["names"], call["var"], call["places"]
+            keys = [f"[{n!r}]" for n in names[:k]] + [f"[{var!r}][{i}]" for i in range(k - len(names))]
+            order = [places.get(key) for key in keys] if not call["constants"] else []
+        self._direct = k if order == graph.inputs else -1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the network.
@@ -315,8 +410,13 @@ class CompiledModel:
             if type(x) is np.ndarray:
                 if x.dtype == np.float32 and x.shape[1:] == tail and x.shape[0] > 0:
                     n = x.shape[0]
-                    y = np.empty(g.concrete(self._out[0], n), np.float32)
-                    self._run(n, [x if x.flags.c_contiguous else np.ascontiguousarray(x)], [y], self.threads)
+                    try:
+                        y = np.empty(g.concrete(self._out[0], n), np.float32)
+                        self._run(
+                            n, [x if x.flags.c_contiguous else np.ascontiguousarray(x)], [y], self.threads
+                        )
+                    except MemoryError as error:
+                        raise _no_memory(n) from error
                     return y
             elif hasattr(x, "detach"):
                 import torch
@@ -326,21 +426,25 @@ class CompiledModel:
                     and x.shape[1:] == tail
                     and x.shape[0] > 0
                     and x.device.type == "cpu"
+                    and x.layout is torch.strided
+                    and not x.is_neg()
                 ):
                     n = x.shape[0]
-                    t = torch.empty(g.concrete(self._out[0], n))
-                    self._run(n, [x.detach().contiguous().numpy()], [t.numpy()], self.threads)
+                    try:
+                        t = torch.from_numpy(np.empty(g.concrete(self._out[0], n), np.float32))
+                        self._run(n, [x.detach().contiguous().numpy()], [t.numpy()], self.threads)
+                    except (MemoryError, RuntimeError) as error:
+                        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch's
+                            raise _no_memory(n) from error
+                        raise
                     return t
         return self._general(args, kwargs)
 
     def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves: list[Any]
-        if kwargs and set(kwargs) == set(self.graph.inputs) and not args:
-            leaves = [kwargs[v] for v in self.graph.inputs]
+        if not kwargs and len(args) == self._direct and all(hasattr(a, "dtype") for a in args):
+            leaves = list(args)
         else:
-            from torch.utils import _pytree as pytree
-
-            leaves = pytree.tree_leaves((args, kwargs))
+            leaves = _bind(self.graph, args, kwargs)
         outputs, as_torch = self.run(leaves, _tell=True)
         if as_torch:
             import torch
@@ -359,25 +463,18 @@ class CompiledModel:
         """
         if len(inputs) != len(self._in):
             raise InputError(f"{len(inputs)} inputs given; this model was compiled for {len(self._in)}")
-        arrays, batch, as_torch = [], None, False
+        batch = None
         for name, want, x in zip(self.graph.inputs, self._in, inputs, strict=True):
-            if hasattr(x, "detach"):
-                if x.device.type != "cpu":
-                    raise InputError(f"input {name!r} is on {x.device}; the engine runs on the CPU")
-                as_torch = True
-                x = x.detach().numpy()
-            elif not isinstance(x, np.ndarray):
-                raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
-            if x.dtype != np.float32:
-                raise InputError(f"input {name!r} is {x.dtype}; this model was compiled for float32")
-            batch = _fit(name, want, tuple(x.shape), batch)
-            arrays.append(np.asarray(x, order="C"))
+            shape = x.shape if hasattr(x, "shape") else np.shape(_array(name, x))
+            batch = _fit(name, want, tuple(shape), batch)
         n = 1 if batch is None else batch
-        outputs = [np.empty(g.concrete(s, n), np.float32) for s in self._out]
         try:
+            arrays = [_array(name, x) for name, x in zip(self.graph.inputs, inputs, strict=True)]
+            outputs = [np.empty(g.concrete(s, n), np.float32) for s in self._out]
             self._run(n, arrays, outputs, self.threads)
         except MemoryError as error:
-            raise InputError(f"not enough memory for batch {n}") from error
+            raise _no_memory(n) from error
+        as_torch = any(hasattr(x, "detach") for x in inputs)
         return (outputs, as_torch) if _tell else outputs
 
     def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
