@@ -256,3 +256,55 @@ def test_warnings_are_one_line(run, monkeypatch, tmp_path):
     (tmp_path / "x.az").write_bytes(b"ACTZ")
     code, _, err = run("inspect", tmp_path / "x.az")
     assert code == 130 and "warning: mind this" in err
+
+
+def test_compile_prints_what_runs_where(run, tmp_path):
+    out = tmp_path / "fast.pickle"
+    code, text, _ = run("compile", "lenet5", "--no-tune", "--runs", "1", "--threads", "1", "--out", out)
+    assert code == 0 and "eff. MMACs" in text and "conv" in text
+    import pickle
+
+    fast = pickle.loads(out.read_bytes())
+    assert fast(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 10)
+    code, text, err = run("compile", "lenet5", "--no-tune", "--runs", "1", "--json", "--batch", "3")
+    found = json.loads(text)
+    assert code == 0 and found["batch"] == 3 and found["rows"][0]["macs"] > 0 and "random" in err
+
+
+@pytest.fixture
+def sorts(tmp_path, monkeypatch):
+    (tmp_path / "model_that_sorts.py").write_text(
+        "import torch\nclass Sorts(torch.nn.Module):\n    def forward(self, x):\n        return x.sort(1)[0]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "model_that_sorts:Sorts"
+
+
+def test_compile_of_what_the_engine_lacks_is_exit_code_7(run, sorts):
+    code, _, err = run("compile", sorts, "--no-tune")
+    assert code == 7 and "sort" in err and err.count("\n") == 2  # a warning of random input, and the error
+
+
+def test_bench_times_engines_in_processes_of_their_own(run, monkeypatch):
+    monkeypatch.delenv("ACTZIP_DEEPSPARSE_PYTHON", raising=False)
+    code, text, _ = run(
+        "bench",
+        "lenet5",
+        "--engines",
+        "torch,deepsparse",
+        "--rounds",
+        "2",
+        "--runs",
+        "2",
+        "--threads",
+        "1",
+        "--json",
+    )
+    found = json.loads(text)
+    rows = {r["engine"]: r for r in found["engines"]}
+    assert code == 0 and list(rows) == ["actzip", "torch", "deepsparse"] and found["threads"] == 1
+    for name in ("actzip", "torch"):
+        r = rows[name]
+        assert r["runs"] == 4 and r["median_ms"] > 0 and r["error"] < 1e-4 and r["peak_bytes"] > 0
+    assert "skip" in rows["deepsparse"]
+    assert run("bench", "lenet5", "--engines", "no-such")[0] == 2

@@ -22,7 +22,18 @@ from actzip.errors import ActzipError, ActzipWarning
 __all__ = ["VERBS", "build", "main"]
 
 #: The verbs, in the order of ``actzip --help``; each is a module of this package.
-VERBS = ("info", "profile", "sparsify", "quantize", "encode", "decode", "inspect", "reproduce")
+VERBS = (
+    "info",
+    "profile",
+    "sparsify",
+    "quantize",
+    "encode",
+    "decode",
+    "inspect",
+    "compile",
+    "bench",
+    "reproduce",
+)
 
 _EPILOG = (
     "Exit codes: 0 done, 1 other error, 2 wrong value or option, 3 damaged blob, 4 missing data, 5 wrong recipe, "

@@ -25,6 +25,7 @@ from actzip.errors import CodecError, DataError, InputError
 __all__ = [
     "JSON",
     "errors",
+    "model_and_input",
     "one_line",
     "out",
     "print_json",
@@ -156,3 +157,50 @@ def read_blob(path: Path) -> bytes:
     if not blob:
         raise CodecError(f"{path} is empty: 0 bytes are no blob")
     return blob
+
+
+def model_and_input(
+    ref: str, weights: str | None, data: str | None, batch: int, size: int | None
+) -> tuple[Any, Any, Any]:
+    """What ``actzip.compile`` takes for the model ``ref`` (a module, or the path of an ONNX file), the same as a module in
+    eval mode, and a batch of ``data`` (random numbers, with a warning, where that is None) as float32 (N, C, H, W).
+
+    Raises:
+        InputError: unknown model or data, or data that does not fit the model. DataError: a file is missing or damaged.
+    """
+    import warnings
+
+    import torch
+
+    from actzip.data import Loader, resolve
+    from actzip.errors import ActzipWarning
+    from actzip.models import load_weights
+    from actzip.profile.load import load_model
+
+    torch.manual_seed(0)
+    net, shape, mean, std = load_model(ref)
+    for m in net.modules():  # an exported program's module refuses eval()
+        m.training = False
+    if weights is not None:
+        load_weights(net, weights)
+    found = Path(ref) if ref.endswith(".onnx") else net
+    if data is None:
+        warnings.warn(
+            "no --data: random input is used, so densities mean little", ActzipWarning, stacklevel=2
+        )
+        return (
+            found,
+            net,
+            torch.randn((batch, *(shape[:-2] if size else shape), *((size, size) if size else ()))),
+        )
+    if len(shape) != 3:
+        raise InputError(f"the model takes inputs of shape {shape}, not images")
+    images = resolve(
+        data, "test", image_size=None if data in ("mnist", "cifar10", "digits") else size or shape[-1], mean=mean, std=std,
+        limit=batch,
+    )  # fmt: skip
+    if images.shape[0] != shape[0]:
+        raise InputError(f"{images.source} has {images.shape[0]} channels, the model takes {shape[0]}")
+    if len(images) < batch:
+        raise InputError(f"{images.source} has {len(images)} images, --batch wants {batch}")
+    return found, net, next(iter(Loader(images, batch)))[0]

@@ -1,0 +1,58 @@
+"""``actzip compile``: a model on the engine, and what runs where and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from actzip.cli.common import JSON, errors, model_and_input, print_json
+
+_EPILOG = "Example:  actzip compile resnet18 --data photos/ --threads 2 --out resnet18.pickle"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command(epilog=_EPILOG)
+    def compile(
+        model: str = typer.Argument(
+            ...,
+            help="A torchvision or timm name, one of ours, package.module:attribute, a .pt2 or an .onnx file.",
+        ),
+        data: str | None = typer.Option(
+            None,
+            "--data",
+            "-d",
+            help="Typical images, for densities: folder, parquet file, .npy, a data set's name.",
+        ),
+        weights: str | None = typer.Option(None, help="A safetensors file for the model."),
+        batch: int = typer.Option(1, min=1, help="Images that densities are measured and kernels timed on."),
+        size: int | None = typer.Option(None, min=1, help="Images are resized and cropped to this square."),
+        threads: int | None = typer.Option(None, min=1, help="Threads; all CPUs where not given."),
+        storage: str = typer.Option("float32", help="How packed maps keep values: float32 or float16."),
+        tune: bool = typer.Option(True, help="Time kernels on this machine, else choose by density."),
+        cache: bool = typer.Option(True, help="Keep what was timed for the next time."),
+        runs: int = typer.Option(10, min=1, help="Runs that the table's times are medians of."),
+        output: Path | None = typer.Option(
+            None, "--out", "-o", help="Write the compiled model here, for pickle.load."
+        ),
+        json: bool = JSON,
+    ) -> None:
+        """Compile a model and print, layer by layer, kernel, reason, density, effective MACs, time and share of peak."""
+        import pickle
+
+        from actzip import compile as compile_model
+        from actzip.files import write_bytes
+
+        found, _, x = model_and_input(model, weights, data, batch, size)
+        fast = compile_model(found, x, threads=threads, tune=tune, cache=cache, storage=storage)
+        explanation = fast.explain(x, runs=runs)
+        if output is not None:
+            write_bytes(output, pickle.dumps(fast, protocol=5))
+        if json:
+            print_json(explanation.to_dict())
+        else:
+            typer.echo(explanation.table())
+        if output is not None:
+            errors.print(f"written: {output}", highlight=False)
