@@ -57,11 +57,13 @@ tsan: ## concurrent runs of one plan under ThreadSanitizer
 	build/tsan/tests/native/plan_test concurrent
 
 NEON_CXX ?= aarch64-linux-gnu-g++
-test-neon: ## the kernels' native test for AArch64 under qemu (packages qemu-user, g++-aarch64-linux-gnu)
+test-neon: ## native tests of kernels, plans and codecs for AArch64 under qemu (packages qemu-user, g++-aarch64-linux-gnu)
 	cmake -S . -B build/neon -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(NEON_CXX) \
 	  -DCMAKE_EXE_LINKER_FLAGS=-static -DACTZIP_PYTHON=OFF -DACTZIP_NATIVE_TESTS=ON >/dev/null
-	cmake --build build/neon --target kernels_test
+	cmake --build build/neon --target kernels_test plan_test codec_fuzz
 	qemu-aarch64 build/neon/tests/native/kernels_test
+	qemu-aarch64 build/neon/tests/native/plan_test
+	qemu-aarch64 build/neon/tests/native/codec_fuzz --cases 2000 --seed 1
 
 fuzz-short: # a round of seconds
 	$(SANITIZED) >/dev/null

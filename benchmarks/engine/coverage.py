@@ -1,8 +1,8 @@
 """Which models compile and agree with PyTorch: python benchmarks/engine/coverage.py [names ...]
 
 torchvision's classification, segmentation and detection-backbone models with seeded random weights, compiled without trials
-and run at batch 2. Writes benchmarks/results/engine-coverage.json: for each the largest error relative to the largest output, or
-the reason why not.
+and run at batch 2. Writes benchmarks/results/engine-coverage.json (for each the largest error relative to the largest output, or
+the reason why not; what was there of other models stays) and the table docs/coverage.md from it.
 """
 
 from __future__ import annotations
@@ -79,6 +79,31 @@ def check(name: str) -> dict[str, Any]:
         return {"ok": False, "why": f"{type(error).__name__}: {error}"}
 
 
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The page of the documentation."""
+    kinds = {"segmentation": ("deeplabv3", "fcn", "lraspp"), "detection backbone": ("_fpn",)}
+    good = sum(r["ok"] for r in found.values())
+    lines = [
+        "# Which models run",
+        "",
+        f"{good} of {len(found)} torchvision models with random weights compile and agree with PyTorch: the largest difference, ",
+        f"relative to the output's largest value, is below {LIMIT:g}. Batch 2 of a model compiled for any batch, square inputs of the ",
+        "size named, kernels not timed. Made by `python benchmarks/engine/coverage.py`, which writes",
+        "`benchmarks/results/engine-coverage.json` too.",
+        "",
+        "| model | kind | size | packed maps | error |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sorted(found):
+        kind = next((k for k, words in kinds.items() if any(w in name for w in words)), "classification")
+        r = found[name]
+        if r["ok"]:
+            lines.append(f"| {name} | {kind} | {r['side']} | {r['packed_maps']} | {r['error']:.1e} |")
+        else:
+            lines.append(f"| {name} | {kind} | | | {r.get('why', r.get('error'))} |")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     models = import_torchvision().models
@@ -95,6 +120,7 @@ def main() -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         temporary.replace(path)
+    (RESULTS.parent.parent / "docs" / "coverage.md").write_text(table(found), encoding="utf-8")
     print(f"{sum(r['ok'] for r in found.values())} of {len(found)} models agree within {LIMIT:g}")
 
 

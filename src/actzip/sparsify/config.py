@@ -81,7 +81,7 @@ class SparsifyConfig:
     layers: Any = None
     ignore: Any = None
     ramp: float = 0.2
-    release: float = 0.0
+    release: float = field(default=0.0, repr=False, metadata=_LATER)
     thresholds: str = "none"
     learned_per: str = "channel"
     floor: Union[float, None] = None
