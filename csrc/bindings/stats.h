@@ -14,11 +14,12 @@ inline void bind_stats(nanobind::module_& m) {
   using Counts = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
   m.def(
       "count_maps",
-      [](Values x, Counts image_nonzeros, Counts channel_nonzeros, Counts position_nonzeros, Counts magnitudes,
-         Counts zero_runs, Counts bursts) {
+      [](Values x, Counts image_nonzeros, Counts channel_nonzeros, Counts position_nonzeros,
+         Counts magnitudes, Counts zero_runs, Counts bursts) {
         const auto n = static_cast<int64_t>(x.shape(0)), c = static_cast<int64_t>(x.shape(1)),
                    p = static_cast<int64_t>(x.shape(2));
-        if (static_cast<int64_t>(image_nonzeros.size()) != n || static_cast<int64_t>(channel_nonzeros.size()) != c ||
+        if (static_cast<int64_t>(image_nonzeros.size()) != n ||
+            static_cast<int64_t>(channel_nonzeros.size()) != c ||
             (position_nonzeros.size() != 0 && static_cast<int64_t>(position_nonzeros.size()) != p) ||
             magnitudes.size() != kMagnitudeBins || (zero_runs.size() != 0 && zero_runs.size() != kRunBins) ||
             zero_runs.size() != bursts.size())

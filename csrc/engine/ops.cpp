@@ -227,8 +227,8 @@ class ConvNode final : public Node {
   std::unique_ptr<Conv> conv_;
 };
 
-// A convolution and the pool that alone reads it, by turns: some rows of the one, then those of the other that
-// they allow. The map between is never there in whole: `band` rows of one image, which lie in the cache.
+// A convolution and the pool that alone reads it, by turns: some rows of the one, then those of the other
+// that they allow. The map between is never there in whole: `band` rows of one image, which lie in the cache.
 class ConvPoolNode final : public Node {
  public:
   ConvPoolNode(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa) {
@@ -295,9 +295,8 @@ class ConvPoolNode final : public Node {
           a.first_row = t.have;
           a.rows = t.end - t.have;
           const Conv& conv = conv_->conv();
-          parallel_for(conv.items(a, threads), threads, [&](int64_t i, int worker) {
-            conv.run_item(a, threads, i, c.scratch_of(worker));
-          });
+          parallel_for(conv.items(a, threads), threads,
+                       [&](int64_t i, int worker) { conv.run_item(a, threads, i, c.scratch_of(worker)); });
         }
         pool_->run_rows(c, mid, y, n, t.y0, t.y1, threads);
       });

@@ -1,5 +1,5 @@
-// Counts over activation maps, for the profiler: zeros, magnitudes, runs. Integers only, so that the counts of
-// two halves of a data set add up exactly to those of the whole.
+// Counts over activation maps, for the profiler: zeros, magnitudes, runs. Integers only, so that the counts
+// of two halves of a data set add up exactly to those of the whole.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 
 namespace actzip {
 
-inline constexpr int kMagnitudeBins = 2048;   // a float32 pattern without its sign, shifted right by 20
-inline constexpr int kRunBins = 24;           // runs of 2^i .. 2^(i+1)-1 elements; the last bin is open
+inline constexpr int kMagnitudeBins = 2048;  // a float32 pattern without its sign, shifted right by 20
+inline constexpr int kRunBins = 24;          // runs of 2^i .. 2^(i+1)-1 elements; the last bin is open
 
 // All pointers are the caller's, zeroed or holding earlier counts: everything is added to them.
 struct MapCounts {
