@@ -321,7 +321,9 @@ def test_between_convolutions_no_dense_map_is_stored():
     graph = fast.graph
     inner = {n.output for n in graph.nodes} - set(graph.outputs)
     assert len(inner) >= 6
-    assert {graph.values[v].storage for v in inner} == {"packed"}
+    # a band is some rows at a time of what a convolution hands to the pool behind it
+    assert {graph.values[v].storage for v in inner} <= {"packed", "band"}
+    assert sum(graph.values[v].storage == "packed" for v in inner) >= 5
     copies = [name for name in fast._low.nodes if name not in {n.name for n in graph.nodes}]
     assert set(copies) <= {*graph.inputs, *graph.outputs}  # the caller's memory alone is copied from and to
 

@@ -406,7 +406,10 @@ class _Builder:
                 lifted[arg] = state[target] if target in state else constants[target]
         for arg, target in sig.inputs_to_lifted_tensor_constants.items():
             lifted[arg] = constants[target]
-        user = set(sig.user_inputs)
+        # by name: `user_inputs` has the value of an input that is no tensor in the place of its name
+        user = {
+            s.arg.name for s in sig.input_specs if s.kind is torch.export.graph_signature.InputKind.USER_INPUT
+        }
         for node in self.exported.graph.nodes:
             self.node = node
             if node.op == "placeholder":
