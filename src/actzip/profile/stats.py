@@ -35,7 +35,7 @@ def bin_edges() -> npt.NDArray[np.float64]:
     """Lower edges of the magnitude bins (``_BINS`` of them); bin 0 holds exact zeros and the least subnormals."""
     patterns = (np.arange(_BINS, dtype=np.uint32) << np.uint32(_SHIFT)).astype(np.uint32)
     with np.errstate(invalid="ignore"):  # the patterns above infinity are NaN
-        return patterns.view(np.float32).astype(np.float64)
+        return np.asarray(patterns.view(np.float32), np.float64)
 
 
 def quantile_of_histogram(hist: IntArray, q: float) -> int:

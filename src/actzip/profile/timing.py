@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def measure_engine(
     if not all(isinstance(v, Tensor) for v in (*first, *named.values())):
         raise UnsupportedError("an input that is no tensor")
     fast = compile(model, named or tuple(first), threads=threads)
-    call = (lambda: fast(**named)) if named else (lambda: fast(*first))
+    call: Callable[[], Any] = (lambda: fast(**named)) if named else (lambda: fast(*first))
     for _ in range(3):
         call()
     times = []

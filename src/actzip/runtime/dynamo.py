@@ -104,8 +104,10 @@ def _real(value: Any) -> Tensor:
 
     shape = [int(d) for d in value.shape]
     if isinstance(value, FakeTensor) or not value.is_floating_point():
-        return torch.randn(shape).to(value.dtype)
-    return value.detach().clone()
+        drawn: torch.Tensor = torch.randn(shape).to(value.dtype)
+        return drawn
+    copied: torch.Tensor = value.detach().clone()
+    return copied
 
 
 def _engine(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Callable[..., Any]:

@@ -491,7 +491,7 @@ class _Importer:
 
     def reshape(self, x: Any, shape: g.Shape) -> Any:
         if isinstance(x, np.ndarray):
-            return x.reshape([int(d) for d in shape])  # type: ignore[call-overload]
+            return x.reshape([int(d) for d in shape])  # type: ignore[arg-type]
         return x if g.same_shape(self.shape(x), shape) else self.emit(g.Reshape, x, shape=shape)
 
     # -- running
@@ -575,7 +575,7 @@ class _Importer:
                     <= MAX_ELEMENTS
                 )
             if node.op == "Tile":
-                return (
+                return bool(
                     inputs[0].size * math.prod(max(1, int(d)) for d in inputs[1].reshape(-1)) <= MAX_ELEMENTS
                 )
             if node.op == "Range":
@@ -588,9 +588,9 @@ class _Importer:
                     inputs[0].shape[i] + int(pads[i]) + int(pads[i + len(pads) // 2])
                     for i in range(min(rank, len(pads) // 2))
                 ]
-                return math.prod(max(1, s) for s in sizes) * max(1, inputs[0].size) <= MAX_ELEMENTS
+                return bool(math.prod(max(1, s) for s in sizes) * max(1, inputs[0].size) <= MAX_ELEMENTS)
             if node.op == "OneHot":
-                return inputs[0].size * int(inputs[1].reshape(-1)[0]) <= MAX_ELEMENTS
+                return bool(inputs[0].size * int(inputs[1].reshape(-1)[0]) <= MAX_ELEMENTS)
         except (ValueError, IndexError, OverflowError):
             return True  # malformed: the evaluation says how
         return True
@@ -1231,20 +1231,21 @@ def _gather(self: _Importer, node: _Node) -> Any:
     if not -rank <= axis < rank:
         raise node.wrong(f"axis {axis} of a tensor of {rank} dimensions")
     axis %= rank
-    size = shape[axis]
-    if isinstance(size, g.Sym):
+    whole = shape[axis]
+    if not isinstance(whole, int):
         raise node.refuse("a part of the batch")
-    flat = [int(i) + (size if i < 0 else 0) for i in indices.reshape(-1)]
-    if any(not 0 <= i < size for i in flat):
+    size: int = whole
+    at: list[int] = [int(i) + (size if i < 0 else 0) for i in indices.reshape(-1)]
+    if any(not 0 <= i < size for i in at):
         raise node.wrong(f"an index outside a dimension of {size}")
-    if not flat or len(flat) > 4096:
-        raise node.refuse(f"{len(flat)} indices")
+    if not at or len(at) > 4096:
+        raise node.refuse(f"{len(at)} indices")
     parts, start = [], 0
-    while start < len(flat):  # runs of neighbours are one slice
+    while start < len(at):  # runs of neighbours are one slice
         stop = start + 1
-        while stop < len(flat) and flat[stop] == flat[stop - 1] + 1:
+        while stop < len(at) and at[stop] == at[stop - 1] + 1:
             stop += 1
-        parts.append(self.emit(g.Slice, x, axis=axis, start=flat[start], stop=flat[stop - 1] + 1))
+        parts.append(self.emit(g.Slice, x, axis=axis, start=at[start], stop=at[stop - 1] + 1))
         start = stop
     out = parts[0] if len(parts) == 1 else self.emit(g.Concat, *parts, axis=axis)
     return self.reshape(out, (*shape[:axis], *(int(d) for d in indices.shape), *shape[axis + 1 :]))
@@ -1304,7 +1305,7 @@ def _reshape(self: _Importer, node: _Node) -> Any:
     # an exporter that fixed the batch at 1 writes it into the shape: one row more in is one row more out
     if shape and isinstance(shape[0], g.Sym) and not any(isinstance(d, g.Sym) for d in out):
         count, power = g.numel(shape)
-        if power == 1 and out and math.prod(int(d) for d in out) == count:  # type: ignore[arg-type]
+        if power == 1 and out and math.prod([int(d) for d in out]) == count:  # type: ignore
             out[0] = g.Sym(int(out[0]))  # type: ignore[arg-type]
     return self.reshape(x, tuple(out)) if isinstance(x, str) else np.asarray(x).reshape([int(d) for d in out])  # type: ignore[arg-type]
 
