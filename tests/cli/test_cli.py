@@ -225,6 +225,7 @@ def test_what_nobody_foresaw_is_one_line_too(run, monkeypatch, tmp_path):
 def test_an_interrupted_write_leaves_nothing(maps, tmp_path, number):
     program = f"""
 import os, signal, actzip.files
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 from actzip import cli
 def half(file, data):
     file.write(data[:10])
