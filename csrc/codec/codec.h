@@ -109,6 +109,16 @@ inline int64_t option(const Options& o, const char* name, int64_t otherwise) {
   return it == o.end() ? otherwise : it->second;
 }
 
+// Where a chunk's payload goes once its length is known: memory of just that length, or null (the memory is
+// used up, or another chunk failed).
+class Place {
+ public:
+  virtual uint8_t* at(size_t size) = 0;
+
+ protected:
+  ~Place() = default;
+};
+
 // One map being coded or decoded, with its parameters parsed and its tables built. Immutable: used from
 // several threads at once.
 class Coder {
@@ -123,6 +133,12 @@ class Coder {
 
   // Encodes the chunk into `out` (bound(box) bytes) and returns the payload's length.
   virtual size_t encode(const void* symbols, const Box& box, uint8_t* out, Scratch& scratch) const = 0;
+
+  // As `encode`, for several threads that write chunks one behind the other: the payload goes to place.at(its
+  // length), asked for once, as soon as the length is known; where that is null nothing is written. Returns
+  // the length. Nothing beyond the payload is written there. By default the chunk is coded in memory of the
+  // container and copied; a codec that knows the length before it writes saves the copy.
+  virtual size_t encode_to(const void* symbols, const Box& box, Place& place, Scratch& scratch) const;
 
   // Decodes the payload in[0, size) into exactly box.size() symbols at `symbols`, and writes nothing beyond
   // them. kPad bytes after the payload are readable. Any payload must either decode or throw FormatError

@@ -201,6 +201,18 @@ void decode_one(const Header& h, const Coder& coder, uint64_t chunk, const uint8
 
 }  // namespace
 
+size_t Coder::encode_to(const void* symbols, const Box& box, Place& place, Scratch& scratch) const {
+  if (exact()) {
+    const size_t size = bound(box);
+    if (uint8_t* to = place.at(size)) encode(symbols, box, to, scratch);
+    return size;
+  }
+  uint8_t* const payload = scratch.get_as<uint8_t>(kPayload, bound(box));
+  const size_t size = encode(symbols, box, payload, scratch);
+  if (uint8_t* to = place.at(size)) std::memcpy(to, payload, size);
+  return size;
+}
+
 const char* dtype_name(Dtype d) {
   for (const auto& r : kDtypes)
     if (r.d == d) return r.name;
@@ -358,33 +370,31 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   } else {
     ends[0].store(start, std::memory_order_relaxed);
     std::atomic<bool> failed{false};
-    parallel_for(static_cast<int64_t>(h.chunks), threads, [&](int64_t c, int) {
-      const uint64_t i = static_cast<uint64_t>(c);
-      const Box box = h.box(i);
-      Scratch& scratch = thread_scratch();
-      auto place = [&](size_t size) {  // chunks are begun in order, so the one before is in work or done
-        size_t at = 0;
-        for (int spin = 0; (at = ends[i].load(std::memory_order_acquire)) == 0; ++spin) {
-          if (failed.load(std::memory_order_relaxed)) return size_t{0};
+    struct Behind final : Place {  // the chunk before; chunks are begun in order, so it is in work or done
+      std::atomic<size_t>* ends;
+      std::atomic<bool>* failed;
+      uint8_t* to;
+      size_t room;
+      uint8_t* payload = nullptr;
+      uint8_t* at(size_t size) override {
+        size_t from = 0;
+        for (int spin = 0; (from = ends[0].load(std::memory_order_acquire)) == 0; ++spin) {
+          if (failed->load(std::memory_order_relaxed)) return nullptr;
           if (spin > 2000) std::this_thread::yield();
         }
-        ends[i + 1].store(at + size, std::memory_order_release);
-        return at;
-      };
+        ends[1].store(from + size, std::memory_order_release);
+        payload = from + size <= room ? to + from : nullptr;
+        return payload;
+      }
+    };
+    parallel_for(static_cast<int64_t>(h.chunks), threads, [&](int64_t c, int) {
+      const uint64_t i = static_cast<uint64_t>(c);
+      Scratch& scratch = thread_scratch();
+      Behind place;
+      place.ends = ends.data() + i, place.failed = &failed, place.to = to, place.room = room;
       try {
-        const void* symbols = source.load(i, scratch);
-        if (coder->exact()) {
-          const size_t size = coder->bound(box), at = place(size);
-          if (at == 0 || at + size > room) return;
-          coder->encode(symbols, box, to + at, scratch);
-          note(i, to + at, size);
-          return;
-        }
-        uint8_t* payload = scratch.get_as<uint8_t>(kPayload, coder->bound(box));
-        const size_t size = coder->encode(symbols, box, payload, scratch);
-        note(i, payload, size);
-        const size_t at = place(size);
-        if (at != 0 && at + size <= room) std::memcpy(to + at, payload, size);
+        const size_t size = coder->encode_to(source.load(i, scratch), h.box(i), place, scratch);
+        if (place.payload != nullptr) note(i, place.payload, size);
       } catch (...) {
         failed.store(true);
         throw;

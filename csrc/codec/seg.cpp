@@ -79,8 +79,16 @@ class SegCoder final : public Coder {
   }
 
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch& scratch) const override {
-    return m_.width == 1 ? encode_as(static_cast<const uint8_t*>(s), b, out, scratch)
-                         : encode_as(static_cast<const uint16_t*>(s), b, out, scratch);
+    struct Here final : Place {
+      uint8_t* out;
+      uint8_t* at(size_t) override { return out; }
+    } here;
+    here.out = out;
+    return encode_to(s, b, here, scratch);
+  }
+  size_t encode_to(const void* s, const Box& b, Place& place, Scratch& scratch) const override {
+    return m_.width == 1 ? encode_as(static_cast<const uint8_t*>(s), b, place, scratch)
+                         : encode_as(static_cast<const uint16_t*>(s), b, place, scratch);
   }
   void decode(const uint8_t* in, size_t size, const Box& b, void* s, Scratch& scratch) const override {
     m_.width == 1 ? decode_as(in, size, b, static_cast<uint8_t*>(s), scratch)
@@ -109,7 +117,7 @@ class SegCoder final : public Coder {
   }
 
   template <class U>
-  size_t encode_as(const U* s, const Box& b, uint8_t* out, Scratch& scratch) const {
+  size_t encode_as(const U* s, const Box& b, Place& place, Scratch& scratch) const {
     const size_t n = b.size(), nf = sparse_ ? (n + 7) / 8 : 0;
     // The prefixes' length comes first and is not known yet: flags go to scratch as well.
     const size_t bits = static_cast<size_t>(m_.bits);
@@ -130,10 +138,15 @@ class SegCoder final : public Coder {
     });
     const size_t np = static_cast<size_t>(p.finish() - prefixes) - nf;
     const size_t nq = static_cast<size_t>(q.finish() - suffixes);
-    uint8_t* o = out + write_varint(out, np);
-    std::memcpy(o, prefixes, nf + np);
-    std::memcpy(o + nf + np, suffixes, nq);
-    return static_cast<size_t>(o - out) + nf + np + nq;
+    uint8_t length[16];
+    const size_t nl = static_cast<size_t>(write_varint(length, np));
+    const size_t size = nl + nf + np + nq;
+    if (uint8_t* const out = place.at(size)) {
+      std::memcpy(out, length, nl);
+      std::memcpy(out + nl, prefixes, nf + np);
+      std::memcpy(out + nl + nf + np, suffixes, nq);
+    }
+    return size;
   }
 
   template <class U>

@@ -61,7 +61,7 @@ class Pool {
  public:
   // Engines post a job per layer, a few microseconds apart: workers look for the next one for about 50
   // microseconds before they sleep, which saves the wake-up through the kernel.
-  static constexpr int kSpins = 1500;
+  static constexpr int kSpins = 8000;
 
   void run(Job& job) {
     grow(job.max_workers - 1);
