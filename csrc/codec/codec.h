@@ -96,10 +96,10 @@ class Source {
   virtual ~Source() = default;
   virtual uint64_t chunks() const = 0;
   virtual Box box(uint64_t chunk) const = 0;
-  // The symbols of a chunk (box(chunk).size() of them, kPad readable bytes after), in the caller's array or
-  // in `scratch`, valid until the next load with the same scratch. Safe from several threads with different
-  // scratch.
-  virtual const void* load(uint64_t chunk, Scratch& scratch) const = 0;
+  // The symbols of a chunk (box(chunk).size() of them, with `pad` followed by kPad readable bytes), in the
+  // caller's array or in `scratch`, valid until the next load with the same scratch. Safe from several threads
+  // with different scratch.
+  virtual const void* load(uint64_t chunk, Scratch& scratch, bool pad = true) const = 0;
 };
 
 // Options of an encoder, by name, as the caller gave them; the registry row lists the names a codec takes.
@@ -130,6 +130,9 @@ class Coder {
 
   // Whether the payload has always the length that `bound` says, and `encode` writes nothing beyond it.
   virtual bool exact() const { return false; }
+
+  // Whether `encode` may read up to kPad bytes behind the symbols; else the array's end need not be copied.
+  virtual bool reads_beyond() const { return true; }
 
   // Encodes the chunk into `out` (bound(box) bytes) and returns the payload's length.
   virtual size_t encode(const void* symbols, const Box& box, uint8_t* out, Scratch& scratch) const = 0;

@@ -116,11 +116,15 @@ class ArraySource final : public Source {
   uint64_t chunks() const override { return h_.chunks; }
   Box box(uint64_t chunk) const override { return h_.box(chunk); }
 
-  const void* load(uint64_t chunk, Scratch& scratch) const override {
+  const void* load(uint64_t chunk, Scratch& scratch, bool pad) const override {
     const uint64_t first = h_.first(chunk), count = h_.box(chunk).size();
     const size_t w = static_cast<size_t>(h_.info.width);
-    if (direct_ && (first + count) * w + kPad <= h_.elements * w) return a_.data + first * w;
+    if (direct_ && (!pad || (first + count) * w + kPad <= h_.elements * w)) return a_.data + first * w;
     uint8_t* out = scratch.get_as<uint8_t>(kGather, count * w);
+    if (direct_) {
+      std::memcpy(out, a_.data + first * w, count * w);
+      return out;
+    }
     const int64_t step = h_.shape.empty() ? 0 : a_.strides.back();
     runs(h_.shape, a_.strides, first, count, [&](int64_t offset, uint64_t n, uint64_t at) {
       const uint8_t* src = a_.data + offset;
@@ -349,7 +353,7 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   constexpr size_t kKeep = size_t{64} << 20;
   Scratch& own = thread_scratch();
   const int threads = std::min<int64_t>(o.threads > 0 ? o.threads : default_threads(), 1 << 10);
-  const bool serial = threads == 1 || h.chunks <= 1;
+  const bool serial = threads == 1 || h.chunks <= 1, pad = coder->reads_beyond();
   size_t most = start;
   for (uint64_t i = 0; i < h.chunks; ++i) most += coder->bound(h.box(i));
   const bool in_place = o.out != nullptr && (!serial || o.out_size >= most);
@@ -363,7 +367,7 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   std::vector<std::atomic<size_t>> ends(serial ? 0 : h.chunks + 1);  // of the chunk before; 0: not yet known
   if (serial) {
     for (uint64_t i = 0; i < h.chunks; ++i) {
-      const size_t size = coder->encode(source.load(i, own), h.box(i), to + total, own);
+      const size_t size = coder->encode(source.load(i, own, pad), h.box(i), to + total, own);
       note(i, to + total, size);
       total += size;
     }
@@ -393,7 +397,7 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
       Behind place;
       place.ends = ends.data() + i, place.failed = &failed, place.to = to, place.room = room;
       try {
-        const size_t size = coder->encode_to(source.load(i, scratch), h.box(i), place, scratch);
+        const size_t size = coder->encode_to(source.load(i, scratch, pad), h.box(i), place, scratch);
         if (place.payload != nullptr) note(i, place.payload, size);
       } catch (...) {
         failed.store(true);

@@ -15,6 +15,7 @@ class RawCoder final : public Coder {
   explicit RawCoder(const MapInfo& m) : bits_(m.bits), width_(m.width) {}
   size_t bound(const Box& b) const override { return packed_size(b.size(), bits_) + (exact() ? 0 : 16); }
   bool exact() const override { return bits_ == 8 * width_; }
+  bool reads_beyond() const override { return !exact(); }
 
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch&) const override {
     const size_t n = b.size();

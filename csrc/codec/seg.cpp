@@ -344,7 +344,7 @@ const Codec kEg = {
     "exponential-Golomb, best order per map or channel",
     kIntegers,
     "k per_channel",
-    {0.8, 1.5, 0.8, 1.5},
+    {0.8, 0.6, 0.8, 1.5},
     [](const MapInfo& m, const Source& s, const Options& o, int t) { return plan(m, s, o, t, false); },
     [](const MapInfo& m, const uint8_t* p, size_t n) { return open(m, p, n, false); }};
 

@@ -47,7 +47,7 @@ def run_two(script: str, *args: str) -> list[dict]:
 
 
 #: How a script ends. Gloo's threads are torn down with the interpreter, where they may abort ("terminate called without an
-#: active exception", seen about once in a hundred ends on a busy machine): both leave together and without that.
+#: active exception", seen on a busy machine): both leave together and without that.
 LEAVE = """
 import os, torch.distributed
 sys.stdout.flush()
