@@ -181,6 +181,7 @@ def fuse_thresholds(path: Path) -> None:
 
 
 def ncnn_model(name: str, folder: Path, batch: int) -> str:
+    folder = folder.resolve()  # pnnx runs there
     net, x = models.build(name), torch.from_numpy(np.load(folder / "x.npy")[:1])
     torch.jit.trace(net, x).save(str(folder / "net.pt"))
     shape = ",".join(map(str, x.shape))

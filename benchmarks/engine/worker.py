@@ -92,7 +92,7 @@ def openvino(spec):
         "NUM_STREAMS": "1",
     }
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    request.set_input_tensor(ov.Tensor(x, shared_memory=True))
+    request.set_input_tensor(ov.Tensor(x))  # a copy: a shared one does not keep the array alive
 
     def last():
         request.infer()
@@ -111,7 +111,8 @@ def ncnn(spec):
     net.opt.use_bf16_storage = False
     if net.load_param(spec["ncnn"] + ".param") or net.load_model(spec["ncnn"] + ".bin"):
         raise RuntimeError("ncnn cannot load the model that pnnx converted")
-    mats = [engine.Mat(np.ascontiguousarray(image)) for image in x]
+    # a Mat of an array is a view that does not keep it alive: clone() has the numbers itself
+    mats = [engine.Mat(np.ascontiguousarray(image)).clone() for image in x]
 
     def one(mat):
         with net.create_extractor() as extractor:

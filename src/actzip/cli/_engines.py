@@ -78,7 +78,7 @@ def _openvino(spec: dict[str, Any]) -> tuple[Any, Any, str]:
         "NUM_STREAMS": "1",
     }  # fmt: skip
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    request.set_input_tensor(ov.Tensor(x, shared_memory=True))
+    request.set_input_tensor(ov.Tensor(x))  # a copy: a shared one does not keep the array alive
 
     def last() -> Any:
         request.infer()
