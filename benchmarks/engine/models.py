@@ -2,105 +2,67 @@
 
 from __future__ import annotations
 
-import io
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-SHARED = Path(os.environ.get("ACTZIP_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+from actzip.data import Loader, resolve
+from actzip.models import model_info
+from actzip.profile.load import load_model
+
+#: Networks with trained weights: (name for actzip.models, file of weights). All others are torchvision's by their name,
+#: with seeded random ones.
+TRAINED = {
+    "inception_v3": ("inception_v3_5class", "inception_v3_5class"),
+    "mobilenet_v1": ("mobilenet_v1", "cifar10_mobilenet_v1"),
+    "cifar_resnet20": ("cifar_resnet20", "cifar10_resnet20"),
+    "cifar_resnet32": ("cifar_resnet32", "cifar10_resnet32"),
+}
 
 
-def _inception() -> nn.Module:
-    from safetensors.torch import load_file
-
-    from actzip.models._torchvision import import_torchvision
-
-    models = import_torchvision().models
-    net = models.inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
-    net.fc = nn.Sequential(
-        nn.Linear(2048, 256),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(256, 128),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(128, 5),
-    )
-    state = load_file(str(SHARED / "weights/inception_v3_5class.safetensors"))
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
-    return net
+def reference(name: str) -> str:
+    """What network ``name`` is called in actzip."""
+    return TRAINED[name][0] if name in TRAINED else name
 
 
-def _own(name: str) -> nn.Module:
-    from actzip import models
+def build(name: str, thresholds: dict[str, Any] | None = None, weights: str | None = None) -> nn.Module:
+    """Network ``name`` in eval mode, as an engine's process makes it too.
 
-    return models.load(name, SHARED / "weights")
+    Args:
+        thresholds: site -> number or list of one a channel.
+        weights: a safetensors file instead of the usual weights.
+    """
+    from actzip.activations import set_thresholds
+    from actzip.models import load_weights
 
-
-# name -> (builder, input size, statistics of the photographs)
-def build(name: str, thresholds: dict[str, Any] | None = None) -> nn.Module:
-    """Network ``name`` in eval mode: ``inception_v3``, ``cifar10_*`` with the given weights, else torchvision's by that
-    name with seeded random ones. ``thresholds``: site -> number or list of one a channel."""
     torch.manual_seed(0)
-    if name == "inception_v3":
-        net = _inception()
-    elif name.startswith("cifar10_"):
-        net = _own(name)
-    else:
-        from actzip.models._torchvision import import_torchvision
-
-        net = import_torchvision().models.get_model(name, weights=None)
-    net.eval()
+    net = load_model(reference(name))[0].eval()
+    if weights or name in TRAINED:
+        load_weights(net, weights or TRAINED[name][1])
     if thresholds:
-        from actzip.activations import set_thresholds
-
         values = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in thresholds.items()}
         set_thresholds(net, values)
     return net
 
 
-def size(name: str) -> int:
-    return 299 if name == "inception_v3" else 32 if name.startswith("cifar10_") else 224
+def images(name: str, part: str, count: int) -> Tensor:
+    """``count`` images as network ``name`` wants them (N, 3, H, W): of the ImageNet sample, or of CIFAR-10's test set.
 
-
-def photographs(name: str, count: int, first: int = 0) -> Tensor:
-    """``count`` images as network ``name`` wants them (N, 3, H, W): the ImageNet sample, or CIFAR-10's test set.
-
-    Every 500 / count-th of the sample, from ``first``, so that small counts see different classes too.
+    They are in a fixed random order; the first two fifths are for ``calibration``, the others ``unseen``: the same split of
+    the photographs as in benchmarks/sparsify/inception.py.
     """
-    import pyarrow.parquet as pq
-    from PIL import Image
-
-    side = size(name)
-    cifar = name.startswith("cifar10_")
-    path = SHARED / ("data/cifar10/test.parquet" if cifar else "data/imagenet_sample/test.parquet")
-    table = pq.read_table(path)
-    columns = table.column_names
-    column = "img" if "img" in columns else "image"
-    rows = table.column(column)
-    at = [(first + i * max(1, len(rows) // max(count, 1))) % len(rows) for i in range(count)]
-    out = []
-    for i in at:
-        cell = rows[i].as_py()
-        image = Image.open(io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)).convert("RGB")
-        if not cifar:
-            scale = max(side / image.width, side / image.height)
-            image = image.resize(
-                (max(side, round(image.width * scale)), max(side, round(image.height * scale))), 2
-            )
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        out.append(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
-    x = np.stack(out)
-    if name != "inception_v3":
-        mean = (0.4914, 0.4822, 0.4465) if name == "cifar10_mobilenet_v1" else (0.485, 0.456, 0.406)
-        std = (0.2470, 0.2435, 0.2616) if name == "cifar10_mobilenet_v1" else (0.229, 0.224, 0.225)
-        x = (x - np.array(mean, np.float32).reshape(3, 1, 1)) / np.array(std, np.float32).reshape(3, 1, 1)
-    return torch.from_numpy(np.ascontiguousarray(x, np.float32))
+    info = model_info(reference(name))
+    side = info.input_shape[-1]
+    cifar = side == 32
+    data = resolve(
+        "cifar10" if cifar else "imagenet_sample", "test", image_size=None if cifar else side, mean=info.mean, std=info.std
+    )  # fmt: skip
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(data))
+    cut = len(data) * 2 // 5
+    chosen = order[:cut] if part == "calibration" else order[cut:]
+    return next(iter(Loader(data.take(np.sort(chosen[:count])), count)))[0].contiguous()
 
 
 class _Meter:

@@ -1,6 +1,6 @@
 """Every engine on the same networks in the same run: python benchmarks/engine/run.py [--network inception_v3 ...]
 
-Each engine runs in its own process (worker.py) with the same number of threads; rounds are interleaved, so that what else the
+Each engine runs in its own process (actzip.cli._workers) with the same number of threads; rounds are interleaved, so that what else the
 machine does hits all alike. Dense rivals get the plain network, whose speed does not depend on zeros (thresholds would only
 cost them); actzip and DeepSparse get the thresholded one. What is prepared beforehand is prepared in a process of its own for
 all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled compiled model. ACTZIP_DEEPSPARSE_PYTHON names a
@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +27,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import models  # noqa: E402
 
+from actzip.cli._workers import DENSE, Worker, export_ncnn, export_onnx, take_turns  # noqa: E402
+
 RESULTS = HERE.parent / "results"
-DENSE = ["torch", "torch channels_last", "torch.compile", "onnxruntime", "openvino", "ncnn"]
+# Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
+WRONG = 1e-2
 # What keeps a rival at AVX2; engines that are not here take no such order (their rows are what the CPU has).
 CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 CAPPED = {"torch", "torch channels_last"}  # torch.compile would take minutes more
-
-
-class Worker:
-    def __init__(self, engine: str, label: str, spec: dict[str, Any], isa: str = "") -> None:
-        self.engine, self.label, self.isa = engine, label, isa
-        python = sys.executable
-        self.info: dict[str, Any] = {}
-        self.ms: list[float] = []
-        self.memory: int | None = None
-        self.explained: dict[str, Any] | None = None
-        if engine == "deepsparse":
-            python = os.environ.get("ACTZIP_DEEPSPARSE_PYTHON", "")
-            if not python:
-                self.info = {"skip": "ACTZIP_DEEPSPARSE_PYTHON names no Python with DeepSparse"}
-                return
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(spec["threads"]),
-            "ACTZIP_NUM_THREADS": str(spec["threads"]),
-            **({} if not isa else {"ACTZIP_ISA": isa} if engine.startswith("actzip") else CAP),
-        }
-        self.process = subprocess.Popen(
-            [python, "-W", "ignore", str(HERE / "worker.py"), engine, json.dumps(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
-        )  # fmt: skip
-        line = self.process.stdout.readline()
-        self.info = json.loads(line) if line else {"skip": "the process died"}
-
-    def ask(self, line: str) -> dict[str, Any]:
-        if "skip" in self.info:
-            return {}
-        try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self.info = {"skip": "the process died while it ran"}
-            return {}
-        return json.loads(answer)
-
-    def stop(self) -> None:
-        if hasattr(self, "process"):
-            self.process.stdin.close()
-            self.process.wait()
 
 
 def thresholded(
@@ -118,27 +73,30 @@ def thresholded(
 def prepare(
     name: str, batch: int, targets: list[float], imposed: list[float], photos: int, unseen: int, folder: Path
 ) -> dict[str, Any]:
-    """ONNX files and inputs of every row of :func:`thresholded`, on photographs that calibration did not see."""
-    x = models.photographs(name, batch, first=3)
-    calibration = models.photographs(name, photos)
+    """ONNX files and inputs of every row of :func:`thresholded`, on images that calibration did not see."""
+    x = models.images(name, "unseen", batch)
+    calibration = models.images(name, "calibration", photos)
     np.save(folder / "x.npy", x.numpy())
     np.save(folder / "calibration.npy", calibration[:2].numpy())
     known = folder.parent / f"{name}-thresholds.json"  # for every batch
     if known.exists():
         rows = json.loads(known.read_text())
     else:
-        rows = thresholded(name, targets, imposed, calibration, models.photographs(name, unseen, first=7))
+        rows = thresholded(name, targets, imposed, calibration, models.images(name, "unseen", unseen))
         known.write_text(json.dumps(rows))
+    made: dict[str, Any] = {"model": models.reference(name), "rows": rows, "lacks": {}}
     for row in rows:
         path = folder / f"{row['label'].replace(' ', '-')}.onnx"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net = models.build(name, row["thresholds"])
-            torch.onnx.export(net, (x,), str(path), dynamo=False, opset_version=13)
-        if row["thresholds"]:
+        net = models.build(name, row["thresholds"])
+        why = export_onnx(net, x, path, 13)
+        if row["thresholds"] and not why:
             fuse_thresholds(path)
+        made["lacks"] |= dict.fromkeys(("onnxruntime", "openvino", "deepsparse"), why) if why else {}
         row["onnx"] = str(path)
-    return {"rows": rows, "input": str(folder / "x.npy"), "calibration": str(folder / "calibration.npy")}
+    if name in models.TRAINED:
+        torch.save(models.build(name).state_dict(), folder / "state.pt")
+        made["state"] = str(folder / "state.pt")
+    return {**made, "input": str(folder / "x.npy"), "calibration": str(folder / "calibration.npy")}
 
 
 def fuse_thresholds(path: Path) -> None:
@@ -180,17 +138,6 @@ def fuse_thresholds(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def ncnn_model(name: str, folder: Path, batch: int) -> str:
-    folder = folder.resolve()  # pnnx runs there
-    net, x = models.build(name), torch.from_numpy(np.load(folder / "x.npy")[:1])
-    torch.jit.trace(net, x).save(str(folder / "net.pt"))
-    shape = ",".join(map(str, x.shape))
-    subprocess.run(
-        ["pnnx", str(folder / "net.pt"), f"inputshape=[{shape}]", "fp16=0"], cwd=folder, capture_output=True
-    )
-    return str(folder / "net.ncnn")
-
-
 def close_gate(command: str | None) -> subprocess.Popen[str] | None:
     """Starts ``command`` and waits for its first line."""
     if not command:
@@ -220,6 +167,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5, help="runs of each engine a round")
     parser.add_argument(
+        "--seconds", type=float, default=90, help="no other round begins once the rounds took so long"
+    )
+    parser.add_argument(
         "--photos", type=int, default=16, help="photographs that thresholds are calibrated on"
     )
     parser.add_argument("--unseen", type=int, default=32, help="others, for density and top-1 agreement")
@@ -243,7 +193,9 @@ def main() -> None:
             made = json.loads(described.read_text())
         else:
             made = prepare(args.network, args.batch, targets, args.impose, args.photos, args.unseen, folder)
-            made["ncnn"] = ncnn_model(args.network, folder, args.batch) if "ncnn" in engines else ""
+            if "ncnn" in engines:
+                x = torch.from_numpy(np.load(made["input"]))
+                made["ncnn"], made["lacks"]["ncnn"] = export_ncnn(models.build(args.network), x, folder)
             described.write_text(json.dumps(made))
         if not args.prepare_only:
             measure(args, engines, made, folder)
@@ -252,29 +204,32 @@ def main() -> None:
 def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], folder: Path) -> None:
     from actzip import cpu
 
-    common = {
-        "torch": args.network, "input": made["input"], "calibration": made["calibration"], "threads": args.threads,
-        "ncnn": made["ncnn"], "onnx": made["rows"][0]["onnx"],
-    }  # fmt: skip
+    common = {k: made.get(k) for k in ("model", "state", "input", "calibration", "ncnn")}
+    common["threads"] = args.threads
     machine = cpu.info()
-    workers: list[Worker] = []
+    timed: list[
+        tuple[Worker, dict[str, Any], str, dict[str, Any]]
+    ] = []  # with row, isa, what compiling it took
 
     def start(engine: str, row: dict[str, Any], isa: str = "") -> None:
-        zeros = row["label"] if engine in ("actzip", "deepsparse") else "dense"
+        zeros = engine in ("actzip", "deepsparse")
         spec = {
-            **common, "thresholds": row["thresholds"], "onnx_thresholded": row["onnx"],
-            "output": str(folder / f"y-{len(workers)}.npy"), "pickle": str(folder / f"actzip-{len(workers)}.pickle"),
+            **common, "thresholds": row["thresholds"] if zeros else None,
+            "onnx": (row if zeros else made["rows"][0])["onnx"], "output": str(folder / f"y-{len(timed)}.npy"),
         }  # fmt: skip
+        env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else CAP
+        taken: dict[str, Any] = {}
         if engine == "actzip":
-            maker = Worker("actzip compile", zeros, spec, isa)
-            made_in = {**maker.info, **maker.ask("memory")}
+            spec["compiled"] = str(folder / f"actzip-{len(timed)}.pickle")
+            maker = Worker("actzip compile", spec, env)
+            taken = {**maker.info, "peak_bytes": maker.peak}
             maker.stop()
-        w = Worker(engine, zeros, spec, isa)
-        if engine == "actzip":
-            w.info["compile"] = made_in
-        w.output, w.row = spec["output"], row
-        workers.append(w)
-        print(f"{engine} {isa} ({zeros}): {w.info.get('skip') or 'ready'}", file=sys.stderr, flush=True)
+        w = Worker(engine, spec, env, skip=made["lacks"].get(engine, "") or taken.get("skip", ""))
+        timed.append((w, row, isa, taken))
+        print(
+            f"{engine} {isa} ({row['label'] if zeros else 'dense'}): {w.info.get('skip') or 'ready'}",
+            file=sys.stderr,
+        )
 
     gate: subprocess.Popen[str] | None = None
     # actzip last: its trials want the machine for themselves
@@ -288,39 +243,39 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
                     start(engine, row, isa)
     if gate is None:
         gate = close_gate(args.gate)
-    for _ in range(args.rounds):
-        for w in workers:
-            w.ms += w.ask(f"run {args.runs} 30").get("ms", [])
-    for w in workers:
-        w.memory = w.ask("memory").get("peak_bytes")
-        w.explained = w.ask("explain").get("explain") if w.engine == "actzip" else None
+    take_turns([w for w, *_ in timed], args.rounds, args.runs, args.seconds)
+    explanations = [w.explain() for w, *_ in timed]
+    for w, *_ in timed:
         w.stop()
     if gate is not None:
         gate.communicate()
     rows = []
-    for w in workers:
-        explained = w.explained
+    for (w, of, isa, taken), explained in zip(timed, explanations, strict=True):
         row: dict[str, Any] = {
             "engine": w.engine,
-            "isa": w.isa or (machine["isa"] if w.engine == "actzip" else "any"),
-            "zeros": w.label,
+            "isa": isa or (machine["isa"] if w.engine == "actzip" else "any"),
+            "zeros": of["label"] if w.engine in ("actzip", "deepsparse") else "dense",
             "skip": w.info.get("skip"),
             "version": w.info.get("version"),
         }
-        if w.ms:
+        if not row["skip"]:
+            thresholds = of["thresholds"] if w.engine in ("actzip", "deepsparse") else None
             with torch.no_grad():
-                want = models.build(args.network, w.row["thresholds"])(
+                want = models.build(args.network, thresholds)(
                     torch.from_numpy(np.load(made["input"]))
                 ).numpy()
             got = np.load(w.output).reshape(want.shape)
+            error = float(np.abs(got - want).max() / np.abs(want).max())
+            if not error < WRONG:
+                row["skip"] = f"its answer is wrong (error {error:.1e})"
+        if not row["skip"]:
             row.update(
-                median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=w.memory,
-                density=w.row["density"], top1_agreement=w.row["agreement"], seconds_to_ready=w.info["seconds"],
-                error=float(np.abs(got - want).max() / np.abs(want).max()),
+                median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=w.peak,
+                density=of["density"], top1_agreement=of["agreement"], seconds_to_ready=w.info["seconds"], error=error,
             )  # fmt: skip
         if explained:
-            row["compile_seconds"] = w.info["compile"].get("seconds")
-            row["compile_peak_bytes"] = w.info["compile"].get("peak_bytes")
+            row["compile_seconds"] = taken.get("seconds")
+            row["compile_peak_bytes"] = taken.get("peak_bytes")
             row["peak_share"] = explained["peak_share"]
             row["peak_gflops"] = explained["peak_gflops"]
             row["arena_bytes"] = explained["arena_bytes"]
