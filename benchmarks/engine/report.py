@@ -13,9 +13,11 @@ HEAD = """# Engine: measured speed
 
 Written by `benchmarks/engine/report.py` from `benchmarks/results/engine-*.json`; `make bench-engine` measures all of it again.
 
-Every table is one run: each engine in a process of its own with the same number of threads, rounds interleaved, median of at least 30 calls
-(torch: the better of its two layouts counts). `x dense` is the time of the fastest dense engine of that run over the row's. Dense
-engines run the plain network: their time does not depend on zeros. *Density*: share of non-zeros over all ReLU outputs of photographs that
+Every table is one run: each engine in a process of its own with the same number of threads, rounds interleaved, median of so many *runs*
+(torch: the better of its two layouts counts). `x dense` is the time of the fastest dense engine of that run over the row's. Rows of
+AVX2 are compared twice: `x dense` with what the rivals do as they come, which may be AVX-512, `x AVX2` with those that were told to
+use AVX2 at most: PyTorch and OpenVINO by variables of oneDNN and their own, DeepSparse by its own. ONNX Runtime (MLAS) and ncnn
+take no such order. Dense engines run the plain network: their time does not depend on zeros. *Density*: share of non-zeros over all ReLU outputs of photographs that
 calibration did not see; *top-1*: the share of them on which the answer is the plain network's. Thresholds are one number a layer, a common
 factor times the layer's mean positive output, set on 16 photographs without training. *Imposed* densities: random weights,
 the same density at every ReLU; 0.56 is the mean that Albericio et al. (Cnvlutin, ISCA 2016) measured over the convolutions of
@@ -41,24 +43,26 @@ def table(d: dict[str, Any]) -> list[str]:
         "",
         f"{m['cpu']}; float32.",
         "",
-        "| engine | zeros | density | top-1 | median ms | x dense | of peak | arena | peak MB |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| engine | zeros | density | top-1 | median ms | runs | x dense | x AVX2 | of peak | arena | peak MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for r in d["rows"]:
-        engine = f"{r['engine']} {r['version'] or ''}".split("+")[0].split("-")[0]
+        engine = f"{r['engine']} {r['version'] or ''}".split("+")[0].split("-")[0].strip()
         if r["engine"] == "actzip":
             engine += f", {r['isa']}"
         elif r["isa"] == "avx2":
-            engine += ", told AVX2"
+            engine += ", at most AVX2"
         if "median_ms" not in r:
-            lines.append(f"| {engine} | {r['zeros']} | | | {r['skip']} | | | | |")
+            lines.append(f"| {engine} | {r['zeros']} | | | {r['skip']} | | | | | | |")
             continue
         agreement = r.get("top1_agreement")
         peak = r.get("peak_share")
         arena = r["arena_bytes"] / r["dense_arena_bytes"] if r.get("dense_arena_bytes") else None
         cells = [
             engine, r["zeros"], f"{r['density']:.3f}", "" if agreement is None else f"{agreement:.2f}",
-            f"{r['median_ms']:.2f}", f"{r['against_fastest_dense']:.2f}" if "against_fastest_dense" in r else "",
+            f"{r['median_ms']:.2f}", str(r["runs"]), *(
+                f"{r[k]:.2f}" if k in r else "" for k in ("against_fastest_dense", "against_fastest_dense_avx2")
+            ),
             "" if peak is None else f"{100 * peak:.0f} %", "" if arena is None else f"{arena:.2f}",
             f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
         ]  # fmt: skip

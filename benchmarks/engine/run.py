@@ -4,8 +4,9 @@ Each engine runs in its own process (actzip.cli._workers) with the same number o
 machine does hits all alike. Dense rivals get the plain network, whose speed does not depend on zeros (thresholds would only
 cost them); actzip and DeepSparse get the thresholded one. What is prepared beforehand is prepared in a process of its own for
 all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled compiled model. ACTZIP_DEEPSPARSE_PYTHON names a
-Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on that instruction set too; rivals then run as they come (they
-may use AVX-512) and, those that take such an order (PyTorch: variables of oneDNN and ATen), told to use AVX2 at most. Writes
+Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on that instruction set too; rivals then run as they come (they may use AVX-512) and, in rows of
+their own, told to use AVX2 at most by the variables that they know for it (AVX2_AT_MOST in actzip.cli._workers). ONNX Runtime
+and ncnn know none, so that they are in the table as they come only. Writes
 benchmarks/results/engine-<network>-b<batch>-t<threads>.json and prints the table.
 """
 
@@ -27,14 +28,19 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import models  # noqa: E402
 
-from actzip.cli._workers import DENSE, Worker, export_ncnn, export_onnx, take_turns  # noqa: E402
+from actzip.cli._workers import (  # noqa: E402
+    AVX2_AT_MOST,
+    DENSE,
+    NO_AVX2_CAP,
+    Worker,
+    export_ncnn,
+    export_onnx,
+    take_turns,
+)
 
 RESULTS = HERE.parent / "results"
 # Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
 WRONG = 1e-2
-# What keeps a rival at AVX2; engines that are not here take no such order (their rows are what the CPU has).
-CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-CAPPED = {"torch", "torch channels_last"}  # torch.compile would take minutes more
 
 
 def thresholded(
@@ -138,6 +144,17 @@ def fuse_thresholds(path: Path) -> None:
     onnx.save(model, str(path))
 
 
+def label(r: dict[str, Any]) -> str:
+    """What the row of a table is of."""
+    if r["engine"] == "actzip":
+        return f"actzip, {r['isa']}"
+    return f"{r['engine']}, at most AVX2" if r["isa"] == "avx2" else str(r["engine"])
+
+
+def number(x: float | None) -> str:
+    return "-" if x is None else f"{x:.2f}"
+
+
 def close_gate(command: str | None) -> subprocess.Popen[str] | None:
     """Starts ``command`` and waits for its first line."""
     if not command:
@@ -180,6 +197,7 @@ def main() -> None:
         help="shell command that answers a line when the machine is free and keeps it so until its input closes; "
         "asked for before actzip's trials and the timed rounds",
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     args = parser.parse_args()
     engines = [e for e in args.engines.split(",") if e]
     targets = (
@@ -217,14 +235,15 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
             **common, "thresholds": row["thresholds"] if zeros else None,
             "onnx": (row if zeros else made["rows"][0])["onnx"], "output": str(folder / f"y-{len(timed)}.npy"),
         }  # fmt: skip
-        env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else CAP
+        env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else AVX2_AT_MOST.get(engine, {})
         taken: dict[str, Any] = {}
         if engine == "actzip":
             spec["compiled"] = str(folder / f"actzip-{len(timed)}.pickle")
             maker = Worker("actzip compile", spec, env)
             taken = {**maker.info, "peak_bytes": maker.peak}
             maker.stop()
-        w = Worker(engine, spec, env, skip=made["lacks"].get(engine, "") or taken.get("skip", ""))
+        why_not = made["lacks"].get(engine) or taken.get("skip") or (NO_AVX2_CAP.get(engine) if isa else None)
+        w = Worker(engine, spec, env, skip=why_not or "")
         timed.append((w, row, isa, taken))
         print(
             f"{engine} {isa} ({row['label'] if zeros else 'dense'}): {w.info.get('skip') or 'ready'}",
@@ -239,7 +258,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
         for row in made["rows"] if engine in ("actzip", "deepsparse") else made["rows"][:1]:
             start(engine, row)
             for isa in args.isa:
-                if engine == "actzip" or (engine in CAPPED and isa == "avx2"):
+                if isa != machine["isa"] and (engine == "actzip" or isa == "avx2"):
                     start(engine, row, isa)
     if gate is None:
         gate = close_gate(args.gate)
@@ -283,36 +302,44 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
             row["theoretical_speedup"] = explained["theoretical_speedup"]
             row["layers"] = explained["rows"]
         rows.append(row)
-    fastest = min((r["median_ms"] for r in rows if r["engine"] in DENSE and "median_ms" in r), default=None)
-    for r in rows:
-        if fastest and "median_ms" in r:
-            r["against_fastest_dense"] = fastest / r["median_ms"]
+    for key, isa in (("against_fastest_dense", "any"), ("against_fastest_dense_avx2", "avx2")):
+        dense = [
+            r["median_ms"] for r in rows if r["engine"] in DENSE and r["isa"] == isa and "median_ms" in r
+        ]
+        for r in rows:
+            if dense and "median_ms" in r and isa in ("any", r["isa"]):
+                r[key] = min(dense) / r["median_ms"]
     from actzip.runtime.compiled import advice
 
     report = {
         "network": args.network, "batch": args.batch, "threads": args.threads, "rounds": args.rounds, "machine": machine,
         "advice": advice(), "rows": rows,
     }  # fmt: skip
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"engine-{args.network}-b{args.batch}-t{args.threads}.json"
+    args.results.mkdir(parents=True, exist_ok=True)
+    path = args.results / f"engine-{args.network}-b{args.batch}-t{args.threads}.json"
     temporary = path.with_suffix(".tmp")
     head = json.dumps({**report, "rows": []}, indent=1)
     lines = ",\n".join("  " + json.dumps(r) for r in rows)  # a row a line
     temporary.write_text(head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
     temporary.replace(path)
     print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {machine['cpu']}, float32")
+    heads = ("min", "runs", "x dense", "x AVX2", "MB")
     print(
-        f"{'engine':20} {'isa':10} {'version':12} {'zeros':14} {'density':>7} {'top-1':>6} {'median ms':>9} {'min':>8} {'x dense':>7} {'MB':>6}"
+        f"{'engine':34} {'version':12} {'zeros':14} {'density':>7} {'top-1':>6} {'median ms':>9} "
+        + " ".join(f"{h:>8}" for h in heads)
     )
     for r in rows:
+        name = label(r)
         if "median_ms" not in r:
-            print(f"{r['engine']:20} skipped: {r['skip']}")
+            print(f"{name:34} skipped: {r['skip']}")
             continue
-        memory_mb = (r["peak_bytes"] or 0) / 1e6
+        cells = [
+            f"{r['min_ms']:.2f}", str(r["runs"]), number(r.get("against_fastest_dense")),
+            number(r.get("against_fastest_dense_avx2")), f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
+        ]  # fmt: skip
         print(
-            f"{r['engine']:20} {r['isa']:10} {str(r['version'])[:12]:12} {r['zeros']:14} {r['density']:7.3f} "
-            f"{'-' if r['top1_agreement'] is None else format(r['top1_agreement'], '.2f'):>6} "
-            f"{r['median_ms']:9.2f} {r['min_ms']:8.2f} {r.get('against_fastest_dense', 0):7.2f} {memory_mb:6.0f}"
+            f"{name:34} {str(r['version'])[:12]:12} {r['zeros']:14} {r['density']:7.3f} {number(r['top1_agreement']):>6} "
+            f"{r['median_ms']:9.2f} " + " ".join(f"{c:>8}" for c in cells)
         )
     if report["advice"]:
         print(report["advice"])

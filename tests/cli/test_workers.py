@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from actzip.cli._workers import Worker, export_ncnn, export_onnx, take_turns
+from actzip.cli._workers import AVX2_AT_MOST, DENSE, NO_AVX2_CAP, Worker, export_ncnn, export_onnx, take_turns
 
 
 @pytest.fixture
@@ -114,3 +116,38 @@ def test_turns_end_when_their_time_is_over():
     slow = [_Slow(), _Slow()]
     take_turns(slow, 3, 5, 100.0)  # type: ignore[arg-type]
     assert [len(w.calls) for w in slow] == [3, 3]
+
+
+_KERNELS = {
+    "torch": "import torch; x = torch.ones(1, 16, 9, 9); torch.nn.Conv2d(16, 16, 3)(x);"
+    "print(torch.backends.cpu.get_cpu_capability())",
+    "openvino": """
+import numpy as np, openvino as ov, openvino.opset8 as ops
+x = ops.parameter([1, 16, 9, 9], np.float32)
+y = ops.convolution(x, np.ones((16, 16, 3, 3), np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
+settings = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": "f32"}
+r = ov.compile_model(ov.Model([ops.exp(y)], [x]), "CPU", settings).create_infer_request()
+r.infer({0: np.ones((1, 16, 9, 9), np.float32)})
+print([p.exec_type for p in r.get_profiling_info()])
+""",
+}
+
+
+@pytest.mark.parametrize("engine", sorted(_KERNELS))
+def test_rivals_told_avx2_use_nothing_above_it(engine):
+    from actzip import cpu
+
+    pytest.importorskip(engine)
+    if "avx2" not in cpu.info()["isas"]:
+        pytest.skip("this CPU has no AVX2")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _KERNELS[engine]],
+        env={**os.environ, **AVX2_AT_MOST[engine], "ONEDNN_VERBOSE": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    told = done.stdout.lower()
+    assert done.returncode == 0, done.stderr
+    assert "avx2" in told and "avx512" not in told and "avx-512" not in told
+
+
+def test_every_rival_is_told_or_said_not_to_be():
+    assert {*DENSE, "deepsparse", "actzip"} == {*AVX2_AT_MOST, *NO_AVX2_CAP}
