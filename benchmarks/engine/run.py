@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,72 +38,102 @@ from actzip.cli._workers import (  # noqa: E402
     export_onnx,
     take_turns,
 )
+from actzip.files import write_text  # noqa: E402
 
 RESULTS = HERE.parent / "results"
 # Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
 WRONG = 1e-2
 
 
-def thresholded(
-    name: str, targets: list[float], imposed: list[float], calibration: torch.Tensor, test: torch.Tensor
-) -> list[dict[str, Any]]:
-    """The network as it is, then with thresholds: their density and top-1 agreement on ``test``."""
-    base, reference = models.measure(models.build(name), test)
-    rows = [{"label": "natural", "thresholds": None, "density": base.nonzero / base.total, "agreement": 1.0}]
-    for target in targets:
-        thresholds = models.thresholds_for_density(name, target, calibration)
-        meter, y = models.measure(models.build(name, thresholds), test)
-        agreement = float((y.argmax(1) == reference.argmax(1)).float().mean())
-        density = meter.nonzero / meter.total
-        rows.append(
-            {
-                "label": f"density {target}",
-                "thresholds": thresholds,
-                "density": density,
-                "agreement": agreement,
-            }
+def variants(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The network as it is, with other weights, and with thresholds: label, thresholds, weights, and on unseen images
+    density, top-1 agreement with the plain network and the outputs' error against its."""
+    name = args.network
+    unseen = models.loader(name, "unseen", args.unseen, min(args.unseen, 8))
+    calibration = models.loader(name, "calibration", args.photos, min(args.photos, 8))
+    rows: list[dict[str, Any]] = []
+
+    def add(
+        label: str, thresholds: dict[str, Any] | None, weights: str | None = None, alike: bool = True
+    ) -> None:
+        nonlocal plain
+        density, _, y = models.measure(models.build(name, thresholds, weights), unseen)
+        plain = y if plain is None else plain
+        rows.append({
+            "label": label, "thresholds": thresholds, "weights": weights, "density": density, "unseen": len(y),
+            "agreement": float((y.argmax(1) == plain.argmax(1)).double().mean()) if alike else None,
+            "output_error": models.output_error(plain, y) if alike else None,
+        })  # fmt: skip
+
+    plain: torch.Tensor | None = None
+    add("natural", None)
+    for weights in args.weights:
+        beside = weights.with_suffix(".thresholds.json")
+        add(
+            "sparsified" if len(args.weights) == 1 else f"sparsified {weights.stem}",
+            json.loads(beside.read_text()) if beside.exists() else None,
+            str(weights),
         )
-    for density in imposed:
-        thresholds = models.impose_densities(name, calibration, density)
-        meter, _ = models.measure(models.build(name, thresholds), test)
-        rows.append(
-            {
-                "label": f"imposed {density}",
-                "thresholds": thresholds,
-                "density": meter.nonzero / meter.total,
-                "agreement": None,
-            }
-        )
+    for target in args.calibrate:
+        add(f"calibrated {target}", models.calibrated_thresholds(name, target))
+    for target in args.density:
+        add(f"scaled {target}", models.scaled_thresholds(name, target, calibration))
+    for density in args.impose:
+        x = models.images(name, "calibration", args.photos)
+        add(f"imposed {density}", models.impose_density(name, x, density), alike=False)
     return rows
 
 
-def prepare(
-    name: str, batch: int, targets: list[float], imposed: list[float], photos: int, unseen: int, folder: Path
-) -> dict[str, Any]:
-    """ONNX files and inputs of every row of :func:`thresholded`, on images that calibration did not see."""
-    x = models.images(name, "unseen", batch)
-    calibration = models.images(name, "calibration", photos)
-    np.save(folder / "x.npy", x.numpy())
-    np.save(folder / "calibration.npy", calibration[:2].numpy())
-    known = folder.parent / f"{name}-thresholds.json"  # for every batch
-    if known.exists():
-        rows = json.loads(known.read_text())
-    else:
-        rows = thresholded(name, targets, imposed, calibration, models.images(name, "unseen", unseen))
-        known.write_text(json.dumps(rows))
-    made: dict[str, Any] = {"model": models.reference(name), "rows": rows, "lacks": {}}
+def prepare(args: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
+    """What the engines load, for every one of :func:`variants`; what lies in the folder already is used, if it was made for
+    the same. Inputs are images that calibration did not see."""
+    name = args.network
+    shared = args.folder / name
+    folder = shared / f"b{args.batch}"
+    wanted = {
+        "calibrate": args.calibrate, "density": args.density, "impose": args.impose, "photos": args.photos, "unseen": args.unseen,
+        "weights": [[str(w), w.stat().st_mtime_ns] for w in args.weights],
+    }  # fmt: skip
+    known = shared / "variants.json"
+    if known.exists() and json.loads(known.read_text())["made_for"] != wanted:
+        shutil.rmtree(shared)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not known.exists():
+        write_text(known, json.dumps({"made_for": wanted, "rows": variants(args)}))
+    rows = json.loads(known.read_text())["rows"]
+    made: dict[str, Any] = {
+        "model": models.reference(name), "rows": rows, "lacks": {}, "folder": folder,
+        "input": str(folder / "x.npy"), "calibration": str(shared / "calibration.npy"),
+    }  # fmt: skip
+    x = models.images(name, "unseen", args.batch)
+    np.save(made["input"], x.numpy())
+    np.save(made["calibration"], models.images(name, "calibration", 2).numpy())
     for row in rows:
-        path = folder / f"{row['label'].replace(' ', '-')}.onnx"
-        net = models.build(name, row["thresholds"])
-        why = export_onnx(net, x, path, 13)
-        if row["thresholds"] and not why:
-            fuse_thresholds(path)
-        made["lacks"] |= dict.fromkeys(("onnxruntime", "openvino", "deepsparse"), why) if why else {}
-        row["onnx"] = str(path)
-    if name in models.TRAINED:
-        torch.save(models.build(name).state_dict(), folder / "state.pt")
-        made["state"] = str(folder / "state.pt")
-    return {**made, "input": str(folder / "x.npy"), "calibration": str(folder / "calibration.npy")}
+        slug = row["label"].replace(" ", "-")
+        onnx, state, answer = folder / f"{slug}.onnx", shared / f"{slug}.pt", folder / f"{slug}.npy"
+        net = models.build(name, row["thresholds"], row["weights"])
+        if name in models.TRAINED or row["weights"]:
+            if not state.exists():
+                torch.save(net.state_dict(), state)
+            row["state"] = str(state)
+        if not answer.exists():
+            with torch.no_grad():
+                np.save(answer, net(x).numpy())
+        row.update(slug=slug, onnx=str(onnx), answer=str(answer))
+        if onnx.exists() or (row is not rows[0] and "deepsparse" not in engines):
+            continue
+        why = export_onnx(net, x, onnx, 13)
+        if why:
+            onnx.unlink(missing_ok=True)
+            made["lacks"] |= dict.fromkeys(("onnxruntime", "openvino", "deepsparse"), why)
+        elif row["thresholds"]:
+            fuse_thresholds(onnx)
+    if "ncnn" in engines:
+        if (folder / "net.ncnn.param").exists():
+            made["ncnn"] = str((folder / "net.ncnn").resolve())
+        else:
+            made["ncnn"], made["lacks"]["ncnn"] = export_ncnn(models.build(name), x, folder)
+    return made
 
 
 def fuse_thresholds(path: Path) -> None:
@@ -151,8 +182,8 @@ def label(r: dict[str, Any]) -> str:
     return f"{r['engine']}, at most AVX2" if r["isa"] == "avx2" else str(r["engine"])
 
 
-def number(x: float | None) -> str:
-    return "-" if x is None else f"{x:.2f}"
+def number(x: float | None, digits: int = 2) -> str:
+    return "-" if x is None else f"{x:.{digits}f}"
 
 
 def close_gate(command: str | None) -> subprocess.Popen[str] | None:
@@ -171,8 +202,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--density", type=float, action="append", help="thresholds to these densities of all ReLU outputs"
+        "--weights", type=Path, action="append", default=[],
+        help="also with these sparsified weights (safetensors; NAME.thresholds.json beside it counts)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate",
+        type=float,
+        action="append",
+        help="thresholds calibrated to this density of all ReLU outputs",
     )
+    parser.add_argument(
+        "--density", type=float, action="append",
+        help="thresholds that are one factor times each layer's mean positive output, to this density: without a care for the answers",
+    )  # fmt: skip
     parser.add_argument(
         "--impose", type=float, action="append", default=[],
         help="this density on every ReLU, for networks whose weights are random (top-1 means nothing then)",
@@ -189,7 +231,9 @@ def main() -> None:
     parser.add_argument(
         "--photos", type=int, default=16, help="photographs that thresholds are calibrated on"
     )
-    parser.add_argument("--unseen", type=int, default=32, help="others, for density and top-1 agreement")
+    parser.add_argument(
+        "--unseen", type=int, help="others, for density, top-1 agreement and the outputs' error"
+    )
     parser.add_argument("--folder", type=Path, help="keep prepared models here, and use those that are there")
     parser.add_argument("--prepare-only", action="store_true")
     parser.add_argument(
@@ -199,30 +243,28 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     args = parser.parse_args()
+    args.weights = [w.resolve() for w in args.weights]
+    inception = args.network == "inception_v3"
+    for option, usual in (
+        ("calibrate", [0.33] if inception else []),
+        ("density", [0.25] if inception else []),
+    ):
+        if getattr(args, option) is None:
+            setattr(args, option, usual)
+    args.unseen = args.unseen or (300 if args.network in models.TRAINED else 32)
     engines = [e for e in args.engines.split(",") if e]
-    targets = (
-        args.density if args.density is not None else ([0.34, 0.25] if args.network == "inception_v3" else [])
-    )
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        described = folder / f"{args.network}-b{args.batch}.json"
-        if described.exists():
-            made = json.loads(described.read_text())
-        else:
-            made = prepare(args.network, args.batch, targets, args.impose, args.photos, args.unseen, folder)
-            if "ncnn" in engines:
-                x = torch.from_numpy(np.load(made["input"]))
-                made["ncnn"], made["lacks"]["ncnn"] = export_ncnn(models.build(args.network), x, folder)
-            described.write_text(json.dumps(made))
+        args.folder = args.folder or Path(temporary)
+        made = prepare(args, engines)
         if not args.prepare_only:
-            measure(args, engines, made, folder)
+            measure(args, engines, made)
 
 
-def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], folder: Path) -> None:
+def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) -> None:
     from actzip import cpu
 
-    common = {k: made.get(k) for k in ("model", "state", "input", "calibration", "ncnn")}
+    folder = made["folder"]
+    common = {k: made.get(k) for k in ("model", "input", "calibration", "ncnn")}
     common["threads"] = args.threads
     machine = cpu.info()
     timed: list[
@@ -232,8 +274,8 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
     def start(engine: str, row: dict[str, Any], isa: str = "") -> None:
         zeros = engine in ("actzip", "deepsparse")
         spec = {
-            **common, "thresholds": row["thresholds"] if zeros else None,
-            "onnx": (row if zeros else made["rows"][0])["onnx"], "output": str(folder / f"y-{len(timed)}.npy"),
+            **common, "thresholds": row["thresholds"], "state": row.get("state"), "onnx": row["onnx"],
+            "output": str(folder / f"y-{len(timed)}.npy"),
         }  # fmt: skip
         env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else AVX2_AT_MOST.get(engine, {})
         taken: dict[str, Any] = {}
@@ -278,11 +320,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
             "version": w.info.get("version"),
         }
         if not row["skip"]:
-            thresholds = of["thresholds"] if w.engine in ("actzip", "deepsparse") else None
-            with torch.no_grad():
-                want = models.build(args.network, thresholds)(
-                    torch.from_numpy(np.load(made["input"]))
-                ).numpy()
+            want = np.load(of["answer"])
             got = np.load(w.output).reshape(want.shape)
             error = float(np.abs(got - want).max() / np.abs(want).max())
             if not error < WRONG:
@@ -290,7 +328,8 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
         if not row["skip"]:
             row.update(
                 median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=w.peak,
-                density=of["density"], top1_agreement=of["agreement"], seconds_to_ready=w.info["seconds"], error=error,
+                density=of["density"], top1_agreement=of["agreement"], output_error=of["output_error"],
+                unseen=of["unseen"], seconds_to_ready=w.info["seconds"], error=error,
             )  # fmt: skip
         if explained:
             row["compile_seconds"] = taken.get("seconds")
@@ -317,15 +356,13 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
     }  # fmt: skip
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"engine-{args.network}-b{args.batch}-t{args.threads}.json"
-    temporary = path.with_suffix(".tmp")
     head = json.dumps({**report, "rows": []}, indent=1)
     lines = ",\n".join("  " + json.dumps(r) for r in rows)  # a row a line
-    temporary.write_text(head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
-    temporary.replace(path)
+    write_text(path, head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
     print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {machine['cpu']}, float32")
     heads = ("min", "runs", "x dense", "x AVX2", "MB")
     print(
-        f"{'engine':34} {'version':12} {'zeros':14} {'density':>7} {'top-1':>6} {'median ms':>9} "
+        f"{'engine':34} {'version':12} {'zeros':15} {'density':>7} {'top-1':>6} {'error':>6} {'median ms':>9} "
         + " ".join(f"{h:>8}" for h in heads)
     )
     for r in rows:
@@ -338,7 +375,8 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
             number(r.get("against_fastest_dense_avx2")), f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
         ]  # fmt: skip
         print(
-            f"{name:34} {str(r['version'])[:12]:12} {r['zeros']:14} {r['density']:7.3f} {number(r['top1_agreement']):>6} "
+            f"{name:34} {str(r['version'])[:12]:12} {r['zeros']:15} {number(r['density'], 3):>7} {number(r['top1_agreement'], 3):>6} "
+            f"{number(r['output_error'], 3):>6} "
             f"{r['median_ms']:9.2f} " + " ".join(f"{c:>8}" for c in cells)
         )
     if report["advice"]:
