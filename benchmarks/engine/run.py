@@ -140,7 +140,7 @@ def prepare(args: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
 
 
 def fuse_thresholds(path: Path) -> None:
-    """ONNX file ``path``: Relu, Greater, Where of a thresholded ReLU as ONNX's one operator for it, ThresholdedRelu, which is the
+    """ONNX file ``path``: Relu, LessOrEqual, Where of a thresholded ReLU as ONNX's one operator for it, ThresholdedRelu, which is the
     form that an engine can be expected to know."""
     import onnx
     from onnx import helper, numpy_helper
@@ -155,13 +155,13 @@ def fuse_thresholds(path: Path) -> None:
     for n in graph.node:
         test, relu = (
             maker.get(n.input[0]) if n.input else None,
-            maker.get(n.input[1]) if len(n.input) > 1 else None,
+            maker.get(n.input[2]) if len(n.input) > 2 else None,
         )
         if (
-            n.op_type == "Where" and test is not None and test.op_type == "Greater" and relu is not None
-            and relu.op_type == "Relu" and list(test.input)[:1] == list(n.input)[1:2]
+            n.op_type == "Where" and test is not None and test.op_type == "LessOrEqual" and relu is not None
+            and relu.op_type == "Relu" and list(test.input)[:1] == list(n.input)[2:3]
             and constants.get(test.input[1], np.empty(0)).size == 1
-            and n.input[2] in constants and not constants[n.input[2]].any()
+            and n.input[1] in constants and not constants[n.input[1]].any()
         ):  # fmt: skip
             alpha = float(constants[test.input[1]].reshape(-1)[0])
             n.CopyFrom(

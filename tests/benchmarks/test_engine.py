@@ -63,6 +63,22 @@ def test_densities_and_thresholds():
     )  # a constant says nothing of the classes
 
 
+def test_thresholds_become_the_operator_of_onnx(tmp_path):
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from actzip.activations import set_thresholds
+    from actzip.cli._workers import export_onnx
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 1)).eval()
+    set_thresholds(net, {"1": 0.25})
+    x, path = torch.randn(2, 3, 5, 5), tmp_path / "net.onnx"
+    assert export_onnx(net, x, path, 13) == ""
+    load("run").fuse_thresholds(path)
+    assert [n.op_type for n in onnx.load(str(path)).graph.node] == ["Conv", "ThresholdedRelu", "Conv"]
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), net(x).detach(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.shared
 def test_stored_thresholds_are_used(shared):
     models = load("models")
