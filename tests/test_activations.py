@@ -1,6 +1,7 @@
 import copy
 import io
 import itertools
+import math
 import threading
 
 import pytest
@@ -17,6 +18,7 @@ from actzip.activations import (
     get_thresholds,
     select_sites,
     set_thresholds,
+    threshold_activation,
     without_thresholds,
 )
 from actzip.errors import InputError, LayerError
@@ -254,6 +256,15 @@ def test_thresholds_are_applied_kept_beside_the_model_and_removed(model):
     assert torch.equal(model(X), cut) and not torch.equal(twin(X), cut)
     clear_thresholds(model)
     assert torch.equal(model(X), plain) and get_thresholds(model) == {}
+
+
+@pytest.mark.parametrize("t", [0.5, torch.tensor([0.5, 0.25])])
+def test_thresholds_keep_nan_and_infinity_as_torch_does(t):
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.5, 0.75, 0.0]).reshape(1, 1, 6).repeat(1, 2, 1)
+    y = threshold_activation(torch.relu(x), t)
+    want = nn.Threshold(0.5, 0.0)(x)
+    assert torch.equal(y[:, 0].isnan(), want[:, 0].isnan()) and y[0, 0, 0].isnan()
+    assert y[0, 0, 1:].tolist() == want[0, 0, 1:].tolist() == [math.inf, 0, 0, 0.75, 0]
 
 
 def test_a_thresholded_model_pickles():

@@ -29,13 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "engine"))
 
 Array = np.ndarray[Any, Any]
 
 
 class Network(NamedTuple):
-    """A model of actzip.models, its given weights, whose images it takes (benchmarks/engine/models.py), how many."""
+    """A model of actzip.models, its given weights, whose images it takes (photographs.py), how many."""
 
     model: str
     weights: str
@@ -52,8 +51,8 @@ NETWORKS = {
 
 def maps_of(network: str, weights: str | None, count: int | None) -> dict[str, Array]:
     """Every ReLU output (N, C, H, W) of the network on its images, float32, by the name of its site."""
-    import models
     import torch
+    from photographs import photographs
 
     from actzip.activations import ActivationTap
     from actzip.models import load_weights, resolve
@@ -69,7 +68,7 @@ def maps_of(network: str, weights: str | None, count: int | None) -> dict[str, A
             parts.setdefault(site.name, []).append(y.detach().contiguous().numpy().copy())
 
     with torch.no_grad():
-        for part in models.photographs(row.images_of, count or row.images).split(4):
+        for part in photographs(row.images_of, count or row.images).split(4):
             with ActivationTap(net, keep):
                 net(part)
     return {k: np.concatenate(v) for k, v in parts.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import os
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,179 +11,147 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-SHARED = Path(os.environ.get("ACTZIP_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+from actzip.data import Loader, resolve
+from actzip.models import model_info
+from actzip.profile.load import load_model
+
+#: Thresholds of Inception-V3 with what benchmarks/sparsify/inception.py measured of them.
+STORED = Path(__file__).resolve().parent.parent / "results" / "sparsify-inception-thresholds.json"
+#: Networks with trained weights: (name for actzip.models, file of weights). All others are torchvision's by their name,
+#: with seeded random ones.
+TRAINED = {
+    "inception_v3": ("inception_v3_5class", "inception_v3_5class"),
+    "mobilenet_v1": ("mobilenet_v1", "cifar10_mobilenet_v1"),
+    "cifar_resnet20": ("cifar_resnet20", "cifar10_resnet20"),
+    "cifar_resnet32": ("cifar_resnet32", "cifar10_resnet32"),
+}
 
 
-def _inception() -> nn.Module:
-    from safetensors.torch import load_file
-
-    from actzip.models._torchvision import import_torchvision
-
-    models = import_torchvision().models
-    net = models.inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
-    net.fc = nn.Sequential(
-        nn.Linear(2048, 256),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(256, 128),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(128, 5),
-    )
-    state = load_file(str(SHARED / "weights/inception_v3_5class.safetensors"))
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
-    return net
+def reference(name: str) -> str:
+    """What network ``name`` is called in actzip."""
+    return TRAINED[name][0] if name in TRAINED else name
 
 
-def _own(name: str) -> nn.Module:
-    from actzip import models
+def build(name: str, thresholds: dict[str, Any] | None = None, weights: str | None = None) -> nn.Module:
+    """Network ``name`` in eval mode, as an engine's process makes it too.
 
-    return models.load(name, SHARED / "weights")
+    Args:
+        thresholds: site -> number or list of one a channel.
+        weights: a safetensors file instead of the usual weights.
+    """
+    from actzip.activations import set_thresholds
+    from actzip.models import load_weights
 
-
-# name -> (builder, input size, statistics of the photographs)
-def build(name: str, thresholds: dict[str, Any] | None = None) -> nn.Module:
-    """Network ``name`` in eval mode: ``inception_v3``, ``cifar10_*`` with the given weights, else torchvision's by that
-    name with seeded random ones. ``thresholds``: site -> number or list of one a channel."""
     torch.manual_seed(0)
-    if name == "inception_v3":
-        net = _inception()
-    elif name.startswith("cifar10_"):
-        net = _own(name)
-    else:
-        from actzip.models._torchvision import import_torchvision
-
-        net = import_torchvision().models.get_model(name, weights=None)
-    net.eval()
+    net = load_model(reference(name))[0].eval()
+    if weights or name in TRAINED:
+        load_weights(net, weights or TRAINED[name][1])
     if thresholds:
-        from actzip.activations import set_thresholds
-
         values = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in thresholds.items()}
         set_thresholds(net, values)
     return net
 
 
-def size(name: str) -> int:
-    return 299 if name == "inception_v3" else 32 if name.startswith("cifar10_") else 224
+def loader(name: str, part: str, count: int, batch: int) -> Loader:
+    """``count`` images as network ``name`` wants them (N, 3, H, W): of the ImageNet sample, or of CIFAR-10's test set.
 
-
-def photographs(name: str, count: int, first: int = 0) -> Tensor:
-    """``count`` images as network ``name`` wants them (N, 3, H, W): the ImageNet sample, or CIFAR-10's test set.
-
-    Every 500 / count-th of the sample, from ``first``, so that small counts see different classes too.
+    They are in a fixed random order; the first two fifths are for ``calibration``, the others ``unseen``: the same split of
+    the photographs as in benchmarks/sparsify/inception.py.
     """
-    import pyarrow.parquet as pq
-    from PIL import Image
-
-    side = size(name)
-    cifar = name.startswith("cifar10_")
-    path = SHARED / ("data/cifar10/test.parquet" if cifar else "data/imagenet_sample/test.parquet")
-    table = pq.read_table(path)
-    columns = table.column_names
-    column = "img" if "img" in columns else "image"
-    rows = table.column(column)
-    at = [(first + i * max(1, len(rows) // max(count, 1))) % len(rows) for i in range(count)]
-    out = []
-    for i in at:
-        cell = rows[i].as_py()
-        image = Image.open(io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)).convert("RGB")
-        if not cifar:
-            scale = max(side / image.width, side / image.height)
-            image = image.resize(
-                (max(side, round(image.width * scale)), max(side, round(image.height * scale))), 2
-            )
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        out.append(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
-    x = np.stack(out)
-    if name != "inception_v3":
-        mean = (0.4914, 0.4822, 0.4465) if name == "cifar10_mobilenet_v1" else (0.485, 0.456, 0.406)
-        std = (0.2470, 0.2435, 0.2616) if name == "cifar10_mobilenet_v1" else (0.229, 0.224, 0.225)
-        x = (x - np.array(mean, np.float32).reshape(3, 1, 1)) / np.array(std, np.float32).reshape(3, 1, 1)
-    return torch.from_numpy(np.ascontiguousarray(x, np.float32))
+    info = model_info(reference(name))
+    side = info.input_shape[-1]
+    cifar = side == 32
+    data = resolve(
+        "cifar10" if cifar else "imagenet_sample", "test", image_size=None if cifar else side, mean=info.mean, std=info.std
+    )  # fmt: skip
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(data))
+    cut = len(data) * 2 // 5
+    chosen = (order[:cut] if part == "calibration" else order[cut:])[:count]
+    if len(chosen) < count:
+        raise SystemExit(f"{name}: there are {len(chosen)} images for {part}, not {count}")
+    return Loader(data.take(np.sort(chosen)), batch)
 
 
-class _Meter:
-    def __init__(self) -> None:
-        self.nonzero = 0
-        self.total = 0
-        self.positive_mean: dict[str, float] = {}
-        self.density: dict[str, float] = {}
-
-    def __call__(self, site: Any, y: Tensor) -> None:
-        k = int(torch.count_nonzero(y))
-        self.nonzero += k
-        self.total += y.numel()
-        self.positive_mean[site.name] = float(y.sum()) / max(k, 1)
-        self.density[site.name] = k / y.numel()
+def images(name: str, part: str, count: int) -> Tensor:
+    """Those of :func:`loader` in one tensor."""
+    return next(iter(loader(name, part, count, count)))[0].contiguous()
 
 
 @torch.no_grad()
-def measure(net: nn.Module, x: Tensor) -> tuple[_Meter, Tensor]:
-    """Densities of all ReLU outputs (elements pooled) and the network's outputs on ``x``."""
+def measure(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Any]]
+) -> tuple[float | None, dict[str, float], Tensor]:
+    """Density of all ReLU outputs (elements pooled, None where there are none), mean positive value by site, the outputs."""
     from actzip.activations import ActivationTap
 
-    meter = _Meter()
+    counts: dict[str, list[float]] = {}  # site -> non-zeros, elements, sum
     outputs = []
-    totals: dict[str, list[float]] = {}
-    for part in x.split(8):
-        one = _Meter()
-        with ActivationTap(net, lambda s, y, one=one: one(s, y) if s.sparse else None):
-            outputs.append(net(part))
-        meter.nonzero += one.nonzero
-        meter.total += one.total
-        for k in one.density:
-            totals.setdefault(k, [0.0, 0.0, 0.0])
-            totals[k][0] += one.density[k] * len(part)
-            totals[k][1] += one.positive_mean[k] * len(part)
-            totals[k][2] += len(part)
-    meter.density = {k: v[0] / v[2] for k, v in totals.items()}
-    meter.positive_mean = {k: v[1] / v[2] for k, v in totals.items()}
-    return meter, torch.cat(outputs)
+
+    def count(site: Any, y: Tensor) -> None:
+        if site.sparse:
+            c = counts.setdefault(site.name, [0.0, 0.0, 0.0])
+            for i, v in enumerate(
+                (int(torch.count_nonzero(y)), y.numel(), float(y.sum(dtype=torch.float64)))
+            ):
+                c[i] += v
+
+    with ActivationTap(net, count):
+        for x, *_ in batches:
+            outputs.append(net(x))
+    total = sum(c[1] for c in counts.values())
+    density = sum(c[0] for c in counts.values()) / total if total else None
+    return density, {k: c[2] / max(c[0], 1) for k, c in counts.items()}, torch.cat(outputs)
 
 
-def thresholds_for_density(name: str, target: float, x: Tensor) -> dict[str, float]:
+def output_error(want: Tensor, got: Tensor) -> float:
+    """Root mean square of the difference of centred outputs, relative to theirs."""
+    a, b = (o - o.mean(1, keepdim=True) for o in (want, got))
+    return float((b - a).square().mean().sqrt() / a.square().mean().sqrt())
+
+
+def calibrated_thresholds(name: str, density: float) -> dict[str, Any]:
+    """Thresholds that ``actzip.sparsify.calibrate_thresholds`` finds, one a layer, as benchmarks/sparsify/inception.py asks
+    for them; those that it stored are used."""
+    from actzip.sparsify import calibrate_thresholds
+
+    if name == "inception_v3" and STORED.exists():
+        stored = json.loads(STORED.read_text())
+        if stored["calibration"]["target_density"] == density:
+            return dict(stored["thresholds"])
+    found = calibrate_thresholds(
+        build(name), loader(name, "calibration", 24, 8), density=density, per="layer", samples=24, steps=6
+    )
+    return {k: t.tolist() if isinstance(t, Tensor) else t for k, t in found.thresholds.items()}
+
+
+def scaled_thresholds(name: str, target: float, batches: Loader) -> dict[str, float]:
     """One scale s for the whole network, threshold of a site = s times its mean positive value, so that the density of all
-    ReLU outputs on ``x`` together is ``target``: by bisection, the thresholds in force."""
-    base, _ = measure(build(name), x)
+    ReLU outputs on ``batches`` together is ``target``: by bisection, the thresholds in force."""
+    _, means, _ = measure(build(name), batches)
     low, high = 0.0, 1.0
     for _ in range(8):
         s = (low + high) / 2
-        values = {k: s * m for k, m in base.positive_mean.items()}
-        density = _density(name, values, x)
-        low, high = (s, high) if density > target else (low, s)
-    return {k: high * m for k, m in base.positive_mean.items()}
-
-
-def _density(name: str, thresholds: dict[str, float], x: Tensor) -> float:
-    meter, _ = measure(build(name, thresholds), x)
-    return meter.nonzero / meter.total
+        density, _, _ = measure(build(name, {k: s * m for k, m in means.items()}), batches)
+        low, high = (s, high) if density is not None and density > target else (low, s)
+    return {k: high * m for k, m in means.items()}
 
 
 @torch.no_grad()
-def impose_densities(name: str, x: Tensor, densities: dict[str, float] | float) -> dict[str, list[float]]:
-    """Thresholds per channel that give every ReLU site its density on ``x``, one site after the other (a random network has
-    no densities of its own worth measuring). Thresholds are quantiles of the positive side; a site already sparser stays."""
-    from actzip.activations import find_sites
+def impose_density(name: str, x: Tensor, density: float) -> dict[str, float]:
+    """Thresholds that give every ReLU site this density on ``x``, one site after the other (a random network has no
+    densities of its own worth measuring). Thresholds are quantiles; a site already sparser stays."""
+    from actzip.activations import ActivationTap, threshold_activation
 
-    net = build(name)
-    sites = [s.name for s in find_sites(net, x[:1])[0] if s.sparse]
-    thresholds: dict[str, Any] = {}
-    from actzip.activations import ActivationTap
+    thresholds: dict[str, float] = {}
 
     def fix(site: Any, y: Tensor) -> Tensor | None:
-        if not site.sparse:
-            return None
-        want = densities if isinstance(densities, float) else densities.get(site.name, 1.0)
         flat = y.flatten()
-        if float(torch.count_nonzero(flat)) / flat.numel() <= want:
+        if not site.sparse or float(torch.count_nonzero(flat)) / flat.numel() <= density:
             return None
         sample = flat[torch.randint(0, flat.numel(), (200_000,), generator=torch.Generator().manual_seed(0))]
-        t = float(torch.quantile(sample, 1.0 - want))
-        thresholds[site.name] = t
-        return torch.where(y <= t, torch.zeros(()), y)
+        thresholds[site.name] = t = float(torch.quantile(sample, 1.0 - density))
+        return threshold_activation(y, t)
 
-    with ActivationTap(net, fix):
-        net(x)
-    assert all(k in sites for k in thresholds)
+    with ActivationTap(build(name), fix) as tap:
+        tap.model(x)
     return thresholds

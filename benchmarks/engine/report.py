@@ -13,13 +13,17 @@ HEAD = """# Engine: measured speed
 
 Written by `benchmarks/engine/report.py` from `benchmarks/results/engine-*.json`; `make bench-engine` measures all of it again.
 
-Every table is one run: each engine in a process of its own with the same number of threads, rounds interleaved, median of at least 30 calls
-(torch: the better of its two layouts counts). `x dense` is the time of the fastest dense engine of that run over the row's. Dense
-engines run the plain network: their time does not depend on zeros. *Density*: share of non-zeros over all ReLU outputs of photographs that
-calibration did not see; *top-1*: the share of them on which the answer is the plain network's. Thresholds are one number a layer, a common
-factor times the layer's mean positive output, set on 16 photographs without training. *Imposed* densities: random weights,
-the same density at every ReLU; 0.56 is the mean that Albericio et al. (Cnvlutin, ISCA 2016) measured over the convolutions of
-trained networks, 0.34 and 0.25 are those of Inception-V3's thresholds; top-1 means nothing there.
+Every table is one run: each engine in a process of its own with the same number of threads, rounds interleaved, median of so many *runs*
+(torch: the better of its two layouts counts). `x dense` is the time of the fastest dense engine of that run over the row's. Rows of
+AVX2 are compared twice: `x dense` with what the rivals do as they come, which may be AVX-512, `x AVX2` with those that were told to
+use AVX2 at most: PyTorch and OpenVINO by variables of oneDNN and their own, DeepSparse by its own. ONNX Runtime (MLAS) and ncnn
+take no such order. Dense engines run the plain network: their time does not depend on zeros. *Density*: share of non-zeros over all ReLU outputs of photographs that
+calibration did not see; *top-1*: the share of them on which the answer is the plain network's; *error*: root mean square of the
+difference of the centred outputs to the plain network's, relative to theirs. *Calibrated*: thresholds, one a layer, that
+`actzip.sparsify.calibrate_thresholds` chose on 24 photographs to change the outputs least; *scaled*: a common factor times each layer's mean
+positive output, which is blind to what it changes. Neither trains anything. *Sparsified*: weights that were trained for zeros. *Imposed*
+densities: random weights, the same density at every ReLU; 0.56 is the mean that Albericio et al. (Cnvlutin, ISCA 2016) measured over
+the convolutions of trained networks; top-1 means nothing there.
 *Peak MB*: the whole process, after loading an exported model (actzip: a pickled compiled model, which needs no torch).
 *Of peak*: non-zero MACs a second over the convolutions, against a loop of FMAs in registers.
 *Arena*: bytes of activations against a plan that keeps every map of the same graph whole and dense.
@@ -41,24 +45,26 @@ def table(d: dict[str, Any]) -> list[str]:
         "",
         f"{m['cpu']}; float32.",
         "",
-        "| engine | zeros | density | top-1 | median ms | x dense | of peak | arena | peak MB |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| engine | zeros | density | top-1 | error | median ms | runs | x dense | x AVX2 | of peak | arena | peak MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for r in d["rows"]:
-        engine = f"{r['engine']} {r['version'] or ''}".split("+")[0].split("-")[0]
+        engine = f"{r['engine']} {r['version'] or ''}".split("+")[0].split("-")[0].strip()
         if r["engine"] == "actzip":
             engine += f", {r['isa']}"
         elif r["isa"] == "avx2":
-            engine += ", told AVX2"
+            engine += ", at most AVX2"
         if "median_ms" not in r:
-            lines.append(f"| {engine} | {r['zeros']} | | | {r['skip']} | | | | |")
+            lines.append(f"| {engine} | {r['zeros']} | | | | {r['skip']} | | | | | | |")
             continue
-        agreement = r.get("top1_agreement")
+        density, agreement, error = (r.get(k) for k in ("density", "top1_agreement", "output_error"))
         peak = r.get("peak_share")
         arena = r["arena_bytes"] / r["dense_arena_bytes"] if r.get("dense_arena_bytes") else None
         cells = [
-            engine, r["zeros"], f"{r['density']:.3f}", "" if agreement is None else f"{agreement:.2f}",
-            f"{r['median_ms']:.2f}", f"{r['against_fastest_dense']:.2f}" if "against_fastest_dense" in r else "",
+            engine, r["zeros"], *("" if v is None else f"{v:.3f}" for v in (density, agreement, error)),
+            f"{r['median_ms']:.2f}", str(r["runs"]), *(
+                f"{r[k]:.2f}" if k in r else "" for k in ("against_fastest_dense", "against_fastest_dense_avx2")
+            ),
             "" if peak is None else f"{100 * peak:.0f} %", "" if arena is None else f"{arena:.2f}",
             f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
         ]  # fmt: skip
@@ -88,6 +94,28 @@ def scaling(results: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def without_zeros(results: list[dict[str, Any]]) -> list[str]:
+    """What skipping costs where there is nothing to skip."""
+    rows = [
+        f"| {d['network']} | {d['batch']} | {d['threads']} | {r['isa']} | {r['median_ms']:.2f} | {r['against_pytorch_and_ort']:.2f} |"
+        for d in results
+        for r in d["rows"]
+        if "against_pytorch_and_ort" in r
+    ]
+    if not rows:
+        return []
+    return [
+        "## Networks without zeros",
+        "",
+        "Activations that are hardly ever zero (SiLU, GELU, hardswish): time of the best of PyTorch and ONNX Runtime over actzip's.",
+        "",
+        "| network | batch | threads | actzip on | median ms | best of PyTorch, ORT / actzip |",
+        "|---|--:|--:|---|--:|--:|",
+        *rows,
+        "",
+    ]
+
+
 def main() -> None:
     paths = sorted(RESULTS.glob("engine-*-b*-t*.json"), key=name)
     results = [json.loads(p.read_text()) for p in paths]
@@ -96,6 +124,7 @@ def main() -> None:
     if advice:
         lines += [f"On the machine of these tables: {advice}.", ""]
     lines += scaling(results)
+    lines += without_zeros(results)
     lines += ["## Tables", ""]
     for d in results:
         lines += table(d)

@@ -1,11 +1,12 @@
 """Every engine on the same networks in the same run: python benchmarks/engine/run.py [--network inception_v3 ...]
 
-Each engine runs in its own process (worker.py) with the same number of threads; rounds are interleaved, so that what else the
+Each engine runs in its own process (actzip.cli._workers) with the same number of threads; rounds are interleaved, so that what else the
 machine does hits all alike. Dense rivals get the plain network, whose speed does not depend on zeros (thresholds would only
 cost them); actzip and DeepSparse get the thresholded one. What is prepared beforehand is prepared in a process of its own for
 all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled compiled model. ACTZIP_DEEPSPARSE_PYTHON names a
-Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on that instruction set too; rivals then run as they come (they
-may use AVX-512) and, those that take such an order (PyTorch: variables of oneDNN and ATen), told to use AVX2 at most. Writes
+Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on that instruction set too; rivals then run as they come (they may use AVX-512) and, in rows of
+their own, told to use AVX2 at most by the variables that they know for it (AVX2_AT_MOST in actzip.cli._workers). ONNX Runtime
+and ncnn know none, so that they are in the table as they come only. Writes
 benchmarks/results/engine-<network>-b<batch>-t<threads>.json and prints the table.
 """
 
@@ -13,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,120 +29,118 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import models  # noqa: E402
 
+from actzip.cli._workers import (  # noqa: E402
+    AVX2_AT_MOST,
+    DENSE,
+    NO_AVX2_CAP,
+    Worker,
+    export_ncnn,
+    export_onnx,
+    take_turns,
+)
+from actzip.files import write_text  # noqa: E402
+
 RESULTS = HERE.parent / "results"
-DENSE = ["torch", "torch channels_last", "torch.compile", "onnxruntime", "openvino", "ncnn"]
-# What keeps a rival at AVX2; engines that are not here take no such order (their rows are what the CPU has).
-CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-CAPPED = {"torch", "torch channels_last"}  # torch.compile would take minutes more
+# Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
+WRONG = 1e-2
 
 
-class Worker:
-    def __init__(self, engine: str, label: str, spec: dict[str, Any], isa: str = "") -> None:
-        self.engine, self.label, self.isa = engine, label, isa
-        python = sys.executable
-        self.info: dict[str, Any] = {}
-        self.ms: list[float] = []
-        self.memory: int | None = None
-        self.explained: dict[str, Any] | None = None
-        if engine == "deepsparse":
-            python = os.environ.get("ACTZIP_DEEPSPARSE_PYTHON", "")
-            if not python:
-                self.info = {"skip": "ACTZIP_DEEPSPARSE_PYTHON names no Python with DeepSparse"}
-                return
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(spec["threads"]),
-            "ACTZIP_NUM_THREADS": str(spec["threads"]),
-            **({} if not isa else {"ACTZIP_ISA": isa} if engine.startswith("actzip") else CAP),
-        }
-        self.process = subprocess.Popen(
-            [python, "-W", "ignore", str(HERE / "worker.py"), engine, json.dumps(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
-        )  # fmt: skip
-        line = self.process.stdout.readline()
-        self.info = json.loads(line) if line else {"skip": "the process died"}
+def variants(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The network as it is, with other weights, and with thresholds: label, thresholds, weights, and on unseen images
+    density, top-1 agreement with the plain network and the outputs' error against its."""
+    name = args.network
+    unseen = models.loader(name, "unseen", args.unseen, min(args.unseen, 8))
+    calibration = models.loader(name, "calibration", args.photos, min(args.photos, 8))
+    rows: list[dict[str, Any]] = []
 
-    def ask(self, line: str) -> dict[str, Any]:
-        if "skip" in self.info:
-            return {}
-        try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self.info = {"skip": "the process died while it ran"}
-            return {}
-        return json.loads(answer)
+    def add(
+        label: str, thresholds: dict[str, Any] | None, weights: str | None = None, alike: bool = True
+    ) -> None:
+        nonlocal plain
+        density, sites, y = models.measure(models.build(name, thresholds, weights), unseen)
+        unknown = sorted(set(thresholds or {}) - set(sites))
+        if unknown:
+            raise SystemExit(f"{name} has no ReLU {unknown[0]!r}, which has a threshold in {label!r}")
+        plain = y if plain is None else plain
+        rows.append({
+            "label": label, "thresholds": thresholds, "weights": weights, "density": density, "unseen": len(y),
+            "agreement": float((y.argmax(1) == plain.argmax(1)).double().mean()) if alike else None,
+            "output_error": models.output_error(plain, y) if alike else None,
+        })  # fmt: skip
 
-    def stop(self) -> None:
-        if hasattr(self, "process"):
-            self.process.stdin.close()
-            self.process.wait()
-
-
-def thresholded(
-    name: str, targets: list[float], imposed: list[float], calibration: torch.Tensor, test: torch.Tensor
-) -> list[dict[str, Any]]:
-    """The network as it is, then with thresholds: their density and top-1 agreement on ``test``."""
-    base, reference = models.measure(models.build(name), test)
-    rows = [{"label": "natural", "thresholds": None, "density": base.nonzero / base.total, "agreement": 1.0}]
-    for target in targets:
-        thresholds = models.thresholds_for_density(name, target, calibration)
-        meter, y = models.measure(models.build(name, thresholds), test)
-        agreement = float((y.argmax(1) == reference.argmax(1)).float().mean())
-        density = meter.nonzero / meter.total
-        rows.append(
-            {
-                "label": f"density {target}",
-                "thresholds": thresholds,
-                "density": density,
-                "agreement": agreement,
-            }
+    plain: torch.Tensor | None = None
+    add("natural", None)
+    for weights in args.weights:
+        beside = weights.with_suffix(".thresholds.json")
+        add(
+            "sparsified" if len(args.weights) == 1 else f"sparsified {weights.stem}",
+            json.loads(beside.read_text()) if beside.exists() else None,
+            str(weights),
         )
-    for density in imposed:
-        thresholds = models.impose_densities(name, calibration, density)
-        meter, _ = models.measure(models.build(name, thresholds), test)
-        rows.append(
-            {
-                "label": f"imposed {density}",
-                "thresholds": thresholds,
-                "density": meter.nonzero / meter.total,
-                "agreement": None,
-            }
-        )
+    for target in args.calibrate:
+        add(f"calibrated {target}", models.calibrated_thresholds(name, target))
+    for target in args.density:
+        add(f"scaled {target}", models.scaled_thresholds(name, target, calibration))
+    for density in args.impose:
+        x = models.images(name, "calibration", args.photos)
+        add(f"imposed {density}", models.impose_density(name, x, density), alike=False)
     return rows
 
 
-def prepare(
-    name: str, batch: int, targets: list[float], imposed: list[float], photos: int, unseen: int, folder: Path
-) -> dict[str, Any]:
-    """ONNX files and inputs of every row of :func:`thresholded`, on photographs that calibration did not see."""
-    x = models.photographs(name, batch, first=3)
-    calibration = models.photographs(name, photos)
-    np.save(folder / "x.npy", x.numpy())
-    np.save(folder / "calibration.npy", calibration[:2].numpy())
-    known = folder.parent / f"{name}-thresholds.json"  # for every batch
-    if known.exists():
-        rows = json.loads(known.read_text())
-    else:
-        rows = thresholded(name, targets, imposed, calibration, models.photographs(name, unseen, first=7))
-        known.write_text(json.dumps(rows))
+def prepare(args: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
+    """What the engines load, for every one of :func:`variants`; what lies in the folder already is used, if it was made for
+    the same. Inputs are images that calibration did not see."""
+    name = args.network
+    shared = args.folder / name
+    folder = shared / f"b{args.batch}"
+    wanted = {
+        "calibrate": args.calibrate, "density": args.density, "impose": args.impose, "photos": args.photos, "unseen": args.unseen,
+        "weights": [[str(w), w.stat().st_mtime_ns] for w in args.weights],
+    }  # fmt: skip
+    known = shared / "variants.json"
+    if known.exists() and json.loads(known.read_text())["made_for"] != wanted:
+        shutil.rmtree(shared)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not known.exists():
+        write_text(known, json.dumps({"made_for": wanted, "rows": variants(args)}))
+    rows = json.loads(known.read_text())["rows"]
+    made: dict[str, Any] = {
+        "model": models.reference(name), "rows": rows, "lacks": {}, "folder": folder,
+        "input": str(folder / "x.npy"), "calibration": str(shared / "calibration.npy"),
+    }  # fmt: skip
+    x = models.images(name, "unseen", args.batch)
+    np.save(made["input"], x.numpy())
+    np.save(made["calibration"], models.images(name, "calibration", 2).numpy())
     for row in rows:
-        path = folder / f"{row['label'].replace(' ', '-')}.onnx"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net = models.build(name, row["thresholds"])
-            torch.onnx.export(net, (x,), str(path), dynamo=False, opset_version=13)
-        if row["thresholds"]:
-            fuse_thresholds(path)
-        row["onnx"] = str(path)
-    return {"rows": rows, "input": str(folder / "x.npy"), "calibration": str(folder / "calibration.npy")}
+        slug = row["label"].replace(" ", "-")
+        onnx, state, answer = folder / f"{slug}.onnx", shared / f"{slug}.pt", folder / f"{slug}.npy"
+        net = models.build(name, row["thresholds"], row["weights"])
+        if name in models.TRAINED or row["weights"]:
+            if not state.exists():
+                torch.save(net.state_dict(), state)
+            row["state"] = str(state)
+        if not answer.exists():
+            with torch.no_grad():
+                np.save(answer, net(x).numpy())
+        row.update(slug=slug, onnx=str(onnx), answer=str(answer))
+        if onnx.exists() or (row is not rows[0] and "deepsparse" not in engines):
+            continue
+        why = export_onnx(net, x, onnx, 13)
+        if why:
+            onnx.unlink(missing_ok=True)
+            made["lacks"] |= dict.fromkeys(("onnxruntime", "openvino", "deepsparse"), why)
+        elif row["thresholds"]:
+            fuse_thresholds(onnx)
+    if "ncnn" in engines:
+        if (folder / "net.ncnn.param").exists():
+            made["ncnn"] = str((folder / "net.ncnn").resolve())
+        else:
+            made["ncnn"], made["lacks"]["ncnn"] = export_ncnn(models.build(name), x, folder)
+    return made
 
 
 def fuse_thresholds(path: Path) -> None:
-    """ONNX file ``path``: Relu, Greater, Where of a thresholded ReLU as ONNX's one operator for it, ThresholdedRelu, which is the
+    """ONNX file ``path``: Relu, LessOrEqual, Where of a thresholded ReLU as ONNX's one operator for it, ThresholdedRelu, which is the
     form that an engine can be expected to know."""
     import onnx
     from onnx import helper, numpy_helper
@@ -157,13 +155,13 @@ def fuse_thresholds(path: Path) -> None:
     for n in graph.node:
         test, relu = (
             maker.get(n.input[0]) if n.input else None,
-            maker.get(n.input[1]) if len(n.input) > 1 else None,
+            maker.get(n.input[2]) if len(n.input) > 2 else None,
         )
         if (
-            n.op_type == "Where" and test is not None and test.op_type == "Greater" and relu is not None
-            and relu.op_type == "Relu" and list(test.input)[:1] == list(n.input)[1:2]
+            n.op_type == "Where" and test is not None and test.op_type == "LessOrEqual" and relu is not None
+            and relu.op_type == "Relu" and list(test.input)[:1] == list(n.input)[2:3]
             and constants.get(test.input[1], np.empty(0)).size == 1
-            and n.input[2] in constants and not constants[n.input[2]].any()
+            and n.input[1] in constants and not constants[n.input[1]].any()
         ):  # fmt: skip
             alpha = float(constants[test.input[1]].reshape(-1)[0])
             n.CopyFrom(
@@ -180,14 +178,15 @@ def fuse_thresholds(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def ncnn_model(name: str, folder: Path, batch: int) -> str:
-    net, x = models.build(name), torch.from_numpy(np.load(folder / "x.npy")[:1])
-    torch.jit.trace(net, x).save(str(folder / "net.pt"))
-    shape = ",".join(map(str, x.shape))
-    subprocess.run(
-        ["pnnx", str(folder / "net.pt"), f"inputshape=[{shape}]", "fp16=0"], cwd=folder, capture_output=True
-    )
-    return str(folder / "net.ncnn")
+def label(r: dict[str, Any]) -> str:
+    """What the row of a table is of."""
+    if r["engine"] == "actzip":
+        return f"actzip, {r['isa']}"
+    return f"{r['engine']}, at most AVX2" if r["isa"] == "avx2" else str(r["engine"])
+
+
+def number(x: float | None, digits: int = 2) -> str:
+    return "-" if x is None else f"{x:.{digits}f}"
 
 
 def close_gate(command: str | None) -> subprocess.Popen[str] | None:
@@ -206,8 +205,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--density", type=float, action="append", help="thresholds to these densities of all ReLU outputs"
+        "--weights", type=Path, action="append", default=[],
+        help="also with these sparsified weights (safetensors; NAME.thresholds.json beside it counts)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate",
+        type=float,
+        action="append",
+        help="thresholds calibrated to this density of all ReLU outputs",
     )
+    parser.add_argument(
+        "--density", type=float, action="append",
+        help="thresholds that are one factor times each layer's mean positive output, to this density: without a care for the answers",
+    )  # fmt: skip
     parser.add_argument(
         "--impose", type=float, action="append", default=[],
         help="this density on every ReLU, for networks whose weights are random (top-1 means nothing then)",
@@ -215,13 +225,22 @@ def main() -> None:
     parser.add_argument(
         "--isa", action="append", default=[], help="instruction sets for actzip besides the best"
     )
+    parser.add_argument(
+        "--no-zeros", action="store_true",
+        help="the network has none to skip: actzip is compared with the best of PyTorch and ONNX Runtime",
+    )  # fmt: skip
     parser.add_argument("--engines", default=",".join([*DENSE, "deepsparse", "actzip"]))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5, help="runs of each engine a round")
     parser.add_argument(
+        "--seconds", type=float, default=90, help="no other round begins once the rounds took so long"
+    )
+    parser.add_argument(
         "--photos", type=int, default=16, help="photographs that thresholds are calibrated on"
     )
-    parser.add_argument("--unseen", type=int, default=32, help="others, for density and top-1 agreement")
+    parser.add_argument(
+        "--unseen", type=int, help="others, for density, top-1 agreement and the outputs' error"
+    )
     parser.add_argument("--folder", type=Path, help="keep prepared models here, and use those that are there")
     parser.add_argument("--prepare-only", action="store_true")
     parser.add_argument(
@@ -229,51 +248,56 @@ def main() -> None:
         help="shell command that answers a line when the machine is free and keeps it so until its input closes; "
         "asked for before actzip's trials and the timed rounds",
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     args = parser.parse_args()
+    args.weights = [w.resolve() for w in args.weights]
+    inception = args.network == "inception_v3"
+    for option, usual in (
+        ("calibrate", [0.33] if inception else []),
+        ("density", [0.25] if inception else []),
+    ):
+        if getattr(args, option) is None:
+            setattr(args, option, usual)
+    args.unseen = args.unseen or (300 if args.network in models.TRAINED else 32)
     engines = [e for e in args.engines.split(",") if e]
-    targets = (
-        args.density if args.density is not None else ([0.34, 0.25] if args.network == "inception_v3" else [])
-    )
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        described = folder / f"{args.network}-b{args.batch}.json"
-        if described.exists():
-            made = json.loads(described.read_text())
-        else:
-            made = prepare(args.network, args.batch, targets, args.impose, args.photos, args.unseen, folder)
-            made["ncnn"] = ncnn_model(args.network, folder, args.batch) if "ncnn" in engines else ""
-            described.write_text(json.dumps(made))
+        args.folder = args.folder or Path(temporary)
+        made = prepare(args, engines)
         if not args.prepare_only:
-            measure(args, engines, made, folder)
+            measure(args, engines, made)
 
 
-def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], folder: Path) -> None:
+def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) -> None:
     from actzip import cpu
 
-    common = {
-        "torch": args.network, "input": made["input"], "calibration": made["calibration"], "threads": args.threads,
-        "ncnn": made["ncnn"], "onnx": made["rows"][0]["onnx"],
-    }  # fmt: skip
+    folder = made["folder"]
+    common = {k: made.get(k) for k in ("model", "input", "calibration", "ncnn")}
+    common["threads"] = args.threads
     machine = cpu.info()
-    workers: list[Worker] = []
+    timed: list[
+        tuple[Worker, dict[str, Any], str, dict[str, Any]]
+    ] = []  # with row, isa, what compiling it took
 
     def start(engine: str, row: dict[str, Any], isa: str = "") -> None:
-        zeros = row["label"] if engine in ("actzip", "deepsparse") else "dense"
+        zeros = engine in ("actzip", "deepsparse")
         spec = {
-            **common, "thresholds": row["thresholds"], "onnx_thresholded": row["onnx"],
-            "output": str(folder / f"y-{len(workers)}.npy"), "pickle": str(folder / f"actzip-{len(workers)}.pickle"),
+            **common, "thresholds": row["thresholds"], "state": row.get("state"), "onnx": row["onnx"],
+            "output": str(folder / f"y-{len(timed)}.npy"),
         }  # fmt: skip
+        env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else AVX2_AT_MOST.get(engine, {})
+        taken: dict[str, Any] = {}
         if engine == "actzip":
-            maker = Worker("actzip compile", zeros, spec, isa)
-            made_in = {**maker.info, **maker.ask("memory")}
+            spec["compiled"] = str(folder / f"actzip-{len(timed)}.pickle")
+            maker = Worker("actzip compile", spec, env)
+            taken = {**maker.info, "peak_bytes": maker.peak}
             maker.stop()
-        w = Worker(engine, zeros, spec, isa)
-        if engine == "actzip":
-            w.info["compile"] = made_in
-        w.output, w.row = spec["output"], row
-        workers.append(w)
-        print(f"{engine} {isa} ({zeros}): {w.info.get('skip') or 'ready'}", file=sys.stderr, flush=True)
+        why_not = made["lacks"].get(engine) or taken.get("skip") or (NO_AVX2_CAP.get(engine) if isa else None)
+        w = Worker(engine, spec, env, skip=why_not or "")
+        timed.append((w, row, isa, taken))
+        print(
+            f"{engine} {isa} ({row['label'] if zeros else 'dense'}): {w.info.get('skip') or 'ready'}",
+            file=sys.stderr,
+        )
 
     gate: subprocess.Popen[str] | None = None
     # actzip last: its trials want the machine for themselves
@@ -283,43 +307,40 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
         for row in made["rows"] if engine in ("actzip", "deepsparse") else made["rows"][:1]:
             start(engine, row)
             for isa in args.isa:
-                if engine == "actzip" or (engine in CAPPED and isa == "avx2"):
+                if isa != machine["isa"] and (engine == "actzip" or isa == "avx2"):
                     start(engine, row, isa)
     if gate is None:
         gate = close_gate(args.gate)
-    for _ in range(args.rounds):
-        for w in workers:
-            w.ms += w.ask(f"run {args.runs} 30").get("ms", [])
-    for w in workers:
-        w.memory = w.ask("memory").get("peak_bytes")
-        w.explained = w.ask("explain").get("explain") if w.engine == "actzip" else None
+    take_turns([w for w, *_ in timed], args.rounds, args.runs, args.seconds)
+    explanations = [w.explain() for w, *_ in timed]
+    for w, *_ in timed:
         w.stop()
     if gate is not None:
         gate.communicate()
     rows = []
-    for w in workers:
-        explained = w.explained
+    for (w, of, isa, taken), explained in zip(timed, explanations, strict=True):
         row: dict[str, Any] = {
             "engine": w.engine,
-            "isa": w.isa or (machine["isa"] if w.engine == "actzip" else "any"),
-            "zeros": w.label,
+            "isa": isa or (machine["isa"] if w.engine == "actzip" else "any"),
+            "zeros": of["label"] if w.engine in ("actzip", "deepsparse") else "dense",
             "skip": w.info.get("skip"),
             "version": w.info.get("version"),
         }
-        if w.ms:
-            with torch.no_grad():
-                want = models.build(args.network, w.row["thresholds"])(
-                    torch.from_numpy(np.load(made["input"]))
-                ).numpy()
+        if not row["skip"]:
+            want = np.load(of["answer"])
             got = np.load(w.output).reshape(want.shape)
+            error = float(np.abs(got - want).max() / np.abs(want).max())
+            if not error < WRONG:
+                row["skip"] = f"its answer is wrong (error {error:.1e})"
+        if not row["skip"]:
             row.update(
-                median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=w.memory,
-                density=w.row["density"], top1_agreement=w.row["agreement"], seconds_to_ready=w.info["seconds"],
-                error=float(np.abs(got - want).max() / np.abs(want).max()),
+                median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=w.peak,
+                density=of["density"], top1_agreement=of["agreement"], output_error=of["output_error"],
+                unseen=of["unseen"], seconds_to_ready=w.info["seconds"], error=error,
             )  # fmt: skip
         if explained:
-            row["compile_seconds"] = w.info["compile"].get("seconds")
-            row["compile_peak_bytes"] = w.info["compile"].get("peak_bytes")
+            row["compile_seconds"] = taken.get("seconds")
+            row["compile_peak_bytes"] = taken.get("peak_bytes")
             row["peak_share"] = explained["peak_share"]
             row["peak_gflops"] = explained["peak_gflops"]
             row["arena_bytes"] = explained["arena_bytes"]
@@ -327,37 +348,57 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any], 
             row["theoretical_speedup"] = explained["theoretical_speedup"]
             row["layers"] = explained["rows"]
         rows.append(row)
-    fastest = min((r["median_ms"] for r in rows if r["engine"] in DENSE and "median_ms" in r), default=None)
-    for r in rows:
-        if fastest and "median_ms" in r:
-            r["against_fastest_dense"] = fastest / r["median_ms"]
+    for key, isa in (("against_fastest_dense", "any"), ("against_fastest_dense_avx2", "avx2")):
+        dense = [
+            r["median_ms"] for r in rows if r["engine"] in DENSE and r["isa"] == isa and "median_ms" in r
+        ]
+        for r in rows:
+            if dense and "median_ms" in r and isa in ("any", r["isa"]):
+                r[key] = min(dense) / r["median_ms"]
+    if args.no_zeros:
+        peers = ("torch", "torch channels_last", "torch.compile", "onnxruntime")
+        best = [
+            r["median_ms"] for r in rows if r["engine"] in peers and r["isa"] == "any" and "median_ms" in r
+        ]
+        for r in rows:
+            if best and r["engine"] == "actzip" and "median_ms" in r:
+                r["against_pytorch_and_ort"] = min(best) / r["median_ms"]
     from actzip.runtime.compiled import advice
 
     report = {
         "network": args.network, "batch": args.batch, "threads": args.threads, "rounds": args.rounds, "machine": machine,
         "advice": advice(), "rows": rows,
     }  # fmt: skip
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"engine-{args.network}-b{args.batch}-t{args.threads}.json"
-    temporary = path.with_suffix(".tmp")
+    args.results.mkdir(parents=True, exist_ok=True)
+    path = args.results / f"engine-{args.network}-b{args.batch}-t{args.threads}.json"
     head = json.dumps({**report, "rows": []}, indent=1)
     lines = ",\n".join("  " + json.dumps(r) for r in rows)  # a row a line
-    temporary.write_text(head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
-    temporary.replace(path)
+    write_text(path, head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
     print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {machine['cpu']}, float32")
+    heads = ("min", "runs", "x dense", "x AVX2", "MB")
     print(
-        f"{'engine':20} {'isa':10} {'version':12} {'zeros':14} {'density':>7} {'top-1':>6} {'median ms':>9} {'min':>8} {'x dense':>7} {'MB':>6}"
+        f"{'engine':34} {'version':12} {'zeros':15} {'density':>7} {'top-1':>6} {'error':>6} {'median ms':>9} "
+        + " ".join(f"{h:>8}" for h in heads)
     )
     for r in rows:
+        name = label(r)
         if "median_ms" not in r:
-            print(f"{r['engine']:20} skipped: {r['skip']}")
+            print(f"{name:34} skipped: {r['skip']}")
             continue
-        memory_mb = (r["peak_bytes"] or 0) / 1e6
+        cells = [
+            f"{r['min_ms']:.2f}", str(r["runs"]), number(r.get("against_fastest_dense")),
+            number(r.get("against_fastest_dense_avx2")), f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
+        ]  # fmt: skip
         print(
-            f"{r['engine']:20} {r['isa']:10} {str(r['version'])[:12]:12} {r['zeros']:14} {r['density']:7.3f} "
-            f"{'-' if r['top1_agreement'] is None else format(r['top1_agreement'], '.2f'):>6} "
-            f"{r['median_ms']:9.2f} {r['min_ms']:8.2f} {r.get('against_fastest_dense', 0):7.2f} {memory_mb:6.0f}"
+            f"{name:34} {str(r['version'])[:12]:12} {r['zeros']:15} {number(r['density'], 3):>7} {number(r['top1_agreement'], 3):>6} "
+            f"{number(r['output_error'], 3):>6} "
+            f"{r['median_ms']:9.2f} " + " ".join(f"{c:>8}" for c in cells)
         )
+    for r in rows:
+        if "against_pytorch_and_ort" in r:
+            print(
+                f"without zeros: {label(r)} at {r['against_pytorch_and_ort']:.2f} of the best of PyTorch and ONNX Runtime"
+            )
     if report["advice"]:
         print(report["advice"])
 

@@ -690,7 +690,9 @@ def count_macs(call: ComputeCall) -> tuple[int, int, int]:
 
 
 def threshold_activation(y: Tensor, threshold: float | Tensor) -> Tensor:
-    """``y`` where ``y > threshold``, else 0 (FATReLU: Kurtz et al., ICML 2020, section 3).
+    """0 where ``y <= threshold``, else ``y`` (FATReLU: Kurtz et al., ICML 2020, section 3).
+
+    NaN stays NaN, as through ``torch.relu`` and ``torch.nn.Threshold``: a broken input shows in the output.
 
     Args:
         y: output of a ReLU, ``N, C, *``.
@@ -698,7 +700,7 @@ def threshold_activation(y: Tensor, threshold: float | Tensor) -> Tensor:
     """
     if isinstance(threshold, Tensor) and threshold.dim() == 1:
         threshold = threshold.to(y.dtype).reshape(1, -1, *([1] * (y.dim() - 2)))
-    return torch.where(y > threshold, y, torch.zeros((), dtype=y.dtype, device=y.device))
+    return torch.where(y <= threshold, torch.zeros((), dtype=y.dtype, device=y.device), y)
 
 
 class _Thresholds:
@@ -713,7 +715,7 @@ class _Thresholds:
 
 
 def set_thresholds(model: nn.Module, thresholds: dict[str, float | Tensor], example: Any = None) -> nn.Module:
-    """Makes the named ReLUs of ``model`` thresholded ones, in place: x if x > T else 0.
+    """Makes the named ReLUs of ``model`` thresholded ones, in place: 0 if x <= T else x.
 
     The model's ``state_dict`` and class stay as they are: the thresholds are kept beside it in
     ``model._actzip_thresholds`` (a dict from site name to a float, or a tensor with one a channel) and are applied

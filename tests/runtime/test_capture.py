@@ -72,6 +72,7 @@ FUNCTIONS = {
     "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1),
     "norms": lambda x: F.group_norm(x, 2) + F.layer_norm(x, (6, 6)) + F.instance_norm(x),
     "threshold": lambda x: torch.where(x > 0.25, x, torch.zeros(())),
+    "threshold le": lambda x: torch.where(x <= 0.25, torch.zeros(()), x),
     "eval": lambda x: F.dropout(x, 0.5, training=False).contiguous().clone().to(torch.float32),
 }  # fmt: skip
 

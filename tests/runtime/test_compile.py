@@ -215,6 +215,27 @@ def test_nan_in_comes_out_as_pytorch_gives_it(net):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("isa", cpu.info()["isas"])
+@pytest.mark.parametrize("pack", ["auto", "always"])
+@pytest.mark.parametrize("thresholds", ["none", "layer", "channel"])
+def test_nan_and_infinity_through_thresholds(isa, pack, thresholds):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 70, 3), nn.ReLU(), nn.Conv2d(70, 70, 1), nn.ReLU(), nn.Conv2d(70, 5, 1)
+    ).eval()
+    if thresholds != "none":
+        set_thresholds(net, {"1": 0.2, "3": 0.1 if thresholds == "layer" else torch.rand(70) / 5})
+    with cpu.forced(isa):
+        fast = actzip.compile(net, torch.randn(1, 3, 9, 9), tune=False, pack=pack)
+        for value in (math.nan, math.inf, -math.inf):
+            x = torch.randn(2, 3, 9, 9)
+            x[0, 1, 4, 4] = value
+            got, want = fast(x), net(x)
+            assert not want[0].isfinite().all() and want[1].isfinite().all()
+            torch.testing.assert_close(got, want, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_weights_that_are_not_finite_run_dense(value):
     torch.manual_seed(0)

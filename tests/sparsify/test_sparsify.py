@@ -261,6 +261,14 @@ def test_learned_thresholds(trained):
     )
 
 
+def test_learned_thresholds_keep_nan():
+    from actzip.sparsify.learned import _Jump
+
+    y = torch.tensor([[torch.nan, torch.inf, 0.3, 0.4]], requires_grad=True)
+    kept, density = _Jump.apply(y, torch.tensor([[0.3]]), torch.tensor(0.1))
+    assert kept[0, 0].isnan() and kept[0, 1:].tolist() == [torch.inf, 0, y[0, 3].item()] and density == 0.75
+
+
 def test_learned_threshold_gradients_have_the_right_signs():
     model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
     learned = LearnedThresholds(model, torch.rand(8, 2, 4, 4))

@@ -1,9 +1,14 @@
-"""One engine in a process of its own, for ``actzip bench``: makes itself ready, then times runs when asked.
+"""One engine in a process of its own: makes itself ready, then times runs when asked.
 
-Run as a script, by any Python >= 3.8 that has the engine: ``_engines.py ENGINE '{"model": ..., "onnx": ..., "input": x.npy,
-"output": y.npy, "threads": 1}'``. Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason};
-then for each line ``N SECONDS`` on standard input the milliseconds of N runs, or of as many as SECONDS allow, and the
-peak memory of the process.
+Run as a script (by :class:`actzip.cli._workers.Worker`), by any Python >= 3.8 that has the engine and NumPy:
+``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy), ``output`` (where the answer on it goes), ``threads``, and what
+the engine needs: ``model`` (a name, as for ``actzip bench``) with ``state`` (its state dict) and ``thresholds`` (site ->
+number or list) where there are any, ``onnx``, ``ncnn`` (without .param and .bin), ``compiled`` (a pickled compiled model),
+``calibration`` (a .npy).
+
+Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason}; then for each line ``run N SECONDS``
+on standard input the milliseconds of N runs, or of as many as SECONDS allow (one at least), and the peak memory of the
+process; for ``explain`` what the compiled model says of itself.
 """
 
 from __future__ import annotations
@@ -22,22 +27,29 @@ from typing import Any
 
 import numpy as np
 
+LONG = 0.5  # seconds: a run so long needs none before it that is not timed
+
 
 def _network(spec: dict[str, Any]) -> Any:
     import torch
 
+    from actzip.activations import set_thresholds
     from actzip.profile.load import load_model
 
     torch.set_num_threads(spec["threads"])
+    torch.manual_seed(0)
     model = load_model(spec["model"])[0]
     if spec.get("state"):
         model.load_state_dict(torch.load(spec["state"], weights_only=True))
     for m in model.modules():
         m.training = False
+    if spec.get("thresholds"):
+        found = {k: torch.tensor(t) if isinstance(t, list) else t for k, t in spec["thresholds"].items()}
+        set_thresholds(model, found)
     return model
 
 
-def _torch(spec: dict[str, Any], channels_last: bool = False, compiled: bool = False) -> tuple[Any, Any, str]:
+def _torch(spec: dict[str, Any], channels_last: bool = False, compiled: bool = False) -> tuple[Any, ...]:
     import torch
 
     model, x = _network(spec), torch.from_numpy(np.load(spec["input"]))
@@ -48,16 +60,17 @@ def _torch(spec: dict[str, Any], channels_last: bool = False, compiled: bool = F
         import torch._inductor.config as config
 
         config.freezing = True
+        config.cpp.threads = spec["threads"]
         model = torch.compile(model)
 
     def run() -> Any:
-        with torch.no_grad():
+        with torch.no_grad() if compiled else torch.inference_mode():
             return model(x)
 
     return run, lambda: run().numpy(), torch.__version__
 
 
-def _onnxruntime(spec: dict[str, Any]) -> tuple[Any, Any, str]:
+def _onnxruntime(spec: dict[str, Any]) -> tuple[Any, ...]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -67,7 +80,7 @@ def _onnxruntime(spec: dict[str, Any]) -> tuple[Any, Any, str]:
     return lambda: session.run(None, feed), lambda: session.run(None, feed)[0], ort.__version__
 
 
-def _openvino(spec: dict[str, Any]) -> tuple[Any, Any, str]:
+def _openvino(spec: dict[str, Any]) -> tuple[Any, ...]:
     import openvino as ov
 
     core, x = ov.Core(), np.load(spec["input"])
@@ -78,7 +91,7 @@ def _openvino(spec: dict[str, Any]) -> tuple[Any, Any, str]:
         "NUM_STREAMS": "1",
     }  # fmt: skip
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    request.set_input_tensor(ov.Tensor(x, shared_memory=True))
+    request.set_input_tensor(ov.Tensor(x))  # a copy: a shared one does not keep the array alive
 
     def last() -> Any:
         request.infer()
@@ -87,7 +100,33 @@ def _openvino(spec: dict[str, Any]) -> tuple[Any, Any, str]:
     return request.infer, last, ov.__version__
 
 
-def _deepsparse(spec: dict[str, Any]) -> tuple[Any, Any, str]:
+def _ncnn(spec: dict[str, Any]) -> tuple[Any, ...]:
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = spec["threads"]
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    if net.load_param(spec["ncnn"] + ".param") or net.load_model(spec["ncnn"] + ".bin"):
+        raise RuntimeError("it cannot load the model that pnnx converted")
+    # A Mat of an array is a view that does not keep it alive: clone() has the numbers itself.
+    mats = [ncnn.Mat(np.ascontiguousarray(image)).clone() for image in np.load(spec["input"])]
+
+    def one(mat: Any) -> Any:
+        with net.create_extractor() as extractor:
+            extractor.input("in0", mat)
+            code, out = extractor.extract("out0")
+        if code:
+            raise RuntimeError(f"extract() gave {code}")
+        return out
+
+    def run() -> Any:
+        return [one(m) for m in mats]  # ncnn has no batch dimension
+
+    return run, lambda: np.stack([np.array(o) for o in run()]), ncnn.__version__
+
+
+def _deepsparse(spec: dict[str, Any]) -> tuple[Any, ...]:
     os.environ["NM_BIND_THREADS_TO_CORES"] = "0"
     deepsparse = importlib.import_module("deepsparse")
     x = np.load(spec["input"])
@@ -95,22 +134,48 @@ def _deepsparse(spec: dict[str, Any]) -> tuple[Any, Any, str]:
     return lambda: engine.run([x]), lambda: engine.run([x])[0], deepsparse.__version__
 
 
-def _actzip(spec: dict[str, Any]) -> tuple[Any, Any, str]:
+def _compile(spec: dict[str, Any]) -> tuple[Any, ...]:
     import actzip
 
     x = np.load(spec["input"])
+    calibration = np.load(spec["calibration"]) if spec.get("calibration") else None
     model = spec["model"] if spec["model"].endswith(".onnx") else _network(spec)
-    fast = actzip.compile(model, x, threads=spec["threads"])
-    return lambda: fast(x), lambda: fast(x), actzip.__version__
+    fast = actzip.compile(model, x, threads=spec["threads"], calibration=calibration)
+    return lambda: fast(x), lambda: fast(x), actzip.__version__, fast
+
+
+def _compile_and_pickle(spec: dict[str, Any]) -> tuple[Any, ...]:
+    """What exporting is for the engines that load ONNX files."""
+    import pickle
+
+    made = _compile(spec)
+    with open(spec["compiled"], "wb") as f:
+        pickle.dump(made[3], f, protocol=5)
+    return made
+
+
+def _actzip(spec: dict[str, Any]) -> tuple[Any, ...]:
+    import pickle
+
+    if not spec.get("compiled"):
+        return _compile(spec)
+    x = np.load(spec["input"])
+    with open(spec["compiled"], "rb") as f:
+        fast = pickle.load(f)
+    import actzip
+
+    return lambda: fast(x), lambda: fast(x), actzip.__version__, fast
 
 
 ENGINES = {
     "actzip": _actzip,
+    "actzip compile": _compile_and_pickle,
     "torch": _torch,
     "torch channels_last": lambda spec: _torch(spec, True),
     "torch.compile": lambda spec: _torch(spec, True, True),
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
+    "ncnn": _ncnn,
     "deepsparse": _deepsparse,
 }
 
@@ -133,27 +198,38 @@ def main() -> None:
         out.flush()
 
     name, spec = sys.argv[1], json.loads(sys.argv[2])
+    clock = time.perf_counter
     try:
-        started = time.perf_counter()
-        run, result, version = ENGINES[name](spec)
+        started = clock()
+        made = ENGINES[name](spec)
+        run, result, version = made[:3]
         np.save(spec["output"], np.asarray(result()))
-        seconds = time.perf_counter() - started
-        for _ in range(2):
-            run()
+        seconds = clock() - started
+        last = started = clock()
+        for _ in range(3):
+            if last - started < LONG:
+                run()
+                last = clock()
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
         say(skip=f"{type(error).__name__}: {text}")
         return
-    say(ready=True, version=version, seconds=seconds)
+    say(ready=True, version=version, seconds=seconds, peak_bytes=_peak_bytes())
+    took = 0.0
     for line in sys.stdin:
-        count, limit = line.split()
-        times: list[float] = []
-        run()
-        end = time.perf_counter() + float(limit)
-        while len(times) < int(count) and (not times or time.perf_counter() < end):
-            start = time.perf_counter()
+        words = line.split()
+        if words[0] == "explain":
+            say(explain=made[3].explain(np.load(spec["input"])).to_dict() if len(made) > 3 else None)
+            continue
+        if took < LONG:
             run()
-            times.append((time.perf_counter() - start) * 1e3)
+        times: list[float] = []
+        end = clock() + float(words[2])
+        while len(times) < int(words[1]) and (not times or clock() < end):
+            started = clock()
+            run()
+            took = clock() - started
+            times.append(took * 1e3)
         say(ms=times, peak_bytes=_peak_bytes())
 
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from actzip.cli.common import JSON, errors, model_and_input, out, print_json, progress
+from actzip.cli._workers import DENSE, Worker, export_ncnn, export_onnx, take_turns
+from actzip.cli.common import (
+    IMAGES,
+    JSON,
+    MODEL,
+    SIZE,
+    THREADS,
+    WEIGHTS,
+    errors,
+    model_and_input,
+    out,
+    print_json,
+    progress,
+)  # fmt: skip
 
 _EPILOG = (
     "Example:  actzip bench resnet18 --data photos/ --threads 1\n\n"
     "ACTZIP_DEEPSPARSE_PYTHON may name a Python that has DeepSparse. The tables of the documentation come from "
     "benchmarks/engine, which also sets thresholds."
 )
-DENSE = ("torch", "torch channels_last", "torch.compile", "onnxruntime", "openvino")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,29 +35,24 @@ def register(app: typer.Typer) -> None:
 
     @app.command(epilog=_EPILOG)
     def bench(
-        model: str = typer.Argument(
-            ...,
-            help="A torchvision or timm name, one of ours, package.module:attribute, a .pt2 or an .onnx file.",
-        ),
-        data: str | None = typer.Option(
-            None, "--data", "-d", help="Images: folder, parquet file, .npy, or a data set's name."
-        ),
-        weights: str | None = typer.Option(None, help="A safetensors file for the model."),
+        model: str = MODEL,
+        data: str | None = IMAGES,
+        weights: str | None = WEIGHTS,
         batch: int = typer.Option(1, min=1, help="Images a run."),
-        size: int | None = typer.Option(None, min=1, help="Images are resized and cropped to this square."),
-        threads: int | None = typer.Option(
-            None, min=1, help="Threads of every engine; all CPUs where not given."
-        ),
+        size: int | None = SIZE,
+        threads: int | None = THREADS,
         engines: str = typer.Option(
             ",".join((*DENSE, "deepsparse")),
             help="The others, with commas; those not installed are left out.",
         ),
         rounds: int = typer.Option(6, min=1, help="Rounds; engines take turns in each."),
         runs: int = typer.Option(5, min=1, help="Runs of each engine a round."),
-        seconds: float = typer.Option(20.0, min=0.0, help="At most so long for one engine in a round."),
+        seconds: float = typer.Option(
+            120.0, min=0.0, help="No other round begins once the rounds took so long."
+        ),
         json: bool = JSON,
     ) -> None:
-        """Time a model here against PyTorch, ONNX Runtime, OpenVINO and DeepSparse, as far as they are installed."""
+        """Time a model here against PyTorch, ONNX Runtime, OpenVINO, ncnn and DeepSparse, as far as they are installed."""
         names = [e.strip() for e in engines.split(",") if e.strip()]
         result = run(model, data, weights, batch, size, threads, names, rounds, runs, seconds, json)
         if json:
@@ -77,67 +81,6 @@ def register(app: typer.Typer) -> None:
                 errors.print(f"{r['engine']} left out: {r['skip']}", highlight=False, markup=False)
 
 
-class _Worker:
-    """One engine's process."""
-
-    def __init__(self, engine: str, spec: dict[str, Any]) -> None:
-        import json
-
-        self.engine, self.output = engine, spec["output"]
-        self.ms: list[float] = []
-        self.peak = 0
-        self.info: dict[str, Any] = {}
-        self.process: subprocess.Popen[str] | None = None
-        python = sys.executable
-        if engine == "deepsparse":
-            python = os.environ.get("ACTZIP_DEEPSPARSE_PYTHON", "")
-            if not python:
-                self.info = {"skip": "ACTZIP_DEEPSPARSE_PYTHON names no Python that has it"}
-                return
-        count = str(spec["threads"])
-        script = str(Path(__file__).with_name("_engines.py"))
-        try:
-            self.process = subprocess.Popen(
-                [python, "-W", "ignore", script, engine, json.dumps(spec)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": count, "ACTZIP_NUM_THREADS": count},
-            )  # fmt: skip
-        except OSError as error:
-            self.info = {"skip": f"{python}: {error.strerror or error}"}
-            return
-        self.info = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        import json
-
-        assert self.process is not None and self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            return {"skip": f"its process ended with code {self.process.wait()}"}
-        return dict(json.loads(line))
-
-    def time(self, runs: int, seconds: float) -> None:
-        if "skip" in self.info:
-            return
-        assert self.process is not None and self.process.stdin is not None
-        try:
-            self.process.stdin.write(f"{runs} {seconds}\n")
-            self.process.stdin.flush()
-            answer = self._answer()
-        except BrokenPipeError:
-            answer = {"skip": "its process ended while it ran"}
-        if "skip" in answer:
-            self.info = answer
-            return
-        self.ms += answer["ms"]
-        self.peak = max(self.peak, int(answer["peak_bytes"]))
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait()
-
-
 def run(
     model: str,
     data: str | None,
@@ -162,9 +105,10 @@ def run(
     from actzip.errors import InputError
     from actzip.runtime.compiled import advice
 
-    unknown = [e for e in engines if e not in ENGINES]
+    known = [e for e in ENGINES if e != "actzip compile"]
+    unknown = [e for e in engines if e not in known]
     if unknown:
-        raise InputError(f"no engine is called {unknown[0]!r}; known are {', '.join(ENGINES)}")
+        raise InputError(f"no engine is called {unknown[0]!r}; known are {', '.join(known)}")
     engines = ["actzip", *(e for e in engines if e != "actzip")]
     info = cpu.info()
     n_threads = threads or int(info["threads"])
@@ -173,14 +117,18 @@ def run(
         folder = Path(name)
         np.save(folder / "x.npy", x.numpy())
         spec: dict[str, Any] = {"model": model, "input": str(folder / "x.npy"), "threads": n_threads}
-        why_no_onnx = ""
+        lacks: dict[str, str] = {}  # engine -> why it cannot load the model
         if isinstance(found, Path):
             spec["onnx"] = str(found)
+            lacks = {e: "the model is an ONNX file" for e in ENGINES if e.startswith("torch") or e == "ncnn"}
         else:
             torch.save(net.state_dict(), folder / "state.pt")
-            spec["state"] = str(folder / "state.pt")
-            why_no_onnx = _export(net, x, folder / "model.onnx")
-            spec["onnx"] = str(folder / "model.onnx")
+            spec.update(state=str(folder / "state.pt"), onnx=str(folder / "model.onnx"))
+            lacks = dict.fromkeys(
+                ("onnxruntime", "openvino", "deepsparse"), export_onnx(net, x, folder / "model.onnx")
+            )
+            if "ncnn" in engines:
+                spec["ncnn"], lacks["ncnn"] = export_ncnn(net, x, folder)
         with torch.no_grad():
             want = net(x)
         if not isinstance(want, torch.Tensor):
@@ -189,19 +137,12 @@ def run(
         task = bar.add_task("starting", total=len(engines) + rounds, note="")
         for i, engine in enumerate(engines):
             bar.update(task, note=engine)
-            one = {**spec, "output": str(folder / f"{i}.npy")}
-            if isinstance(found, Path) and engine.startswith("torch"):
-                workers.append(_skipped(engine, "the model is an ONNX file"))
-            elif why_no_onnx and engine in ("onnxruntime", "openvino", "deepsparse"):
-                workers.append(_skipped(engine, why_no_onnx))
-            else:
-                workers.append(_Worker(engine, one))
+            workers.append(
+                Worker(engine, {**spec, "output": str(folder / f"{i}.npy")}, skip=lacks.get(engine, ""))
+            )
             bar.advance(task)
         bar.update(task, description="timing")
-        for _ in range(rounds):
-            for w in workers:
-                w.time(runs, seconds)
-            bar.advance(task)
+        take_turns(workers, rounds, runs, seconds, lambda: bar.advance(task))
         rows: list[dict[str, Any]] = []
         for w in workers:
             w.stop()
@@ -209,7 +150,7 @@ def run(
             if "skip" in w.info:
                 rows.append({**row, "skip": w.info["skip"]})
                 continue
-            y = np.load(w.output)
+            y = np.load(w.output).reshape(want.shape)
             error = float(np.abs(y - want.numpy()).max() / max(float(want.abs().max()), 1e-30))
             rows.append({
                 **row, "version": w.info["version"], "ready_seconds": w.info["seconds"], "median_ms": statistics.median(w.ms),
@@ -223,25 +164,3 @@ def run(
         "model": model, "batch": batch, "threads": n_threads, "input": "random numbers" if data is None else data,
         "cpu": info["cpu"], "isa": info["isa"], "advice": advice(), "engines": rows,
     }  # fmt: skip
-
-
-def _skipped(engine: str, why: str) -> _Worker:
-    worker = _Worker.__new__(_Worker)
-    worker.engine, worker.output, worker.ms, worker.peak, worker.process = engine, "", [], 0, None
-    worker.info = {"skip": why}
-    return worker
-
-
-def _export(net: Any, x: Any, path: Path) -> str:
-    """Writes the model as ONNX; why not, else ''."""
-    import warnings
-
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(net, (x,), str(path), dynamo=False, opset_version=17)
-    except Exception as error:
-        return f"no ONNX export: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return ""

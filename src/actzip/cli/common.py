@@ -23,7 +23,12 @@ from rich.progress import (
 from actzip.errors import CodecError, DataError, InputError
 
 __all__ = [
+    "IMAGES",
     "JSON",
+    "MODEL",
+    "SIZE",
+    "THREADS",
+    "WEIGHTS",
     "errors",
     "model_and_input",
     "one_line",
@@ -41,6 +46,18 @@ errors = Console(stderr=True)
 
 #: The option that every verb has.
 JSON: bool = typer.Option(False, "--json", help="Print the result as JSON on standard output.")
+#: What the verbs that run a model on the engine take, in the order of :func:`model_and_input`.
+MODEL: str = typer.Argument(
+    ..., help="A torchvision or timm name, one of ours, package.module:attribute, a .pt2 or an .onnx file."
+)
+WEIGHTS: str | None = typer.Option(None, "--weights", help="A safetensors file for the model.")
+IMAGES: str | None = typer.Option(
+    None, "--data", "-d", help="Typical images: folder, parquet file, .npy, or a data set's name."
+)
+SIZE: int | None = typer.Option(None, "--size", min=1, help="Images are resized and cropped to this square.")
+THREADS: int | None = typer.Option(
+    None, "--threads", min=1, help="Threads of each engine; all CPUs where not given."
+)
 
 
 def one_line(message: object) -> str:

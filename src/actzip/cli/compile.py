@@ -6,7 +6,17 @@ from pathlib import Path
 
 import typer
 
-from actzip.cli.common import JSON, errors, model_and_input, print_json
+from actzip.cli.common import (
+    IMAGES,
+    JSON,
+    MODEL,
+    SIZE,
+    THREADS,
+    WEIGHTS,
+    errors,
+    model_and_input,
+    print_json,
+)  # fmt: skip
 
 _EPILOG = "Example:  actzip compile resnet18 --data photos/ --threads 2 --out resnet18.pickle"
 
@@ -16,20 +26,12 @@ def register(app: typer.Typer) -> None:
 
     @app.command(epilog=_EPILOG)
     def compile(
-        model: str = typer.Argument(
-            ...,
-            help="A torchvision or timm name, one of ours, package.module:attribute, a .pt2 or an .onnx file.",
-        ),
-        data: str | None = typer.Option(
-            None,
-            "--data",
-            "-d",
-            help="Typical images, for densities: folder, parquet file, .npy, a data set's name.",
-        ),
-        weights: str | None = typer.Option(None, help="A safetensors file for the model."),
+        model: str = MODEL,
+        data: str | None = IMAGES,
+        weights: str | None = WEIGHTS,
         batch: int = typer.Option(1, min=1, help="Images that densities are measured and kernels timed on."),
-        size: int | None = typer.Option(None, min=1, help="Images are resized and cropped to this square."),
-        threads: int | None = typer.Option(None, min=1, help="Threads; all CPUs where not given."),
+        size: int | None = SIZE,
+        threads: int | None = THREADS,
         storage: str = typer.Option("float32", help="How packed maps keep values: float32 or float16."),
         tune: bool = typer.Option(True, help="Time kernels on this machine, else choose by density."),
         cache: bool = typer.Option(True, help="Keep what was timed for the next time."),

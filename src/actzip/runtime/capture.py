@@ -4,7 +4,8 @@ The model is exported in eval mode with a symbolic batch and decomposed to a sma
 with a node of their own (hard-swish, layer norm, attention ...) are kept whole. What depends on parameters alone is
 computed here and becomes a constant. Shapes are those that torch.export inferred.
 
-Thresholded ReLUs (``actzip.activations.set_thresholds``) are seen as they run: ``where(y > t, y, 0)``.
+Thresholded ReLUs (``actzip.activations.set_thresholds``) are seen as they run: ``where(y <= t, 0, y)``. In code of
+one's own ``where(y > t, y, 0)`` is taken for the same, though PyTorch makes 0 of a NaN there, which the engine keeps.
 """
 
 from __future__ import annotations
@@ -797,7 +798,7 @@ def _where(b: _Builder, a: dict[str, Any]) -> Any:
             ]  # fmt: skip
             if t.numel() == 1 or channels:
                 return b.act(c.x, "threshold", param=flat.numpy())
-    raise b.refuse("`where` is supported only as a threshold, where(x > t, x, 0)")
+    raise b.refuse("`where` is supported only as a threshold, where(x <= t, 0, x)")
 
 
 def _binary(kind: str) -> Handler:

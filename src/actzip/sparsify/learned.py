@@ -25,15 +25,14 @@ __all__ = ["LearnedThresholds"]
 
 
 class _Jump(torch.autograd.Function):
-    """y where y > t, and the fraction of such y; derivatives for t by a box kernel of width h around t."""
+    """0 where y <= t, else y, and the fraction of such y; derivatives for t by a box kernel of width h around t."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        keep = y > t
+        drop = y <= t  # as in activations.threshold_activation: NaN is kept
         ctx.save_for_backward(y, t, h)
-        return torch.where(
-            keep, y, torch.zeros((), dtype=y.dtype, device=y.device)
-        ), keep.sum() / keep.numel()
+        zero = torch.zeros((), dtype=y.dtype, device=y.device)
+        return torch.where(drop, zero, y), 1 - drop.sum() / drop.numel()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
