@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from actzip import cpu
 from actzip.codec import codecs, decode, encode
+
+torch = pytest.importorskip("torch")
 
 LOSSLESS = [(c.name, f) for c in codecs().values() for f in c.floats]
 PATTERN = {"float16": torch.int16, "bfloat16": torch.int16, "float32": torch.int32}

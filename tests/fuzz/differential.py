@@ -29,8 +29,11 @@ FLOATS = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32}
 
 def native(blob: bytes) -> np.ndarray[Any, Any]:
     """What the native decoder makes of ``blob``: integers, or floating-point patterns as unsigned integers."""
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        a = decode(blob, dequantize=False, framework="numpy", threads=1)
+        return np.ascontiguousarray(a).view(FLOATS[a.dtype.name]) if a.dtype.kind == "f" else a
     t = decode(blob, dequantize=False, framework="torch", threads=1)
     if t.dtype in (torch.float16, torch.bfloat16):
         return t.contiguous().view(torch.int16).numpy().view(np.uint16)
