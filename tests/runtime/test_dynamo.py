@@ -16,6 +16,7 @@ from actzip.runtime.dynamo import backend, last_report
 @pytest.fixture(autouse=True)
 def fresh():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # reset leaves the counts of earlier tests
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
