@@ -55,7 +55,8 @@ torch.distributed.barrier()
 os._exit(0)
 """
 
-PENALTY = """
+PENALTY = (
+    """
 import json, sys, torch, torch.distributed as dist
 from toys import net, loader
 from actzip.sparsify import ActivationPenalty
@@ -76,7 +77,9 @@ both = value.detach().clone()
 dist.all_reduce(both)
 grads = {n: p.grad.flatten().tolist() for n, p in model.named_parameters() if p.grad is not None}
 print(json.dumps({"value": float(both) / 2, "densities": penalty.densities, "grads": grads}))
-""" + LEAVE
+"""
+    + LEAVE
+)
 
 
 @pytest.mark.parametrize("kind", ["tl1", "l1", "hoyer"])
@@ -101,7 +104,8 @@ def test_penalty_statistics_and_gradients(kind):
                 )
 
 
-WHOLE = """
+WHOLE = (
+    """
 import json, sys, torch
 from toys import net, loader
 from actzip.sparsify import sparsify, sparsify_result
@@ -111,7 +115,9 @@ print(json.dumps({
     "history": sparsify_result(model).as_dict()["history"],
     "weights": {k: v.flatten().tolist() for k, v in model.state_dict().items()},
 }))
-""" + LEAVE
+"""
+    + LEAVE
+)
 
 
 def test_the_same_recipe_in_two_processes(tmp_path):
