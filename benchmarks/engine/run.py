@@ -43,6 +43,9 @@ from actzip.files import write_text  # noqa: E402
 RESULTS = HERE.parent / "results"
 # Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
 WRONG = 1e-2
+# With thresholds a value within rounding of its threshold is passed by one engine and not by another, a step as high as
+# the threshold: engines differ the more, the higher the thresholds (Inception-V3 at density 0.25: 2 to 4 %).
+WRONG_WITH_THRESHOLDS = 1e-1
 
 
 def variants(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -330,7 +333,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
             want = np.load(of["answer"])
             got = np.load(w.output).reshape(want.shape)
             error = float(np.abs(got - want).max() / np.abs(want).max())
-            if not error < WRONG:
+            if not error < (WRONG_WITH_THRESHOLDS if of.get("thresholds") else WRONG):
                 row["skip"] = f"its answer is wrong (error {error:.1e})"
         if not row["skip"]:
             row.update(
