@@ -89,13 +89,14 @@ class LowBitsPart(_Part):
 
 
 class QuantizePart(_Part):
-    """Stage 2: at which widths, by which observer; ``train``: some of them with training."""
+    """Stage 2: at which widths, by which observer; ``train``: some of them with training; ``control``: the control too."""
 
     bits: list[int] = Field([16, 8], min_length=1)
     observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     per: Literal["tensor", "channel"] = "tensor"
     percentile: float = Field(99.99, gt=0, le=100)
     calibration: int = Field(1000, gt=0)
+    control: bool = True
     train: LowBitsPart | None = None
 
     @model_validator(mode="after")

@@ -352,7 +352,7 @@ class _Experiment:
         last = "sparse" if "sparse" in models else "baseline"
         chosen = (
             [last]
-            if "control" not in models or r.model.control is not None or last != "sparse"
+            if "control" not in models or not part.control or r.model.control is not None or last != "sparse"
             else ["control", last]
         )
         for stage in chosen:
@@ -371,7 +371,7 @@ class _Experiment:
                     observer=part.observer if low is None else low.observer,
                     percentile=part.percentile,
                 )
-                key = self._key(keys[stage], part.model_dump(exclude={"train"}), bits)
+                key = self._key(keys[stage], part.model_dump(exclude={"train", "control"}), bits)
                 if low is not None:
                     key = self._key(key, low.model_dump())
                     trained[name] = self._train_low(name, quantized, models[stage], low, key)
