@@ -42,7 +42,7 @@ struct Job {
   std::atomic<int> inside{0};  // workers (not the caller) that still hold a pointer to this job
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
-  std::exception_ptr error;  // written once by whoever sets `failed`
+  std::exception_ptr error{};  // written once by whoever sets `failed`
 
   void run(int worker) {
     while (!failed.load(std::memory_order_relaxed)) {
