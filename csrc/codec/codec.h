@@ -97,8 +97,8 @@ class Source {
   virtual uint64_t chunks() const = 0;
   virtual Box box(uint64_t chunk) const = 0;
   // The symbols of a chunk (box(chunk).size() of them, with `pad` followed by kPad readable bytes), in the
-  // caller's array or in `scratch`, valid until the next load with the same scratch. Safe from several threads
-  // with different scratch.
+  // caller's array or in `scratch`, valid until the next load with the same scratch. Safe from several
+  // threads with different scratch.
   virtual const void* load(uint64_t chunk, Scratch& scratch, bool pad = true) const = 0;
 };
 
