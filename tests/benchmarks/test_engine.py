@@ -89,6 +89,7 @@ def test_stored_thresholds_are_used(shared):
 @pytest.mark.shared
 @pytest.mark.slow
 def test_a_table(shared_file, tmp_path):
+    pytest.importorskip("onnxruntime")
     weights = shared_file("weights/cifar10_resnet20.safetensors")
     other = tmp_path / "other.safetensors"
     other.write_bytes(weights.read_bytes())

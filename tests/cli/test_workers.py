@@ -80,6 +80,7 @@ def test_thresholds_are_set_and_a_compiled_model_is_kept(model, tmp_path):
 
 
 def test_what_an_engine_lacks_is_the_reason(model):
+    pytest.importorskip("onnxruntime")
     spec, *_ = model
     w = Worker("onnxruntime", {**spec, "onnx": "no-such.onnx"})
     w.time(1, 1.0)
