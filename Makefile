@@ -91,6 +91,7 @@ bench-engine: setup ## every table of the engine (hours are not needed, an idle 
 lint: setup ## ruff, clang-format, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+	cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/actzip/_*.pyi src/actzip/  # the native modules' stubs, which the build made
 	$(BIN)/mypy
 
 format: setup ## rewrite the sources in the project's format
