@@ -2,7 +2,7 @@
 
     python benchmarks/codec/bench.py                                  # Inception-V3 on 20 photographs, CIFAR ResNet-20
     python benchmarks/codec/bench.py mobilenet_v1=sparse.safetensors  # a network with the weights of a checkpoint
-    python benchmarks/codec/bench.py inception_v3 --bits 8 --only rans --no-slow --out /tmp/look.json
+    python benchmarks/codec/bench.py inception_v3 --bits 8 --only rans --no-slow --out look.json
     python benchmarks/codec/bench.py --markdown                       # the tables of docs/codecs.md from the results
 
 A map is the output of one ReLU for all images together (N, C, H, W), quantized to 8 and 16 bits with one scale. Each is
