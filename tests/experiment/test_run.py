@@ -141,6 +141,32 @@ def test_killed_run_goes_on_to_the_same_figures(whole, tmp_path, stage):
         assert all(torch.equal(weights[k], expected[k]) for k in weights)
 
 
+def test_stages_trained_alone_and_at_once_give_the_figures_of_the_whole(whole, tmp_path):
+    _, results = whole
+    recipe = parse_recipe(RECIPE)
+    assert reproduce(recipe, tmp_path, only="baseline") == {}
+    assert not (tmp_path / "sparse.safetensors").exists() and not (tmp_path / "results.json").exists()
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from actzip.experiment import parse_recipe, reproduce\n"
+        "reproduce(parse_recipe(sys.argv[1]), sys.argv[2], only=sys.argv[3])"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, RECIPE, str(tmp_path), stage])
+        for stage in ("control", "sparse")
+    ]
+    assert [p.wait(timeout=300) for p in both] == [0, 0]
+    events = []
+    again = reproduce(recipe, tmp_path, progress=events.append)
+    assert figures(again) == figures(results)
+    assert {"baseline", "control", "sparse"} <= {e["stage"] for e in events if e["kind"] == "cached"}
+    with pytest.raises(RecipeError, match="'both' is none"):
+        reproduce(recipe, tmp_path, only="both")
+    alone = parse_recipe(RECIPE.replace("alpha: 0.3}", "alpha: 0.3, control: false}"))
+    with pytest.raises(RecipeError, match="trains no 'control'"):
+        reproduce(alone, tmp_path / "alone", only="control")
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     fcntl = pytest.importorskip("fcntl")
     (tmp_path / "stages").mkdir()

@@ -30,6 +30,11 @@ def register(app: typer.Typer) -> None:
         strict: bool = typer.Option(
             False, "--strict", help="Leave with exit code 1 where a target is not met."
         ),
+        only: str | None = typer.Option(
+            None,
+            "--only",
+            help="Train only this stage: baseline, control or sparse. Run again without it for the rest.",
+        ),
         json: bool = JSON,
     ) -> None:
         """Repeat an experiment: train, sparsify, quantize, encode, decode; results.json and report.html.
@@ -49,7 +54,11 @@ def register(app: typer.Typer) -> None:
 
         folder = target or Path("runs") / (found.name if seed is None else f"{found.name}-seed{seed}")
         with progress() as bar:
-            results = run(found, folder, data=data, fresh=fresh, download=download, progress=_Display(bar))
+            results = run(
+                found, folder, data=data, fresh=fresh, download=download, progress=_Display(bar), only=only
+            )
+        if only is not None:
+            return
         missed = [t for t in results["targets"] if not t["met"]]
         if json:
             print_json(results)

@@ -57,6 +57,7 @@ def reproduce(
     fresh: bool = False,
     download: bool = True,
     progress: Progress | None = None,
+    only: str | None = None,
 ) -> dict[str, Any]:
     """Run ``recipe`` in the folder ``out`` and give its results, which are in ``out/results.json`` too.
 
@@ -67,13 +68,20 @@ def reproduce(
         data: where to look for data sets first.
         fresh: forget earlier runs in ``out``.
         download: whether a data set that is nowhere may be downloaded.
+        only: train this stage (``baseline``, ``control`` or ``sparse``) and what it begins from, and leave the rest, with
+            an empty result, to a later run without ``only``. Control and sparse may be trained at the same time, also in
+            the same folder once its baseline is there.
 
     Raises:
         DataError: data, weights or the folder are missing or unusable.
         RecipeError: the recipe's parts do not fit each other or the data (the key is named).
         TrainingError: the loss is not finite.
     """
-    return _Experiment(recipe, Path(out), data, fresh, download, progress or (lambda event: None)).run()
+    if only not in (None, "baseline", "control", "sparse"):
+        raise RecipeError(
+            f"only: 'baseline', 'control' and 'sparse' are stages that are trained, {only!r} is none"
+        )
+    return _Experiment(recipe, Path(out), data, fresh, download, progress or (lambda event: None), only).run()
 
 
 def _plain(value: Any) -> Any:
@@ -89,8 +97,10 @@ class _Experiment:
         fresh: bool,
         download: bool,
         progress: Progress,
+        only: str | None,
     ) -> None:
         self.recipe = recipe
+        self.only = only
         self.out = out
         self.progress = progress
         self.seconds: dict[str, float] = {}
@@ -137,11 +147,17 @@ class _Experiment:
             import fcntl
         except ModuleNotFoundError:  # not on this platform: nothing is guarded
             return
-        self._lock_file = (self.out / "stages" / ".lock").open("w")
+        stages = self.out / "stages"
+        self._lock_files = [(stages / ".lock").open("w")]
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock_files[0], (fcntl.LOCK_SH if self.only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if self.only:
+                self._lock_files.append((stages / f".lock.{self.only}").open("w"))
+                fcntl.flock(self._lock_files[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"another run is at work in {self.out}; choose another --out") from error
+        if self.only:
+            return  # another stage may be about to write
         kinds = ("results.json", "report.html", "*.safetensors", "*.thresholds.json", "*.quant.json")
         for left in (
             *(self.out / "stages").rglob(".*.tmp"),
@@ -280,10 +296,18 @@ class _Experiment:
                     "control": part.config(r.seed, alpha=0.0, speedup=0.0, thresholds="none"),
                     **configs,
                 }
+            if self.only not in (None, "baseline", *configs):
+                raise RecipeError(f"only: the recipe trains no {self.only!r}")
             for stage, config in configs.items():
+                if self.only not in (None, stage):
+                    continue
                 keys[stage] = self._key(keys["baseline"], stage, config.identity())
                 models[stage], history[stage] = self._train(stage, models["baseline"], config, keys[stage])
 
+        elif self.only not in (None, "baseline"):
+            raise RecipeError(f"only: the recipe does not sparsify, there is no {self.only!r}")
+        if self.only is not None:
+            return {}
         if r.model.control is not None:
             models["control"] = self._model().eval()
             load_weights(models["control"], r.model.control)

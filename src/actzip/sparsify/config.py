@@ -39,7 +39,7 @@ class SparsifyConfig:
         seed: of torch's generator; the order of data is the loader's own.
     Penalty (see :class:`~actzip.sparsify.ActivationPenalty`):
         penalty: ``tl1``, ``l1``, ``log`` or ``hoyer``. ``alpha``: its strength; 0: none (the control); a mapping: a number a
-            site; ``auto``: see below. ``weighting``, ``beta``, ``normalise``, ``layers``, ``ignore``: likewise.
+            site; ``auto``: see below. ``weighting``, ``elements_share``, ``beta``, ``normalise``, ``layers``, ``ignore``: likewise.
         ramp: share of all steps over which alpha rises linearly to its value. ``release``: share of all steps, the last
             ones, over which a given alpha falls linearly to 0: the task loss settles on the zeros that there are, without
             the pull of the penalty (as a lasso is refitted on its support).
@@ -76,6 +76,7 @@ class SparsifyConfig:
     penalty: str = "tl1"
     alpha: Union[float, str, Mapping[str, float]] = 1.0
     weighting: str = "macs"
+    elements_share: float = field(default=0.5, repr=False, metadata=_LATER)
     beta: float = 0.5
     normalise: Union[bool, None] = None
     layers: Any = None
@@ -126,6 +127,7 @@ class SparsifyConfig:
         if self.release and self.alpha == "auto":
             raise InputError("release lowers a given alpha at the end: it does not go with alpha='auto'")
         between("beta", 1e-6, 1e6)
+        between("elements_share", 0, 1)
         between("alpha_step", 1.0001, 100)
         between("alpha_start", 1e-12, 1e12)
         between("checks", 1, 10_000)

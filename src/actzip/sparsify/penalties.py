@@ -53,8 +53,8 @@ class ActivationPenalty:
         alpha: strength. A number, or a number a site name (then only those sites are penalised). May be set at any
             time (``penalty.alpha = ...``). 0 switches the penalty off, its statistics stay.
         weighting: w_l. ``macs``: the share of the network's MACs that non-zeros of map l cost (needs ``example``);
-            ``mixed``: half of that and half of the share of elements, for networks that are to be stored and run (needs
-            ``example``); ``elements``: the share of elements; ``uniform``: 1 / number of maps; ``paper``: the number of elements a
+            ``mixed``: between that and the share of elements, for networks that are to be stored and run (needs
+            ``example``; ``elements_share``: how much of it is the share of elements); ``elements``: the share of elements; ``uniform``: 1 / number of maps; ``paper``: the number of elements a
             sample, so that alpha_l multiplies the plain norm, as in the paper.
         beta: b of ``tl1`` and ``log``, in units of the channel's scale.
         normalise: divide each channel by its scale, the running mean of its positive values (a constant for the
@@ -89,6 +89,7 @@ class ActivationPenalty:
         example: Any = None,
         layers: Selector | Iterable[Selector] | None = None,
         ignore: Selector | Iterable[Selector] | None = None,
+        elements_share: float = 0.5,
         min_share: float = 0.003,
         stats_every: int = 8,
         dead_after: int = 3,
@@ -101,6 +102,8 @@ class ActivationPenalty:
             raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
         if weighting in ("macs", "mixed") and example is None:
             raise InputError(f"weighting={weighting!r} needs example=, an input of the model")
+        if not 0 <= elements_share <= 1:
+            raise InputError(f"elements_share must be between 0 and 1, not {elements_share}")
         if not beta > 0:
             raise InputError(f"beta must be positive, not {beta}")
         if isinstance(alpha, Mapping):
@@ -158,7 +161,10 @@ class ActivationPenalty:
                 self._shares = self._weights = {n: c.share for n, c in costs.items()}
                 if weighting == "mixed":
                     elements = sum(c.elements for c in costs.values())
-                    self._weights = {n: 0.5 * (c.share + c.elements / elements) for n, c in costs.items()}
+                    e = float(elements_share)
+                    self._weights = {
+                        n: (1 - e) * c.share + e * c.elements / elements for n, c in costs.items()
+                    }
         self._tap = ActivationTap(model, self._see, layers=layers, ignore=ignore).attach()
 
     # -- strength

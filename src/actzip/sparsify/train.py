@@ -24,6 +24,7 @@ from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import check_labels, measure
 from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import ActivationPenalty
+from actzip.sparsify.precision import autocast
 
 __all__ = ["EpochResult", "SparsifyResult", "sparsify", "sparsify_result"]
 
@@ -300,6 +301,7 @@ class _Run:
                 c.penalty,
                 alpha=0.0 if off or c.alpha == "auto" else c.alpha,  # type: ignore[arg-type]
                 weighting=c.weighting,
+                elements_share=c.elements_share,
                 beta=c.beta,
                 normalise=c.normalise,
                 example=x0,
@@ -467,7 +469,7 @@ class _Run:
         if self.accelerator is not None:
             return self.accelerator.autocast()
         if self.config.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
+            return autocast(self.device.type)
         return nullcontext()
 
     def _step(self, optimizer: Any, network: nn.Module, learned: LearnedThresholds | None) -> None:
