@@ -392,6 +392,7 @@ void depthwise_row(const DepthwiseRow& d) {
   if (d.dw == 1 && d.kw == 3 && d.sw == 2) return depthwise_size<3, 2>(d);
   if (d.dw == 1 && d.kw == 5 && d.sw == 1) return depthwise_size<5, 1>(d);
   if (d.dw == 1 && d.kw == 5 && d.sw == 2) return depthwise_size<5, 2>(d);
+  if (d.dw == 1 && d.kw == 7 && d.sw == 1) return depthwise_size<7, 1>(d);
   for (int64_t i = 0; i < d.count; ++i)
     for (int64_t c = 0; c < d.channels; c += VL)
       depthwise_pixel(d, i, c, d.channels - c < VL ? d.channels - c : VL);
