@@ -147,27 +147,9 @@ class ConvNode final : public Node {
   void run(Context& c, int threads) const override {
     const ConvArgs a = args(c, out(c));
     const int64_t items = conv_->items(a, threads);
-    parallel_for(items, threads,
-                 [&](int64_t i, int worker) { conv_->run_item(a, threads, i, c.scratch_of(worker)); });
-    if (!later_) return;
-    const View& y = out(c);
-    if (linear_) {
-      const int64_t width = y.dims[static_cast<size_t>(y.rank - 1)],
-                    count = width == 0 ? 0 : y.count() / width;
-      const bool by_channel = act_.param.size() > 1;  // rank 2: channels are the last dimension
-      parallel_for((count + 15) / 16, threads, [&](int64_t i, int) {
-        for (int64_t r = i * 16; r < std::min(count, i * 16 + 16); ++r)
-          act_.apply(rows_, y.data + r * width, 0, by_channel ? width : width);
-      });
-      return;
-    }
-    parallel_for(y.n() * y.h(), threads, [&](int64_t i, int) {
-      float* row = y.row(i / y.h(), i % y.h());
-      if (y.pixel() == y.c() && act_.param.size() <= 1) {
-        act_.apply(rows_, row, 0, y.c() * y.w());
-      } else {
-        for (int64_t x = 0; x < y.w(); ++x) act_.apply(rows_, row + x * y.pixel(), 0, y.c());
-      }
+    parallel_for(items, threads, [&](int64_t i, int worker) {
+      conv_->run_item(a, threads, i, c.scratch_of(worker));
+      if (later_) activate(a, conv_->part(a, threads, i));
     });
   }
 
@@ -221,6 +203,17 @@ class ConvNode final : public Node {
   }
 
  private:
+  void activate(const ConvArgs& a, const ConvPart& part) const {
+    const int64_t ow = conv_->problem().out_w(a.iw), oh = conv_->problem().out_h(a.ih);
+    const int64_t pixels = part.rows * ow;
+    float* x = a.out + (part.image * oh + part.first_row) * ow * a.out_stride + part.first;
+    if (part.width == a.out_stride && act_.param.size() <= 1) {
+      act_.apply(rows_, x, 0, pixels * part.width);
+      return;
+    }
+    for (int64_t i = 0; i < pixels; ++i) act_.apply(rows_, x + i * a.out_stride, part.first, part.width);
+  }
+
   const Rows& rows_;
   NodeAct act_;
   bool linear_ = false, later_ = false;

@@ -319,6 +319,14 @@ class ConvBase : public Conv {
 
   virtual int64_t unit_width(int64_t widest) const { return widest; }
 
+  // Of an item of units [unit, last) where those of one unit follow each other.
+  ConvPart part_of(const Cut& c, int64_t item, size_t unit, size_t last) const {
+    const int64_t i = item % (c.images * c.bands), row = c.first_row + i % c.bands * c.rows;
+    const Unit &u = units_[unit], &end = units_[last - 1];
+    return {c.first_image + i / c.bands, row, std::min(c.rows, c.end_row - row), u.first,
+            end.first + end.width - u.first};
+  }
+
   Cut cut(const ConvArgs& a, int threads, int64_t groups_of_units) const {
     const ConvProblem& p = problem_;
     Cut c = whole_or_part(p, a);
@@ -528,6 +536,11 @@ class SparseConv final : public ConvBase {
   int64_t items(const ConvArgs& a, int threads) const override {
     const Cut c = cut(a, threads, static_cast<int64_t>(units_.size()));
     return c.images * c.bands * static_cast<int64_t>(units_.size());
+  }
+  ConvPart part(const ConvArgs& a, int threads, int64_t item) const override {
+    const Cut c = cut(a, threads, static_cast<int64_t>(units_.size()));
+    const auto unit = static_cast<size_t>(item / (c.images * c.bands));
+    return part_of(c, item, unit, unit + 1);
   }
   size_t scratch_bytes(const ConvArgs& a, int threads) const override {
     Carver carver{nullptr};
@@ -832,6 +845,11 @@ class DenseConv final : public ConvBase {
     const Cut c = cut(a, threads, bunches_);
     return c.images * c.bands * bunches_;
   }
+  ConvPart part(const ConvArgs& a, int threads, int64_t item) const override {
+    const Cut c = cut(a, threads, bunches_);
+    const auto unit = static_cast<size_t>(item / (c.images * c.bands) * shared_);
+    return part_of(c, item, unit, std::min(units_.size(), unit + static_cast<size_t>(shared_)));
+  }
   size_t scratch_bytes(const ConvArgs& a, int threads) const override {
     Carver carver{nullptr};
     carve(carver, cut(a, threads, bunches_), a);
@@ -1052,6 +1070,9 @@ class DepthwiseConv final : public ConvBase {
   int64_t items(const ConvArgs& a, int) const override {
     const Cut c = cut_rows(a);
     return c.images * c.bands;
+  }
+  ConvPart part(const ConvArgs& a, int, int64_t item) const override {
+    return part_of(cut_rows(a), item, 0, units_.size());
   }
   size_t scratch_bytes(const ConvArgs& a, int) const override {
     Carver carver{nullptr};

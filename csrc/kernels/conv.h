@@ -83,6 +83,11 @@ struct ConvArgs {
   int64_t first_image = 0, images = -1, first_row = 0, rows = -1;
 };
 
+// What of the output a work item computes: channels [first, first + width) of whole rows of one image.
+struct ConvPart {
+  int64_t image, first_row, rows, first, width;
+};
+
 // One row of the kernel table: a way to compute a convolution on one instruction set.
 struct KernelRow {
   const char* name;       // unique within an instruction set: "sparse-v4", "dense-6x64" ...
@@ -119,6 +124,8 @@ class Conv {
   // Scratch each concurrent run_item needs: bytes, aligned to 64, content irrelevant before and after.
   virtual size_t scratch_bytes(const ConvArgs& args, int threads) const = 0;
   virtual void run_item(const ConvArgs& args, int threads, int64_t item, void* scratch) const = 0;
+  // For those who go on with a dense output while it lies in the cache.
+  virtual ConvPart part(const ConvArgs& args, int threads, int64_t item) const = 0;
 
   // check, then all items on `threads` threads with scratch of its own. Convenience for tests and trials.
   void run(const ConvArgs& args, int threads) const;
