@@ -66,7 +66,7 @@ Case random_case(bool packed, bool depthwise) {
   Case c;
   ConvProblem& p = c.p;
   p.kh = pick({1, 1, 3, 3, 5, 7});
-  p.kw = pick({1, 1, 3, 3, 2, 5});
+  p.kw = pick({1, 1, 3, 3, 2, 5, 7});
   p.sh = pick({1, 1, 2, 3});
   p.sw = pick({1, 1, 1, 2});
   p.dh = pick({1, 1, 2});
