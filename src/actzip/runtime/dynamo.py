@@ -2,14 +2,20 @@
 
 Registered through the ``torch_dynamo_backends`` entry point, so nothing has to be imported. Inference runs on the
 engine; a graph that needs gradients, another device or another type than float32 is left to PyTorch, with one warning
-that says why. The batch may change without a new compilation of the engine. Weights that change afterwards (an
-optimiser's step, ``load_state_dict``) are noticed by their version counters, and the graph is built again.
+that says why. The batch may change without a new compilation of the engine, also where torch.compile traces the model again.
+Weights that change afterwards (an optimiser's step, ``load_state_dict``, another tensor in their place) are noticed, and the engine is
+made again; only writing through ``weight.data`` in place is not, as nothing tells of it.
 """
 
 from __future__ import annotations
 
+import operator
+import threading
 import warnings
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +23,16 @@ from torch import Tensor, fx, nn
 
 from actzip.errors import ActzipError, ActzipWarning, UnsupportedError
 
-__all__ = ["backend", "last_report"]
+__all__ = ["backend", "last_report", "reports"]
 
-_REPORTS: list[dict[str, Any]] = []
+_REPORTS: deque[dict[str, Any]] = deque(maxlen=256)
 _HEAVY = ("convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm", "matmul")
+
+
+def reports() -> list[dict[str, Any]]:
+    """What became of the graphs that torch.compile handed over in this process, oldest first (the last 256): see
+    :func:`last_report`."""
+    return [dict(r) for r in _REPORTS]
 
 
 def last_report() -> dict[str, Any]:
@@ -60,14 +72,15 @@ def _name(source: Any) -> str:
     return str(name() if callable(name) else name)
 
 
-def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[int], list[Tensor]]:
-    """The closed module, the positions of its inputs among the arguments, and the static tensors.
+def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[int], list[int]]:
+    """The closed module, the positions of its inputs among the arguments, and those of the static tensors.
 
     Raises:
         UnsupportedError: an argument that is neither a tensor nor a size of one.
     """
     nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
     static: list[Tensor] = []
+    places: list[int] = []
     dynamic: list[int] = []
     by_source: dict[str, int] = {}
     plan: list[tuple[str, int, int]] = []
@@ -80,6 +93,7 @@ def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[i
             ):
                 plan.append(("static", len(static), 0))
                 static.append(value)
+                places.append(position)
             else:
                 by_source[_name(_source(node))] = len(dynamic)
                 plan.append(("tensor", len(dynamic), 0))
@@ -95,7 +109,7 @@ def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[i
         if owner is None or index is None:
             raise UnsupportedError("a symbolic number that is no dimension of an input")
         plan[place] = ("size", owner, int(index))
-    return _Closed(gm, plan, static), dynamic, static
+    return _Closed(gm, plan, static), dynamic, places
 
 
 def _real(value: Any) -> Tensor:
@@ -110,7 +124,7 @@ def _real(value: Any) -> Tensor:
     return copied
 
 
-def _engine(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Callable[..., Any]:
+def _engine(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
     from actzip.runtime import compile as compile_module
 
     return compile_module(module, examples, **options)
@@ -135,7 +149,7 @@ def backend(
         return _eager(
             gm,
             "gradients are wanted (use torch.no_grad() or torch.inference_mode() for inference)",
-            quiet=True,
+            quiet=_training(gm),
         )
     for t in tensors:
         if t.device.type != "cpu":
@@ -143,51 +157,163 @@ def backend(
     if _training(gm):
         return _eager(gm, "the model is in training mode", quiet=True)
     try:
-        closed, dynamic, static = _close(gm, example_inputs)
+        closed, dynamic, places = _close(gm, example_inputs)
     except UnsupportedError as error:
         return _eager(gm, str(error))
     if not dynamic:
         return _eager(gm, "the graph has no tensor input", quiet=True)
+    runner = _Runner(gm, closed.plan, dynamic, places, chosen)
+    static = [example_inputs[i] for i in places]
     examples = tuple(_real(example_inputs[i]) for i in dynamic)
     try:
-        built, report = _apart(_build)(closed, examples, chosen)
+        report = runner.add(static, examples)
     except Exception as error:
         return _eager(gm, f"{type(error).__name__}: {error}")
     if report["mode"] == "eager":
         return _eager(gm, str(report["why"]))
     _REPORTS.append(report)
-    return _Runner(gm, closed, dynamic, static, examples, chosen, built)
+    _RUNNERS.append(weakref.ref(runner))
+    return runner
+
+
+@dataclass
+class _Built:
+    """An engine with what it was made for: these weights, as they were then, and inputs of these shapes, the first dimension
+    of those that grow with the batch aside."""
+
+    call: Callable[..., Any]
+    static: list[Tensor]
+    stamps: list[tuple[int, int]]
+    shapes: list[torch.Size]
+    grows: list[bool]
+    report: dict[str, Any]
+
+    def fits(self, static: Sequence[Tensor], shapes: list[torch.Size]) -> bool:
+        return (
+            all(
+                a == b or (g and a[1:] == b[1:] and len(a) == len(b))
+                for a, b, g in zip(shapes, self.shapes, self.grows, strict=True)
+            )
+            and all(map(operator.is_, static, self.static))
+            and all(_stamp(t) == s for t, s in zip(static, self.stamps, strict=True))
+        )
+
+
+def _stamp(t: Tensor) -> tuple[int, int]:
+    """Another one once a tensor was written to in place or got other storage (tensors of inference mode tell only the latter)."""
+    return (-1 if t.is_inference() else t._version), t.data_ptr()
 
 
 class _Runner:
-    """The compiled graph: picks the tensors out of the arguments and notices changed weights."""
+    """The compiled graph: picks the tensors out of the arguments, and the engine that was made for such ones.
+
+    torch.compile calls a graph with other weights too (another instance of the module) and, once it took sizes for symbols, with
+    other heights and widths: each gets an engine of its own, the last few are kept. Where another runner of the same
+    computation has an engine that fits it is taken: that torch.compile traced again for another batch makes none.
+    """
 
     def __init__(
         self,
         gm: fx.GraphModule,
-        closed: _Closed,
+        plan: list[tuple[str, int, int]],
         dynamic: list[int],
-        static: list[Tensor],
-        examples: tuple[Tensor, ...],
+        places: list[int],
         options: dict[str, Any],
-        built: Callable[..., Any],
     ) -> None:
         self.gm = gm
-        self.closed = closed
+        self.plan = plan
         self.dynamic = dynamic
-        self.static = static
-        self.versions = [t._version for t in static]
-        self.examples = examples
+        self.places = places
         self.options = options
-        self.built = built
+        self.text = _text(gm, plan)
+        self.engines: deque[_Built] = deque(maxlen=_KEPT)
+        self.seen: set[tuple[torch.Size, ...]] = set()
+        self.lock = threading.Lock()
+
+    def add(self, static: list[Tensor], examples: tuple[Tensor, ...]) -> dict[str, Any]:
+        """Takes or makes the engine for such tensors; what became of it."""
+        shapes = [t.shape for t in examples]
+        for other in self._kin():
+            for built in tuple(other.engines):
+                if built.fits(static, shapes):
+                    self.engines.appendleft(built)
+                    return {**built.report, "reused": True}
+        closed = _Closed(self.gm, self.plan, static)
+        stamps = [_stamp(t) for t in static]
+        call, report, grows = _apart(_build)(closed, examples, self.options)
+        if report["mode"] != "eager":
+            for old in tuple(self.engines):
+                if all(map(operator.is_, static, old.static)) and old.stamps != stamps:
+                    self.engines.remove(old)  # of weights that are no more
+            self.engines.appendleft(_Built(call, static, stamps, shapes, grows, report))
+        return dict(report)
+
+    def _kin(self) -> list[_Runner]:
+        """Living runners of the same computation."""
+        found = [self]
+        if self.text is not None:
+            others = [r for ref in tuple(_RUNNERS) if (r := ref()) is not None and r is not self]
+            found += [r for r in others if r.options == self.options and r.text == self.text]
+        return found
 
     def __call__(self, *args: Any) -> Any:
-        if torch.is_grad_enabled() and any(args[i].requires_grad for i in self.dynamic):
+        inputs = [args[i] for i in self.dynamic]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
             return self.gm(*args)
-        if any(t._version != v for t, v in zip(self.static, self.versions)):
-            self.versions = [t._version for t in self.static]
-            self.built = _apart(_build)(self.closed, self.examples, self.options)[0]
-        return self.built(*(args[i] for i in self.dynamic))
+        static = [args[i] for i in self.places]
+        shapes = [t.shape for t in inputs]
+        for built in tuple(self.engines):
+            if built.fits(static, shapes):
+                return built.call(*inputs)
+        self.seen.add(tuple(shapes))
+        if len(self.seen) > _MOST_SHAPES:
+            warnings.warn(
+                f"torch.compile backend actzip leaves a graph to PyTorch: more than {_MOST_SHAPES} sizes of its inputs",
+                ActzipWarning,
+                stacklevel=2,
+            )
+            return self.gm(*args)
+        with self.lock:
+            report = self.add(static, tuple(t.detach().clone() for t in inputs))
+            call = self.gm if report["mode"] == "eager" else self.engines[0].call
+        return call(*(args if call is self.gm else inputs))
+
+
+_KEPT = 8
+_MOST_SHAPES = 64
+_RUNNERS: deque[weakref.ref[_Runner]] = deque(maxlen=64)
+
+
+def _text(gm: fx.GraphModule, plan: list[tuple[str, int, int]]) -> Any:
+    """What the graph computes, to be compared with another's: operators and arguments, nodes by number. Sizes that nothing uses
+    do not count, so a graph traced for one batch may equal one for any. None where it holds tensors or modules of its own."""
+    numbers: dict[fx.Node, int] = {}
+
+    def value(v: Any) -> Any:
+        if isinstance(v, fx.Node):
+            return ("node", numbers[v])
+        if isinstance(v, (tuple, list)):
+            return (type(v).__name__, *(value(x) for x in v))
+        if isinstance(v, dict):
+            return ("dict", *((k, value(x)) for k, x in v.items()))
+        if isinstance(v, slice):
+            return ("slice", value(v.start), value(v.stop), value(v.step))
+        return (type(v), v)
+
+    lines: list[Any] = []
+    places = iter(plan)
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            place = next(places)
+            if place[0] == "size" and not node.users:
+                continue
+            lines.append(("input", place))
+        elif node.op in ("call_function", "call_method", "output"):
+            lines.append((node.op, node.target, value(node.args), value(node.kwargs)))
+        else:
+            return None
+        numbers[node] = len(numbers)
+    return lines
 
 
 def _training(gm: fx.GraphModule) -> bool:
@@ -239,29 +365,42 @@ def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _build(
     closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+) -> tuple[Callable[..., Any], dict[str, Any], list[bool]]:
     output = next(n for n in closed.gm.graph.nodes if n.op == "output").args[0]
     try:
         call = _engine(closed, examples, options)
     except ActzipError as error:
         why = str(error)
     else:
-        return _flat(call, not isinstance(output, (tuple, list))), {"mode": "whole", "why": "", "parts": 1}
-    module, parts, kept = _parts(closed, examples, options)
+        report = {"mode": "whole", "why": "", "parts": 1}
+        return _flat(call, not isinstance(output, (tuple, list))), report, _growing(call.graph, len(examples))
+    module, parts, kept, grows = _parts(closed, examples, options)
     if parts == 0:
-        return closed, {"mode": "eager", "why": why, "parts": 0}
+        return closed, {"mode": "eager", "why": why, "parts": 0}, []
     warnings.warn(
         f"torch.compile backend actzip runs {parts} parts of a graph; PyTorch runs the rest ({kept} operators): {why}",
         ActzipWarning,
         stacklevel=4,
     )
-    return _flat(module, not isinstance(output, (tuple, list))), {"mode": "parts", "why": why, "parts": parts}
+    report = {"mode": "parts", "why": why, "parts": parts}
+    return _flat(module, not isinstance(output, (tuple, list))), report, grows
+
+
+def _growing(graph: Any, inputs: int) -> list[bool]:
+    """Which inputs of an engine grow with the batch."""
+    from actzip.runtime.graph import Sym
+
+    shapes = [graph.shape(v) for v in graph.inputs]
+    if len(shapes) != inputs:  # one that nothing reads is none of the engine's
+        return [False] * inputs
+    return [bool(s) and isinstance(s[0], Sym) for s in shapes]
 
 
 def _parts(
     closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[Callable[..., Any], int, int]:
-    """The graph with its largest supported parts on the engine; how many, and how many operators are left."""
+) -> tuple[Callable[..., Any], int, int, list[bool]]:
+    """The graph with its largest supported parts on the engine; how many, how many operators are left, and which inputs grow
+    with the batch."""
     from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
     from torch.fx.passes.operator_support import OperatorSupportBase
 
@@ -319,7 +458,9 @@ def _parts(
         setattr(fused, node.target, _Part(call, dynamic, single))
         built += 1
     left = sum(n.op == "call_function" for n in fused.graph.nodes)
-    return fused, built, left
+    given = [n.meta.get("val") for n in fused.graph.nodes if n.op == "placeholder"][-len(examples) :]
+    grows = [isinstance(v, Tensor) and v.ndim > 0 and not isinstance(v.shape[0], int) for v in given]
+    return fused, built, left, grows if len(grows) == len(examples) else [False] * len(examples)
 
 
 def _is_heavy(node: fx.Node) -> bool:
