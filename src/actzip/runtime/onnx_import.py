@@ -279,7 +279,7 @@ class _Node:
 def _float32(a: Array, where: str) -> Array:
     if a.dtype.kind not in "fiub" and a.dtype.name not in ("bfloat16", "float8_e4m3fn"):
         raise UnsupportedError(f"{where}: a constant of type {a.dtype}")
-    return np.ascontiguousarray(a, dtype=np.float32)
+    return np.asarray(a, dtype=np.float32, order="C")
 
 
 def from_onnx(
@@ -1110,7 +1110,18 @@ def _layer_norm(self: _Importer, node: _Node) -> Any:
     sizes = tuple(int(d) for d in tail)  # type: ignore[arg-type]
     parts = [node.floats(1, "the scale"), node.floats(2, "the bias")]
     weight, bias = (None if p is None else np.ascontiguousarray(np.broadcast_to(p, sizes)) for p in parts)
-    return self.emit(g.LayerNorm, x, shape=sizes, weight=weight, bias=bias, eps=node.number("epsilon", 1e-5))
+    eps = node.number("epsilon", 1e-5)
+    out = self.emit(g.LayerNorm, x, shape=sizes, weight=weight, bias=bias, eps=eps)
+    if not any(o and self._is_read(o) for o in node.proto.output[1:]):
+        return out
+    axes = tuple(range(axis, len(shape)))
+    mean = self.emit(g.Reduce, x, kind="mean", axes=axes, keepdims=True)
+    off = self.emit(g.Binary, x, mean, kind="sub")
+    square = self.emit(g.Binary, off, off, kind="mul")
+    variance = self.emit(g.Reduce, square, kind="mean", axes=axes, keepdims=True)
+    shifted = self.emit(g.Binary, variance, np.array(eps, dtype=np.float32), kind="add")
+    root = self.emit(g.Activation, shifted, act=g.Act.of("sqrt"))
+    return [out, mean, self.emit(g.Activation, root, act=g.Act.of("reciprocal"))]
 
 
 @_op("LRN")

@@ -102,7 +102,7 @@ def fold_constants(graph: g.Graph) -> g.Graph:
             from actzip.runtime.interpret import interpret
 
             (y,), _ = interpret(one, {})
-            graph.constants[node.output] = np.ascontiguousarray(y.numpy())
+            graph.constants[node.output] = np.asarray(y.numpy(), order="C")
         else:
             kept.append(node)
     graph.nodes = kept

@@ -43,7 +43,7 @@ class _Bench:
     def __init__(
         self, graph: g.Graph, inputs: Sequence[np.ndarray[Any, Any]], batch: int, threads: int
     ) -> None:
-        self.inputs = [np.ascontiguousarray(a, np.float32) for a in inputs]
+        self.inputs = [np.asarray(a, np.float32, order="C") for a in inputs]
         self.batch, self.threads = batch, threads
         self.outputs = [np.empty(g.concrete(graph.shape(v), batch), np.float32) for v in graph.outputs]
         self.trials = 0

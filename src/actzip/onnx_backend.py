@@ -1,11 +1,12 @@
 """``actzip.onnx_backend``: ONNX's own backend interface, so that its test suite and tools run against the engine.
 
-    import actzip.runtime.onnx_backend as backend
+    import actzip.onnx_backend as backend
     outputs = backend.run_model(model, [x])
 
 Inputs that the engine must know when a graph is made (weights, axes, shapes ...) may be inputs of the ONNX graph: the
 model is then compiled for the values of the first run and compiled again when they change. At least one float32 input
-stays an input of the engine; a model that has none is not for it.
+stays an input of the engine; a model that has none is not for it. Outputs are float32, or integers of at most 16 bits, which
+float32 holds exactly (QuantizeLinear).
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class ActzipRep(BackendRep):  # type: ignore[misc]
         self.runner = runner
         initialised = {t.name for t in self.model.graph.initializer}
         self.names = [v.name for v in self.model.graph.input if v.name not in initialised]
+        self.types = [_output_type(v) for v in self.model.graph.output]
         self.fixed: set[str] = set()
         self.plans: dict[str, tuple[list[str], Callable[..., Any]]] = {}
 
@@ -104,11 +106,29 @@ class ActzipRep(BackendRep):  # type: ignore[misc]
                 f"{len(arrays)} inputs for a model of {len(self.names)}: {', '.join(self.names)}"
             )
         values = dict(zip(self.names, arrays, strict=True))
+        wrong = [v.name for v, t in zip(self.model.graph.output, self.types, strict=True) if t is None]
+        if wrong:
+            raise BackendIsNotSupposedToImplementIt(
+                f"output {wrong[0]!r} is of a type that float32 does not hold"
+            )
         try:
             dynamic, run = self._plan(values)
         except UnsupportedError as error:
             raise BackendIsNotSupposedToImplementIt(str(error)) from error
-        return tuple(run([values[n] for n in dynamic]))
+        outputs = run([values[n] for n in dynamic])
+        return tuple(np.asarray(y, t) for y, t in zip(outputs, self.types, strict=True))
+
+
+def _output_type(value: Any) -> np.dtype[Any] | None:
+    """The numpy type of an output that the engine can give, None of another; float32 where the model does not say."""
+    from onnx import TensorProto, helper
+
+    kind = value.type.tensor_type.elem_type if value.type.WhichOneof("value") in (None, "tensor_type") else -1
+    if kind in (TensorProto.UNDEFINED, TensorProto.FLOAT):
+        return np.dtype(np.float32)
+    if kind in (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16):
+        return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    return None
 
 
 class ActzipBackend(Backend):  # type: ignore[misc]
