@@ -46,7 +46,7 @@ def build(name: str) -> nn.Module:
         net = models.detection.backbone_utils.resnet_fpn_backbone(backbone_name=name[:-4], weights=None)
     else:
         kw: dict[str, Any] = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
-        if name in ("deeplabv3_resnet50", "fcn_resnet50"):
+        if name.startswith(("deeplabv3", "fcn", "lraspp")):
             kw["weights_backbone"] = None
         net = models.get_model(name, weights=None, **kw)
     for m in net.modules():
