@@ -291,7 +291,9 @@ def test_bench_times_engines_in_processes_of_their_own(run, monkeypatch):
     code, text, _ = run(
         "bench",
         "lenet5",
-        "--engines",
+        "--batch-size",
+        "3",
+        "--against",
         "torch,deepsparse",
         "--rounds",
         "2",
@@ -307,5 +309,33 @@ def test_bench_times_engines_in_processes_of_their_own(run, monkeypatch):
     for name in ("actzip", "torch"):
         r = rows[name]
         assert r["runs"] == 4 and r["median_ms"] > 0 and r["error"] < 1e-4 and r["peak_bytes"] > 0
-    assert "skip" in rows["deepsparse"]
+        p = r["percentiles_ms"]
+        assert r["fastest_ms"] <= p["50"] <= p["90"] <= p["95"] <= p["99"]
+        assert p["50"] == pytest.approx(r["median_ms"])
+        assert (
+            r["images_per_second"] == pytest.approx(1e3 * found["batch"] / r["mean_ms"])
+            and r["stdev_ms"] >= 0
+        )
+    assert "skip" in rows["deepsparse"] and found["isa"] in found["isas"] and found["batch"] == 3
     assert run("bench", "lenet5", "--engines", "no-such")[0] == 2
+
+
+def test_export_writes_thresholds_that_other_engines_run(run, tmp_path):
+    pytest.importorskip("onnx")
+    cuts = tmp_path / "lenet5.thresholds.json"
+    cuts.write_text(json.dumps({"relu1": 0.25, "relu2": [0.1] * 50}))
+    target = tmp_path / "lenet5.onnx"
+    code, text, err = run("export", "lenet5", str(target), "--thresholds", str(cuts), "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    assert (
+        found["thresholds"] == 2
+        and found["operators"]["ThresholdedRelu"] == 1
+        and found["operators"]["Where"] == 1
+    )
+    assert run("compile", str(target), "--no-tune", "--threads", "1")[0] == 0
+    assert run("export", str(target), str(tmp_path / "b.onnx"))[0] == 2
+    cuts.write_text("[1]")
+    assert run("export", "lenet5", str(target), "--thresholds", str(cuts))[0] == 4
+    cuts.write_text(json.dumps({"nowhere": 1.0}))
+    assert run("export", "lenet5", str(target), "--thresholds", str(cuts))[0] == 6

@@ -30,6 +30,7 @@ VERBS = (
     "encode",
     "decode",
     "inspect",
+    "export",
     "compile",
     "bench",
     "reproduce",

@@ -23,6 +23,8 @@ from actzip.cli.common import (
     progress,
 )  # fmt: skip
 
+_PERCENTILES = (50, 90, 95, 99)
+_SHORT = {"ort": "onnxruntime"}
 _EPILOG = (
     "Example:  actzip bench resnet18 --data photos/ --threads 1\n\n"
     "ACTZIP_DEEPSPARSE_PYTHON may name a Python that has DeepSparse. The tables of the documentation come from "
@@ -38,12 +40,14 @@ def register(app: typer.Typer) -> None:
         model: str = MODEL,
         data: str | None = IMAGES,
         weights: str | None = WEIGHTS,
-        batch: int = typer.Option(1, min=1, help="Images a run."),
+        batch: int = typer.Option(1, "--batch-size", "--batch", min=1, help="Images a run."),
         size: int | None = SIZE,
         threads: int | None = THREADS,
         engines: str = typer.Option(
             ",".join((*DENSE, "deepsparse")),
-            help="The others, with commas; those not installed are left out.",
+            "--against",
+            "--engines",
+            help="The others, with commas (ort is onnxruntime); those not installed are left out.",
         ),
         rounds: int = typer.Option(6, min=1, help="Rounds; engines take turns in each."),
         runs: int = typer.Option(5, min=1, help="Runs of each engine a round."),
@@ -63,17 +67,28 @@ def register(app: typer.Typer) -> None:
         table = Table(title=f"{model}, batch {batch}, {result['threads']} thread(s)")
         for head in ("engine", "version"):
             table.add_column(head)
-        for head in ("median ms", "fastest ms", "runs", "against best dense", "memory MB", "error"):
+        for head in (
+            "median ms",
+            "p95 ms",
+            "fastest ms",
+            "images/s",
+            "runs",
+            "against best dense",
+            "memory MB",
+            "error",
+        ):
             table.add_column(head, justify="right")
         for r in result["engines"]:
             if "skip" not in r:
                 ratio = r["against_best_dense"]
                 table.add_row(
-                    r["engine"], r["version"], f"{r['median_ms']:.3f}", f"{r['fastest_ms']:.3f}", str(r["runs"]),
+                    r["engine"], r["version"], f"{r['median_ms']:.3f}", f"{r['percentiles_ms']['95']:.3f}",
+                    f"{r['fastest_ms']:.3f}", f"{r['images_per_second']:.1f}", str(r["runs"]),
                     "-" if ratio is None else f"{ratio:.2f}x", f"{r['peak_bytes'] / 1e6:.0f}", f"{r['error']:.1e}",
                 )  # fmt: skip
         out.print(table)
-        out.print(f"{result['cpu']} ({result['isa']})", highlight=False)
+        sets = ", ".join([*result["isas"], *result["extras"]])
+        out.print(f"{result['cpu']}: {result['isa']} of {sets}", highlight=False)
         if result["advice"]:
             out.print(result["advice"], highlight=False)
         for r in result["engines"]:
@@ -105,6 +120,7 @@ def run(
     from actzip.errors import InputError
     from actzip.runtime.compiled import advice
 
+    engines = [_SHORT.get(e, e) for e in engines]
     known = [e for e in ENGINES if e != "actzip compile"]
     unknown = [e for e in engines if e not in known]
     if unknown:
@@ -154,7 +170,9 @@ def run(
             error = float(np.abs(y - want.numpy()).max() / max(float(want.abs().max()), 1e-30))
             rows.append({
                 **row, "version": w.info["version"], "ready_seconds": w.info["seconds"], "median_ms": statistics.median(w.ms),
-                "fastest_ms": min(w.ms), "runs": len(w.ms), "peak_bytes": w.peak, "error": error,
+                "fastest_ms": min(w.ms), "mean_ms": statistics.fmean(w.ms), "stdev_ms": statistics.pstdev(w.ms),
+                "percentiles_ms": {str(p): float(np.percentile(w.ms, p)) for p in _PERCENTILES},
+                "images_per_second": 1e3 * batch / statistics.fmean(w.ms), "runs": len(w.ms), "peak_bytes": w.peak, "error": error,
             })  # fmt: skip
     dense = [r["median_ms"] for r in rows if r["engine"] in DENSE and "skip" not in r]
     for r in rows:
@@ -162,5 +180,5 @@ def run(
             r["against_best_dense"] = min(dense) / r["median_ms"] if dense else None
     return {
         "model": model, "batch": batch, "threads": n_threads, "input": "random numbers" if data is None else data,
-        "cpu": info["cpu"], "isa": info["isa"], "advice": advice(), "engines": rows,
+        "cpu": info["cpu"], "isa": info["isa"], "isas": info["isas"], "extras": info["extras"], "advice": advice(), "engines": rows,
     }  # fmt: skip

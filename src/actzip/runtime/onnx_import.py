@@ -11,10 +11,12 @@ folder, and whatever does not fit raises a typed error that names the node.
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,15 @@ class NeedsConstant(UnsupportedError):
 
 class Dims(tuple[g.Dim, ...]):
     """A one-dimensional integer tensor whose elements may depend on the batch: the value of a Shape."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """``x > limit``, kept until the Where or Mul that makes a threshold of it; ``inverse``: where that is false."""
+
+    x: str
+    limit: Array
+    inverse: bool
 
 
 def _onnx() -> Any:
@@ -251,6 +262,8 @@ class _Node:
             if any(isinstance(d, g.Sym) for d in value):
                 raise self.refuse(f"{what} depends on the batch")
             return np.array(value, dtype=np.int64)
+        if isinstance(value, Mask):
+            raise self.refuse(f"{what} is the result of a comparison")
         if isinstance(value, str):
             raise NeedsConstant(
                 f"{self.where}: {what} must be known when the graph is made", self.proto.input[i]
@@ -361,8 +374,9 @@ class _Importer:
             if value.name not in self.env:
                 raise InputError(f"output {value.name!r} is written by no node")
             out = self.env[value.name]
-            if isinstance(out, Dims):
-                raise UnsupportedError(f"output {value.name!r} is a shape, not a tensor")
+            if isinstance(out, (Dims, Mask)):
+                what = "a shape" if isinstance(out, Dims) else "a comparison"
+                raise UnsupportedError(f"output {value.name!r} is {what}, not a float32 tensor")
             if not isinstance(out, str) and np.asarray(out).dtype != np.float32:
                 raise UnsupportedError(
                     f"output {value.name!r} is a constant of type {np.asarray(out).dtype}, not float32"
@@ -377,28 +391,40 @@ class _Importer:
         return self.graph
 
     def _order(self, nodes: Any) -> list[Any]:
-        """Topological order; exporters keep it, but a file may not."""
+        """Topological order, the file's where that is one; in time linear in the nodes."""
         known = set(self.env) | {""}
-        waiting = list(nodes)
+        waiting: dict[str, list[int]] = {}  # value -> nodes that wait for it
+        missing = [len({i for i in node.input if i not in known}) for node in nodes]
+        for k, node in enumerate(nodes):
+            for i in {i for i in node.input if i not in known}:
+                waiting.setdefault(i, []).append(k)
+        ready = [k for k, m in enumerate(missing) if m == 0]
+        heapq.heapify(ready)
         out: list[Any] = []
-        while waiting:
-            later = []
-            for node in waiting:
-                if all(i in known for i in node.input):
-                    out.append(node)
-                    known.update(node.output)
-                else:
-                    later.append(node)
-            if len(later) == len(waiting):
-                node = later[0]
-                written = {o for n in waiting for o in n.output}
-                missing = [i for i in node.input if i not in known]
-                label = f"{node.op_type} node {node.name!r}"
-                if all(m in written for m in missing):
-                    raise InputError(f"{label} is part of a cycle, or waits for one ({', '.join(missing)})")
-                lost = ", ".join(repr(m) for m in missing if m not in written)
-                raise InputError(f"{label} reads {lost}, which nothing writes: an initialiser is missing")
-            waiting = later
+        while ready:
+            node = nodes[heapq.heappop(ready)]
+            out.append(node)
+            for o in node.output:
+                if o not in known:
+                    known.add(o)
+                    for k in waiting.pop(o, ()):
+                        missing[k] -= 1
+                        if missing[k] == 0:
+                            heapq.heappush(ready, k)
+        if len(out) < len(nodes):
+            written = {o for n in nodes for o in n.output}
+            stuck = [n for k, n in enumerate(nodes) if missing[k]]
+            for node in stuck:
+                lost = ", ".join(repr(i) for i in node.input if i not in known and i not in written)
+                if lost:
+                    raise InputError(
+                        f"{node.op_type} node {node.name!r} reads {lost}, which nothing writes: an initialiser is missing"
+                    )
+            node = stuck[0]
+            names = ", ".join(i for i in node.input if i not in known)
+            raise InputError(
+                f"{node.op_type} node {node.name!r} is part of a cycle, or waits for one ({names})"
+            )
         return out
 
     def add_input(self, value: Any, given: Sequence[int] | None) -> str:
@@ -460,8 +486,9 @@ class _Importer:
         if isinstance(x, str):
             return x
         where = self.current.where if self.current else "the graph"
-        if isinstance(x, Dims):
-            raise UnsupportedError(f"{where}: a shape is used as a tensor of numbers")
+        if isinstance(x, (Dims, Mask)):
+            what = "a shape" if isinstance(x, Dims) else "a comparison"
+            raise UnsupportedError(f"{where}: {what} is used as a tensor of numbers")
         a = np.asarray(x)
         known = self.interned.get(id(x))
         if known is None:
@@ -474,6 +501,8 @@ class _Importer:
             return self.graph.shape(x)
         if isinstance(x, Dims):
             return (len(x),)
+        if isinstance(x, Mask):
+            return self.graph.shape(x.x)
         return tuple(int(d) for d in np.asarray(x).shape)
 
     def emit(self, cls: type[g.Node], *inputs: Any, **fields: Any) -> str:
@@ -680,6 +709,8 @@ def _binary(self: _Importer, node: _Node) -> Any:
     a, b = node.need(0), node.need(1)
     if isinstance(a, Dims) or isinstance(b, Dims):
         return _shape_arithmetic(self, node)
+    if node.op == "Mul" and (isinstance(a, Mask) or isinstance(b, Mask)):
+        return _masked(self, node, *((a, b) if isinstance(a, Mask) else (b, a)))
     if node.op != "Pow":
         _same_type(node, a, b)
     return self.emit(g.Binary, a, b, kind=_BINARY[node.op])
@@ -765,6 +796,47 @@ def _thresholded(self: _Importer, node: _Node) -> Any:
     return self.emit(g.Activation, node.need(0), act=g.Act.of("threshold", param=theta))
 
 
+@_op("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+def _compare(self: _Importer, node: _Node) -> Any:
+    """``x > t`` of a value and a constant; ``x >= t`` is ``x >`` the next lower number."""
+    x, limit, op = node.need(0), node.need(1), node.op
+    if isinstance(limit, str) and not isinstance(x, str):
+        x, limit = limit, x
+        op = op.replace("Greater", "?").replace("Less", "Greater").replace("?", "Less")
+    if not isinstance(x, str) or not isinstance(limit, np.ndarray):
+        raise node.refuse(
+            "a comparison of two values (of a value and a constant is supported, for a threshold)"
+        )
+    t = _float32(limit, node.where)
+    if op in ("GreaterOrEqual", "Less"):
+        t = np.nextafter(t, np.float32(-np.inf))
+    return Mask(x, t, op.startswith("Less"))
+
+
+@_op("Where")
+def _where(self: _Importer, node: _Node) -> Any:
+    mask, yes, no = node.need(0), node.need(1), node.need(2)
+    if not isinstance(mask, Mask):
+        raise node.refuse("a condition that is no comparison with a constant")
+    if mask.inverse:
+        yes, no = no, yes
+    if not isinstance(no, np.ndarray) or no.size == 0 or bool((no != 0).any()):
+        raise node.refuse("only a threshold is supported: Where(x > t, x, 0)")
+    return _masked(self, node, Mask(mask.x, mask.limit, False), yes)
+
+
+def _masked(self: _Importer, node: _Node, mask: Mask, x: Any) -> Any:
+    """``x`` where the mask is, else 0: a thresholded ReLU."""
+    shape = self.shape(x)
+    dims = [1] * (len(shape) - mask.limit.ndim) + list(mask.limit.shape)
+    channels = len(dims) == len(shape) > 1 and dims == [1, mask.limit.size, *[1] * (len(shape) - 2)]
+    if mask.inverse or x != mask.x or not (mask.limit.size == 1 or channels):
+        raise node.refuse(
+            "only a threshold is supported: x where x > t (one number, or one a channel), else 0"
+        )
+    return self.emit(g.Activation, x, act=g.Act.of("threshold", param=mask.limit.reshape(-1)))
+
+
 @_op("PRelu")
 def _prelu(self: _Importer, node: _Node) -> Any:
     x = node.need(0)
@@ -805,6 +877,8 @@ def _identity(self: _Importer, node: _Node) -> Any:
 def _cast(self: _Importer, node: _Node) -> Any:
     x = node.need(0)
     if isinstance(x, Dims):
+        return x
+    if isinstance(x, Mask) and node.op == "Cast" and node.integer("to", 0) == self.onnx.TensorProto.FLOAT:
         return x
     to = node.integer("to", 0) if node.op == "Cast" else None
     if node.op == "CastLike":

@@ -1,0 +1,120 @@
+"""``actzip export``: a model with its thresholds or scales as an ONNX file that other engines run too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from actzip.cli.common import JSON, WEIGHTS, errors, print_json
+
+_EPILOG = (
+    "Example:  actzip export resnet18 resnet18.onnx --weights sparse.safetensors --thresholds sparse.thresholds.json\n\n"
+    "`actzip reproduce` writes weights, thresholds and scales of every stage into its folder; `actzip quantize` writes scales."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command(epilog=_EPILOG)
+    def export(
+        model: str = typer.Argument(
+            ..., help="Ours, torchvision's or timm's name, package.module:attribute, or a .pt2 file."
+        ),
+        target: Path = typer.Argument(..., help="The ONNX file to write."),
+        weights: str | None = WEIGHTS,
+        thresholds: Path | None = typer.Option(
+            None, help="JSON: thresholds of ReLUs, {site: number or one a channel}."
+        ),
+        scales: Path | None = typer.Option(
+            None, help="JSON of actzip quantize: maps become QuantizeLinear and DequantizeLinear."
+        ),
+        size: int | None = typer.Option(None, min=1, help="Images are this square."),
+        opset: int | None = typer.Option(
+            None, help="11 or newer; 17 where not given (21 for more than 8 bits)."
+        ),
+        dynamic: bool = typer.Option(True, help="Any batch, else one image."),
+        json: bool = JSON,
+    ) -> None:
+        """Write a sparsified or quantized model as ONNX: thresholds as ThresholdedRelu, scales as QDQ."""
+        result = run(model, target, weights, thresholds, scales, size, opset, dynamic)
+        if json:
+            print_json(result)
+        else:
+            errors.print(f"written: {target}", highlight=False)
+            typer.echo(", ".join(f"{n} {op}" for op, n in result["operators"].items()))
+
+
+def run(
+    model: str,
+    target: Path,
+    weights: str | None,
+    thresholds: Path | None,
+    scales: Path | None,
+    size: int | None,
+    opset: int | None,
+    dynamic: bool,
+) -> dict[str, Any]:
+    """Writes the file; what is in it."""
+    from collections import Counter
+
+    import torch
+
+    from actzip.activations import set_thresholds
+    from actzip.errors import InputError
+    from actzip.models import load_weights
+    from actzip.profile.load import load_model
+    from actzip.quantize.files import load_quantization
+    from actzip.quantize.onnx import export_qdq
+    from actzip.runtime.onnx_export import export_onnx
+    from actzip.runtime.onnx_import import load_onnx
+
+    if model.endswith(".onnx"):
+        raise InputError(f"{model} is an ONNX file already; export takes a PyTorch model")
+    if thresholds is not None and scales is not None:
+        raise InputError(
+            "--thresholds and --scales exclude each other: give the one that the model was made with"
+        )
+    torch.manual_seed(0)
+    net, shape, _, _ = load_model(model)
+    for m in net.modules():
+        m.training = False
+    if weights is not None:
+        load_weights(net, weights)
+    example = torch.randn(1, *(shape if size is None else (shape[0], size, size)))
+    cuts = {} if thresholds is None else _thresholds(thresholds)
+    if cuts:
+        set_thresholds(net, cuts, example)
+    if scales is not None:
+        load_quantization(net, scales)
+        export_qdq(net, example, target, opset=opset, dynamic_batch=dynamic)
+    else:
+        export_onnx(net, example, target, opset=opset or 17, dynamic_batch=dynamic)
+    written = load_onnx(target)
+    return {
+        "out": str(target), "opset": written.opset_import[0].version, "input": [None if dynamic else 1, *example.shape[1:]],
+        "thresholds": len(cuts), "operators": dict(sorted(Counter(n.op_type for n in written.graph.node).items())),
+    }  # fmt: skip
+
+
+def _thresholds(path: Path) -> dict[str, Any]:
+    import json
+
+    import torch
+
+    from actzip.errors import DataError
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable JSON file: {error}") from error
+    plain = isinstance(found, dict) and all(
+        isinstance(t, (int, float))
+        or (isinstance(t, list) and t and all(isinstance(v, (int, float)) for v in t))
+        for t in found.values()
+    )
+    if not plain:
+        raise DataError(f"{path}: an object of thresholds is needed, {{site: number or list of numbers}}")
+    return {k: torch.tensor(t) if isinstance(t, list) else float(t) for k, t in found.items()}

@@ -1,0 +1,120 @@
+"""Sparsified models as ONNX files that this engine and others run."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+import actzip  # noqa: E402
+from actzip.activations import set_thresholds  # noqa: E402
+from actzip.errors import InputError, UnsupportedError  # noqa: E402
+from actzip.runtime.onnx_export import export_onnx  # noqa: E402
+from actzip.runtime.onnx_import import from_onnx  # noqa: E402
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.r, self.s, self.fc = nn.ReLU(inplace=True), nn.ReLU6(), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.r(self.a(x))
+        return self.fc(self.s(self.b(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def thresholded():
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(2, 3, 10, 10)
+    set_thresholds(net, {"r": 0.3, "s": torch.linspace(0, 0.2, 8)}, x)
+    with torch.no_grad():
+        return net, x, net(x).numpy()
+
+
+@pytest.mark.parametrize("opset", [12, 17, 21])
+def test_thresholds_are_standard_operators(thresholded, tmp_path, opset):
+    net, x, want = thresholded
+    path = export_onnx(net, x, tmp_path / "net.onnx", opset=opset)
+    model = onnx.load(path)
+    ops = [n.op_type for n in model.graph.node]
+    assert ops.count("ThresholdedRelu") == 1 and ops.count("Where") == 1 and "Relu" not in ops
+    alpha = next(n for n in model.graph.node if n.op_type == "ThresholdedRelu").attribute[0].f
+    assert alpha == np.float32(0.3) and model.opset_import[0].version == opset
+    fast = actzip.compile(path, x, tune=False, cache=False)
+    assert np.allclose(fast(x.numpy()), want, atol=1e-5)
+    assert np.allclose(fast(x[:1].numpy()), want[:1], atol=1e-5)  # any batch
+    with torch.no_grad():
+        assert np.array_equal(net(x).numpy(), want)  # left as it was
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_other_engines_run_it(thresholded, tmp_path, engine):
+    module = pytest.importorskip(engine)
+    net, x, want = thresholded
+    path = export_onnx(net, x, tmp_path / "net.onnx")
+    if engine == "onnxruntime":
+        got = module.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+            None, {"input": x.numpy()}
+        )[0]
+    else:
+        hint = {"INFERENCE_PRECISION_HINT": "f32"}
+        got = module.Core().compile_model(str(path), "CPU", hint)(x.numpy())[0]
+    assert np.allclose(got, want, atol=1e-5)
+
+
+def test_bad_calls_are_named(thresholded, tmp_path):
+    net, x, _ = thresholded
+    with pytest.raises(InputError, match="opset 9"):
+        export_onnx(net, x, tmp_path / "a.onnx", opset=9)
+    with pytest.raises(InputError, match="does not take this example"):
+        export_onnx(net, x[:, :2], tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def graph_of(nodes, constants):
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3, 4, 4]) for n in ("x", "y")]
+    tensors = [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize("op", ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("limit", [0.5, [[[0.25]], [[0.5]], [[0.75]]]])
+def test_comparisons_that_make_a_threshold(op, swapped, limit):
+    node = helper.make_node(op, ["t", "x"] if swapped else ["x", "t"], ["m"])
+    above = op.startswith("Greater") != swapped
+    x = np.tile(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), (2, 3, 1, 1))
+    x[0, :, 0, 0] = 0.5
+    x[0, :, 0, 1] = 0.25
+    constants = {"t": limit, "zero": 0.0}
+    keep = ["x", "zero"] if above else ["zero", "x"]
+    models = [graph_of([node, helper.make_node("Where", ["m", *keep], ["y"])], constants)]
+    if above:  # as FATReLU is written by hand: a mask of numbers times x
+        cast = helper.make_node("Cast", ["m"], ["f"], to=TensorProto.FLOAT)
+        models.append(graph_of([node, cast, helper.make_node("Mul", ["f", "x"], ["y"])], {"t": limit}))
+    for model in models:
+        (want,) = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})
+        fast = actzip.compile(from_onnx(model), x, tune=False, cache=False)
+        assert np.array_equal(fast(x), want)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [("Greater", ["x", "t"], ["m"]), ("Where", ["m", "t", "x"], ["y"])],
+        [("Less", ["x", "t"], ["m"]), ("Where", ["m", "x", "zero"], ["y"])],
+        [("Greater", ["x", "x"], ["m"]), ("Where", ["m", "x", "zero"], ["y"])],
+        [("Greater", ["x", "t"], ["m"]), ("Relu", ["m"], ["y"])],
+        [("Greater", ["x", "t"], ["y"])],
+        [("Greater", ["x", "w"], ["m"]), ("Where", ["m", "x", "zero"], ["y"])],
+    ],
+)
+def test_other_comparisons_are_refused_by_name(nodes):
+    made = [helper.make_node(op, i, o, name="here") for op, i, o in nodes]
+    with pytest.raises(UnsupportedError, match=r"here|output 'y'"):
+        from_onnx(graph_of(made, {"t": 0.5, "zero": 0.0, "w": np.full((1, 1, 4, 4), 0.5)}))
