@@ -9,7 +9,7 @@ VISION ?= torchvision==0.28.0
 DATA   ?= ../shared
 export ACTZIP_SHARED ?= $(abspath $(DATA))
 
-.PHONY: bench-engine help demo test setup native lint format typecheck asan tsan fuzz fuzz-short test-neon docs wheel clean bench
+.PHONY: bench-engine help demo test setup native lint format asan tsan fuzz fuzz-onnx fuzz-short test-neon wheel test-wheel clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,7 +38,7 @@ test: setup ## every test
 	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) fuzz-short
 
 # Native tests under sanitizers: `make asan` builds and runs them all, `make fuzz N=10` runs ten million cases of
-# the codecs' fuzzer (SEED=... for others), split over the CPUs.
+# the codecs' fuzzer (SEED=... for others), split over the CPUs; `make fuzz-onnx N=10` ten thousand damaged ONNX models.
 N    ?= 1
 SEED ?= 1
 comma := ,
@@ -79,11 +79,32 @@ fuzz: ## N million fuzz cases of every codec, under the same sanitizers
 	done; \
 	for p in $$pids; do wait $$p || exit 1; done
 
+fuzz-onnx: ## N thousand damaged ONNX models, compiled and run with the native modules under the same sanitizers
+	$(subst build/asan,build/asan-python,$(subst -DACTZIP_PYTHON=OFF -DACTZIP_NATIVE_TESTS=ON,-DPython_EXECUTABLE=$$(command -v python),$(SANITIZED))) >/dev/null
+	cmake --build build/asan-python --target _engine _codec
+	mkdir -p build/asan-python/site && cp -r src/actzip build/asan-python/site/ && rm -f build/asan-python/site/actzip/*.so
+	cp build/asan-python/csrc/bindings/*.so build/asan-python/site/actzip/
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=build/asan-python/site python tests/fuzz/onnx_models.py $$(( $(N) * 1000 )) $(SEED)
+
 native: ## developer build: the extension modules beside the sources, incremental (use with PYTHONPATH=src)
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v python) -DCMAKE_INSTALL_PREFIX=src \
 	  $$(command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >/dev/null
 	cmake --build build/dev
 	cmake --install build/dev >/dev/null
+
+wheel: setup ## a wheel for this Python and machine in dist/
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+# PATH holds the new environment alone: no compiler, no CMake. The tests are copied away from the sources.
+WHEEL_TESTS ?= tests/test_import.py tests/test_cpu.py tests/codec tests/runtime tests/test_onnx_backend.py
+test-wheel: wheel ## the newest wheel in an environment of its own without a compiler, and its tests
+	rm -rf build/wheel-test && $(PYTHON) -m venv build/wheel-test/venv && mkdir build/wheel-test/project
+	build/wheel-test/venv/bin/python -m pip install -q "$(TORCH)" "$(VISION)"
+	cp -r tests pyproject.toml docs benchmarks build/wheel-test/project/
+	cd build/wheel-test/project && export PATH="$(abspath build/wheel-test/venv/bin)" && \
+	  python -m pip install -q --no-build-isolation --only-binary :all: "$$(python -c 'import glob, os; print(max(glob.glob("$(abspath dist)/*.whl"), key=os.path.getmtime))')[onnx]" "pytest>=8.0" "hypothesis>=6.100" && \
+	  python -m pytest -q $(WHEEL_TESTS)
 
 bench-engine: setup ## every table of the engine (hours are not needed, an idle machine is): docs/engine-benchmarks.md
 	$(BIN)/python benchmarks/engine/suite.py

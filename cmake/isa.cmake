@@ -3,7 +3,7 @@
 # once; nothing else in the tree is compiled above the platform's baseline, so that an old CPU never meets
 # an illegal instruction. Defines ACTZIP_HAVE_<ISA> on the target for the dispatch table.
 set(ACTZIP_FLAGS_baseline "")
-if(MSVC)
+if(MSVC AND NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang") # clang-cl takes the flags of the others
   set(ACTZIP_FLAGS_avx2 /arch:AVX2)
   set(ACTZIP_FLAGS_avx512 /arch:AVX512)
   set(ACTZIP_FLAGS_avx512_icl /arch:AVX512)
@@ -16,9 +16,14 @@ else()
 endif()
 set(ACTZIP_FLAGS_neon "")
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+if(CMAKE_OSX_ARCHITECTURES) # macOS builds for the other processor too
+  set(ACTZIP_PROCESSOR "${CMAKE_OSX_ARCHITECTURES}")
+else()
+  set(ACTZIP_PROCESSOR "${CMAKE_SYSTEM_PROCESSOR}")
+endif()
+if(ACTZIP_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(ACTZIP_ISAS baseline avx2 avx512 avx512_icl)
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+elseif(ACTZIP_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   set(ACTZIP_ISAS baseline neon)
 else()
   set(ACTZIP_ISAS baseline)

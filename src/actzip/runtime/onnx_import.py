@@ -119,7 +119,10 @@ def _external(onnx: Any, model: Any, folder: Path | None, name: str) -> None:
         location = info.get("location", "")
         if folder is None:
             raise DataError(f"{where} has external data, which needs the model's path")
-        target = (folder / location).resolve()
+        try:
+            target = (folder / location).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+            raise DataError(f"{where}: external data at {location!r}: {error}") from error
         if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
             raise DataError(f"{where}: external data at {location!r} lies outside the model's folder")
         size = _elements(tensor, where) * _item_size(onnx, tensor, where)
@@ -132,9 +135,12 @@ def _external(onnx: Any, model: Any, folder: Path | None, name: str) -> None:
             raise DataError(f"{where}: external data file {location!r} is missing")
         if offset < 0 or length != size or offset + length > target.stat().st_size:
             raise DataError(f"{where}: {size} bytes are needed; {location!r} does not hold them at {offset}")
-        with target.open("rb") as f:
-            f.seek(offset)
-            tensor.raw_data = f.read(length)
+        try:
+            with target.open("rb") as f:
+                f.seek(offset)
+                tensor.raw_data = f.read(length)
+        except OSError as error:
+            raise DataError(f"{where}: external data at {location!r} cannot be read: {error}") from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
 
@@ -655,7 +661,10 @@ def _dims_of(node: _Node, i: int, what: str) -> list[g.Dim]:
     value = node.need(i)
     if isinstance(value, Dims):
         return list(value)
-    return [int(v) for v in node.required(i, what).reshape(-1)]
+    array = node.required(i, what)
+    if array.dtype.kind not in "iuf":
+        raise node.wrong(f"{what} is of type {array.dtype}, not a number")
+    return [int(v) for v in array.reshape(-1)]
 
 
 def _dims_result(values: Sequence[g.Dim], like: Any = None) -> Any:
