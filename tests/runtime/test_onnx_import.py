@@ -12,6 +12,7 @@ from torch import nn
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+import actzip  # noqa: E402
 from actzip.errors import ActzipError, DataError, InputError, UnsupportedError  # noqa: E402
 from actzip.runtime.interpret import interpret  # noqa: E402
 from actzip.runtime.onnx_import import from_onnx, load_onnx  # noqa: E402
@@ -86,6 +87,56 @@ def test_exported_models_of_several_opsets(opset, dynamic):
         big = torch.randn(5, 3, 16, 16)
         with torch.no_grad():
             assert np.allclose(run_file(data, big)[0], model(big).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [18, 21, onnx.defs.onnx_opset_version()])
+def test_newer_opsets(opset):
+    torch.manual_seed(0)
+    model, x = Small().eval(), torch.randn(2, 3, 16, 16)
+    newer = onnx.version_converter.convert_version(onnx.load_from_string(export(model, x)), opset)
+    assert newer.opset_import[0].version == opset
+    with torch.no_grad():
+        assert np.allclose(run_file(newer, x)[0], model(x).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_models_that_onnxruntime_quantized(tmp_path, per_channel):
+    ort = pytest.importorskip("onnxruntime")
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 5)
+    )  # fmt: skip
+    images = [{"x": np.random.default_rng(i).standard_normal((1, 3, 16, 16), np.float32)} for i in range(4)]
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.left = list(images)
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    (tmp_path / "f.onnx").write_bytes(export(model, torch.from_numpy(images[0]["x"])))
+    quantization.quantize_static(
+        tmp_path / "f.onnx",
+        tmp_path / "q.onnx",
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=per_channel,
+    )
+    kinds = {n.op_type for n in onnx.load(tmp_path / "q.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    options = ort.SessionOptions()
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # the graph as it is written
+    session = ort.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"])
+    fast = actzip.compile(tmp_path / "q.onnx", images[0]["x"], tune=False, cache=False)
+    for image in images:
+        want = session.run(None, image)[0]
+        assert (
+            np.abs(fast(image["x"]) - want).max() <= 0.02 * np.abs(want).max()
+        )  # a step of a sum rounded the other way
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5"])

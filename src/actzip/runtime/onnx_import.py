@@ -563,6 +563,9 @@ class _Importer:
             return None
         if node.op in _GROWING and not self._small(node, inputs):
             raise node.wrong(f"asks for more than {MAX_ELEMENTS} elements")
+        plain = _dequantized(node, *inputs) if node.op == "DequantizeLinear" else None
+        if plain is not None:
+            return [plain]
         if node.op in (
             "RandomNormal",
             "RandomUniform",
@@ -1718,6 +1721,32 @@ def _scale_and_zero(node: _Node, shape: g.Shape) -> tuple[Array, Array, int, int
     names = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
     low, high = names.get(dtype.name) or (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     return scale, offset, low, high
+
+
+def _dequantized(node: _Node, x: Any, scale: Any = None, zero: Any = None) -> Array | None:
+    """(x - zero) * scale of integer constants, which ONNX's reference has from opset 19 on alone; None of other types."""
+    if (
+        scale is None
+        or x.dtype.kind not in "iu"
+        or scale.dtype != np.float32
+        or node.integer("block_size", 0)
+    ):
+        return None
+    if zero is not None and (zero.dtype.kind not in "iu" or zero.size != scale.size):
+        return None
+    if scale.size > 1:
+        axis = node.integer("axis", 1)
+        if not -x.ndim <= axis < x.ndim or scale.shape != (x.shape[axis],):
+            raise node.wrong(f"{scale.size} scales for axis {axis} of a tensor of shape {list(x.shape)}")
+        dims = [1] * x.ndim
+        dims[axis] = scale.size
+        scale, zero = scale.reshape(dims), None if zero is None else zero.reshape(dims)
+    elif scale.size != 1:
+        return None
+    else:
+        scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
+    whole = x.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
+    return np.asarray(whole.astype(np.float32) * scale, np.float32)
 
 
 @_op("QuantizeLinear")
