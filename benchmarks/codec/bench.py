@@ -3,12 +3,14 @@
     python benchmarks/codec/bench.py                                  # Inception-V3 on 20 photographs, CIFAR ResNet-20
     python benchmarks/codec/bench.py mobilenet_v1=sparse.safetensors  # a network with the weights of a checkpoint
     python benchmarks/codec/bench.py inception_v3 --bits 8 --only rans --no-slow --out look.json
+    python benchmarks/codec/bench.py --only-scaling                   # two threads against one, added to the results
     python benchmarks/codec/bench.py --markdown                       # the tables of docs/codecs.md from the results
 
 A map is the output of one ReLU for all images together (N, C, H, W), quantized to 8 and 16 bits with one scale. Each is
 encoded and decoded `--repeats` times (zstd -19 encodes once) into reused memory; the table sums the fastest time of each map.
 GB/s are bytes of the q-bit tensor. One thread on one CPU; seconds are CPU time of that thread, so that other processes count
-only through the caches and the memory that they use. Two threads against one are timed by the clock. Rivals are given the same
+only through the caches and the memory that they use. Two threads against one are timed by the clock, memcpy beside the codecs:
+what the memory gains bounds what they can. Rivals are given the same
 q-bit tensor (blosc2: bit shuffle, zstd level 5, element size told). Every map must come back as it was.
 
 The results of each network and width replace its entry of `benchmarks/results/codec.json`; the figures that the project
@@ -31,6 +33,9 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 
 Array = np.ndarray[Any, Any]
+
+# Columns of the table of two threads against one: of a codec, and of memcpy.
+TWO_THREADS = (("encode", "copy"), ("decode", "copy"), ("encode_new", "copy_new"), ("decode_new", "copy_new"))
 
 
 class Network(NamedTuple):
@@ -193,35 +198,65 @@ def compare(
 
 
 def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[str, Any]:
-    """Speed of two threads over one by the clock, codec by codec, all maps together; calls follow one another, so that
-    the pool's threads are awake."""
+    """Speed of two threads over one by the clock, all maps together: of every codec into memory that is there already
+    (encode, decode) and into memory that is new in every call (encode_new, decode_new), and of memcpy, half of the array
+    a thread, under the same conditions (copy, copy_new); and how many CPUs other processes used meanwhile. Calls with one and two threads take turns; a call of less than
+    5 ms is made once more before it is timed, so that the pool's thread is awake."""
     from actzip import _codec
     from actzip.codec import codecs, encode
 
-    def clock(f: Callable[[], Any]) -> float:
-        best = float("inf")
-        for _ in range(repeats + 2):
-            start = time.perf_counter()
-            f()
-            best = min(best, time.perf_counter() - start)
-        return best
+    sums: dict[str, dict[str, dict[int, float]]] = {}
 
-    result = {}
-    for name in [n for n in codecs() if not only or n in only]:
-        sums = {(w, t): 0.0 for w in ("encode", "decode") for t in (1, 2)}
-        for q in maps:
+    def clock(name: str, way: str, f: Callable[[int], Any]) -> None:
+        best = {1: float("inf"), 2: float("inf")}
+        begin, rounds = time.perf_counter(), 0
+        while rounds < repeats or (time.perf_counter() - begin < 0.01 and rounds < 50):
+            rounds += 1
+            for t in best:
+                for last in (False, True):
+                    start = time.perf_counter()
+                    f(t)
+                    seconds = time.perf_counter() - start
+                    if last or seconds > 0.005:
+                        best[t] = min(best[t], seconds)
+                        break
+        total = sums.setdefault(name, {}).setdefault(way, {1: 0.0, 2: 0.0})
+        for t in best:
+            total[t] += best[t]
+
+    names = [n for n in codecs() if not only or n in only]
+    before = busy()
+    for q in maps:
+        out = np.empty_like(q)
+        memory = bytearray(4 * q.nbytes + 4096)
+        clock("memcpy", "copy", lambda t, q=q, o=out: _codec.copy(q, o, t))
+        clock("memcpy", "copy_new", lambda t, q=q: _codec.copy(q, np.empty_like(q), t))
+        for name in names:
             blob = encode(q, name, bits)
-            header, out = _codec.parse_header(blob), np.empty_like(q)
-            memory = bytearray(4 * q.nbytes + 4096)
-            for t in (1, 2):
-                sums["encode", t] += clock(
-                    lambda c=name, q=q, t=t, to=memory: encode(q, c, bits, threads=t, out=to)
-                )
-                sums["decode", t] += clock(
-                    lambda b=blob, h=header, o=out, t=t: _codec.decode(b, h, o, True, t)
-                )
-        result[name] = {w: sums[w, 1] / sums[w, 2] for w in ("encode", "decode")}
-    return result
+            h = _codec.parse_header(blob)
+            clock(name, "encode", lambda t, c=name, q=q, m=memory: encode(q, c, bits, threads=t, out=m))
+            clock(name, "encode_new", lambda t, c=name, q=q: encode(q, c, bits, threads=t))
+            clock(name, "decode", lambda t, b=blob, h=h, o=out: _codec.decode(b, h, o, True, t))
+            clock(
+                name,
+                "decode_new",
+                lambda t, b=blob, h=h, q=q: _codec.decode(b, h, np.empty_like(q), True, t),
+            )
+    after = busy()
+    return {
+        "two_threads": {n: {w: s[1] / s[2] for w, s in ways.items()} for n, ways in sums.items()},
+        "two_threads_others": (after[1] - before[1]) / (after[0] - before[0]) if after[1] else None,
+    }
+
+
+def busy() -> tuple[float, float]:
+    """The time now, and CPU seconds that other processes have used since the system began (0 where it does not say)."""
+    own = sum(os.times()[:2])
+    try:
+        fields = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except OSError:
+        return time.time(), 0.0
+    return time.time(), (sum(fields) - fields[3] - fields[4] - fields[7]) / os.sysconf("SC_CLK_TCK") - own
 
 
 def figures(network: str, r: dict[str, Any]) -> list[dict[str, Any]]:
@@ -252,13 +287,14 @@ def figures(network: str, r: dict[str, Any]) -> list[dict[str, Any]]:
         promise("1.001 * raw bits / auto payload", 1.001 / r["auto_payload_over_raw"], 1.0)
     for name, s in r.get("two_threads", {}).items():
         for way in ("encode", "decode"):
-            promise(f"{name} {way}, two threads / one", s[way], 1.8)
+            if way in s:
+                promise(f"{name} {way}, two threads / one", s[way], 1.8)
     return out
 
 
 def show(network: str, what: str, r: dict[str, Any]) -> None:
     """The table and the figures on standard output."""
-    copy = r["codecs"]["memcpy"]["encode_gbps"]
+    copy = r["codecs"]["memcpy"]["encode_gbps"]  # by one thread
     print(f"{what}, {r['bits']} bits, density {r['density']:.3f}, {r['elements'] / 1e6:.1f} M elements")
     print(f"  {'':24} {'bytes':>12} {'gain':>6} {'encode':>7} {'decode':>7} GB/s   x memcpy")
     for name, c in r["codecs"].items():
@@ -266,6 +302,13 @@ def show(network: str, what: str, r: dict[str, Any]) -> None:
         print(
             f"  {name:24} {int(c['bytes']):12,} {c['gain']:6.3f} {e:7.3f} {d:7.3f}      {e / copy:5.2f} {d / copy:5.2f}"
         )
+    if "two_threads" in r:
+        others = r["two_threads_others"]
+        print(f"  {'two threads / one':24} {'encode':>7} {'decode':>7}   into new memory", end="")
+        print("" if others is None else f"; other processes used {others:.2f} CPUs")
+    for name, s in r.get("two_threads", {}).items():
+        e, d, en, dn = (s.get(w, s.get(c, 0.0)) for w, c in TWO_THREADS)
+        print(f"  {name:24} {e:6.2f}x {d:6.2f}x   {en:6.2f}x {dn:6.2f}x")
     for f in figures(network, r):
         print(f"  {'' if f['met'] else 'NOT '}met: {f['what']} {f['measured']:.3f} (at least {f['least']})")
     print(flush=True)
@@ -298,6 +341,24 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def two_threads(results: dict[str, Any]) -> str:
+    """The table of two threads against one of docs/codecs.md, memcpy beside the codecs."""
+    entries = [e for e in results.values() if "two_threads" in e]
+    names = list(entries[0]["two_threads"])
+    lines = [
+        f"| network | bits | memory | {' | '.join('memcpy' if n == 'memcpy' else f'`{n}`' for n in names)} |",
+        "|---|--:|---|" + "--:|" * len(names),
+    ]
+    for e in entries:
+        for memory, ways in (("there", TWO_THREADS[:2]), ("new", TWO_THREADS[2:])):
+            cells = []
+            for n in names:
+                s = e["two_threads"][n]
+                cells.append(", ".join(dict.fromkeys(f"{s.get(w, s.get(c, 0.0)):.2f}" for w, c in ways)))
+            lines.append(f"| {e['what']} | {e['bits']} | {memory} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _own() -> set[str]:
     from actzip.codec import codecs
 
@@ -319,6 +380,9 @@ def main() -> None:
     p.add_argument("--no-slow", action="store_true", help="without zstd -19")
     p.add_argument("--only", nargs="*", default=[], help="only these codecs, seg and memcpy")
     p.add_argument("--no-scaling", action="store_true", help="without two threads against one")
+    p.add_argument(
+        "--only-scaling", action="store_true", help="two threads against one, the rest of the results is kept"
+    )
     p.add_argument("--label", help="what to call the network with these weights in the results")
     p.add_argument(
         "--maps", type=Path, help="keep the quantized maps in this folder, and take them from there"
@@ -330,7 +394,7 @@ def main() -> None:
     args = p.parse_args()
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.markdown:
-        print(markdown(results))
+        print(markdown(results), two_threads(results), sep="\n")
         return
 
     from rich.progress import Progress
@@ -347,19 +411,25 @@ def main() -> None:
         images = args.images or NETWORKS[network].images
         for bits, maps in quantized(network, weights or None, images, args.bits, args.maps):
             what = f"{label}, {images} images, {len(maps)} maps"
-            table = contenders(bits, not args.no_slow)
-            if args.only:
-                table = {k: v for k, v in table.items() if k in {*args.only, "memcpy", "seg"}}
-            os.sched_setaffinity(0, {max(cpus)})
-            with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
-                task = bar.add_task(what, total=len(maps))
-                r = compare(maps, bits, args.repeats, table, lambda bar=bar, task=task: bar.advance(task))
-            os.sched_setaffinity(0, cpus)
+            key = f"{label}, {bits} bits"
+            if args.only_scaling:
+                if key not in results:
+                    raise SystemExit(f"{args.out} has no results of {key!r} to which they could be added")
+                r = results[key]
+            else:
+                table = contenders(bits, not args.no_slow)
+                if args.only:
+                    table = {k: v for k, v in table.items() if k in {*args.only, "memcpy", "seg"}}
+                os.sched_setaffinity(0, {max(cpus)})
+                with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+                    task = bar.add_task(what, total=len(maps))
+                    r = compare(maps, bits, args.repeats, table, lambda bar=bar, task=task: bar.advance(task))
+                os.sched_setaffinity(0, cpus)
             if not args.no_scaling and len(cpus) > 1:
-                r["two_threads"] = scaling(maps, bits, args.repeats, set(args.only))
+                r |= scaling(maps, bits, args.repeats, set(args.only))
             entry = {"what": what, "weights": Path(weights).name if weights else None, "machine": cpu.info()}
             show(network, what, r)
-            results[f"{label}, {bits} bits"] = entry | r | {"figures": figures(network, r)}
+            results[key] = entry | r | {"figures": figures(network, r)}
             write_bytes(args.out, json.dumps(results, indent=1).encode() + b"\n")
     print(args.out)
 

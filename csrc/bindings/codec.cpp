@@ -7,6 +7,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
 
 #include "bindings/cpu.h"
@@ -224,6 +226,24 @@ NB_MODULE(_codec, m) {
         return crc32c(b.data(), b.size());
       },
       nb::arg("data"), "CRC-32C of a byte buffer.");
+
+  m.def(
+      "copy",
+      [](nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig> a, nb::ndarray<nb::device::cpu, nb::c_contig> out,
+         int threads) {
+        if (a.nbytes() != out.nbytes() || threads < 1)
+          throw ArgumentError("copy: arrays of different length, or no thread");
+        const auto* from = static_cast<const uint8_t*>(a.data());
+        auto* to = static_cast<uint8_t*>(out.data());
+        const size_t n = a.nbytes(), part = (n / static_cast<size_t>(threads) + 64) & ~size_t{63};
+        nb::gil_scoped_release release;
+        actzip::parallel_for(threads, threads, [&](int64_t i, int) {
+          const size_t at = std::min(n, part * static_cast<size_t>(i));
+          std::memcpy(to + at, from + at, std::min(part, n - at));
+        });
+      },
+      nb::arg("array"), nb::arg("out").noconvert(), nb::arg("threads"),
+      "memcpy of a contiguous array, an equal part a thread: what the codecs' speeds are compared with.");
 
   nb::class_<PyHeader>(m, "Header", "A parsed and checked header of a blob.")
       .def("describe", [](const PyHeader& p) { return describe(p.h); })

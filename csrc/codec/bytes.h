@@ -12,6 +12,18 @@ namespace actzip::codec {
 
 static_assert(sizeof(size_t) >= 8 || sizeof(size_t) == 4);
 
+// memcpy. Where the target lies less than 64 bytes behind the source modulo 4096, `rep movsb`, by which the C
+// library copies long runs, moves 3.6 GB/s on Zen 4 instead of 45: short runs are copied by vectors.
+inline void copy_bytes(void* to, const void* from, size_t n) {
+  constexpr size_t kShort = 2048;
+  const size_t behind =
+      (reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from)) & uintptr_t{4095};
+  const size_t step = behind > 0 && behind < 64 ? kShort : n;
+  for (size_t i = 0; i < n; i += step)
+    std::memcpy(static_cast<uint8_t*>(to) + i, static_cast<const uint8_t*>(from) + i,
+                n - i < step ? n - i : step);
+}
+
 inline uint32_t load_u32(const uint8_t* p) {
   return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
          static_cast<uint32_t>(p[3]) << 24;

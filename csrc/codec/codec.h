@@ -134,6 +134,9 @@ class Coder {
   // Whether `encode` may read up to kPad bytes behind the symbols; else the array's end need not be copied.
   virtual bool reads_beyond() const { return true; }
 
+  // Whether `encode` costs little more than copying the payload: then copies are saved where they can be.
+  virtual bool light() const { return false; }
+
   // Encodes the chunk into `out` (bound(box) bytes) and returns the payload's length.
   virtual size_t encode(const void* symbols, const Box& box, uint8_t* out, Scratch& scratch) const = 0;
 

@@ -20,7 +20,7 @@ class RawCoder final : public Coder {
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch&) const override {
     const size_t n = b.size();
     if (exact()) {
-      std::memcpy(out, s, n * static_cast<size_t>(width_));
+      copy_bytes(out, s, n * static_cast<size_t>(width_));
     } else {
       BitSink sink{out};
       width_ == 1 ? kernels().pack8(static_cast<const uint8_t*>(s), n, bits_, &sink)
@@ -35,7 +35,7 @@ class RawCoder final : public Coder {
     if (size != want)
       throw FormatError(std::to_string(want) + " bytes expected, " + std::to_string(size) + " found");
     if (exact()) {
-      std::memcpy(s, in, n * static_cast<size_t>(width_));
+      copy_bytes(s, in, n * static_cast<size_t>(width_));
       return;
     }
     const size_t used = n * static_cast<size_t>(bits_) % 8;

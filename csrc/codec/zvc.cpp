@@ -19,6 +19,7 @@ class ZvcCoder final : public Coder {
   size_t bound(const Box& b) const override { return b.size() / 8 + (b.size() + 64) * width_ + 16; }
 
   bool reads_beyond() const override { return false; }
+  bool light() const override { return whole_; }
 
   size_t encode(const void* s, const Box& b, uint8_t* out, Scratch& scratch) const override {
     if (width_ == 1) return encode_as(static_cast<const uint8_t*>(s), b.size(), out, scratch);

@@ -275,9 +275,9 @@ def test_isa_is_restored() -> None:
 
 
 def test_into_memory_of_the_caller() -> None:
-    for codec, chunk in ((c, n) for c in available() for n in (2**20, 1640)):
-        want = encode(MAP, codec, chunk_elements=chunk)
-        for size in (len(want), len(want) + 5000, 4 * MAP.nbytes):
+    for codec, chunk in ((c, n) for c in available() for n in (2**20, 1640, 41)):  # up to 960 chunks
+        want = encode(MAP, codec, chunk_elements=chunk, threads=1)
+        for size in (len(want), len(want) + 5000, 4 * MAP.nbytes + 20000):
             memory = bytearray(size)
             for threads in (1, 2, 5):
                 view = encode(MAP, codec, out=memory, threads=threads, chunk_elements=chunk)
@@ -350,3 +350,29 @@ def test_nothing_is_copied() -> None:
         assert tracemalloc.get_traced_memory()[1] < 1.01 * a.nbytes + (1 << 16)  # what is returned, no more
         tracemalloc.stop()
         assert type(back) is type(x) and back.shape == x.shape
+
+
+def test_copies_at_any_distance_modulo_a_page() -> None:
+    a = RNG.integers(0, 256, 9000).astype(np.uint8)
+    blob = np.frombuffer(encode(a, "raw"), np.uint8)
+    header = _codec.parse_header(blob)
+    memory, base = np.zeros(20000, np.uint8), np.zeros(30000, np.uint8)
+    for shift in (0, 1, 63, 64, 65, 4095):
+        memory[: len(blob)] = blob
+        payload = memory.ctypes.data + header.chunk_offsets[0]
+        at = (payload + shift - base.ctypes.data) % 4096
+        base[:] = 0
+        _codec.decode(memory[: len(blob)], header, base[at : at + 9000], True, 1)
+        assert (base[at : at + 9000] == a).all() and not base[:at].any() and not base[at + 9000 :].any()
+
+
+def test_copy_by_threads() -> None:
+    a = RNG.integers(0, 256, 5001).astype(np.uint8)
+    for n in (1, 63, 64, 128, 5001):
+        for threads in (1, 2, 3):
+            out = np.zeros(n + 1, np.uint8)
+            _codec.copy(a[:n], out[:n], threads)
+            assert (out[:n] == a[:n]).all() and out[n] == 0
+    for out, threads in ((np.zeros(5000, np.uint8), 1), (np.zeros(5001, np.uint8), 0)):
+        with pytest.raises(InputError, match="copy"):
+            _codec.copy(a, out, threads)

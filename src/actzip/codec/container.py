@@ -15,6 +15,9 @@ from actzip.errors import CodecError, InputError
 __all__ = ["Chunk", "Info", "chunks", "decode", "encode", "inspect"]
 
 
+_UINT32 = np.dtype(np.uint32)
+
+
 @overload
 def encode(
     tensor: Any,
@@ -149,7 +152,11 @@ def encode(
                 f"codec {codec!r} does not take {kind}; {', '.join(able)} do"
                 + ("" if kind == "integers" else ", or give bits=1..16 to quantize")
             )
-        return _view(out, run(codec, options or {}, _writable(out)))
+        view = _writable(out)
+        if view is not None:
+            return view[: int(run(codec, options or {}, view))]
+        blob: bytes = run(codec, options or {})
+        return blob
     if options:
         raise InputError("options belong to one codec: name it instead of 'auto'")
     wide = bits > 8
@@ -157,21 +164,21 @@ def encode(
     for c in registry.codecs().values():
         if not _takes(c, kind) or min(c.encode_gbps[wide], c.decode_gbps[wide]) < min_speed:
             continue
-        blob = run(c.name, {})
-        if best is None or len(blob) < len(best):
-            best = blob
+        one: bytes = run(c.name, {})
+        if best is None or len(one) < len(best):
+            best = one
     if best is None:
         raise InputError(f"no codec has a nominal speed of {min_speed} GB/s: ask for less")
-    if out is None:
+    target = _writable(out)
+    if target is None:
         return best
-    view: memoryview = _writable(out)
-    if len(best) > len(view):
-        raise InputError(f"the blob has {len(best)} bytes, the memory given for it {len(view)}")
-    view[: len(best)] = best
-    return view[: len(best)]
+    if len(best) > len(target):
+        raise InputError(f"the blob has {len(best)} bytes, the memory given for it {len(target)}")
+    target[: len(best)] = best
+    return target[: len(best)]
 
 
-def _writable(out: Any) -> Any:
+def _writable(out: Any) -> memoryview | None:
     """A view of the caller's buffer as bytes, or None."""
     if out is None:
         return None
@@ -182,13 +189,6 @@ def _writable(out: Any) -> Any:
     if view.readonly:
         raise InputError("out must be writable")
     return view
-
-
-def _view(out: Any, result: Any) -> bytes | memoryview:
-    if out is not None:
-        return memoryview(out).cast("B")[: int(result)]
-    blob: bytes = result
-    return blob
 
 
 def _takes(c: registry.CodecInfo, kind: str) -> bool:
@@ -232,7 +232,7 @@ def _integers(
 
 def _stored(a: np.ndarray[Any, Any], bits: int, is_signed: bool) -> np.ndarray[Any, Any]:
     """The elements in the width that the native codec expects for ``bits``; shared where that is theirs already."""
-    want = np.dtype(np.uint32) if bits > 16 else quantizer.storage(bits, is_signed)
+    want = _UINT32 if bits > 16 else quantizer.storage(bits, is_signed)
     if a.dtype == want:
         return a
     return a.view(want) if a.dtype.itemsize == want.itemsize else a.astype(want)
@@ -411,7 +411,7 @@ def decode(
 
 
 def _coded_dtype(info: Info) -> np.dtype[Any]:
-    return np.dtype(np.uint32) if info.bits > 16 else quantizer.storage(info.bits, info.signed)
+    return _UINT32 if info.bits > 16 else quantizer.storage(info.bits, info.signed)
 
 
 def _index(i: Any, n: int, what: str) -> int:

@@ -6,6 +6,7 @@ values are unsigned (``0 .. 2**bits - 1``), others signed and symmetric (``-(2**
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def limits(bits: int, signed: bool) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
+@cache
 def storage(bits: int, signed: bool) -> np.dtype[Any]:
     """The numpy dtype that holds ``bits``-bit integers."""
     return np.dtype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
