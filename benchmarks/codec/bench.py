@@ -307,7 +307,7 @@ def show(network: str, what: str, r: dict[str, Any]) -> None:
         print(f"  {'two threads / one':24} {'encode':>7} {'decode':>7}   into new memory", end="")
         print("" if others is None else f"; other processes used {others:.2f} CPUs")
     for name, s in r.get("two_threads", {}).items():
-        e, d, en, dn = (s.get(w, s.get(c, 0.0)) for w, c in TWO_THREADS)
+        e, d, en, dn = (s.get(w, s.get(c, float("nan"))) for w, c in TWO_THREADS)
         print(f"  {name:24} {e:6.2f}x {d:6.2f}x   {en:6.2f}x {dn:6.2f}x")
     for f in figures(network, r):
         print(f"  {'' if f['met'] else 'NOT '}met: {f['what']} {f['measured']:.3f} (at least {f['least']})")
@@ -354,7 +354,9 @@ def two_threads(results: dict[str, Any]) -> str:
             cells = []
             for n in names:
                 s = e["two_threads"][n]
-                cells.append(", ".join(dict.fromkeys(f"{s.get(w, s.get(c, 0.0)):.2f}" for w, c in ways)))
+                cells.append(
+                    ", ".join(dict.fromkeys(f"{s.get(w, s.get(c, float('nan'))):.2f}" for w, c in ways))
+                )
             lines.append(f"| {e['what']} | {e['bits']} | {memory} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -426,7 +428,10 @@ def main() -> None:
                     r = compare(maps, bits, args.repeats, table, lambda bar=bar, task=task: bar.advance(task))
                 os.sched_setaffinity(0, cpus)
             if not args.no_scaling and len(cpus) > 1:
-                r |= scaling(maps, bits, args.repeats, set(args.only))
+                new = scaling(maps, bits, args.repeats, set(args.only))
+                if args.only_scaling:
+                    new["two_threads"] = r.get("two_threads", {}) | new["two_threads"]
+                r |= new
             entry = {"what": what, "weights": Path(weights).name if weights else None, "machine": cpu.info()}
             show(network, what, r)
             results[key] = entry | r | {"figures": figures(network, r)}

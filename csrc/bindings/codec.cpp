@@ -229,10 +229,8 @@ NB_MODULE(_codec, m) {
 
   m.def(
       "copy",
-      [](nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig> a, nb::ndarray<nb::device::cpu, nb::c_contig> out,
-         int threads) {
-        if (a.nbytes() != out.nbytes() || threads < 1)
-          throw ArgumentError("copy: arrays of different length, or no thread");
+      [](Array a, MutableArray out, int threads) {
+        if (a.nbytes() != out.nbytes()) throw ArgumentError("copy: arrays of different length");
         const auto* from = static_cast<const uint8_t*>(a.data());
         auto* to = static_cast<uint8_t*>(out.data());
         const size_t n = a.nbytes(), part = (n / static_cast<size_t>(threads) + 64) & ~size_t{63};
@@ -242,7 +240,7 @@ NB_MODULE(_codec, m) {
           std::memcpy(to + at, from + at, std::min(part, n - at));
         });
       },
-      nb::arg("array"), nb::arg("out").noconvert(), nb::arg("threads"),
+      nb::arg("array"), nb::arg("out"), nb::arg("threads"),
       "memcpy of a contiguous array, an equal part a thread: what the codecs' speeds are compared with.");
 
   nb::class_<PyHeader>(m, "Header", "A parsed and checked header of a blob.")

@@ -373,6 +373,5 @@ def test_copy_by_threads() -> None:
             out = np.zeros(n + 1, np.uint8)
             _codec.copy(a[:n], out[:n], threads)
             assert (out[:n] == a[:n]).all() and out[n] == 0
-    for out, threads in ((np.zeros(5000, np.uint8), 1), (np.zeros(5001, np.uint8), 0)):
-        with pytest.raises(InputError, match="copy"):
-            _codec.copy(a, out, threads)
+    with pytest.raises(InputError, match="copy"):
+        _codec.copy(a, np.zeros(5000, np.uint8), 1)
