@@ -375,3 +375,5 @@ def test_copy_by_threads() -> None:
             assert (out[:n] == a[:n]).all() and out[n] == 0
     with pytest.raises(InputError, match="copy"):
         _codec.copy(a, np.zeros(5000, np.uint8), 1)
+    with pytest.raises(InputError, match="threads"):
+        _codec.copy(a, np.zeros_like(a), 0)
