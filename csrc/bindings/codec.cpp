@@ -231,7 +231,8 @@ NB_MODULE(_codec, m) {
       "copy",
       [](Array a, MutableArray out, int threads) {
         if (a.nbytes() != out.nbytes()) throw ArgumentError("copy: arrays of different length");
-        if (threads < 1) throw ArgumentError("copy: threads must be 1 or more, not " + std::to_string(threads));
+        if (threads < 1)
+          throw ArgumentError("copy: threads must be 1 or more, not " + std::to_string(threads));
         const auto* from = static_cast<const uint8_t*>(a.data());
         auto* to = static_cast<uint8_t*>(out.data());
         const size_t n = a.nbytes(), part = (n / static_cast<size_t>(threads) + 64) & ~size_t{63};
