@@ -64,29 +64,26 @@ def register(app: typer.Typer) -> None:
             return
         from rich.table import Table
 
-        table = Table(title=f"{model}, batch {batch}, {result['threads']} thread(s)")
+        table = Table(
+            title=f"{model}, batch {batch}, {result['threads']} thread(s)", box=None, pad_edge=False
+        )
         for head in ("engine", "version"):
-            table.add_column(head)
-        for head in (
-            "median ms",
-            "p95 ms",
-            "fastest ms",
-            "images/s",
-            "runs",
-            "against best dense",
-            "memory MB",
-            "error",
-        ):
-            table.add_column(head, justify="right")
+            table.add_column(head, no_wrap=True)
+        for head in ("ms", "p95 ms", "images/s", "runs", "dense", "MB", "error"):
+            table.add_column(head, justify="right", no_wrap=True)
         for r in result["engines"]:
             if "skip" not in r:
                 ratio = r["against_best_dense"]
                 table.add_row(
-                    r["engine"], r["version"], f"{r['median_ms']:.3f}", f"{r['percentiles_ms']['95']:.3f}",
-                    f"{r['fastest_ms']:.3f}", f"{r['images_per_second']:.1f}", str(r["runs"]),
-                    "-" if ratio is None else f"{ratio:.2f}x", f"{r['peak_bytes'] / 1e6:.0f}", f"{r['error']:.1e}",
+                    r["engine"], r["version"].split("-")[0].split("+")[0], f"{r['median_ms']:.3f}", f"{r['percentiles_ms']['95']:.3f}",
+                    f"{r['images_per_second']:.1f}", str(r["runs"]), "-" if ratio is None else f"{ratio:.2f}x",
+                    f"{r['peak_bytes'] / 1e6:.0f}", f"{r['error']:.0e}",
                 )  # fmt: skip
         out.print(table)
+        out.print(
+            "ms: median; dense: speed against the quickest engine that does not skip zeros; MB: peak.",
+            highlight=False,
+        )
         sets = ", ".join([*result["isas"], *result["extras"]])
         out.print(f"{result['cpu']}: {result['isa']} of {sets}", highlight=False)
         if result["advice"]:
