@@ -48,6 +48,7 @@ __all__ = [
     "count_macs",
     "find_sites",
     "get_thresholds",
+    "output_size",
     "select_sites",
     "set_thresholds",
     "threshold_activation",
@@ -168,6 +169,18 @@ _CONV: dict[Any, tuple[str, bool]] = {
     F.conv_transpose3d: ("conv_transpose3d", True),
 }
 _LINEAR = {F.linear}
+#: What the operators of exported programs are called in ``torch``.
+_ATEN: dict[str, Any] = {
+    f"aten::{name}": found
+    for name in (
+        "relu", "relu_", "clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_", "prelu", "sigmoid", "tanh",
+        "relu6", "hardtanh", "hardtanh_", "silu", "gelu", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu",
+        "hardswish", "hardsigmoid", "softplus", "mish", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+        "conv_transpose2d", "conv_transpose3d", "linear",
+    )
+    if (found := getattr(torch, name, None) or getattr(F, name, None)) is not None
+}  # fmt: skip
+_ATEN |= {f"aten::{n}": getattr(F, n) for n in ("selu", "celu")}
 _CONV_ARGS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_T_ARGS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
@@ -360,8 +373,9 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tap = self.tap
-        if tap._compute is not None and (func in _CONV or func in _LINEAR):
-            found = _compute_call(func, args, kwargs)
+        known = _ATEN.get(func._schema.name, func) if isinstance(func, torch._ops.OpOverload) else func
+        if tap._compute is not None and (known in _CONV or known in _LINEAR):
+            found = _compute_call(known, args, kwargs)
             if found is not None:
                 kind, call = found
                 site = tap._site(self.state, "compute", kind, None)
@@ -377,17 +391,17 @@ class _Mode(TorchFunctionMode):
                         args, kwargs = _with_arg(args, kwargs, 0, "input", replaced)
         if tap._activation is not None:
             try:
-                activation = _activation_kind(func, args, kwargs)
+                activation = _activation_kind(known, args, kwargs)
             except TypeError:  # an unhashable callable
                 activation = None
             if activation is not None:
-                return self._activate(func, args, kwargs, *activation)
+                return self._activate(func, known, args, kwargs, *activation)
         return func(*args, **kwargs)
 
-    def _activate(self, func: Any, args: Any, kwargs: Any, kind: str, high: float | None) -> Any:
+    def _activate(self, func: Any, known: Any, args: Any, kwargs: Any, kind: str, high: float | None) -> Any:
         tap = self.tap
         target = _arg(args, kwargs, 0, "input", "self")
-        in_place = _in_place(func, args, kwargs)
+        in_place = _in_place(known, args, kwargs)
         tracked = in_place and isinstance(target, Tensor) and torch.is_grad_enabled() and target.requires_grad
         if tracked:
             # an in-place activation keeps its result for the backward pass, so it must not be overwritten later:
@@ -644,6 +658,19 @@ def _uses_transposed(
     return [
         sum(0 <= i * stride - pad[0] + tap * dilation < out for tap in range(kernel)) for i in range(size)
     ], out
+
+
+def output_size(call: ComputeCall) -> tuple[int, ...]:
+    """Height, width ... of a convolution's output; empty for a linear call."""
+    out = []
+    for axis, size in enumerate(call.input.shape[2:] if call.stride else ()):
+        s, (before, after), d = call.stride[axis], call.padding[axis], call.dilation[axis]
+        reach = d * (int(call.weight.shape[2 + axis]) - 1)
+        if call.transposed:
+            out.append((int(size) - 1) * s - before - after + reach + call.output_padding[axis] + 1)
+        else:
+            out.append((int(size) + before + after - reach - 1) // s + 1)
+    return tuple(out)
 
 
 def count_macs(call: ComputeCall) -> tuple[int, int, int]:

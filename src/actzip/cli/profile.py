@@ -107,62 +107,33 @@ def run(
     quiet: bool,
 ) -> Report:
     """The report for the command line's options."""
-    import warnings
-
-    import torch
-
-    from actzip.data import Loader, resolve
-    from actzip.errors import ActzipWarning, InputError
-    from actzip.models import load_weights
     from actzip.profile import profile as profile_model
-    from actzip.profile.load import load_model
+    from actzip.profile.source import open_subject
 
     with progress(quiet) as bar:
         task = bar.add_task("loading", total=None, note="")
-        module, shape, mean, std = load_model(model)
-        if weights is not None:
-            load_weights(module, weights)
-        if len(shape) != 3 and data is not None:
-            raise InputError(f"the model takes inputs of shape {shape}, not images")
-        side = size or (shape[-1] if len(shape) == 3 else None)
-        if data is None:
-            warnings.warn(
-                "no --data: random input is used, so densities mean nothing", ActzipWarning, stacklevel=2
-            )
-            inputs = torch.rand(
-                (min(images, batch), *(shape[:-2] if size else shape), *((size, size) if size else ()))
-            )
-            loader: object = [inputs]
-            total, source = len(inputs), "random numbers"
-        else:
-            found = resolve(
-                data,
-                "test",
-                image_size=None if data in ("mnist", "cifar10", "digits") else side,
-                mean=mean,
-                std=std,
-                limit=images,
-            )
-            if found.shape[0] != shape[0]:
-                raise InputError(f"{found.source} has {found.shape[0]} channels, the model takes {shape[0]}")
-            loader = Loader(found, batch)
-            total, source = min(images, len(found)), found.source
-        bar.update(task, description="profiling", total=total)
+        found = open_subject(model, data, weights=weights, images=images, batch=batch, size=size)
+        bar.update(task, description="profiling", total=found.images)
+        timing = bar.add_task(
+            "calibrating the engine, once for this machine", total=None, note="", visible=False
+        )
         names = available_codecs() if codecs == "all" else [] if codecs in ("", "none") else codecs.split(",")
         return profile_model(
-            module,
-            loader,  # type: ignore[arg-type]
+            found.model,
+            found.loader,
             name=model,
-            source=source,
+            source=found.source,
             codecs=names,
             bits=bits,
             layers=layers,
             ignore=ignore,
-            max_images=images,
+            max_images=found.images,
             engine=engine,
             threads=threads,
-            random=data is None,
+            random=found.random,
+            skipped=found.skipped,
             on_batch=lambda n: bar.advance(task, n),
+            on_step=lambda done, of: bar.update(timing, completed=done, total=of, visible=True),
         )
 
 

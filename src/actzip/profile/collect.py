@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,9 +54,28 @@ class Collection:
                 self.computations[name] = compute
         for name, sample in other.samples.items():
             self.samples.setdefault(name, sample)
+        if self.batches == 0:
+            self.never_run = list(other.never_run)
+        elif other.batches:
+            self.never_run = [n for n in self.never_run if n in other.never_run]
         self.images += other.images
         self.batches += other.batches
-        self.never_run = [n for n in self.never_run if n in other.never_run]
+
+    def merge_processes(self) -> Collection:
+        """What all processes of ``torch.distributed`` have counted together, the same in each; itself where there is one.
+
+        Every process has to call it. Counts are integers, so it is what one process would have counted.
+        """
+        import torch.distributed as dist
+
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return self
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, self)
+        whole = Collection()
+        for part in parts:
+            whole.merge(part)
+        return whole
 
 
 def split_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -205,6 +225,7 @@ def collect(
     threads: int = 2,
     device: str | torch.device | None = None,
     on_batch: Callable[[int], None] | None = None,
+    empty_ok: bool = False,
 ) -> Collection:
     """Counts zeros, magnitudes, MACs and coded sizes over ``loader``; the model is run in eval mode without gradient.
 
@@ -215,6 +236,7 @@ def collect(
         max_images: stop after this many.
         runs: count zero runs and bursts too.
         on_batch: called with the number of images after each batch (progress).
+        empty_ok: a loader without a batch is no error (one process of several).
 
     Raises:
         DataError: the loader has no batch.
@@ -234,7 +256,8 @@ def collect(
     ]
     tap = ActivationTap(model, collector.activation, None, layers=layers, ignore=ignore)
     compute_tap = ActivationTap(model, None, collector.computation)
-    model.eval()
+    with suppress(NotImplementedError):  # an exported program's module has no modes
+        model.eval()
     try:
         with tap, compute_tap, torch.no_grad():
             for args, kwargs in _batches(model, loader, max_images, device):
@@ -251,14 +274,14 @@ def collect(
             handle.remove()
         for m, was in training.items():
             m.training = was
-    if result.batches == 0:
+    if result.batches == 0 and not empty_ok:
         raise DataError("the loader gave no batch; at least one input is needed to profile a model")
     result.never_run = [
         path
         for path, module in model.named_modules()
         if next(module.children(), None) is None and path not in ran and not isinstance(module, nn.Identity)
     ]
-    if result.never_run:
+    if result.never_run and result.batches:
         names = ", ".join(result.never_run[:5]) + (" ..." if len(result.never_run) > 5 else "")
         warnings.warn(f"{len(result.never_run)} layers were never run: {names}", ActzipWarning, stacklevel=2)
     return result

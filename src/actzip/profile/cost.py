@@ -1,120 +1,222 @@
-"""A cost model of the engine's convolutions, calibrated by timing some on this machine.
+"""A cost model of the engine, calibrated by timing convolutions of many shapes and densities on this machine.
 
-Convolutions of a grid of shapes and densities are compiled and timed once for each CPU, instruction set and number of
-threads (some seconds; kept in the cache folder). A layer's time is then predicted from its nearest neighbours among
-them: the neighbours' achieved MACs per second, weighted by closeness in the logarithms of channels, positions and taps
-and in density, times the layer's own work.
+Calibration (about a minute, once for each CPU, instruction set and number of threads; kept in the cache folder) puts a
+grid of convolutions into plans of the engine's own and times the kernels that it offers for each: with dense input,
+and with packed input of several densities. In the large plan weights come from memory, as in large networks; in the
+small ones they stay in the CPU's caches. Milliseconds an operation are then a smooth function of the shape and the density
+(a Gaussian process in the logarithms, with a linear trend): predicted is the time of the better of the two storages.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from actzip.errors import ActzipError
 from actzip.files import cache_dir, write_text
 
-__all__ = ["CostModel", "Sample"]
+__all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 2
-# (input channels, output channels, height = width, kernel, stride, groups): what CNNs are made of
-_SHAPES = (
-    (3, 32, 75, 3, 2, 1), (3, 64, 56, 7, 2, 1), (16, 16, 32, 3, 1, 1), (32, 32, 74, 3, 1, 1), (32, 64, 74, 3, 1, 1),
-    (32, 32, 16, 3, 1, 1), (64, 64, 8, 3, 1, 1), (64, 64, 56, 3, 1, 1), (64, 96, 35, 3, 1, 1), (96, 96, 35, 3, 1, 1),
-    (128, 128, 28, 3, 1, 1), (256, 256, 14, 3, 1, 1), (512, 512, 7, 3, 1, 1), (384, 384, 8, 3, 1, 1), (64, 128, 56, 3, 2, 1),
-    (256, 512, 14, 3, 2, 1), (48, 64, 35, 5, 1, 1), (64, 64, 56, 1, 1, 1), (256, 64, 56, 1, 1, 1), (192, 64, 35, 1, 1, 1),
-    (288, 64, 35, 1, 1, 1), (128, 256, 28, 1, 1, 1), (512, 512, 14, 1, 1, 1), (768, 192, 17, 1, 1, 1), (1024, 256, 14, 1, 1, 1),
-    (1280, 320, 8, 1, 1, 1), (2048, 448, 8, 1, 1, 1), (256, 512, 4, 1, 1, 1), (1024, 1024, 2, 1, 1, 1), (32, 64, 32, 1, 1, 1),
-    (64, 64, 32, 3, 1, 64), (256, 256, 8, 3, 1, 256), (512, 512, 4, 3, 1, 512), (128, 128, 56, 3, 1, 128),
-)  # fmt: skip
-_DENSITIES = (1.0, 0.6, 0.4, 0.2)
+_FORMAT = 3
+#: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
+SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
+#: Walking over masks costs this share of the work at density 1.
+_WALK = 0.02
+#: Densities that are timed; the first decides which kernels the others are timed with.
+_DENSITIES = (0.5, 1.0, 0.75, 0.35, 0.2, 0.1, 0.03)
+_KEPT = 3
+#: MACs of a small plan.
+_LITTLE = 24e6
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """The geometry of a convolution or linear layer: channels, output height and width, kernel, stride, groups."""
+
+    inputs: int
+    outputs: int
+    height: int
+    width: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image, padding included."""
+        return self.height * self.width * math.prod(self.kernel) * self.inputs * self.outputs // self.groups
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.groups == self.inputs
+
+    @property
+    def weights(self) -> int:
+        return self.outputs * self.inputs // self.groups * math.prod(self.kernel)
+
+    def features(self, density: float) -> list[float]:
+        """Coordinates of the regression: logarithms to base 2, and the density."""
+        inputs, kernel, outputs = self.inputs // self.groups, self.kernel, self.outputs
+        if self.height * self.width == 1:  # one window: a linear layer over all that it reads
+            inputs, kernel = inputs * math.prod(kernel), (1, 1)
+        if self.groups > 1 and not self.depthwise:
+            outputs //= self.groups
+        return [
+            math.log2(inputs),
+            math.log2(outputs),
+            math.log2(self.height * self.width),
+            math.log2(self.width),
+            math.log2(math.prod(kernel)),
+            math.log2(self.stride),
+            math.log2(density + 0.05),
+        ]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed convolution: its features and milliseconds."""
+    """One timing: milliseconds of a convolution with ``dense`` or ``packed`` input in a ``small`` or the large plan."""
 
-    features: tuple[float, ...]
-    log_rate: float
+    conv: Conv
+    storage: str
+    small: bool
+    density: float
+    milliseconds: float
 
 
-def _features(
-    input_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    groups: int,
-    density: float,
-) -> tuple[float, ...]:
-    ic = float(input_shape[0])
-    oc = float(weight_shape[0])
-    positions = max(1.0, math.prod(input_shape[1:]) / max(1, math.prod(stride)))
-    taps = float(math.prod(weight_shape[2:]))
-    return (
-        0.7 * math.log2(ic / groups),
-        0.7 * math.log2(oc),
-        0.5 * math.log2(positions),
-        1.0 * math.log2(taps),
-        0.5 * math.log2(math.prod(stride)),
-        6.0 * density,
-        4.0 * (groups > 1),
-    )
+def _work(conv: Conv, storage: str, density: float) -> float:
+    if storage == "dense" or conv.depthwise:
+        return float(conv.macs)
+    return conv.macs * (density + _WALK)
+
+
+def is_small(convs: Iterable[Conv]) -> bool:
+    """Whether a network of these layers stays in the caches: weights, and what branch predictors learn of its zeros."""
+    layers = list(convs)
+    return sum(4 * c.weights for c in layers) <= SMALL_BYTES and sum(c.macs for c in layers) <= SMALL_MACS
+
+
+# --- regression ---------------------------------------------------------------------------------------------------
+
+# how far apart two layers may be and still tell of each other, in the units of Conv.features
+_SCALES = np.array([3.0, 3.0, 4.0, 3.0, 2.0, 2.0, 1.5])
+_NOISE, _AMPLITUDE = 0.05, 0.5
+
+
+class _Surface:
+    """log(milliseconds / work) as a function of the features."""
+
+    def __init__(self, points: Sequence[Sequence[float]], values: Sequence[float]) -> None:
+        x, y = np.array(points), np.array(values)
+        self.low, self.high = x.min(0), x.max(0)
+        design = np.c_[np.ones(len(x)), x]
+        ridge = 1e-3 * len(x) * np.eye(design.shape[1])
+        self.trend = np.linalg.solve(design.T @ design + ridge, design.T @ y)
+        self.points = x / _SCALES
+        kernel = self._kernel(self.points) + _NOISE**2 * np.eye(len(x))
+        self.weights = np.linalg.solve(kernel, y - design @ self.trend)
+
+    def _kernel(self, at: Floats) -> Floats:
+        distance = ((at[:, None] - self.points[None]) ** 2).sum(-1)
+        return np.asarray(_AMPLITUDE**2 * np.exp(-0.5 * distance), np.float64)
+
+    def __call__(self, features: Sequence[float]) -> float:
+        # beyond the grid a layer is taken to run as fast as at its edge
+        x = np.clip(np.array(features), self.low, self.high)
+        return float(np.r_[1.0, x] @ self.trend + self._kernel(x[None] / _SCALES)[0] @ self.weights)
 
 
 class CostModel:
-    """Predicted milliseconds of a convolution in the engine at batch 1."""
+    """Predicted milliseconds of layers in the engine at batch 1.
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self._points = np.array([s.features for s in samples])
-        self._rates = np.array([s.log_rate for s in samples])
+    Args:
+        samples: timings of convolutions.
+        others: for other operators, milliseconds an element read or written (by operator; ``""`` for all others).
+    """
 
-    def predict(
-        self,
-        input_shape: Sequence[int],
-        weight_shape: Sequence[int],
-        stride: Sequence[int],
-        groups: int,
-        density: float,
-        *,
-        macs: float,
-        effective_macs: float,
-    ) -> float:
+    def __init__(self, samples: Sequence[Sample], others: dict[str, float] | None = None) -> None:
+        self.samples = list(samples)
+        self.others = dict(others or {})
+        groups: dict[tuple[str, bool], tuple[list[list[float]], list[float]]] = {}
+        for s in samples:
+            kind = "depthwise" if s.conv.depthwise else s.storage
+            x, y = groups.setdefault((kind, s.small), ([], []))
+            x.append(s.conv.features(1.0 if s.conv.depthwise else s.density))
+            y.append(math.log(s.milliseconds / _work(s.conv, s.storage, s.density)))
+        self._surfaces = {k: _Surface(x, y) for k, (x, y) in groups.items() if len(x) >= 2}
+        if not self._surfaces:
+            raise ActzipError("the engine could not be timed on this machine")
+
+    def _at(self, kind: str, small: bool, conv: Conv, density: float) -> float | None:
+        surface = self._surfaces.get((kind, small)) or self._surfaces.get((kind, not small))
+        if surface is None:
+            return None
+        storage = "packed" if kind == "packed" else "dense"
+        return math.exp(surface(conv.features(density))) * _work(conv, storage, density)
+
+    def predict(self, conv: Conv, density: float, *, packed: bool = True, small: bool = False) -> float:
         """Milliseconds.
 
         Args:
-            input_shape: C, H, W. weight_shape: OC, IC / groups, KH, KW.
-            density: of the input. macs, effective_macs: of one image.
+            density: share of non-zeros of the input.
+            packed: the input comes from a ReLU or its kin, so that the engine may pack it.
+            small: the network stays in the caches (:func:`is_small`).
         """
-        point = np.array(_features(input_shape, weight_shape, stride, groups, density))
-        distance = np.sqrt(((self._points - point) ** 2).sum(1))
-        order = np.argsort(distance)[:6]
-        weight = 1 / (distance[order] ** 2 + 0.05)
-        log_rate = float((weight * self._rates[order]).sum() / weight.sum())
-        return _work(macs, effective_macs) / math.exp(log_rate)
+        density = min(1.0, max(0.0, density))
+        if conv.depthwise:
+            found = self._at("depthwise", small, conv, 1.0)
+            times = [] if found is None else [found]
+        else:
+            times = [t for t in [self._at("dense", small, conv, 1.0)] if t is not None]
+        if packed and conv.groups == 1:
+            sparse = self._at("packed", small, conv, density)
+            times += [] if sparse is None else [sparse]
+        if not times:
+            raise ActzipError("the calibration has no convolution of this kind")
+        return min(times)
+
+    def predict_other(self, op: str, elements: float) -> float:
+        """Milliseconds of an operator that is no convolution and reads and writes so many elements."""
+        return self.others.get(op, self.others.get("", 0.0)) * elements
 
     @classmethod
-    def of_this_machine(cls, threads: int, *, refresh: bool = False) -> CostModel:
-        """The model for this CPU, from the cache or calibrated now."""
+    def of_this_machine(
+        cls, threads: int, *, refresh: bool = False, on_step: Callable[[int, int], None] | None = None
+    ) -> CostModel:
+        """The model for this CPU, from the cache or calibrated now.
+
+        Args:
+            on_step: called with (steps done, steps in all) while the engine is being timed.
+        """
         from actzip import __version__, cpu
 
         info = cpu.info()
         key = f"{_FORMAT}|{__version__}|{info['cpu']}|{info['isa']}|{threads}"
-        path = cache_dir("cost") / f"{abs(hash_text(key)):x}.json"
+        path = cache_dir("cost") / f"{hash_text(key):x}.json"
         if not refresh:
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
                 if data["key"] == key:
-                    return cls([Sample(tuple(f), r) for f, r in data["samples"]])
+                    return cls([_sample(s) for s in data["samples"]], data["others"])
             except (OSError, ValueError, KeyError, TypeError):
                 pass
-        samples = calibrate(threads)
-        text = json.dumps({"key": key, "samples": [[s.features, s.log_rate] for s in samples]})
+        samples, others = calibrate(threads, on_step=on_step)
+        model = cls(samples, others)
+        text = json.dumps({"key": key, "samples": [asdict(s) for s in samples], "others": others})
         write_text(path, text)
-        return cls(samples)
+        return model
+
+
+def _sample(data: dict[str, Any]) -> Sample:
+    conv = data["conv"]
+    return Sample(**{**data, "conv": Conv(**{**conv, "kernel": tuple(conv["kernel"])})})
 
 
 def hash_text(text: str) -> int:
@@ -124,45 +226,233 @@ def hash_text(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _work(macs: float, effective_macs: float) -> float:
-    """What a convolution costs, in MACs: those on non-zeros, and a share for walking over the zeros."""
-    return effective_macs + 0.02 * macs + 2e4
+# --- calibration --------------------------------------------------------------------------------------------------
 
 
-def calibrate(threads: int) -> list[Sample]:
-    """Times the grid of convolutions through the engine: relu -> convolution -> relu, as inside a network."""
+def _grid() -> list[tuple[int, int, int, tuple[int, int], int, int]]:
+    """(input channels, output channels, height = width, kernel, stride, groups): what CNNs are made of."""
+    square = {
+        16: (32, 64), 32: (16, 64), 64: (8, 16, 28, 56, 112), 96: (17, 35), 128: (8, 14, 28), 192: (17,),
+        256: (4, 7, 14, 28),
+        384: (8,), 512: (2, 4, 7),
+    }  # fmt: skip
+    out = [(c, c, size, (3, 3), 1, 1) for c, sizes in square.items() for size in sizes]
+    wide = ((32, 64, 73), (80, 192, 20), (64, 128, 28), (128, 256, 14), (256, 128, 14))
+    out += [(i, o, size, (3, 3), 1, 1) for i, o, size in wide]
+    strided = ((16, 32, 32), (64, 128, 56), (128, 256, 28), (256, 512, 14), (192, 320, 17))
+    out += [(i, o, size, (3, 3), 2, 1) for i, o, size in strided]
+    pointwise = (
+        (16, 64, 56), (32, 16, 112), (64, 64, 56), (64, 256, 28), (256, 64, 56), (64, 64, 8), (128, 128, 16), (128, 512, 28),
+        (512, 128, 28), (192, 48, 35), (288, 64, 35), (256, 1024, 14), (1024, 256, 14), (512, 512, 14), (768, 192, 17),
+        (512, 2048, 7), (2048, 512, 7), (1280, 320, 8), (2048, 192, 8), (256, 256, 4), (1024, 1024, 2), (96, 24, 56),
+        (24, 144, 56), (64, 384, 14), (384, 96, 14), (960, 160, 7), (160, 960, 7), (32, 64, 32),
+    )  # fmt: skip
+    out += [(i, o, size, (1, 1), 1, 1) for i, o, size in pointwise]
+    halved = ((64, 128, 56), (256, 512, 28), (512, 1024, 14), (1024, 2048, 14))
+    out += [(i, o, size, (1, 1), 2, 1) for i, o, size in halved]
+    shaped = (
+        (48, 64, 35, (5, 5)), (128, 128, 17, (1, 7)), (128, 192, 17, (7, 1)), (192, 192, 17, (1, 7)), (192, 192, 17, (7, 1)),
+        (384, 384, 8, (1, 3)), (384, 384, 8, (3, 1)), (16, 32, 14, (5, 5)),
+    )  # fmt: skip
+    out += [(i, o, size, kernel, 1, 1) for i, o, size, kernel in shaped]
+    stems = (
+        (32, 224, 3, 2),
+        (64, 224, 7, 2),
+        (64, 112, 3, 1),
+        (32, 32, 3, 1),
+        (16, 32, 3, 1),
+        (96, 224, 4, 4),
+    )
+    out += [(3, o, size, (k, k), stride, 1) for o, size, k, stride in stems]
+    depthwise = (
+        (32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (64, 32, 3, 1), (128, 16, 3, 1), (256, 8, 3, 1), (512, 4, 3, 1),
+        (384, 14, 3, 1), (960, 7, 3, 1), (144, 28, 5, 1), (480, 14, 5, 1), (96, 56, 7, 1), (128, 32, 3, 2), (576, 14, 3, 2),
+        (512, 4, 3, 2), (256, 8, 3, 2), (1024, 2, 3, 1),
+    )  # fmt: skip
+    out += [(c, c, size, (k, k), stride, c) for c, size, k, stride in depthwise]
+    linear = ((64, 10), (256, 128), (512, 1000), (2048, 1000), (1024, 10), (4096, 1024))
+    return out + [(i, o, 1, (1, 1), 1, 1) for i, o in linear]
+
+
+class _Plan:
+    """A plan of the engine with a grid of convolutions side by side, each as it stands inside a network."""
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int, int, tuple[int, int], int, int]], threads: int
+    ) -> None:
+        from actzip.runtime import graph as g
+        from actzip.runtime.lower import choose_storage
+
+        self.rng = np.random.default_rng(0)
+        self.threads = threads
+        self.sizes = [(i, size) for i, _, size, *_ in shapes]
+        graph = g.Graph("calibration")
+        self.convs: dict[str, Conv] = {}
+        readers = []
+        for k, (ic, oc, size, kernel, stride, groups) in enumerate(shapes):
+            x = graph.add_input(f"x{k}", (g.Sym(), ic, size, size))
+            if ic > 3:  # the ReLU of a layer before, which writes the map packed
+                ones = np.ones((ic, 1, 1, 1), np.float32)
+                node = g.Conv2d(
+                    name=f"r{k}", inputs=(x,), output=f"a{k}", weight=ones, groups=ic, act=g.Act("relu")
+                )
+                x = graph.add(node)
+                readers.append(x)
+            weight = self.rng.standard_normal((oc, ic // groups, *kernel), np.float32)
+            pads = (0, 0) if kernel == (4, 4) else (kernel[0] // 2, kernel[1] // 2)
+            y = graph.add(
+                g.Conv2d(
+                    name=f"c{k}", inputs=(x,), output=f"y{k}", weight=weight, bias=np.zeros(oc, np.float32),
+                    stride=(stride, stride), padding=(*pads, *pads), groups=groups, act=g.Act("relu"),
+                )
+            )  # fmt: skip
+            shape = graph.shape(y)
+            self.convs[f"c{k}"] = Conv(ic, oc, int(shape[2]), int(shape[3]), kernel, stride, groups)  # type: ignore[arg-type]
+            # a reader of the output, so that it is written as it is inside a network
+            last = self.rng.standard_normal((16, oc, 1, 1), np.float32)
+            graph.outputs.append(graph.add(g.Conv2d(name=f"n{k}", inputs=(y,), output=f"z{k}", weight=last)))
+        self.graphs = {"packed": choose_storage(graph), "dense": choose_storage(graph, set(readers))}
+        self.outputs = [np.empty(g.concrete(graph.shape(v), 1), np.float32) for v in graph.outputs]
+        stored = self.graphs["packed"]
+        self.packed = {n.name for n in stored.nodes if stored.values[n.inputs[0]].storage == "packed"}
+
+    def inputs(self, density: float) -> list[npt.NDArray[np.float32]]:
+        """Maps whose zeros come in patches of two by two, channels of unlike density, as in real ones."""
+        out = []
+        for channels, size in self.sizes:
+            x = np.abs(self.rng.standard_normal((1, channels, size, size), np.float32)) + np.float32(0.01)
+            half = -(-size // 2)
+            each = np.full((1, channels, 1, 1), density)
+            if 0 < density < 1:
+                a = 2 * density
+                each = self.rng.beta(a, 2 - a, (1, channels, 1, 1))
+            mask = (self.rng.random((1, channels, half, half)) < each).repeat(2, 2).repeat(2, 3)
+            keep = mask[:, :, :size, :size]
+            out.append(np.where(keep, x, -x) if channels > 3 else x)
+        return out
+
+    def times(self, lowered: Any, inputs: list[Any], repeats: int) -> dict[str, float]:
+        """Median milliseconds of every node."""
+        seen: dict[str, list[float]] = {}
+        for r in range(repeats + 1):
+            once: dict[str, float] = {}
+            rows = lowered.plan.profile(1, inputs, self.outputs, self.threads)
+            for owner, row in zip(lowered.nodes, rows, strict=True):
+                once[owner] = once.get(owner, 0.0) + 1e3 * row[4]
+            if r:  # the first run touches the memory
+                for name, t in once.items():
+                    seen.setdefault(name, []).append(t)
+        return {name: float(np.median(t)) for name, t in seen.items()}
+
+    def best(
+        self, storage: str, inputs: list[Any], options: dict[str, list[str]], repeats: int
+    ) -> dict[str, list[str]]:
+        """Kernels of each convolution, the quickest first."""
+        from actzip.runtime.lower import lower
+
+        found: dict[str, list[tuple[float, str]]] = {name: [] for name in options}
+        for r in range(max(map(len, options.values()))):
+            chosen = {name: o[r % len(o)] for name, o in options.items() if o}
+            times = self.times(lower(self.graphs[storage], chosen), inputs, repeats)
+            for name, o in options.items():
+                if r < len(o):
+                    found[name].append((times[name], o[r]))
+        return {name: [kernel for _, kernel in sorted(pairs)] for name, pairs in found.items()}
+
+    def samples(self, storage: str, densities: Iterable[float], small: bool, step: Any) -> list[Sample]:
+        from actzip.runtime.lower import lower
+
+        options = lower(self.graphs[storage], {}, want_variants=True).variants
+        options = {n: v for n, v in options.items() if n in self.convs}
+        out = []
+        for i, density in enumerate(densities):
+            inputs = self.inputs(density)
+            ranked = self.best(storage, inputs, options, 2 if i == 0 else 3)
+            options = {name: kernels[:_KEPT] for name, kernels in ranked.items()}
+            lowered = lower(self.graphs[storage], {name: kernels[0] for name, kernels in ranked.items()})
+            times = self.times(lowered, inputs, 5)
+            for name, conv in self.convs.items():
+                if storage == "packed" and name not in self.packed:
+                    continue
+                if conv.depthwise and density < 1:
+                    continue
+                out.append(Sample(conv, storage, small, density, max(times[name], 1e-5)))
+            step()
+        return out
+
+
+def calibrate(
+    threads: int, on_step: Callable[[int, int], None] | None = None
+) -> tuple[list[Sample], dict[str, float]]:
+    """Times the grid of convolutions, and other operators, in the engine: (samples, milliseconds an element)."""
+    grid = _grid()
+    plans = [(grid, False)]
+    macs = _LITTLE
+    for shape in grid:  # little ones, a few layers in each
+        ic, oc, size, kernel, stride, groups = shape
+        work = ic * oc // groups * math.prod(kernel) * (size // stride) ** 2
+        if work > _LITTLE / 2 or ic * oc // groups * math.prod(kernel) > 1.1e6:
+            continue
+        if macs + work > _LITTLE:
+            plans.append(([], True))
+            macs = 0
+        plans[-1][0].append(shape)
+        macs += work
+    total = len(plans) * (1 + len(_DENSITIES)) + 1
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if on_step is not None:
+            on_step(done, total)
+
+    samples = []
+    for shapes, little in plans:
+        plan = _Plan(shapes, threads)
+        samples += plan.samples("dense", (1.0,), little, step)
+        samples += plan.samples("packed", _DENSITIES, little, step)
+    others = _others(threads)
+    step()
+    return samples, others
+
+
+def _others(threads: int) -> dict[str, float]:
+    """Milliseconds an element (read and written) of operators that are no convolutions."""
     import torch
+    import torch.nn.functional as F
     from torch import nn
 
     from actzip.runtime import compile
 
-    torch_rng = torch.Generator().manual_seed(0)
-    samples: list[Sample] = []
-    for ic, oc, size, kernel, stride, groups in _SHAPES:
-        conv = nn.Conv2d(ic, oc, kernel, stride, kernel // 2, groups=groups)
-        model = nn.Sequential(nn.ReLU(), conv, nn.ReLU()).eval()
-        for density in _DENSITIES if ic > 3 else (1.0,):
-            x = torch.randn((1, ic, size, size), generator=torch_rng).abs() + 0.01
-            # zeros of real maps come in patches: the mask is decided for 2x2 blocks
-            coarse = torch.rand((1, ic, -(-size // 2), -(-size // 2)), generator=torch_rng)
-            mask = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :size, :size] < density
-            x = torch.where(mask, x, -x)
-            try:
-                rows = (
-                    compile(model, x, threads=threads, tune=False, cache=False)
-                    .explain(runs=5)
-                    .to_dict()["rows"]
-                )
-            except ActzipError:
-                continue
-            row: dict[str, Any] | None = next((r for r in rows if r["macs"]), None)
-            if row is None or row["milliseconds"] <= 0:
-                continue
-            work = _work(row["macs"], row["effective_macs"])
-            features = _features(
-                (ic, size, size), tuple(conv.weight.shape), (stride, stride), groups, density
-            )
-            samples.append(Sample(features, math.log(work / row["milliseconds"])))
-    if not samples:
-        raise ActzipError("the engine could not be timed on this machine")
-    return samples
+    class Others(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(16, 96, 1)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.conv(x)
+            a, b = F.max_pool2d(y, 3, 2), F.silu(y)
+            c = torch.sigmoid(y) * b
+            return F.adaptive_avg_pool2d(c, 1), a
+
+    fast = compile(Others().eval(), torch.rand(1, 16, 56, 56), threads=threads, tune=False, cache=False)
+    rates: dict[str, list[float]] = {}
+    sizes = elements(fast.graph)
+    for row in fast.explain(runs=7).to_dict()["rows"]:
+        if not row["macs"] and sizes.get(row["name"]):
+            rates.setdefault(row["op"], []).append(row["milliseconds"] / sizes[row["name"]])
+    means = {op: float(np.mean(v)) for op, v in rates.items()}
+    return {"": float(np.median(list(means.values()))) if means else 0.0, **means}
+
+
+def elements(graph: Any) -> dict[str, float]:
+    """Elements that every node reads and writes at batch 1, by name; for copies of inputs by the value's name."""
+    from actzip.runtime import graph as g
+
+    def size(value: str) -> float:
+        return float(np.prod(g.concrete(graph.shape(value), 1)))
+
+    out = {v: 2 * size(v) for v in graph.values}
+    out |= {n.name: sum(size(v) for v in n.inputs) + size(n.output) for n in graph.nodes}
+    return out

@@ -30,19 +30,50 @@ class GraphNet(nn.Module):
     """A :class:`actzip.runtime.graph.Graph` (of an ONNX file, say) as a module, one submodule a node.
 
     Inputs and outputs in the graph's order, float32 ``N, C, H, W`` as there; a single output is given as a tensor.
+
+    Attributes:
+        names: path of the submodule -> name of the node.
+        batch: the number of images that the graph was made for, None for any number.
     """
 
     def __init__(self, graph: Any) -> None:
         super().__init__()
         self.graph = graph
-        self.steps: list[tuple[str, Any]] = []
+        self.names: dict[str, str] = {}
+        self.steps: list[tuple[nn.Module, Any]] = []
         for node in graph.nodes:
-            name = node.name.strip("/").replace("/", "_").replace(".", "_") or node.op
-            base, i = name, 1
-            while hasattr(self, name):
-                name, i = f"{base}_{i}", i + 1
-            self.add_module(name, _NodeModule(node))
-            self.steps.append((name, node))
+            path = ".".join(p for p in node.name.replace("/", ".").split(".") if p) or node.op
+            base, i = path, 1
+            while path in self.names or not self._free(path):
+                path, i = f"{base}_{i}", i + 1
+            self.names[path] = node.name
+            step = _NodeModule(node)
+            self._place(path, step)
+            self.steps.append((step, node))
+        first = graph.shape(graph.inputs[0])[0] if graph.inputs and graph.shape(graph.inputs[0]) else None
+        self.batch: int | None = first if isinstance(first, int) else None
+
+    def _free(self, path: str) -> bool:
+        """Whether a submodule can be put at ``path``: nothing is called that on the way to it or at it."""
+        at: Any = self
+        parts = path.split(".")
+        for i, part in enumerate(parts):
+            found = getattr(at, part, None)
+            if found is None:
+                return True
+            if i == len(parts) - 1 or not isinstance(found, nn.Module):
+                return False
+            at = found
+        return False
+
+    def _place(self, path: str, step: nn.Module) -> None:
+        at: nn.Module = self
+        *folders, last = path.split(".")
+        for part in folders:
+            if getattr(at, part, None) is None:
+                at.add_module(part, nn.Module())
+            at = getattr(at, part)
+        at.add_module(last, step)
 
     def forward(self, *inputs: Tensor) -> Any:
         from actzip.runtime import interpret
@@ -51,8 +82,8 @@ class GraphNet(nn.Module):
         batch = interpret.batch_of(self.graph, shapes)
         values: dict[str, Tensor] = {k: torch.from_numpy(v.copy()) for k, v in self.graph.constants.items()}
         values.update(zip(self.graph.inputs, inputs, strict=True))
-        for name, node in self.steps:
-            values[node.output] = getattr(self, name)(batch, *(values[v] for v in node.inputs))
+        for step, node in self.steps:
+            values[node.output] = step(batch, *(values[v] for v in node.inputs))
         outputs = tuple(values[v] for v in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -65,10 +96,12 @@ def load_model(
     Args:
         shape: input shape C, H, W where it is not the usual one for the name.
 
+    A file gives a :class:`GraphNet` where its operators are known. Of several inputs the shape given is that of the first.
+
     Raises:
         InputError: an unknown name (near matches are named).
         DataError: a file that is missing or cannot be read.
-        UnsupportedError: an ONNX model with several inputs, or an operator that is not known.
+        UnsupportedError: an operator that is not known, with its place.
     """
     from actzip.models import model_info, resolve
 
@@ -77,19 +110,8 @@ def load_model(
         from actzip.runtime.onnx_import import from_onnx
 
         graph = from_onnx(path, [(1, *shape)] if shape else None)
-        if len(graph.inputs) != 1:
-            raise UnsupportedError(
-                f"{path} has {len(graph.inputs)} inputs; profile it from Python with a loader of dicts"
-            )
         dims = tuple(int(d) if isinstance(d, int) else 1 for d in graph.shape(graph.inputs[0])[1:])
-        info = model_info("resnet18")
-        channels = dims[0] if dims else 3
-        return (
-            GraphNet(graph),
-            dims,
-            info.mean if channels == 3 else (0.0,) * channels,
-            info.std if channels == 3 else (1.0,) * channels,
-        )
+        return _with_shape(GraphNet(graph), shape or dims)
     if path.suffix in (".pt2", ".pt", ".pth"):
         if not path.is_file():
             raise DataError(f"there is no file {path}")
@@ -97,21 +119,41 @@ def load_model(
             raise DataError(
                 f"{path}: a pickled model runs code when it is read; give an exported program (.pt2) or ONNX"
             )
-        try:
-            program = torch.export.load(str(path))
-        except Exception as error:
-            raise DataError(f"{path} is not an exported program: {error}") from error
-        example = next(
-            (
-                t
-                for t in torch.utils._pytree.tree_leaves(program.example_inputs or ())
-                if isinstance(t, Tensor)
-            ),
-            None,
-        )
-        dims = tuple(shape or (tuple(example.shape[1:]) if example is not None else (3, 224, 224)))
-        info = model_info("resnet18")
-        return program.module(), dims, info.mean, info.std
+        net, dims = _exported(path)
+        return _with_shape(net, shape or dims)
     model = resolve(ref)
     info = model_info(ref)
     return model, tuple(shape or info.input_shape), info.mean, info.std
+
+
+def _with_shape(
+    net: nn.Module, dims: tuple[int, ...]
+) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    """What :func:`load_model` gives for a file; three channels are taken for photographs, normalised as usual."""
+    from actzip.models import model_info
+
+    info = model_info("resnet18")
+    channels = dims[0] if dims else 1
+    if channels == 3:
+        return net, dims, info.mean, info.std
+    return net, dims, (0.0,) * channels, (1.0,) * channels
+
+
+def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
+    """(module, input shape C, H, W) of an exported program: its graph, or its own module where an operator is unknown."""
+    from actzip.runtime.capture import capture, flat_inputs
+
+    try:
+        program = torch.export.load(str(path))
+    except Exception as error:
+        raise DataError(f"{path} is not an exported program: {error}") from error
+    if program.example_inputs is None:
+        raise DataError(f"{path} has no example inputs; torch.export.export keeps those that it is given")
+    args, kwargs = program.example_inputs
+    example = dict(kwargs) if kwargs and not args else tuple(args)
+    tensors = [t for t in torch.utils._pytree.tree_leaves(flat_inputs(example)) if isinstance(t, Tensor)]
+    shape = tuple(int(d) for d in tensors[0].shape[1:]) if tensors else ()
+    try:
+        return GraphNet(capture(program.module(), example)), shape
+    except UnsupportedError:  # hooks see what it does; the engine will say what it lacks
+        return program.module(), shape

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,34 +14,13 @@ from typing import Any
 import numpy as np
 
 from actzip.errors import DataError, InputError
+from actzip.files import write_text
 from actzip.profile.collect import Collection
 from actzip.profile.stats import BINS_PER_OCTAVE, bin_edges
 
-__all__ = ["SCHEMA", "Comparison", "Report", "compare", "load_report", "write_text"]
+__all__ = ["SCHEMA", "Comparison", "Report", "compare", "load_report"]
 
 SCHEMA = "actzip-profile/1"
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes a file whole or not at all: to a temporary name beside it, then renamed.
-
-    Raises:
-        DataError: the folder does not exist or cannot be written.
-    """
-    target = Path(path)
-    try:
-        fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}") from error
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as f:
-            f.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-    return target
 
 
 def _round(value: Any) -> Any:
@@ -105,6 +83,7 @@ def build_maps(collection: Collection, bits: Iterable[int] = (8, 16)) -> list[di
                 "zero_runs_log2": _trim(stats.zero_runs.tolist()),
                 "bursts_log2": _trim(stats.bursts.tolist()),
                 "thresholds": [{"threshold": t, "density": stats.density_at(t)} for t, _ in curve],
+                "nonzero_places": _places(stats.position_nonzeros, stats),
                 "channel_density": [
                     float(c) / max(1, stats.elements // max(1, stats.channel_nonzeros.size))
                     for c in stats.channel_nonzeros
@@ -112,6 +91,20 @@ def build_maps(collection: Collection, bits: Iterable[int] = (8, 16)) -> list[di
             }
         )
     return rows
+
+
+def _places(counts: Any, stats: Any) -> list[list[float]]:
+    """Mean density at each position over channels and images, averaged down to at most 16 x 16."""
+    if counts.size == 0:
+        return []
+    channels = max(1, stats.channel_nonzeros.size)
+    rows = [r.sum(0) for r in np.array_split(counts, min(16, counts.shape[0]), axis=0)]
+    heights = [r.shape[0] for r in np.array_split(counts, min(16, counts.shape[0]), axis=0)]
+    out = []
+    for row, height in zip(rows, heights):
+        parts = np.array_split(row, min(16, row.size))
+        out.append([float(p.sum()) / (p.size * height * channels * max(1, stats.images)) for p in parts])
+    return out
 
 
 def _trim(values: list[int]) -> list[int]:
@@ -132,10 +125,10 @@ def build_layers(collection: Collection) -> list[dict[str, Any]]:
                 "module_type": stats.site.module_type,
                 "input_shape": list(stats.input_shape),
                 "weight_shape": list(stats.weight_shape),
+                "output_shape": list(stats.output_shape),
                 "stride": list(stats.stride),
                 "groups": stats.groups,
                 "dtype": stats.dtype,
-                "calls": 1,
                 "macs": stats.macs / n,
                 "border_macs": stats.border_macs / n,
                 "effective_macs": stats.effective_macs / n,
@@ -185,7 +178,7 @@ def build_totals(maps: list[dict[str, Any]], layers: list[dict[str, Any]]) -> di
             "buffer_bytes_worst": max(m["coded"][key]["buffer_bytes_worst"] for m in have),
             "buffer_bytes_p99": max(m["coded"][key]["buffer_bytes_p99"] for m in have),
         }
-    for name in ("predicted_ms", "measured_ms"):
+    for name in ("predicted_ms", "measured_ms"):  # of convolutions and linear layers alone
         values = [r[name] for r in layers if r[name] is not None]
         totals[name] = sum(values) if values else None
     return totals
@@ -304,7 +297,7 @@ class Report:
         return text
 
     def to_csv(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Writes ``maps.csv``, ``layers.csv`` and ``runs.csv`` (everything, one row a layer) into ``folder``."""
+        """Writes the tables of :meth:`frames` into ``folder``, one CSV file each."""
         base = Path(folder)
         base.mkdir(parents=True, exist_ok=True)
         out = []
@@ -345,7 +338,8 @@ class Report:
         return out
 
     def frames(self) -> dict[str, list[dict[str, Any]]]:
-        """The report as flat rows: ``maps``, ``layers``, ``runs`` (zero runs and bursts) and ``values`` (magnitudes)."""
+        """The report as flat rows: ``maps``, ``layers``, ``runs`` (zero runs and bursts), ``values`` (magnitudes),
+        ``channels`` (density of each) and ``thresholds`` (density if values up to a threshold were zero)."""
         maps, runs, values = [], [], []
         keys = list(self.totals["coded"])
         for m in self.maps:
@@ -364,6 +358,7 @@ class Report:
                     "bits_per_element",
                     "gain_float32",
                     "gain_qbit",
+                    "dram_bytes_saved_per_image",
                     "buffer_bytes_worst",
                     "buffer_bytes_p99",
                 ):
@@ -389,10 +384,25 @@ class Report:
         layers = []
         for r in self.layers:
             row = {k: v for k, v in r.items() if not isinstance(v, list)}
-            for k in ("input_shape", "weight_shape", "stride"):
+            for k in ("input_shape", "output_shape", "weight_shape", "stride"):
                 row[k] = "x".join(map(str, r[k]))
             layers.append(row)
-        return {"maps": maps, "layers": layers, "runs": runs, "values": values}
+        channels = [
+            {"name": m["name"], "channel": c, "density": d}
+            for m in self.maps
+            for c, d in enumerate(m["channel_density"])
+        ]
+        thresholds = [
+            {"name": m["name"], **t} for m in self.maps if m["can_be_sparse"] for t in m["thresholds"]
+        ]
+        return {
+            "maps": maps,
+            "layers": layers,
+            "runs": runs,
+            "values": values,
+            "channels": channels,
+            "thresholds": thresholds,
+        }
 
     def _repr_html_(self) -> str:
         import html as escape

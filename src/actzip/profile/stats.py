@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from actzip import _codec
-from actzip.activations import ComputeCall, Site, count_macs
+from actzip.activations import ComputeCall, Site, count_macs, output_size
 
 __all__ = ["BINS_PER_OCTAVE", "CodedStats", "ComputeStats", "MapStats", "bin_edges"]
 
@@ -85,6 +85,8 @@ class CodedStats:
             "gain_float32": 32 * self.elements / self.coded_bits if self.coded_bits else None,
             "gain_qbit": self.bits * self.elements / self.coded_bits if self.coded_bits else None,
             "coded_bytes_per_image": self.coded_bits / 8 / max(1, self.elements // max(1, map_elements)),
+            "dram_bytes_saved_per_image": 4 * map_elements
+            - self.coded_bits / 8 / max(1e-9, self.elements / max(1, map_elements)),
             "buffer_bytes_worst": math.ceil(self.worst_bits / 8),
             "buffer_bytes_p99": math.ceil(min(p99, self.worst_bits) / 8),
         }
@@ -261,6 +263,7 @@ class ComputeStats:
     stride: tuple[int, ...]
     groups: int
     dtype: str
+    spatial: tuple[int, ...] = ()
     images: int = 0
     macs: int = 0
     border_macs: int = 0
@@ -277,6 +280,7 @@ class ComputeStats:
             call.stride,
             call.groups,
             str(call.input.dtype).removeprefix("torch."),
+            output_size(call),
         )
 
     def add(self, call: ComputeCall) -> None:
@@ -291,6 +295,16 @@ class ComputeStats:
     def merge(self, other: ComputeStats) -> None:
         for name in ("images", "macs", "border_macs", "effective_macs", "input_elements", "input_nonzeros"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of the computation, without the batch: ``OC, *spatial``, or ``..., out`` for a linear layer."""
+        if self.site.kind == "linear":
+            return (*self.input_shape[:-1], self.weight_shape[0])
+        return (
+            self.weight_shape[1] * self.groups if "transpose" in self.site.kind else self.weight_shape[0],
+            *self.spatial,
+        )
 
     @property
     def input_density(self) -> float:

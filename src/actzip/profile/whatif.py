@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def what_if(
     if not inputs or not sparse:
         return {"images": images, "points": []}
     training = {m: m.training for m in model.modules()}
-    model.eval()
+    with suppress(NotImplementedError):  # an exported program's module has no modes
+        model.eval()
     points = []
     reference: list[Tensor] = []
     try:

@@ -1,0 +1,119 @@
+"""What to profile, by name: the model, and batches of images from files or, without any, of random numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actzip.errors import ActzipWarning, DataError, InputError
+from actzip.profile.load import GraphNet, load_model
+
+__all__ = ["Subject", "open_subject", "random_batches"]
+
+
+@dataclass
+class Subject:
+    """A model and what to run it on.
+
+    Attributes:
+        images: how many there will be.
+        source: where they come from, in words.
+        random: they are random numbers.
+        skipped: images that could not be read, each with the reason.
+    """
+
+    model: nn.Module
+    loader: Iterable[Any]
+    images: int
+    source: str
+    random: bool = False
+    skipped: tuple[str, ...] = ()
+
+
+def open_subject(
+    model: str | nn.Module,
+    data: str | None,
+    *,
+    weights: str | None = None,
+    images: int = 100,
+    batch: int = 4,
+    size: int | None = None,
+) -> Subject:
+    """The model and its inputs for names, as the command line and :func:`actzip.profile.profile` take them.
+
+    Args:
+        model: a name, import path, ``.pt2`` or ``.onnx`` file (:func:`actzip.profile.load.load_model`), or a module
+            (``data`` is needed then, and ``size`` for files of unlike images).
+        data: a folder of images, a parquet file, WebDataset shards, an ``.npy`` or a data set's name
+            (:func:`actzip.data.resolve`); None: random numbers, with a warning that densities mean nothing.
+        weights: a safetensors file for the model.
+        images: at most so many; they are spread evenly over the data set, in its order.
+        batch: images a batch (a model that was exported with a fixed batch has its own).
+        size: images are resized and cropped to this square; None: the model's usual one.
+
+    Raises:
+        InputError: an unknown name; a model that takes no images while ``data`` is given; a module without ``data``.
+        DataError: the data is missing, empty or unreadable.
+    """
+    from actzip.data import Loader, resolve
+    from actzip.models import load_weights
+
+    shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    module = model
+    if not isinstance(module, nn.Module):
+        module, shape, mean, std = load_model(str(module))
+    elif data is None:
+        raise InputError("a module needs a loader or a data set: its input's shape is not known")
+    if weights is not None:
+        load_weights(module, weights)
+    fixed = getattr(module, "batch", None)
+    batch = fixed or batch
+    if data is None:
+        warnings.warn("no data: random input is used, so densities mean nothing", ActzipWarning, stacklevel=3)
+        count = batch if fixed else min(images, batch)
+        shapes = [tuple(shape or ())]
+        if isinstance(module, GraphNet):
+            shapes = [
+                tuple(d if isinstance(d, int) else 1 for d in module.graph.shape(v)[1:])
+                for v in module.graph.inputs
+            ]
+        if size and len(shapes[0]) == 3:
+            shapes[0] = (*shapes[0][:-2], size, size)
+        return Subject(module, random_batches(shapes, count), count, "random numbers", random=True)
+    if shape is not None and len(shape) != 3:
+        raise InputError(f"the model takes inputs of shape {shape}, not images")
+    if isinstance(module, GraphNet) and len(module.graph.inputs) > 1:
+        names = ", ".join(module.graph.inputs)
+        raise InputError(
+            f"the model has {len(module.graph.inputs)} inputs ({names}); give actzip.profile a loader of tuples"
+        )
+    side = size or (shape[-1] if shape is not None else None)
+    named = data in ("mnist", "cifar10", "digits")
+    found = resolve(data, "test", image_size=None if named else side, mean=mean, std=std)
+    if shape is not None and found.shape[0] != shape[0]:
+        raise InputError(f"{found.source} has {found.shape[0]} channels, the model takes {shape[0]}")
+    count = min(images, len(found))
+    if fixed:
+        count -= count % fixed
+        if count == 0:
+            raise DataError(
+                f"the model was exported for batches of {fixed}; {found.source} gives {min(images, len(found))} images"
+            )
+    if count < len(found):
+        chosen = torch.linspace(0, len(found) - 1, count).round().long().numpy()
+        found = found.take(chosen)
+    return Subject(module, Loader(found, batch), count, found.source, skipped=found.skipped)
+
+
+def random_batches(shapes: Iterable[tuple[int, ...]], count: int) -> list[Any]:
+    """One batch of ``count`` random inputs in [0, 1): a tensor, or a tuple where there are several shapes."""
+    generator = torch.Generator().manual_seed(0)
+    inputs: list[Tensor] = [torch.rand((count, *s), generator=generator) for s in shapes]
+    return [inputs[0] if len(inputs) == 1 else tuple(inputs)]
