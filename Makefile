@@ -119,5 +119,9 @@ format: setup ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
+docs: setup ## the documentation as a site, in site/
+	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install -q "mkdocs-material>=9.5"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
 	rm -rf build .venv out site dist

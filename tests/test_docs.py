@@ -1,4 +1,4 @@
-"""Every Python block of the documentation runs, page by page, in order, in an empty folder."""
+"""Every Python block of the documentation runs, page by page, in order, in an empty folder; of the guide the shell's too."""
 
 import re
 import warnings
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+#: Pages whose console blocks run too.
+SHELL = {"guide"}
 PAGES = sorted(p for p in DOCS.glob("*.md") if "```python" in p.read_text(encoding="utf-8"))
 
 
@@ -27,13 +29,40 @@ def test_code_blocks_run(page, tmp_path, monkeypatch, capsys):
             torch._dynamo.register_backend(backend, name="actzip")
     if "to_parquet" in text:
         pytest.importorskip("pyarrow")
+    if "from PIL" in text:
+        pytest.importorskip("PIL")
     names: dict = {"__name__": "__docs__"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for match in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
+        for match in re.finditer(r"^```(python|console)\n(.*?)^```", text, re.M | re.S):
             line = text[: match.start()].count("\n") + 2
-            code = "\n" * (line - 1) + match.group(1)
-            exec(compile(code, str(page), "exec"), names)
+            if match.group(1) == "python":
+                code = "\n" * (line - 1) + match.group(2)
+                exec(compile(code, str(page), "exec"), names)
+            elif page.stem in SHELL:
+                run_in_shell(match.group(2), f"{page}:{line}")
+
+
+def run_in_shell(block, where):
+    """The commands of a console block, each a line that begins with ``$ actzip``, in this process."""
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from actzip.cli import build
+
+    commands = [c[2:] for c in block.splitlines() if c.startswith("$ ")]
+    assert commands, where
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "actzip", where
+        result = CliRunner().invoke(build(), arguments)
+        assert result.exit_code == 0, f"{where}: {command}: {result.output}{result.exception!r}"
+
+
+def test_the_guide_has_no_other_blocks():
+    kinds = re.findall(r"^```(\w*)\n.*?^```", (DOCS / "guide.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert set(kinds) == {"python", "console"}
 
 
 def test_the_navigation_leads_somewhere():

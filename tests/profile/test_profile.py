@@ -136,9 +136,71 @@ def test_json_round_trip_table_and_comparison(net, report, tmp_path):
 
 
 @QUIET
+def test_json_has_the_published_schema(net, report):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = actzip.profile.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(json.loads(report.to_json()))
+    validator.validate(json.loads(profile(net, LOADER, codecs=(), engine=False, whatif_images=0).to_json()))
+    broken = json.loads(report.to_json())
+    broken["maps"][0]["density"] = 1.5
+    del broken["layers"][0]["macs"]
+    assert len(list(validator.iter_errors(broken))) == 2
+
+
+def test_dram_traffic_saved_and_places_of_non_zeros(net, report):
+    row = report.maps[0]
+    coded = row["coded"]["seg-8"]
+    assert coded["dram_bytes_saved_per_image"] == pytest.approx(
+        row["float32_bytes"] - coded["coded_bytes_per_image"]
+    )
+    with torch.no_grad():
+        y = torch.cat([F.relu(net.conv(b)) for b, _ in LOADER])
+    assert np.allclose(row["nonzero_places"], (y != 0).float().mean((0, 1)).numpy(), atol=1e-6)
+
+
+def _process(rank, world, port, folder):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        r = profile(
+            Net(), LOADER[rank::world], codecs=["seg"], engine=False, whatif_images=0, distributed=True
+        )
+    r.to_json(f"{folder}/{rank}.json")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_merge_exactly(net, tmp_path):
+    """Three batches in four processes, one of which has none: every report is that of one process."""
+    import socket
+
+    import torch.multiprocessing as mp
+
+    if not torch.distributed.is_available():
+        pytest.skip("torch.distributed is not available")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = profile(net, LOADER, codecs=["seg"], engine=False, whatif_images=0).to_dict()
+    mp.start_processes(_process, args=(4, port, str(tmp_path)), nprocs=4, start_method="fork")
+    for rank in range(4):
+        got = json.loads((tmp_path / f"{rank}.json").read_text())
+        for key in ("maps", "layers", "totals"):
+            assert got[key] == json.loads(json.dumps(want[key])), key
+        assert got["data"]["images"] == 12
+
+
+@QUIET
 def test_csv_and_parquet_hold_everything(report, tmp_path):
     names = {p.name for p in report.to_csv(tmp_path)}
-    assert names == {"maps.csv", "layers.csv", "runs.csv", "values.csv"}
+    assert names == {f"{n}.csv" for n in ("maps", "layers", "runs", "values", "channels", "thresholds")}
     assert "seg-8_bits_per_element" in (tmp_path / "maps.csv").read_text().splitlines()[0]
     pq = pytest.importorskip("pyarrow.parquet")
     report.to_parquet(tmp_path)
@@ -295,6 +357,33 @@ def test_memory_does_not_grow_with_the_number_of_images(net):
         return len(pickle.dumps(collect(net, [torch.randn(2, 3, 16, 16)] * n)))
 
     assert size(20) <= size(1) + 512
+
+
+@QUIET
+def test_progress_bars_move(net):
+    seen = []
+    report = profile(net, LOADER, codecs=(), engine=False, progress=True, on_batch=seen.append)
+    assert seen == [4, 4, 4] and report.data["data"]["images"] == 12
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "resnext50_32x4d"])
+def test_total_macs_agree_with_torchinfo(name):
+    torchinfo = pytest.importorskip("torchinfo")
+    from actzip.models._torchvision import import_torchvision
+
+    model = import_torchvision().models.get_model(name, weights=None).eval()
+    x = torch.randn(1, 3, 96, 96)
+    layers = torchinfo.summary(model, input_data=x, verbose=0).summary_list
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        c = collect(model, [x], runs=False)
+    want = sum(r.macs for r in layers if r.class_name in ("Conv2d", "Linear"))
+    bias = sum(  # torchinfo counts a bias as a multiply-accumulate
+        int(np.prod(r.output_size[2:])) * r.module.bias.numel()
+        for r in layers
+        if r.class_name in ("Conv2d", "Linear") and r.module.bias is not None
+    )
+    assert sum(s.macs for s in c.computations.values()) == want - bias
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "inception_v3"])

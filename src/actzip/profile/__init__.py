@@ -27,6 +27,7 @@ from actzip.profile.report import (
     build_totals,
     compare,
     load_report,
+    schema,
 )
 from actzip.profile.whatif import what_if
 
@@ -38,6 +39,7 @@ __all__ = [
     "compare",
     "load_report",
     "profile",
+    "schema",
     "split_inputs",
     "what_if",
 ]

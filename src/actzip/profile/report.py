@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from actzip.files import write_text
 from actzip.profile.collect import Collection
 from actzip.profile.stats import BINS_PER_OCTAVE, bin_edges
 
-__all__ = ["SCHEMA", "Comparison", "Report", "compare", "load_report"]
+__all__ = ["SCHEMA", "Comparison", "Report", "compare", "load_report", "schema"]
 
 SCHEMA = "actzip-profile/1"
 
@@ -267,7 +268,34 @@ class Report:
             *(number(t["coded"][k]["bits_per_element"], 2) for k in keys),
             style="bold",
         )
-        notes = [Text(f"warning: {w}", style="yellow") for w in self.data["warnings"]]
+        said = []
+        run = self.data["engine"] or {}
+        if run.get("latency_ms"):
+            said.append(
+                f"Engine at batch {run['batch']}, {run['threads']} threads: {run['latency_ms']:.2f} ms measured,"
+                f" {run['predicted_ms']:.2f} ms predicted; with every ReLU's map at density "
+                + ", ".join(
+                    f"{p['density']:g}: {p['predicted_ms']:.2f}"
+                    for p in run["imposed"]
+                    if p["density"] in (1, 0.5, 0.3, 0.1)
+                )
+                + " ms predicted."
+            )
+        if t["coded"]:
+            said.append(
+                "DRAM traffic saved an image, each way: "
+                + ", ".join(f"{k} {si(v['dram_bytes_saved_per_image'])}B" for k, v in t["coded"].items())
+                + f" of {si(t['float32_bytes'])}B."
+            )
+        points = self.data["whatif"].get("points", [])
+        if len(points) > 1:
+            said.append(
+                "Thresholded ReLUs, density (output change): "
+                + ", ".join(f"{p['density']:.2f} ({number(p['output_change'], 3)})" for p in points)
+                + "."
+            )
+        notes = [Text(x) for x in said]
+        notes += [Text(f"warning: {w}", style="yellow") for w in self.data["warnings"]]
         info = self.data["environment"]
         source = self.data["data"]["source"]
         foot = Text(
@@ -437,6 +465,12 @@ def number(value: float | None, digits: int) -> str:
 def ratio(value: float | None) -> str:
     """'1.23x', or '-' for None."""
     return "-" if value is None else f"{value:.2f}x"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what :meth:`Report.to_json` writes, version :data:`SCHEMA`."""
+    text = resources.files("actzip.profile").joinpath("schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
