@@ -37,6 +37,15 @@ class Net(nn.Module):
         return self.fc(self.act(self.c2(x)).mean((2, 3)))
 
 
+def need_torchvision():
+    from actzip.models._torchvision import import_torchvision
+
+    try:
+        import_torchvision()
+    except DataError as error:
+        pytest.skip(str(error))
+
+
 def make_net():
     torch.manual_seed(0)
     return Net().eval()
@@ -132,14 +141,14 @@ def test_an_import_path_and_a_torchvision_name(tmp_path, monkeypatch):
     report = profile("some_nets:net", [X], codecs=(), engine=False)
     assert report.layers[0]["macs"] == 4 * 14 * 14 * 27 and report.data["model"]["name"] == "some_nets:net"
     sys.modules.pop("some_nets")
-    pytest.importorskip("torchvision")
+    need_torchvision()
     report = profile("squeezenet1_1", None, codecs=(), engine=False, max_images=1, whatif_images=1)
     assert report.data["data"]["random"] and report.totals["macs"] > 3e8
 
 
 @QUIET
 def test_a_timm_name():
-    pytest.importorskip("torchvision")
+    need_torchvision()
     from actzip.models._torchvision import import_timm
 
     try:
@@ -153,7 +162,7 @@ def test_a_timm_name():
 def test_an_unknown_model_name_offers_near_matches():
     with pytest.raises(InputError, match="cifar_resnet20"):
         profile("cifar_resnet21", None)
-    pytest.importorskip("torchvision")
+    need_torchvision()
     result = CliRunner().invoke(build(), ["profile", "resnet19"])
     assert result.exit_code != 0
 
@@ -357,3 +366,25 @@ def test_calibration_times_sparse_kernels(monkeypatch):
     assert stored == {("dense", 1.0), *(("packed", d) for d in cost._DENSITIES)}
     again = [cost._sample(json.loads(json.dumps(cost.asdict(s)))) for s in samples]
     assert again == samples
+
+
+def test_a_sample_of_a_large_set_decodes_no_more(tmp_path, monkeypatch):
+    """Memory and time are those of the images asked for, not of the set."""
+    pytest.importorskip("PIL")
+    monkeypatch.setenv("ACTZIP_CACHE", str(tmp_path / "cache"))
+    from actzip.data import resolve, sources
+
+    files = photos(tmp_path / "photos", count=30)
+    as_parquet(files, tmp_path / "x.parquet")
+    as_shard(files, tmp_path / "s.tar")
+    decoded = []
+    real = sources._decode
+    monkeypatch.setattr(sources, "_decode", lambda *a: decoded.append(1) or real(*a))
+    for name in ("photos", "x.parquet", "s.tar"):
+        decoded.clear()
+        data = resolve(str(tmp_path / name), "test", image_size=16, sample=7)
+        assert len(data) == 7 and len(decoded) == 7, name
+    whole = resolve(str(tmp_path / "x.parquet"), "test", image_size=16)
+    part = resolve(str(tmp_path / "x.parquet"), "test", image_size=16, sample=7)
+    assert part.labels.tolist() == [0, 5, 10, 14, 19, 24, 29] and len(whole) == 30
+    assert (part.images == whole.images[part.labels]).all()

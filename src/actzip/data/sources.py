@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ def resolve(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     limit: int | None = None,
+    sample: int | None = None,
     download: bool = True,
 ) -> Images:
     """The data set called ``name``.
@@ -53,7 +55,9 @@ def resolve(
         folder: where to look first (the command line's ``--data``).
         image_size: images are resized (shorter side) and cropped to this square; needed where they differ in size.
         mean, std: normalisation; the data set's usual one where not given.
-        limit: at most this many images.
+        limit: at most this many images, the first.
+        sample: at most about this many images, spread evenly over the set (of shards: the first); no others are decoded
+            or held in memory, however many a folder, parquet file or shard has.
         download: ask torchvision to download a named set that is nowhere (MNIST); otherwise a stand-in is used.
 
     Raises:
@@ -64,11 +68,13 @@ def resolve(
         raise InputError(f"split must be 'train' or 'test', not {split!r}")
     kind, _, rest = name.partition(":")
     if rest and kind in _FORMS:
-        data = _FORMS[kind](rest, split, image_size)
+        data = _FORMS[kind](rest, split, image_size, sample)
     elif name in _NAMED:
         data = _NAMED[name](data_roots(folder), split, image_size, download)
     else:
-        data = _by_path(name, split, image_size)
+        data = _by_path(name, split, image_size, sample)
+    if sample is not None and len(data) > sample:
+        data = data.take(_evenly(len(data), sample))
     if limit is not None and limit < len(data):
         data = data.take(slice(0, limit))
     if mean is not None or std is not None:
@@ -78,19 +84,26 @@ def resolve(
     return data
 
 
-def _by_path(name: str, split: str, image_size: int | None) -> Images:
+def _evenly(count: int, sample: int | None) -> npt.NDArray[np.int64]:
+    """``sample`` indices of ``count``, spread evenly; all of them where there are no more."""
+    if sample is None or count <= sample:
+        return np.arange(count)
+    return np.round(np.linspace(0, count - 1, sample)).astype(np.int64)
+
+
+def _by_path(name: str, split: str, image_size: int | None, sample: int | None) -> Images:
     path = Path(name).expanduser()
     if path.is_dir():
         parquet = sorted(path.glob(f"*{split}*.parquet")) or sorted(path.glob("*.parquet"))
         if parquet:
-            return _parquet(str(parquet[0]), split, image_size)
+            return _parquet(str(parquet[0]), split, image_size, sample)
         if sorted(path.glob("*.tar")):
-            return _webdataset(str(path / "*.tar"), split, image_size)
-        return _folder(name, split, image_size)
+            return _webdataset(str(path / "*.tar"), split, image_size, sample)
+        return _folder(name, split, image_size, sample)
     if path.is_file():
         form = {".parquet": _parquet, ".npy": _npy, ".tar": _webdataset}.get(path.suffix)
         if form is not None:
-            return form(name, split, image_size)
+            return form(name, split, image_size, sample)
         raise DataError(f"{path} is no parquet, npy or tar file")
     if "/" in name or path.suffix:
         raise DataError(f"there is no file or folder {path}")
@@ -295,7 +308,7 @@ def _cached(
     return x, y, skipped
 
 
-def _parquet(path: str, split: str, image_size: int | None) -> Images:
+def _parquet(path: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -309,6 +322,7 @@ def _parquet(path: str, split: str, image_size: int | None) -> Images:
         index = 0
         try:
             table = pq.ParquetFile(file)
+            wanted = set(_evenly(table.metadata.num_rows, sample).tolist())
             columns = table.schema_arrow.names
             image = next((c for c in ("image", "img", "jpg", "png") if c in columns), None)
             label = next((c for c in ("label", "labels", "fine_label", "cls") if c in columns), None)
@@ -316,6 +330,9 @@ def _parquet(path: str, split: str, image_size: int | None) -> Images:
                 raise DataError(f"{file} has no image column (image or img); it has {', '.join(columns)}")
             for batch in table.iter_batches(batch_size=1000, columns=[c for c in (image, label) if c]):
                 for row in batch.to_pylist():
+                    if index not in wanted:
+                        index += 1
+                        continue
                     value = row[image]
                     data = value["bytes"] if isinstance(value, dict) else value
                     yield f"row {index}", data or b"", int(row[label]) if label else 0
@@ -323,11 +340,13 @@ def _parquet(path: str, split: str, image_size: int | None) -> Images:
         except pa.ArrowException as error:
             raise DataError(f"{file} is not a readable parquet file: {error}") from error
 
-    x, y, skipped = _cached(f"parquet:{image_size}", [file], lambda: _stack(rows(), image_size, str(file)))
+    x, y, skipped = _cached(
+        f"parquet:{image_size}:{sample}", [file], lambda: _stack(rows(), image_size, str(file))
+    )
     return Images(x, y, int(y.max()) + 1, *_IMAGENET, f"parquet:{path}", str(file), skipped)
 
 
-def _folder(path: str, split: str, image_size: int | None) -> Images:
+def _folder(path: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
@@ -345,6 +364,7 @@ def _folder(path: str, split: str, image_size: int | None) -> Images:
         ]
     else:
         files = [(f, 0) for f in sorted(root.iterdir()) if f.suffix.lower() in _EXTENSIONS]
+    files = [files[i] for i in _evenly(len(files), sample)]
     if not files:
         raise DataError(f"{root} holds no images ({', '.join(sorted(_EXTENSIONS))})")
 
@@ -355,7 +375,7 @@ def _folder(path: str, split: str, image_size: int | None) -> Images:
     return Images(x, y, max(1, len(classes)), *_IMAGENET, f"folder:{path}", str(root), skipped)
 
 
-def _webdataset(pattern: str, split: str, image_size: int | None) -> Images:
+def _webdataset(pattern: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
     try:
         import webdataset as wds
     except ModuleNotFoundError as error:
@@ -384,13 +404,17 @@ def _webdataset(pattern: str, split: str, image_size: int | None) -> Images:
                     int(label if isinstance(label, (int, str)) else label.decode()),
                 )
 
-    x, y, skipped = _cached(f"wds:{image_size}", files, lambda: _stack(rows(), image_size, pattern))
+    x, y, skipped = _cached(
+        f"wds:{image_size}:{sample}",
+        files,
+        lambda: _stack(itertools.islice(rows(), sample), image_size, pattern),
+    )
     return Images(
         x, y, int(y.max()) + 1, *_IMAGENET, f"wds:{pattern}", f"{len(files)} shards {pattern}", skipped
     )
 
 
-def _npy(path: str, split: str, image_size: int | None) -> Images:
+def _npy(path: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
     file = Path(path).expanduser()
     try:
         x = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -402,6 +426,8 @@ def _npy(path: str, split: str, image_size: int | None) -> Images:
         x = x[:, None]
     if x.ndim != 4:
         raise DataError(f"{file} has the shape {x.shape}; images N, C, H, W are needed")
+    if sample is not None and len(x) > sample:
+        x = x[_evenly(len(x), sample)]
     if x.dtype != np.uint8:
         if not np.issubdtype(x.dtype, np.number) or not np.isfinite(x).all() or x.min() < 0 or x.max() > 1:
             raise DataError(f"{file} is {x.dtype}; uint8 images, or numbers in [0, 1], are needed")
@@ -410,7 +436,7 @@ def _npy(path: str, split: str, image_size: int | None) -> Images:
     return Images(x, np.zeros(len(x), np.int64), 1, (0.0,) * c, (1.0,) * c, f"npy:{path}", str(file))
 
 
-_FORMS: dict[str, Callable[[str, str, int | None], Images]] = {
+_FORMS: dict[str, Callable[[str, str, int | None, int | None], Images]] = {
     "parquet": _parquet,
     "folder": _folder,
     "wds": _webdataset,

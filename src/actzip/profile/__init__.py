@@ -228,7 +228,6 @@ def _bars(
     total: int | None,
     on_batch: Callable[[int], None] | None,
     on_step: Callable[[int, int], None] | None,
-    quiet: bool = False,
 ) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
     """Progress bars of a profile, as the two functions that move them; what was given is called too."""
     from rich.console import Console
@@ -245,7 +244,7 @@ def _bars(
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         images = bar.add_task("images", total=total)
         timing = bar.add_task("calibrating the engine, once for this machine", total=None, visible=False)
 

@@ -110,7 +110,7 @@ def split_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
             for p in parameters
             if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
-        n = max(1, len(required))
+        n = getattr(model, "arity", None) or max(1, len(required))
         if len(batch) < n:
             raise InputError(f"a batch has {len(batch)} parts; forward requires {n}")
         return tuple(tensor(v) for v in batch[:n]), {}

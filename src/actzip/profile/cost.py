@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from actzip.files import cache_dir, write_text
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 3
+_FORMAT = 4
 #: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
 SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 #: Walking over masks costs this share of the work at density 1.
@@ -31,6 +32,7 @@ _WALK = 0.02
 #: Densities that are timed; the first decides which kernels the others are timed with.
 _DENSITIES = (0.5, 1.0, 0.75, 0.35, 0.2, 0.1, 0.03)
 _KEPT = 3
+_SMALL, _LARGE = "small", "large"
 #: MACs of a small plan.
 _LITTLE = 24e6
 
@@ -138,7 +140,8 @@ class CostModel:
 
     Args:
         samples: timings of convolutions.
-        others: for other operators, milliseconds an element read or written (by operator; ``""`` for all others).
+        others: for other operators, milliseconds an element read or written (by operator; ``""`` for all others); and
+            ``call small``, ``call large``: time of a call over that of its nodes.
     """
 
     def __init__(self, samples: Sequence[Sample], others: dict[str, float] | None = None) -> None:
@@ -181,6 +184,10 @@ class CostModel:
         if not times:
             raise ActzipError("the calibration has no convolution of this kind")
         return min(times)
+
+    def predict_call(self, layers_ms: float, *, small: bool = False) -> float:
+        """Milliseconds of a whole call whose nodes take ``layers_ms`` together."""
+        return layers_ms * self.others.get(f"call {_SMALL if small else _LARGE}", 1.0)
 
     def predict_other(self, op: str, elements: float) -> float:
         """Milliseconds of an operator that is no convolution and reads and writes so many elements."""
@@ -286,6 +293,7 @@ class _Plan:
         self.rng = np.random.default_rng(0)
         self.threads = threads
         self.sizes = [(i, size) for i, _, size, *_ in shapes]
+        self.ratios: list[float] = []
         graph = g.Graph("calibration")
         self.convs: dict[str, Conv] = {}
         readers = []
@@ -344,6 +352,15 @@ class _Plan:
                     seen.setdefault(name, []).append(t)
         return {name: float(np.median(t)) for name, t in seen.items()}
 
+    def call(self, lowered: Any, inputs: list[Any]) -> float:
+        """Median milliseconds of a whole call, which is more than its nodes' together."""
+        seen = []
+        for _ in range(6):
+            start = time.perf_counter()
+            lowered.plan.run(1, inputs, self.outputs, self.threads)
+            seen.append(1e3 * (time.perf_counter() - start))
+        return float(np.median(seen[1:]))
+
     def best(
         self, storage: str, inputs: list[Any], options: dict[str, list[str]], repeats: int
     ) -> dict[str, list[str]]:
@@ -371,6 +388,7 @@ class _Plan:
             options = {name: kernels[:_KEPT] for name, kernels in ranked.items()}
             lowered = lower(self.graphs[storage], {name: kernels[0] for name, kernels in ranked.items()})
             times = self.times(lowered, inputs, 5)
+            self.ratios.append(self.call(lowered, inputs) / sum(times.values()))
             for name, conv in self.convs.items():
                 if storage == "packed" and name not in self.packed:
                     continue
@@ -408,11 +426,16 @@ def calibrate(
             on_step(done, total)
 
     samples = []
+    ratios: dict[bool, list[float]] = {False: [], True: []}
     for shapes, little in plans:
         plan = _Plan(shapes, threads)
         samples += plan.samples("dense", (1.0,), little, step)
         samples += plan.samples("packed", _DENSITIES, little, step)
+        ratios[little] += plan.ratios
     others = _others(threads)
+    others |= {
+        f"call {k}": float(np.median(v)) for k, v in ((_SMALL, ratios[True]), (_LARGE, ratios[False])) if v
+    }
     step()
     return samples, others
 

@@ -33,6 +33,7 @@ class GraphNet(nn.Module):
 
     Attributes:
         names: path of the submodule -> name of the node.
+        arity: number of inputs.
         batch: the number of images that the graph was made for, None for any number.
     """
 
@@ -50,6 +51,7 @@ class GraphNet(nn.Module):
             step = _NodeModule(node)
             self._place(path, step)
             self.steps.append((step, node))
+        self.arity = len(graph.inputs)
         first = graph.shape(graph.inputs[0])[0] if graph.inputs and graph.shape(graph.inputs[0]) else None
         self.batch: int | None = first if isinstance(first, int) else None
 
@@ -156,4 +158,11 @@ def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     try:
         return GraphNet(capture(program.module(), example)), shape
     except UnsupportedError:  # hooks see what it does; the engine will say what it lacks
-        return program.module(), shape
+        module = program.module()
+        sizes = [
+            n.meta["val"].shape[0]
+            for n in program.graph.nodes
+            if n.op == "placeholder" and n.name in program.graph_signature.user_inputs and n.meta["val"].ndim
+        ]
+        module.batch = sizes[0] if sizes and isinstance(sizes[0], int) else None  # type: ignore[assignment]
+        return module, shape

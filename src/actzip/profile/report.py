@@ -43,9 +43,8 @@ def build_maps(collection: Collection, bits: Iterable[int] = (8, 16)) -> list[di
     for stats in collection.maps.values():
         elements = int(np.prod(stats.shape)) if stats.shape else 1
         used = np.flatnonzero(stats.hist)
-        first = int(used[0]) if used.size else 0
         last = int(used[-1]) + 1 if used.size else 0
-        low = max(first, 1)  # bin 0 is the zeros: kept apart
+        low = int(used[used > 0][0]) if (used > 0).any() else last  # bin 0 is the zeros: kept apart
         dead = stats.dead_channels
         curve = [
             (stats.threshold_for(d * stats.density), d * stats.density)
@@ -270,7 +269,7 @@ class Report:
         )
         said = []
         run = self.data["engine"] or {}
-        if run.get("latency_ms"):
+        if run.get("latency_ms") and run.get("imposed"):
             said.append(
                 f"Engine at batch {run['batch']}, {run['threads']} threads: {run['latency_ms']:.2f} ms measured,"
                 f" {run['predicted_ms']:.2f} ms predicted; with every ReLU's map at density "

@@ -96,7 +96,7 @@ def open_subject(
         )
     side = size or (shape[-1] if shape is not None else None)
     named = data in ("mnist", "cifar10", "digits")
-    found = resolve(data, "test", image_size=None if named else side, mean=mean, std=std)
+    found = resolve(data, "test", image_size=None if named else side, mean=mean, std=std, sample=images)
     if shape is not None and found.shape[0] != shape[0]:
         raise InputError(f"{found.source} has {found.shape[0]} channels, the model takes {shape[0]}")
     count = min(images, len(found))

@@ -80,7 +80,9 @@ def measure_engine(
         row["why"] = found["why"]
     return {
         "latency_ms": statistics.median(times),
-        "predicted_ms": sum(r["predicted_ms"] for r in explained["rows"]),
+        "predicted_ms": cost.predict_call(
+            sum(r["predicted_ms"] for r in explained["rows"]), small=any(n["small"] for n in nodes)
+        ),
         "threads": threads,
         "batch": least,
         "peak_gflops": explained["peak_gflops"],
@@ -166,7 +168,7 @@ def impose(
         points.append(
             {
                 "density": density,
-                "predicted_ms": ms,
+                "predicted_ms": cost.predict_call(ms, small=any(n["small"] for n in nodes)),
                 "theoretical_speedup": macs / effective if effective else None,
             }
         )

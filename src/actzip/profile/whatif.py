@@ -40,7 +40,8 @@ def what_if(
         if images >= max_images:
             break
         args, kwargs = split_inputs(model, batch)
-        left = max_images - images
+        # a model that was exported for a fixed batch takes no part of one
+        left = getattr(model, "batch", None) or max_images - images
         args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() else a for a in args)
         kwargs = {k: v[:left] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
         first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
