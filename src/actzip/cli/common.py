@@ -179,8 +179,8 @@ def read_blob(path: Path) -> bytes:
 def model_and_input(
     ref: str, weights: str | None, data: str | None, batch: int, size: int | None
 ) -> tuple[Any, Any, Any]:
-    """What ``actzip.compile`` takes for the model ``ref`` (a module, or the path of an ONNX file), the same as a module in
-    eval mode, and a batch of ``data`` (random numbers, with a warning, where that is None) as float32 (N, C, H, W).
+    """What ``actzip.compile`` takes for the model ``ref`` (a module, a graph, or the path of an ONNX file), the same as a
+    module in eval mode, and a batch of ``data`` (random numbers, with a warning, where that is None) as float32 (N, C, H, W).
 
     Raises:
         InputError: unknown model or data, or data that does not fit the model. DataError: a file is missing or damaged.
@@ -192,7 +192,7 @@ def model_and_input(
     from actzip.data import Loader, resolve
     from actzip.errors import ActzipWarning
     from actzip.models import load_weights
-    from actzip.profile.load import load_model
+    from actzip.profile.load import GraphNet, load_model
 
     torch.manual_seed(0)
     net, shape, mean, std = load_model(ref)
@@ -200,7 +200,7 @@ def model_and_input(
         m.training = False
     if weights is not None:
         load_weights(net, weights)
-    found = Path(ref) if ref.endswith(".onnx") else net
+    found = Path(ref) if ref.endswith(".onnx") else net.graph if isinstance(net, GraphNet) else net
     if data is None:
         warnings.warn(
             "no --data: random input is used, so densities mean little", ActzipWarning, stacklevel=2

@@ -191,7 +191,7 @@ def profile(
         "model": {
             "name": name or type(model).__name__,
             "class": f"{type(model).__module__}.{type(model).__qualname__}",
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": getattr(model, "numbers", None) or sum(p.numel() for p in model.parameters()),
             "thresholds": len(get_thresholds(model)),
         },
         "data": {

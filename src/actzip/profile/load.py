@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ class GraphNet(nn.Module):
     Attributes:
         names: path of the submodule -> name of the node.
         arity: number of inputs.
+        numbers: how many the weights and constants hold together.
         batch: the number of images that the graph was made for, None for any number.
     """
 
@@ -52,6 +54,8 @@ class GraphNet(nn.Module):
             self._place(path, step)
             self.steps.append((step, node))
         self.arity = len(graph.inputs)
+        arrays = [v for node in graph.nodes for v in vars(node).values() if isinstance(v, np.ndarray)]
+        self.numbers = sum(int(a.size) for a in (*arrays, *graph.constants.values()))
         first = graph.shape(graph.inputs[0])[0] if graph.inputs and graph.shape(graph.inputs[0]) else None
         self.batch: int | None = first if isinstance(first, int) else None
 
