@@ -3,42 +3,26 @@
 #include <cstring>
 
 #include "engine/pool.h"
+#include "engine/vectors.inl.h"
 
 namespace actzip::engine {
 namespace ACTZIP_ISA_NS {
 namespace {
 
-// Floats at once: one register. Of wider vectors GCC takes comparisons apart, lane by lane.
-#if defined(__AVX512F__)
-constexpr int kPoolV = 16;
-#elif defined(__AVX2__)
-constexpr int kPoolV = 8;
-#else
-constexpr int kPoolV = 4;
-#endif
-typedef float PoolV __attribute__((vector_size(kPoolV * 4)));
-typedef float PoolVU __attribute__((vector_size(kPoolV * 4), aligned(4), may_alias));
-
-#define ACTZIP_POOL_INLINE inline __attribute__((always_inline))
-
-ACTZIP_POOL_INLINE PoolV pool_load(const float* p) { return *reinterpret_cast<const PoolVU*>(p); }
-ACTZIP_POOL_INLINE void pool_store(float* p, PoolV v) { *reinterpret_cast<PoolVU*>(p) = v; }
-ACTZIP_POOL_INLINE PoolV pool_splat(float x) { return x - PoolV{}; }
-
 template <bool MAX>
-ACTZIP_POOL_INLINE float fold(float a, float b) {
+ACTZIP_INLINE float fold(float a, float b) {
   return MAX ? (b > a || b != b ? b : a) : a + b;
 }
 template <bool MAX>
-ACTZIP_POOL_INLINE PoolV fold(PoolV a, PoolV b) {
+ACTZIP_INLINE V fold(V a, V b) {
   if constexpr (MAX) {
-    const PoolV m = a > b ? a : b;  // a NaN in `b` is taken,
-    return a != a ? a : m;          // one in `a` stays
+    const V m = a > b ? a : b;  // a NaN in `b` is taken,
+    return a != a ? a : m;      // one in `a` stays
   }
   return a + b;
 }
 template <bool MAX>
-ACTZIP_POOL_INLINE float neutral() {
+ACTZIP_INLINE float neutral() {
   return MAX ? -__builtin_inff() : 0.0f;
 }
 
@@ -50,20 +34,20 @@ void rows(const PoolRows& r) {
     return;
   }
   const float* const* in = r.rows;
-  const int64_t count = r.count, whole = r.width / kPoolV * kPoolV;
+  const int64_t count = r.count, whole = r.width / kV * kV;
   for (int64_t x = 0; x < r.pixels; ++x) {
     const int64_t at = x * r.stride;
     float* out = r.out + x * kPoolBlock;
     int64_t j = 0;
     if (count == 3) {
-      for (; j < whole; j += kPoolV)
-        pool_store(out + j, fold<MAX>(fold<MAX>(pool_load(in[0] + at + j), pool_load(in[1] + at + j)),
-                                      pool_load(in[2] + at + j)));
+      for (; j < whole; j += kV)
+        store(out + j,
+              fold<MAX>(fold<MAX>(load(in[0] + at + j), load(in[1] + at + j)), load(in[2] + at + j)));
     } else {
-      for (; j < whole; j += kPoolV) {
-        PoolV a = pool_load(in[0] + at + j);
-        for (int64_t k = 1; k < count; ++k) a = fold<MAX>(a, pool_load(in[k] + at + j));
-        pool_store(out + j, a);
+      for (; j < whole; j += kV) {
+        V a = load(in[0] + at + j);
+        for (int64_t k = 1; k < count; ++k) a = fold<MAX>(a, load(in[k] + at + j));
+        store(out + j, a);
       }
     }
     for (; j < r.width; ++j) {
@@ -76,25 +60,23 @@ void rows(const PoolRows& r) {
 
 // One output pixel from taps that lie inside.
 template <bool MAX>
-ACTZIP_POOL_INLINE void cols_pixel(const PoolCols& c, int64_t ox, const float* first, int64_t taps,
-                                   int64_t step) {
+ACTZIP_INLINE void cols_pixel(const PoolCols& c, int64_t ox, const float* first, int64_t taps, int64_t step) {
   float* out = c.out + ox * c.out_stride;
   const float scale = MAX ? 1.0f : c.scale[ox];
-  const int64_t whole = c.width / kPoolV * kPoolV;
+  const int64_t whole = c.width / kV * kV;
   int64_t j = 0;
-  for (; j < whole; j += kPoolV) {
-    PoolV a;
+  for (; j < whole; j += kV) {
+    V a;
     if (taps == 3) {
-      a = fold<MAX>(fold<MAX>(pool_load(first + j), pool_load(first + step + j)),
-                    pool_load(first + 2 * step + j));
+      a = fold<MAX>(fold<MAX>(load(first + j), load(first + step + j)), load(first + 2 * step + j));
     } else {
-      a = pool_splat(neutral<MAX>());
-      if (taps > 0) a = pool_load(first + j);
-      for (int64_t k = 1; k < taps; ++k) a = fold<MAX>(a, pool_load(first + k * step + j));
+      a = splat(neutral<MAX>());
+      if (taps > 0) a = load(first + j);
+      for (int64_t k = 1; k < taps; ++k) a = fold<MAX>(a, load(first + k * step + j));
     }
     if constexpr (!MAX) a = a * scale;
-    if (c.bias != nullptr) a += pool_load(c.bias + j);
-    pool_store(out + j, a);
+    if (c.bias != nullptr) a += load(c.bias + j);
+    store(out + j, a);
   }
   for (; j < c.width; ++j) {
     float a = neutral<MAX>();

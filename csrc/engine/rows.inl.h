@@ -6,29 +6,12 @@
 #include <cstring>
 
 #include "engine/rows.h"
+#include "engine/vectors.inl.h"
 
 namespace actzip::engine {
 namespace ACTZIP_ISA_NS {
 namespace {
 
-#define ACTZIP_INLINE inline __attribute__((always_inline))
-
-// Floats at once: one register. Written with vectors, for GCC vectorises no loop that compares or converts
-// unless told that floating point never traps.
-#if defined(__AVX512F__)
-constexpr int kV = 16;
-#elif defined(__AVX2__)
-constexpr int kV = 8;
-#else
-constexpr int kV = 4;
-#endif
-typedef float V __attribute__((vector_size(kV * 4)));
-typedef float VU __attribute__((vector_size(kV * 4), aligned(4), may_alias));
-typedef int32_t VI __attribute__((vector_size(kV * 4)));
-
-ACTZIP_INLINE V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
-ACTZIP_INLINE void store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
-ACTZIP_INLINE V splat(float x) { return x - V{}; }  // x - 0 = x, NaN and infinities too
 ACTZIP_INLINE V load_part(const float* p, int64_t n, float rest) {
   V v = splat(rest);
   for (int64_t i = 0; i < n; ++i) v[i] = p[i];

@@ -164,6 +164,10 @@ def test_an_unknown_model_name_offers_near_matches():
     with pytest.raises(InputError, match="cifar_resnet20"):
         profile("cifar_resnet21", None)
     need_torchvision()
+    with pytest.raises(InputError) as caught:
+        profile("resnet19", None)
+    near = str(caught.value).split("did you mean ")[1].split("?")[0].split(", ")
+    assert "resnet18" in near and len(set(near)) == len(near)  # torchvision and timm have the same names
     result = CliRunner().invoke(build(), ["profile", "resnet19"])
     assert result.exit_code != 0
 

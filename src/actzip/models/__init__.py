@@ -193,6 +193,7 @@ def _torchvision_builder(name: str) -> Callable[..., Any]:
 
 
 def _unknown(name: str, known: list[str]) -> InputError:
+    known = list(dict.fromkeys(known))  # torchvision and timm share names
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or [n for n in known if name in n][:4]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     return InputError(
