@@ -97,6 +97,37 @@ def test_gradient_is_that_of_the_value(kind, normalise):
     penalty.detach()
 
 
+def test_every_nth_loss_has_n_times_the_penalty():
+    model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    x = torch.randn(3, 3, 2, 2, requires_grad=True)
+
+    def values(penalty: ActivationPenalty, n: int) -> list[torch.Tensor]:
+        out = []
+        for _ in range(n):
+            model(x)
+            out.append(penalty())
+        return out
+
+    with ActivationPenalty(model, alpha=2.0, normalise=False) as plain:
+        (expected,) = values(plain, 1)
+    with ActivationPenalty(model, alpha=2.0, normalise=False, every=3) as lazy:
+        first = values(lazy, 4)
+        state = lazy.state_dict()
+    assert [v.requires_grad for v in first] == [True, False, False, True]
+    assert float(first[0].detach()) == pytest.approx(3 * float(expected.detach()))
+    assert float(first[1]) == 0.0
+    with ActivationPenalty(model, alpha=2.0, normalise=False, every=3) as resumed:
+        resumed.load_state_dict(state)
+        assert [v.requires_grad for v in values(resumed, 3)] == [False, False, True]
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match="every"):
+            ActivationPenalty(model, every=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="penalty_every"):
+        SparsifyConfig(penalty_every=0)
+    with pytest.raises(InputError, match="penalty_every"):
+        SparsifyConfig(penalty_every=2.5)  # type: ignore[arg-type]
+
+
 def test_two_lines_in_your_own_loop(trained):
     import copy
 
@@ -131,11 +162,11 @@ def test_keys_class_and_original_stay(trained):
     assert entry.theoretical_speedup == pytest.approx(measure(sparse, loader()).theoretical_speedup)
 
 
-@pytest.mark.parametrize("kind", ["l1", "tl1", "log", "hoyer"])
-def test_penalty_beats_its_control(trained, kind):
+@pytest.mark.parametrize(("kind", "every"), [("l1", 1), ("tl1", 1), ("tl1", 4), ("log", 1), ("hoyer", 1)])
+def test_penalty_beats_its_control(trained, kind, every):
     same = {"epochs": 12, "lr": 0.05, "penalty": kind, "weight_decay": 0.0}
     control = sparsify(trained, loader(), None, {**same, "alpha": 0})
-    sparse = sparsify(trained, loader(), None, {**same, "alpha": 3.0})
+    sparse = sparsify(trained, loader(), None, {**same, "alpha": 3.0, "penalty_every": every})
     a, b = measure(control, loader()), measure(sparse, loader())
     assert b.theoretical_speedup > 1.15 * a.theoretical_speedup
     assert b.accuracy >= a.accuracy - 0.1

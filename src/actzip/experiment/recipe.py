@@ -29,7 +29,7 @@ Where = tuple[Any, ...]
 #: Fields of SparsifyConfig that belong to the penalty; a training stage without one does not have them.
 _PENALTY_FIELDS = frozenset(
     {
-        "penalty", "alpha", "weighting", "elements_share", "beta", "normalise", "layers", "ignore", "ramp", "release", "thresholds", "learned_per",
+        "penalty", "alpha", "weighting", "elements_share", "penalty_every", "beta", "normalise", "layers", "ignore", "ramp", "release", "thresholds", "learned_per",
         "floor", "floor_margin", "alpha_start", "alpha_step", "checks", "check_samples", "speedup", "distill", "temperature",
     }
 )  # fmt: skip

@@ -40,6 +40,7 @@ class SparsifyConfig:
     Penalty (see :class:`~actzip.sparsify.ActivationPenalty`):
         penalty: ``tl1``, ``l1``, ``log`` or ``hoyer``. ``alpha``: its strength; 0: none (the control); a mapping: a number a
             site; ``auto``: see below. ``weighting``, ``elements_share``, ``beta``, ``normalise``, ``layers``, ``ignore``: likewise.
+        penalty_every: the penalty is part of every n-th loss only, n times as strong: its cost in time is 1/n.
         ramp: share of all steps over which alpha rises linearly to its value. ``release``: share of all steps, the last
             ones, over which a given alpha falls linearly to 0: the task loss settles on the zeros that there are, without
             the pull of the penalty (as a lasso is refitted on its support).
@@ -77,6 +78,7 @@ class SparsifyConfig:
     alpha: Union[float, str, Mapping[str, float]] = 1.0
     weighting: str = "macs"
     elements_share: float = field(default=0.5, repr=False, metadata=_LATER)
+    penalty_every: int = field(default=1, repr=False, metadata=_LATER)
     beta: float = 0.5
     normalise: Union[bool, None] = None
     layers: Any = None
@@ -128,6 +130,9 @@ class SparsifyConfig:
             raise InputError("release lowers a given alpha at the end: it does not go with alpha='auto'")
         between("beta", 1e-6, 1e6)
         between("elements_share", 0, 1)
+        between("penalty_every", 1, 1 << 20)
+        if not isinstance(self.penalty_every, int):
+            raise InputError(f"penalty_every must be a whole number, not {self.penalty_every!r}")
         between("alpha_step", 1.0001, 100)
         between("alpha_start", 1e-12, 1e12)
         between("checks", 1, 10_000)

@@ -302,6 +302,7 @@ class _Run:
                 alpha=0.0 if off or c.alpha == "auto" else c.alpha,  # type: ignore[arg-type]
                 weighting=c.weighting,
                 elements_share=c.elements_share,
+                every=c.penalty_every,
                 beta=c.beta,
                 normalise=c.normalise,
                 example=x0,
