@@ -77,6 +77,38 @@ def test_results_hold_every_stage_and_are_on_disk(whole):
     )
 
 
+def test_thresholds_are_a_stage_after_the_penalty(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path / "out")
+    recipe = parse_recipe(RECIPE + "thresholds: {density: 0.1, samples: 60}\n")
+    results = reproduce(recipe, tmp_path / "out")
+    assert {"baseline", "control", "sparse"} <= set(results["run"]["resumed"])  # what was there stays
+    rows = {(s["stage"], s["bits"]): s for s in results["stages"]}
+    assert list(rows) == [
+        ("baseline", 32), ("control", 32), ("sparse", 32), ("thresholded", 32),
+        ("control", 16), ("control", 8), ("thresholded", 16), ("thresholded", 8),
+    ]  # fmt: skip
+    sparse, thresholded = rows["sparse", 32], rows["thresholded", 32]
+    assert sparse == {s["stage"]: s for s in whole[1]["stages"] if s["bits"] == 32}["sparse"]
+    assert thresholded["density"] < sparse["density"] and results["thresholds"]["met"]
+    assert results["thresholds"]["density"] <= 0.1 < results["thresholds"]["density_before"]
+    assert rows["thresholded", 8]["density"] < rows["control", 8]["density"]
+    target = next(t for t in results["targets"] if t["target"] == "speedup_over_control")
+    assert target["measured"] == pytest.approx(thresholded["speedup_over_control"])
+    kept = json.loads((tmp_path / "out" / "thresholded.thresholds.json").read_text())
+    assert set(kept) == {"relu1", "relu2", "relu3"} and max(kept.values()) > 0
+    again = reproduce(recipe, tmp_path / "out")
+    assert figures(again) == figures(results)
+    for wrong in ("{density: 0.2, speedup: 2}", "{}", "{density: 2}"):
+        with pytest.raises(RecipeError, match="thresholds"):
+            parse_recipe(RECIPE + f"thresholds: {wrong}\n")
+    with pytest.raises(RecipeError, match="thresholds"):
+        parse_recipe(
+            RECIPE.replace("alpha: 0.3", "alpha: 0.3, thresholds: learned") + "thresholds: {density: 0.2}\n"
+        )
+
+
 def test_every_map_was_coded_and_the_network_ran_on_the_decoded_ones(whole):
     _, results = whole
     assert len(results["coding"]) == 4

@@ -67,6 +67,28 @@ class DataPart(_Part):
     test_limit: int | None = Field(None, gt=0)
 
 
+class ThresholdsPart(_Part):
+    """Stage 1b, after ``sparsify`` or of the baseline: thresholds without training, exactly one of the targets ``density``,
+    ``speedup`` (theoretical) and ``agree``; calibrated on validation images (:func:`actzip.sparsify.calibrate_thresholds`).
+    """
+
+    density: float | None = Field(None, gt=0, le=1)
+    speedup: float | None = Field(None, ge=1)
+    agree: float | None = Field(None, gt=0, le=1)
+    per: Literal["layer", "channel"] = "layer"
+    by: Literal["elements", "macs"] | None = None
+    samples: int = Field(128, gt=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> ThresholdsPart:
+        given = [n for n in ("density", "speedup", "agree") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of density, speedup and agree, not {' and '.join(given) or 'none'}"
+            )
+        return self
+
+
 class LowBitsPart(_Part):
     """Training with the quantizers in place, of the widths in ``bits``, on the training images.
 
@@ -185,7 +207,7 @@ SparsifyPart = _training_part(
 
 
 class Recipe(_Part):
-    """An experiment: train (or load), sparsify beside a control, quantize, encode; and what it must reach."""
+    """An experiment: train (or load), sparsify beside a control, threshold, quantize, encode; and what it must reach."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
@@ -194,6 +216,7 @@ class Recipe(_Part):
     data: DataPart
     train: TrainPart | None = None  # type: ignore[valid-type]
     sparsify: SparsifyPart | None = None  # type: ignore[valid-type]
+    thresholds: ThresholdsPart | None = None
     quantize: QuantizePart | None = None
     encode: EncodePart | None = None
     targets: TargetsPart = TargetsPart()
@@ -205,6 +228,8 @@ class Recipe(_Part):
             raise ValueError(
                 "train: without model.weights (or model.args.weights) there must be a train stage"
             )
+        if self.thresholds is not None and getattr(self.sparsify, "thresholds", "none") != "none":
+            raise ValueError("thresholds: sparsify.thresholds has learned them already")
         if self.encode is not None and self.quantize is None:
             raise ValueError("encode: needs a quantize stage, which makes the integers")
         return self

@@ -17,7 +17,12 @@ from actzip.activations import ActivationTap, Site
 
 __all__ = ["map_images", "png", "render"]
 
-_LABELS = {"baseline": "baseline", "control": "control", "sparse": "sparsified"}
+_LABELS = {
+    "baseline": "baseline",
+    "control": "control",
+    "sparse": "sparsified",
+    "thresholded": "with thresholds",
+}
 
 
 def render(results: Mapping[str, Any], models: Mapping[str, nn.Module], example: Tensor) -> str:

@@ -10,12 +10,13 @@ What a run writes into its folder:
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,14 @@ from actzip.activations import get_thresholds, set_thresholds
 from actzip.data import Images, Loader, resolve, split
 from actzip.errors import DataError, RecipeError
 from actzip.experiment.coding import code_maps
-from actzip.experiment.recipe import LowBitsPart, Recipe
+from actzip.experiment.recipe import LowBitsPart, Recipe, ThresholdsPart
 from actzip.files import write_text
 from actzip.models import load_weights, save_weights
 from actzip.models import resolve as resolve_model
 from actzip.quantize import quantize
 from actzip.quantize.files import load_quantized, save_quantization, save_quantized
 from actzip.quantize.train import RatePenalty, finetune
-from actzip.sparsify import SparsifyConfig, measure, sparsify, sparsify_result
+from actzip.sparsify import SparsifyConfig, calibrate_thresholds, measure, sparsify, sparsify_result
 
 __all__ = ["SCHEMA", "reproduce"]
 
@@ -215,9 +216,6 @@ class _Experiment:
         self, stage: str, start: nn.Module, config: SparsifyConfig, key: str
     ) -> tuple[nn.Module, dict[str, Any]]:
         d = self.recipe.data
-        weights, thresholds = self.out / f"{stage}.safetensors", self.out / f"{stage}.thresholds.json"
-        if not weights.exists() or not thresholds.exists():  # a result without its weights is no result
-            (self.out / "stages" / stage / "result.json").unlink(missing_ok=True)
 
         def make(folder: Path) -> dict[str, Any]:
             trained = sparsify(
@@ -236,25 +234,49 @@ class _Experiment:
                 progress=lambda event: self.progress({"stage": stage, **event}),
             )
             result = sparsify_result(trained).as_dict()
-            kept = {
-                n: t.tolist() if isinstance(t, torch.Tensor) else t
-                for n, t in get_thresholds(trained).items()
-            }
-            write_text(thresholds, json.dumps(kept))
-            save_weights(
-                trained, weights, {"stage": stage, "recipe": self.recipe.name, "seed": str(self.recipe.seed)}
-            )
+            self._save(stage, trained)
             return dict(result)
 
+        return self._kept(stage, key, make)
+
+    def _kept(
+        self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """A stage that ends in a network: read from its files, whether ``make`` has just written them or an earlier run."""
+        files = self.out / f"{stage}.safetensors", self.out / f"{stage}.thresholds.json"
+        if not all(f.exists() for f in files):  # a result without its weights is no result
+            (self.out / "stages" / stage / "result.json").unlink(missing_ok=True)
         result = self._once(stage, key, make)
         model = self._model()
-        load_weights(model, weights.resolve())
-        values = json.loads(thresholds.read_text(encoding="utf-8"))
+        load_weights(model, files[0].resolve())
+        values = json.loads(files[1].read_text(encoding="utf-8"))
         if values:
             set_thresholds(
                 model, {n: torch.tensor(t) if isinstance(t, list) else t for n, t in values.items()}
             )
         return model.eval(), result
+
+    def _save(self, stage: str, model: nn.Module) -> None:
+        """Weights and thresholds of ``model``, as the files of ``stage``."""
+        kept = {n: t.tolist() if isinstance(t, torch.Tensor) else t for n, t in get_thresholds(model).items()}
+        write_text(self.out / f"{stage}.thresholds.json", json.dumps(kept))
+        about = {"stage": stage, "recipe": self.recipe.name, "seed": str(self.recipe.seed)}
+        save_weights(model, self.out / f"{stage}.safetensors", about)
+
+    def _threshold(
+        self, model: nn.Module, part: ThresholdsPart, key: str
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """``model`` with calibrated thresholds, as the stage ``thresholded``; the network given stays as it is."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            made = copy.deepcopy(model)
+            images = Loader(self.val.take(slice(0, part.samples)), min(64, part.samples))
+            found = calibrate_thresholds(made, images, **part.model_dump(), seed=self.recipe.seed)
+            set_thresholds(made, found.thresholds)
+            self._save("thresholded", made)
+            return {k: v for k, v in asdict(found).items() if k not in ("thresholds", "tried")}
+
+        return self._kept("thresholded", key, make)
 
     def _model(self) -> nn.Module:
         torch.manual_seed(self.recipe.seed)
@@ -308,6 +330,13 @@ class _Experiment:
             raise RecipeError(f"only: the recipe does not sparsify, there is no {self.only!r}")
         if self.only is not None:
             return {}
+        calibrated: dict[str, Any] | None = None
+        if r.thresholds is not None:
+            before = _last(models)
+            keys["thresholded"] = self._key(keys[before], r.thresholds.model_dump())
+            models["thresholded"], calibrated = self._threshold(
+                models[before], r.thresholds, keys["thresholded"]
+            )
         if r.model.control is not None:
             models["control"] = self._model().eval()
             load_weights(models["control"], r.model.control)
@@ -340,6 +369,7 @@ class _Experiment:
             "coding": codings,
             "targets": _targets(r, measured, codings, stages),
             "history": _without_times(history),
+            **({"thresholds": calibrated} if calibrated is not None else {}),
             "quantized_training": {
                 n: [{k: v for k, v in e.items() if k != "seconds"} for e in t["epochs"]]
                 for n, t in trained.items()
@@ -373,11 +403,9 @@ class _Experiment:
         calibration = [
             x for x, _ in Loader(self.val.take(slice(0, part.calibration)), min(250, part.calibration))
         ]  # validation images: training does not see them, nor does the test see these
-        last = "sparse" if "sparse" in models else "baseline"
+        last = _last(models)
         chosen = (
-            [last]
-            if "control" not in models or not part.control or r.model.control is not None or last != "sparse"
-            else ["control", last]
+            ["control", last] if "control" in models and part.control and r.model.control is None else [last]
         )
         for stage in chosen:
             for bits in part.bits:
@@ -479,6 +507,11 @@ class _Experiment:
         return self._once(f"{name}.coded", self._key(key, part.model_dump(), images), make)
 
 
+def _last(models: Mapping[str, Any]) -> str:
+    """The last of the stages that a network goes through."""
+    return next(s for s in ("thresholded", "sparse", "baseline") if s in models)
+
+
 def _described(images: Images) -> dict[str, Any]:
     return {"name": images.name, "source": images.source, "images": len(images), "shape": list(images.shape)}
 
@@ -494,16 +527,16 @@ def _targets(
     r: Recipe, measured: dict[str, Any], codings: list[dict[str, Any]], stages: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Each target of the recipe beside what was measured; None where there is nothing to compare."""
-    base, control, sparse = measured["baseline"], measured.get("control"), measured.get("sparse")
+    last = _last(measured)
+    base, control, sparse = measured["baseline"], measured.get("control"), measured[last]
     found: dict[str, float | None] = {}
-    if sparse is not None:
+    if last != "baseline":
         found["density_reduction"] = base["density"] / max(1e-12, sparse["density"])
         if control is not None:
             found["speedup_over_control"] = control["effective_macs"] / max(1.0, sparse["effective_macs"])
             # whole test images, so that no rounding error decides
             right = [round(m["accuracy"] * m["samples"]) for m in (sparse, control)]
             found["accuracy_over_control"] = 100 * (right[0] - right[1]) / sparse["samples"]
-    last = "sparse" if sparse is not None else "baseline"
     for c in codings:
         if c["stage"] == last:
             found[f"gain_{c['bits']}"] = max(c["gain_float32"].values())
