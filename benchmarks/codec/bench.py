@@ -35,7 +35,14 @@ HERE = Path(__file__).resolve().parent
 Array = np.ndarray[Any, Any]
 
 # Columns of the table of two threads against one: of a codec, and of memcpy.
-TWO_THREADS = (("encode", "copy"), ("decode", "copy"), ("encode_new", "copy_new"), ("decode_new", "copy_new"))
+TWO_THREADS = (
+    ("encode", "copy"),
+    ("decode", "copy"),
+    ("encode_new", "copy_new"),
+    ("decode_new", "copy_new"),
+    ("encode_many", "copy_many"),
+    ("decode_many", "copy_many"),
+)
 
 
 class Network(NamedTuple):
@@ -200,10 +207,12 @@ def compare(
 def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[str, Any]:
     """Speed of two threads over one by the clock, all maps together: of every codec into memory that is there already
     (encode, decode) and into memory that is new in every call (encode_new, decode_new), and of memcpy, half of the array
-    a thread, under the same conditions (copy, copy_new); and how many CPUs other processes used meanwhile. Calls with one and two threads take turns; a call of less than
-    5 ms is made once more before it is timed, so that the pool's thread is awake."""
+    a thread, under the same conditions (copy, copy_new); of one call for all maps, each by one thread, into memory that is
+    there already (encode_many, decode_many), and of memcpy of them all (copy_many); and how many CPUs other processes used
+    meanwhile. Calls with one and two threads take turns; a call of less than 5 ms is made once more before it is timed, so
+    that the pool's thread is awake."""
     from actzip import _codec
-    from actzip.codec import codecs, encode
+    from actzip.codec import codecs, encode, encode_many
 
     sums: dict[str, dict[str, dict[int, float]]] = {}
 
@@ -242,6 +251,17 @@ def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[
                 "decode_new",
                 lambda t, b=blob, h=h, q=q: _codec.decode(b, h, np.empty_like(q), True, t),
             )
+    every = np.concatenate([q.reshape(-1) for q in maps])
+    whole = np.zeros_like(every)
+    clock("memcpy", "copy_many", lambda t, a=every, b=whole: _codec.copy(a, b, t))
+    del every, whole
+    outs = [np.zeros_like(q) for q in maps]
+    memories = [bytearray(4 * q.nbytes + 4096) for q in maps]
+    for name in names:
+        blobs = encode_many(maps, name, bits)
+        heads = [_codec.parse_header(b) for b in blobs]
+        clock(name, "encode_many", lambda t, c=name: encode_many(maps, c, bits, threads=t, out=memories))
+        clock(name, "decode_many", lambda t, b=blobs, h=heads: _codec.decode_many(b, h, outs, True, t))
     after = busy()
     return {
         "two_threads": {n: {w: s[1] / s[2] for w, s in ways.items()} for n, ways in sums.items()},
@@ -286,7 +306,7 @@ def figures(network: str, r: dict[str, Any]) -> list[dict[str, Any]]:
     if "auto_payload_over_raw" in r:
         promise("1.001 * raw bits / auto payload", 1.001 / r["auto_payload_over_raw"], 1.0)
     for name, s in r.get("two_threads", {}).items():
-        for way in ("encode", "decode"):
+        for way in ("encode", "decode", "encode_many", "decode_many"):
             if way in s:
                 promise(f"{name} {way}, two threads / one", s[way], 1.8)
     return out
@@ -304,11 +324,14 @@ def show(network: str, what: str, r: dict[str, Any]) -> None:
         )
     if "two_threads" in r:
         others = r["two_threads_others"]
-        print(f"  {'two threads / one':24} {'encode':>7} {'decode':>7}   into new memory", end="")
+        print(
+            f"  {'two threads / one':24} {'encode':>7} {'decode':>7}   into new memory   all maps in one call",
+            end="",
+        )
         print("" if others is None else f"; other processes used {others:.2f} CPUs")
     for name, s in r.get("two_threads", {}).items():
-        e, d, en, dn = (s.get(w, s.get(c, float("nan"))) for w, c in TWO_THREADS)
-        print(f"  {name:24} {e:6.2f}x {d:6.2f}x   {en:6.2f}x {dn:6.2f}x")
+        e, d, en, dn, em, dm = (s.get(w, s.get(c, float("nan"))) for w, c in TWO_THREADS)
+        print(f"  {name:24} {e:6.2f}x {d:6.2f}x   {en:6.2f}x {dn:6.2f}x   {em:6.2f}x {dm:6.2f}x")
     for f in figures(network, r):
         print(f"  {'' if f['met'] else 'NOT '}met: {f['what']} {f['measured']:.3f} (at least {f['least']})")
     print(flush=True)
@@ -350,7 +373,11 @@ def two_threads(results: dict[str, Any]) -> str:
         "|---|--:|---|" + "--:|" * len(names),
     ]
     for e in entries:
-        for memory, ways in (("there", TWO_THREADS[:2]), ("new", TWO_THREADS[2:])):
+        for memory, ways in (
+            ("there", TWO_THREADS[:2]),
+            ("new", TWO_THREADS[2:4]),
+            ("all maps", TWO_THREADS[4:]),
+        ):
             cells = []
             for n in names:
                 s = e["two_threads"][n]

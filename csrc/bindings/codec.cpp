@@ -5,11 +5,14 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
+#include <tuple>
 
 #include "bindings/cpu.h"
 #include "bindings/stats.h"
@@ -81,10 +84,8 @@ struct BytesOut {
   ~BytesOut() { Py_XDECREF(object); }
 };
 
-nb::object encode_array(Array a, const std::string& codec, const std::string& dtype, int bits, bool is_signed,
-                        std::optional<float> scale, int32_t zero, bool channels_last, bool from_torch,
-                        const std::map<std::string, int64_t>& options, uint32_t chunk_elements, int threads,
-                        nb::object into) {
+Header header_of(const Array& a, const std::string& codec, const std::string& dtype, int bits, bool is_signed,
+                 std::optional<float> scale, int32_t zero, bool channels_last, bool from_torch) {
   Header h;
   h.codec = codec_named(codec);
   if (!find_dtype(dtype, &h.dtype)) throw ArgumentError("unknown dtype '" + dtype + "'");
@@ -101,7 +102,19 @@ nb::object encode_array(Array a, const std::string& codec, const std::string& dt
   if (item != (bits <= 8 ? 1u : bits <= 16 ? 2u : 4u))
     throw ArgumentError("elements of " + std::to_string(item) + " bytes for " + std::to_string(bits) +
                         " bits");
-  const ArrayRef ref{static_cast<const uint8_t*>(a.data()), byte_strides(a, item)};
+  return h;
+}
+
+ArrayRef reference(const Array& a) {
+  return {static_cast<const uint8_t*>(a.data()), byte_strides(a, a.itemsize())};
+}
+
+nb::object encode_array(Array a, const std::string& codec, const std::string& dtype, int bits, bool is_signed,
+                        std::optional<float> scale, int32_t zero, bool channels_last, bool from_torch,
+                        const std::map<std::string, int64_t>& options, uint32_t chunk_elements, int threads,
+                        nb::object into) {
+  Header h = header_of(a, codec, dtype, bits, is_signed, scale, zero, channels_last, from_torch);
+  const ArrayRef ref = reference(a);
   EncodeOptions o;
   o.codec_options = options;
   o.chunk_elements = chunk_elements;
@@ -127,6 +140,48 @@ nb::object encode_array(Array a, const std::string& codec, const std::string& dt
   return nb::steal(result);
 }
 
+// What encode_array takes of one array.
+using Item = std::tuple<Array, std::string, int, bool, std::optional<float>, bool, bool>;
+
+nb::list encode_arrays(const std::vector<Item>& items, const std::string& codec,
+                       const std::map<std::string, int64_t>& options, uint32_t chunk_elements, int threads,
+                       std::optional<std::vector<nb::object>> into) {
+  if (into && into->size() != items.size()) throw ArgumentError("out: a buffer for each array is needed");
+  std::vector<EncodeJob> jobs(items.size());
+  std::vector<BytesOut> made(into ? 0 : items.size());
+  std::vector<std::unique_ptr<Bytes>> buffers;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const auto& [a, dtype, bits, is_signed, scale, channels_last, from_torch] = items[i];
+    EncodeJob& j = jobs[i];
+    j.header = header_of(a, codec, dtype, bits, is_signed, scale, 0, channels_last, from_torch);
+    j.array = reference(a);
+    j.options.codec_options = options;
+    j.options.chunk_elements = chunk_elements;
+    if (into) {
+      buffers.push_back(std::make_unique<Bytes>((*into)[i], PyBUF_WRITABLE));
+      j.options.out = buffers.back()->writable();
+      j.options.out_size = buffers.back()->size();
+    } else {
+      j.allocate = &BytesOut::allocate;
+      j.context = &made[i];
+    }
+  }
+  {
+    nb::gil_scoped_release release;
+    encode_many(jobs, threads);
+  }
+  nb::list results;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (into) {
+      results.append(nb::int_(jobs[i].size));
+    } else {
+      results.append(nb::steal(made[i].object));
+      made[i].object = nullptr;
+    }
+  }
+  return results;
+}
+
 nb::dict describe(const Header& h) {
   nb::dict d;
   d["version"] = kVersion;
@@ -146,6 +201,12 @@ nb::dict describe(const Header& h) {
   d["header_bytes"] = h.header_size;
   d["params"] = nb::bytes(reinterpret_cast<const char*>(h.params.data()), h.params.size());
   return d;
+}
+
+void check_output(const Header& h, const Bytes& blob, const MutableArray& out) {
+  if (shape_of(out) != h.shape || out.itemsize() != static_cast<size_t>(h.info.width))
+    throw ArgumentError("the output array has another shape or element size than the blob");
+  if (blob.size() != h.chunk_offsets.back()) throw ArgumentError("the header is of another blob");
 }
 
 // A parsed header, kept for several decodings.
@@ -200,6 +261,12 @@ NB_MODULE(_codec, m) {
         nb::arg("out") = nb::none(),
         "The blob of an array of symbols (uint8, int8, uint16, int16, or uint32 patterns of float32); with "
         "`out`, a writable buffer, it is written there and its length returned.");
+
+  m.def(
+      "encode_many", &encode_arrays, nb::arg("items"), nb::arg("codec"), nb::arg("options"),
+      nb::arg("chunk_elements"), nb::arg("threads"), nb::arg("out") = nb::none(),
+      "The blobs of many arrays, each given as (array, dtype, bits, signed, scale, channels_last, from_torch); "
+      "with `out`, a writable buffer for each, they are written there and their lengths returned.");
 
   m.def(
       "value_range",
@@ -278,15 +345,35 @@ NB_MODULE(_codec, m) {
       [](nb::object data, const PyHeader& header, MutableArray out, bool verify, int threads) {
         Bytes b(data);
         const Header& h = header.h;
-        if (shape_of(out) != h.shape || out.itemsize() != static_cast<size_t>(h.info.width))
-          throw ArgumentError("the output array has another shape or element size than the blob");
-        if (b.size() != h.chunk_offsets.back()) throw ArgumentError("the header is of another blob");
+        check_output(h, b, out);
         const MutableArrayRef ref{static_cast<uint8_t*>(out.data()), byte_strides(out, out.itemsize())};
         nb::gil_scoped_release release;
         decode(b.data(), b.size(), h, ref, verify, threads);
       },
       nb::arg("data"), nb::arg("header"), nb::arg("out"), nb::arg("verify") = true, nb::arg("threads") = 0,
       "Decode a whole blob into an array of symbols of the header's shape.");
+
+  m.def(
+      "decode_many",
+      [](const std::vector<nb::object>& blobs, const std::vector<nb::object>& headers,
+         const std::vector<MutableArray>& outs, bool verify, int threads) {
+        if (headers.size() != blobs.size() || outs.size() != blobs.size())
+          throw ArgumentError("as many headers and outputs as blobs are needed");
+        std::vector<std::unique_ptr<Bytes>> views;
+        std::vector<DecodeJob> jobs;
+        for (size_t i = 0; i < blobs.size(); ++i) {
+          views.push_back(std::make_unique<Bytes>(blobs[i]));
+          const Bytes& b = *views.back();
+          const Header& h = nb::cast<const PyHeader&>(headers[i]).h;
+          check_output(h, b, outs[i]);
+          jobs.push_back({b.data(), b.size(), &h,
+                          {static_cast<uint8_t*>(outs[i].data()), byte_strides(outs[i], outs[i].itemsize())}});
+        }
+        nb::gil_scoped_release release;
+        decode_many(jobs, verify, threads);
+      },
+      nb::arg("blobs"), nb::arg("headers"), nb::arg("outs"), nb::arg("verify") = true, nb::arg("threads") = 0,
+      "Decode many whole blobs, each into an array of symbols of its header's shape.");
 
   m.def(
       "decode_chunks",

@@ -3,7 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
+#include <numeric>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "codec/bytes.h"
 #include "codec/crc32c.h"
@@ -220,6 +224,50 @@ void decode_one(const Header& h, const Coder& coder, uint64_t chunk, const uint8
     throw FormatError(place(h, chunk) + ": " + h.codec->name + ": " + e.what());
   }
   if (h.is_signed) unzigzag(out, box.size(), h.info.width);
+}
+
+// How many of the largest of `sizes` (descending) all threads should work on together, one after the other, so
+// that the rest, each map by the next thread that is free, keeps all threads busy to within a twentieth.
+size_t shared_by_all(const std::vector<uint64_t>& sizes, int threads) {
+  const auto n = static_cast<size_t>(threads);
+  uint64_t rest = 0;
+  for (uint64_t s : sizes) rest += s;
+  for (size_t whole = 0; whole < sizes.size(); rest -= sizes[whole++]) {
+    std::vector<uint64_t> load(n, 0);  // a heap, the least loaded thread in front
+    uint64_t most = 0;
+    for (size_t i = whole; i < sizes.size(); ++i) {
+      std::pop_heap(load.begin(), load.end(), std::greater<>());
+      load.back() += sizes[i];
+      most = std::max(most, load.back());
+      std::push_heap(load.begin(), load.end(), std::greater<>());
+    }
+    if (20 * most * n <= 21 * rest) return whole;
+  }
+  return sizes.size();
+}
+
+// fn(i, threads) once for every i: the largest by all threads together, the others by one each.
+template <class F>
+void share_out(const std::vector<uint64_t>& sizes, const char* what, int threads, F&& fn) {
+  threads = std::min(threads > 0 ? threads : default_threads(), 1 << 10);
+  std::vector<size_t> order(sizes.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return sizes[a] > sizes[b]; });
+  std::vector<uint64_t> descending;
+  for (size_t i : order) descending.push_back(sizes[i]);
+  const size_t whole = threads == 1 ? 0 : shared_by_all(descending, threads);
+  const auto named = [&](size_t i, int t) {
+    try {
+      fn(i, t);
+    } catch (const FormatError& e) {
+      throw FormatError(what + std::string(" ") + std::to_string(i) + ": " + e.what());
+    } catch (const ArgumentError& e) {
+      throw ArgumentError(what + std::string(" ") + std::to_string(i) + ": " + e.what());
+    }
+  };
+  for (size_t k = 0; k < whole; ++k) named(order[k], threads);
+  parallel_for(static_cast<int64_t>(order.size() - whole), threads,
+               [&](int64_t k, int) { named(order[whole + static_cast<size_t>(k)], 1); });
 }
 
 }  // namespace
@@ -490,6 +538,20 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   return total;
 }
 
+void encode_many(std::vector<EncodeJob>& jobs, int threads) {
+  std::vector<uint64_t> sizes;
+  for (EncodeJob& j : jobs) {
+    j.header.derive();
+    sizes.push_back(j.header.elements);
+  }
+  share_out(sizes, "map", threads, [&](size_t i, int t) {
+    EncodeJob& j = jobs[i];
+    EncodeOptions o = j.options;
+    o.threads = t;
+    j.size = encode(j.header, j.array, o, j.allocate, j.context);
+  });
+}
+
 void value_range(const ArrayRef& a, const std::vector<uint64_t>& shape, int width, bool is_signed,
                  int threads, int64_t* least, int64_t* greatest) {
   uint64_t total = 1;
@@ -631,6 +693,15 @@ void decode(const uint8_t* blob, size_t size, const Header& h, const MutableArra
       else
         scatter<uint32_t>(src, n, dst, step);
     });
+  });
+}
+
+void decode_many(const std::vector<DecodeJob>& jobs, bool verify, int threads) {
+  std::vector<uint64_t> sizes;
+  for (const DecodeJob& j : jobs) sizes.push_back(j.header->elements);
+  share_out(sizes, "blob", threads, [&](size_t i, int t) {
+    const DecodeJob& j = jobs[i];
+    decode(j.blob, j.size, *j.header, j.out, verify, t);
   });
 }
 

@@ -100,6 +100,21 @@ using Allocate = uint8_t* (*)(void* context, size_t bytes);
 size_t encode(Header h, const ArrayRef& array, const EncodeOptions& options, Allocate allocate,
               void* context);
 
+// One array of many to encode, as the arguments of `encode`; `size` is its result.
+struct EncodeJob {
+  Header header;
+  ArrayRef array;
+  EncodeOptions options;  // but for `threads`
+  Allocate allocate = nullptr;
+  void* context = nullptr;
+  size_t size = 0;
+};
+
+// Encodes every array, on `threads` threads (0: all). A thread encodes a map alone, which needs no agreement with
+// others; only maps too large to share the work out so are encoded by all threads together, first. The bytes
+// are those of `encode`. Throws what `encode` does, with "map N: " before it.
+void encode_many(std::vector<EncodeJob>& jobs, int threads);
+
 // Least and greatest value of an integer array of `width` 1 or 2 bytes.
 void value_range(const ArrayRef& array, const std::vector<uint64_t>& shape, int width, bool is_signed,
                  int threads, int64_t* least, int64_t* greatest);
@@ -112,6 +127,17 @@ Header parse_header(const uint8_t* blob, size_t size, uint64_t total, size_t* ne
 // Decodes the whole blob into an array of h.shape.
 void decode(const uint8_t* blob, size_t size, const Header& h, const MutableArrayRef& out, bool verify,
             int threads);
+
+// One blob of many to decode, as the arguments of `decode`.
+struct DecodeJob {
+  const uint8_t* blob;
+  size_t size;
+  const Header* header;
+  MutableArrayRef out;
+};
+
+// Decodes every blob, shared out as in encode_many. Throws what `decode` does, with "blob N: " before it.
+void decode_many(const std::vector<DecodeJob>& jobs, bool verify, int threads);
 
 // Decodes chunks `ids[i]` into `outs[i]`, each box(ids[i]).size() symbols as integers or patterns of
 // info.width bytes, contiguous. payloads[i] points at the chunk's payload, kPad more bytes need not be

@@ -7,7 +7,7 @@ memory order allows it; importing this package does not import torch.
 
 from __future__ import annotations
 
-from actzip.codec.container import Chunk, Info, chunks, decode, encode, inspect
+from actzip.codec.container import Chunk, Info, chunks, decode, decode_many, encode, encode_many, inspect
 from actzip.codec.maps import MapReader, MapWriter, iter_maps, load_maps, save_maps
 from actzip.codec.quantizer import dequantize, quantize
 from actzip.codec.registry import CodecInfo, available, codecs
@@ -22,8 +22,10 @@ __all__ = [
     "chunks",
     "codecs",
     "decode",
+    "decode_many",
     "dequantize",
     "encode",
+    "encode_many",
     "inspect",
     "iter_maps",
     "load_maps",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
@@ -12,7 +12,7 @@ from actzip import _codec
 from actzip.codec import arrays, quantizer, registry
 from actzip.errors import CodecError, InputError
 
-__all__ = ["Chunk", "Info", "chunks", "decode", "encode", "inspect"]
+__all__ = ["Chunk", "Info", "chunks", "decode", "decode_many", "encode", "encode_many", "inspect"]
 
 
 _UINT32 = np.dtype(np.uint32)
@@ -99,9 +99,151 @@ def encode(
     array([[0, 0, 3],
            [1, 0, 0]], dtype=uint8)
     """
-    v = arrays.view(tensor)
     if codec != "auto":
         registry.get(codec)
+    p = _prepare(tensor, bits, scale, signed, chunk_elements, threads)
+
+    def run(name: str, opts: Mapping[str, int], to: Any = None) -> Any:
+        return _codec.encode(
+            array=p.array,
+            codec=name,
+            dtype=p.dtype,
+            bits=p.bits,
+            signed=p.signed,
+            scale=p.scale,
+            zero=0,
+            channels_last=p.channels_last,
+            from_torch=p.torch,
+            options={k: int(x) for k, x in opts.items()},
+            chunk_elements=chunk_elements,
+            threads=threads,
+            out=to,
+        )
+
+    if codec != "auto":
+        _check_takes(codec, p.kind)
+        view = _writable(out)
+        if view is not None:
+            return view[: int(run(codec, options or {}, view))]
+        blob: bytes = run(codec, options or {})
+        return blob
+    best: bytes | None = None
+    for name in _candidates(p, options, min_speed):
+        one: bytes = run(name, {})
+        if best is None or len(one) < len(best):
+            best = one
+    assert best is not None
+    target = _writable(out)
+    return best if target is None else _put(best, target)
+
+
+def encode_many(
+    tensors: Iterable[Any],
+    codec: str = "auto",
+    bits: int | None = None,
+    *,
+    scale: float | Sequence[float | None] | None = None,
+    signed: bool | None = None,
+    options: Mapping[str, int] | None = None,
+    min_speed: float = 0.0,
+    chunk_elements: int = 65536,
+    threads: int = 0,
+    out: Sequence[Any] | None = None,
+) -> list[Any]:
+    """The blobs of many tensors, as :func:`encode` makes them, each map by one thread: threads need not agree on anything.
+
+    That is what scales where one map is too small to be shared among threads (below a megabyte). Maps that are too large
+    for the work to be shared out by maps are encoded by all threads together. The bytes are those of :func:`encode`.
+
+    Args:
+        tensors: as for :func:`encode`; shapes and dtypes may differ.
+        scale: one for all, or one a tensor (None: by its greatest magnitude).
+        threads: 0 for all. Floating point is quantized by one thread.
+        out: a writable buffer a tensor; the result is then views of the parts used.
+        codec, bits, signed, options, min_speed, chunk_elements: see :func:`encode`. ``auto`` chooses for each tensor.
+
+    Returns:
+        A list of ``bytes``, or of ``memoryview``.
+
+    Raises:
+        InputError: as :func:`encode`, with the number of the tensor; another number of scales or buffers than of tensors.
+
+    >>> import numpy as np
+    >>> maps = [np.array([0, 3, 0], np.uint8), np.array([[1], [0]], np.uint8)]
+    >>> decode_many(encode_many(maps, codec="seg", bits=2))
+    [array([0, 3, 0], dtype=uint8), array([[1],
+           [0]], dtype=uint8)]
+    """
+    if codec != "auto":
+        registry.get(codec)
+    given = list(tensors)
+    scales = list(scale) if isinstance(scale, Sequence) else [scale] * len(given)
+    if len(scales) != len(given):
+        raise InputError(f"scale: {len(scales)} for {len(given)} tensors; give one a tensor, or one for all")
+    targets = None if out is None else [_writable(o) for o in out]
+    if targets is not None and len(targets) != len(given):
+        raise InputError(f"out: {len(targets)} buffers for {len(given)} tensors; one a tensor is needed")
+    items: list[_Prepared] = []
+    for i, (tensor, s) in enumerate(zip(given, scales)):
+        try:
+            items.append(_prepare(tensor, bits, s, signed, chunk_elements, threads))
+            if codec != "auto":
+                _check_takes(codec, items[-1].kind)
+        except InputError as e:
+            raise InputError(f"tensor {i}: {e}") from None
+
+    def run(name: str, some: list[_Prepared], to: list[Any] | None = None) -> list[Any]:
+        return list(
+            _codec.encode_many(
+                [(p.array, p.dtype, p.bits, p.signed, p.scale, p.channels_last, p.torch) for p in some],
+                name,
+                {k: int(x) for k, x in (options or {}).items()},
+                chunk_elements,
+                threads,
+                to,
+            )
+        )
+
+    if not items:
+        return []
+    if codec != "auto":
+        sizes = run(codec, items, targets)
+        return sizes if targets is None else [t[:n] for t, n in zip(targets, sizes) if t is not None]
+    best: list[bytes | None] = [None] * len(items)
+    tried = [_candidates(p, options, min_speed) for p in items]
+    for name in registry.codecs():
+        able = [i for i, names in enumerate(tried) if name in names]
+        for i, blob in zip(able, run(name, [items[i] for i in able])):
+            old = best[i]
+            if old is None or len(blob) < len(old):
+                best[i] = blob
+    blobs = [b for b in best if b is not None]
+    return blobs if targets is None else [_put(b, t) for b, t in zip(blobs, targets) if t is not None]
+
+
+@dataclass
+class _Prepared:
+    """What the native codec is given of one tensor; ``kind`` is ``integers`` or the floating-point dtype."""
+
+    array: np.ndarray[Any, Any]
+    dtype: str
+    bits: int
+    signed: bool
+    scale: float | None
+    channels_last: bool
+    torch: bool
+    kind: str
+
+
+def _prepare(
+    tensor: Any,
+    bits: int | None,
+    scale: float | None,
+    signed: bool | None,
+    chunk_elements: int,
+    threads: int,
+) -> _Prepared:
+    v = arrays.view(tensor)
     if bits is not None and (not isinstance(bits, (int, np.integer)) or not 1 <= bits <= 16):
         raise InputError(f"bits={bits!r}: an integer from 1 to 16 is needed")
     if not 1 <= chunk_elements <= 2**20:
@@ -125,57 +267,41 @@ def encode(
         a, bits, is_signed = _integers(a, bits, threads)
     if scale is not None and not quantized and not 0 < scale < float("inf"):
         raise InputError(f"scale={scale}: a positive finite number is needed")
-    a = _stored(a, bits, is_signed)
     kind = v.dtype if v.floating and not quantized else "integers"
+    return _Prepared(
+        _stored(a, bits, is_signed), v.dtype, int(bits), is_signed, scale, v.channels_last, v.torch, kind
+    )
 
-    def run(name: str, opts: Mapping[str, int], to: Any = None) -> Any:
-        return _codec.encode(
-            array=a,
-            codec=name,
-            dtype=v.dtype,
-            bits=int(bits),
-            signed=is_signed,
-            scale=scale,
-            zero=0,
-            channels_last=v.channels_last,
-            from_torch=v.torch,
-            options={k: int(x) for k, x in opts.items()},
-            chunk_elements=chunk_elements,
-            threads=threads,
-            out=to,
+
+def _check_takes(codec: str, kind: str) -> None:
+    if not _takes(registry.get(codec), kind):
+        able = [c.name for c in registry.codecs().values() if _takes(c, kind)]
+        raise InputError(
+            f"codec {codec!r} does not take {kind}; {', '.join(able)} do"
+            + ("" if kind == "integers" else ", or give bits=1..16 to quantize")
         )
 
-    if codec != "auto":
-        if not _takes(registry.get(codec), kind):
-            able = [c.name for c in registry.codecs().values() if _takes(c, kind)]
-            raise InputError(
-                f"codec {codec!r} does not take {kind}; {', '.join(able)} do"
-                + ("" if kind == "integers" else ", or give bits=1..16 to quantize")
-            )
-        view = _writable(out)
-        if view is not None:
-            return view[: int(run(codec, options or {}, view))]
-        blob: bytes = run(codec, options or {})
-        return blob
+
+def _candidates(p: _Prepared, options: Mapping[str, int] | None, min_speed: float) -> list[str]:
+    """The codecs that ``auto`` tries: those that take ``p`` and are fast enough."""
     if options:
         raise InputError("options belong to one codec: name it instead of 'auto'")
-    wide = bits > 8
-    best: bytes | None = None
-    for c in registry.codecs().values():
-        if not _takes(c, kind) or min(c.encode_gbps[wide], c.decode_gbps[wide]) < min_speed:
-            continue
-        one: bytes = run(c.name, {})
-        if best is None or len(one) < len(best):
-            best = one
-    if best is None:
+    wide = p.bits > 8
+    names = [
+        c.name
+        for c in registry.codecs().values()
+        if _takes(c, p.kind) and min(c.encode_gbps[wide], c.decode_gbps[wide]) >= min_speed
+    ]
+    if not names:
         raise InputError(f"no codec has a nominal speed of {min_speed} GB/s: ask for less")
-    target = _writable(out)
-    if target is None:
-        return best
-    if len(best) > len(target):
-        raise InputError(f"the blob has {len(best)} bytes, the memory given for it {len(target)}")
-    target[: len(best)] = best
-    return target[: len(best)]
+    return names
+
+
+def _put(blob: bytes, target: memoryview) -> memoryview:
+    if len(blob) > len(target):
+        raise InputError(f"the blob has {len(blob)} bytes, the memory given for it {len(target)}")
+    target[: len(blob)] = blob
+    return target[: len(blob)]
 
 
 def _writable(out: Any) -> memoryview | None:
@@ -389,10 +515,7 @@ def decode(
     """
     h = _header(blob)
     info = _info(h)
-    if framework is None:
-        framework = "torch" if info.from_torch and arrays.has_torch() else "numpy"
-    if framework not in ("numpy", "torch"):
-        raise InputError(f"framework={framework!r}: 'numpy' or 'torch' is possible")
+    framework = _framework(framework, info)
     try:
         if chunks is not None:
             if channels is not None or rows is not None:
@@ -408,6 +531,47 @@ def decode(
     except MemoryError:
         raise CodecError(f"the blob claims shape {info.shape}: there is not so much memory") from None
     return _finish(a, info, dequantize, framework)
+
+
+def decode_many(
+    blobs: Iterable[Any],
+    *,
+    dequantize: bool = True,
+    framework: str | None = None,
+    verify: bool = True,
+    threads: int = 0,
+) -> list[Any]:
+    """The arrays in many blobs, as :func:`decode` gives them, each blob by one thread; see :func:`encode_many`.
+
+    Raises:
+        CodecError: a blob is damaged; the message names the blob and the byte, chunk or bit.
+        InputError: something that is no buffer, with its number; an unknown ``framework``.
+    """
+    data = list(blobs)
+    headers, infos, outs = [], [], []
+    for i, blob in enumerate(data):
+        try:
+            headers.append(_header(blob))
+            infos.append(_info(headers[-1]))
+            outs.append(arrays.empty(infos[-1].shape, _coded_dtype(infos[-1]), infos[-1].channels_last))
+        except MemoryError:
+            raise CodecError(
+                f"blob {i} claims shape {infos[-1].shape}: there is not so much memory"
+            ) from None
+        except (CodecError, InputError) as e:
+            raise type(e)(f"blob {i}: {e}") from None
+    wanted = [_framework(framework, info) for info in infos]
+    if data:
+        _codec.decode_many(data, headers, outs, verify, threads)
+    return [_finish(a, info, dequantize, f) for a, info, f in zip(outs, infos, wanted)]
+
+
+def _framework(framework: str | None, info: Info) -> str:
+    if framework is None:
+        return "torch" if info.from_torch and arrays.has_torch() else "numpy"
+    if framework not in ("numpy", "torch"):
+        raise InputError(f"framework={framework!r}: 'numpy' or 'torch' is possible")
+    return framework
 
 
 def _coded_dtype(info: Info) -> np.dtype[Any]:
