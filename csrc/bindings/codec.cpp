@@ -262,11 +262,11 @@ NB_MODULE(_codec, m) {
         "The blob of an array of symbols (uint8, int8, uint16, int16, or uint32 patterns of float32); with "
         "`out`, a writable buffer, it is written there and its length returned.");
 
-  m.def(
-      "encode_many", &encode_arrays, nb::arg("items"), nb::arg("codec"), nb::arg("options"),
-      nb::arg("chunk_elements"), nb::arg("threads"), nb::arg("out") = nb::none(),
-      "The blobs of many arrays, each given as (array, dtype, bits, signed, scale, channels_last, from_torch); "
-      "with `out`, a writable buffer for each, they are written there and their lengths returned.");
+  m.def("encode_many", &encode_arrays, nb::arg("items"), nb::arg("codec"), nb::arg("options"),
+        nb::arg("chunk_elements"), nb::arg("threads"), nb::arg("out") = nb::none(),
+        "The blobs of many arrays, each given as (array, dtype, bits, signed, scale, channels_last, "
+        "from_torch); "
+        "with `out`, a writable buffer for each, they are written there and their lengths returned.");
 
   m.def(
       "value_range",
@@ -366,8 +366,11 @@ NB_MODULE(_codec, m) {
           const Bytes& b = *views.back();
           const Header& h = nb::cast<const PyHeader&>(headers[i]).h;
           check_output(h, b, outs[i]);
-          jobs.push_back({b.data(), b.size(), &h,
-                          {static_cast<uint8_t*>(outs[i].data()), byte_strides(outs[i], outs[i].itemsize())}});
+          jobs.push_back(
+              {b.data(),
+               b.size(),
+               &h,
+               {static_cast<uint8_t*>(outs[i].data()), byte_strides(outs[i], outs[i].itemsize())}});
         }
         nb::gil_scoped_release release;
         decode_many(jobs, verify, threads);

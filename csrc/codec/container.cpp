@@ -226,8 +226,8 @@ void decode_one(const Header& h, const Coder& coder, uint64_t chunk, const uint8
   if (h.is_signed) unzigzag(out, box.size(), h.info.width);
 }
 
-// How many of the largest of `sizes` (descending) all threads should work on together, one after the other, so
-// that the rest, each map by the next thread that is free, keeps all threads busy to within a twentieth.
+// How many of the largest of `sizes` (descending) all threads should work on together, one after the other,
+// so that the rest, each map by the next thread that is free, keeps all threads busy to within a twentieth.
 size_t shared_by_all(const std::vector<uint64_t>& sizes, int threads) {
   const auto n = static_cast<size_t>(threads);
   uint64_t rest = 0;

@@ -250,6 +250,56 @@ void round_trip(Random& r, uint64_t most) {
   ++tally[std::string("round trip ") + m.h.codec->name];
 }
 
+// Several maps in one call: the bytes and the arrays of single calls, and damage in one of them is named.
+void many(Random& r, uint64_t most) {
+  std::vector<Map> maps;
+  std::vector<std::vector<uint8_t>> single;
+  for (uint64_t k = 2 + r.below(5); k-- > 0;) {
+    maps.push_back(random_map(r, r.chance(80) ? most : 10 * most));
+    single.emplace_back();
+    if (!encode_map(maps.back(), &single.back())) maps.pop_back(), single.pop_back();
+  }
+  const int threads = static_cast<int>(1 + r.below(4));
+  std::vector<EncodeJob> jobs(maps.size());
+  std::vector<std::vector<uint8_t>> blobs(maps.size()), outs;
+  for (size_t i = 0; i < maps.size(); ++i) {
+    jobs[i].header = maps[i].h;
+    jobs[i].array = {maps[i].data.data(), maps[i].strides()};
+    jobs[i].options = maps[i].options;
+    jobs[i].allocate = into_vector;
+    jobs[i].context = &blobs[i];
+  }
+  encode_many(jobs, threads);
+  for (size_t i = 0; i < maps.size(); ++i)
+    if (blobs[i] != single[i] || jobs[i].size != single[i].size())
+      failure(std::string(maps[i].h.codec->name) + ": other bytes in a call for many maps");
+  std::vector<Header> headers;
+  for (const auto& b : blobs) headers.push_back(parse_header(b.data(), b.size(), b.size()));
+  std::vector<DecodeJob> back;
+  for (size_t i = 0; i < maps.size(); ++i)
+    outs.emplace_back(headers[i].elements * static_cast<uint64_t>(headers[i].info.width));
+  for (size_t i = 0; i < maps.size(); ++i)
+    back.push_back({blobs[i].data(), blobs[i].size(), &headers[i], {outs[i].data(), maps[i].strides()}});
+  decode_many(back, true, threads);
+  for (size_t i = 0; i < maps.size(); ++i)
+    if (std::memcmp(outs[i].data(), maps[i].data.data(), outs[i].size()) != 0)
+      failure(std::string(maps[i].h.codec->name) + ": decoded to something else in a call for many blobs");
+  if (!maps.empty()) {
+    const size_t i = r.below(maps.size());
+    if (blobs[i].size() > headers[i].header_size) {
+      blobs[i].back() ^= static_cast<uint8_t>(1u << r.below(8));
+      try {
+        decode_many(back, true, threads);
+        failure("a damaged blob among many decodes");
+      } catch (const FormatError& e) {
+        if (std::string(e.what()).rfind("blob " + std::to_string(i) + ": ", 0) != 0)
+          failure(std::string("the damaged blob is not named: ") + e.what());
+      }
+    }
+  }
+  ++tally["many maps in one call"];
+}
+
 void mutate(Random& r, std::vector<uint8_t>* b, size_t from, size_t to) {
   if (from >= to) return;
   auto at = [&] { return from + r.below(to - from); };
@@ -431,6 +481,8 @@ int main(int argc, char** argv) {
     try {
       if (which < 3)
         round_trip(r, most);
+      else if (which == 3 && r.chance(20))
+        many(r, most);
       else if (which < 8)
         mutation(r, most);
       else
