@@ -28,7 +28,7 @@ class _TransformedL1(torch.autograd.Function):
         r = torch.add(x, bs).reciprocal_().mul_(bs)
         ctx.save_for_backward(r, bs)
         ctx.b = b
-        return (1 + b) * (1 - r.mean(dtype=torch.float32))
+        return (1 + b) * (1 - _mean(r))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -231,9 +231,8 @@ class ActivationPenalty:
             self._terms.setdefault(name, []).append(self._term(name, y))
 
     def _count(self, name: str, y: Tensor) -> None:
-        dims = [d for d in range(y.dim()) if d != 1]
-        total = y.sum(dims, dtype=torch.float32)
-        nonzero = (y != 0).sum(dims).to(torch.float32)
+        # sums in y's own dtype: one in another first makes a copy of y in it, ten times as slow
+        total, nonzero = _by_channel(y), _by_channel((y != 0).to(y.dtype))
         packed = torch.cat([total, nonzero, torch.tensor([float(y.numel())], device=y.device)])
         if _distributed():
             dist.all_reduce(packed)
@@ -345,6 +344,17 @@ class ActivationPenalty:
         self._counted = dict(state["counted"])
         self._zero_passes = dict(state["zero_passes"])
         self._calls = int(state.get("calls", 0))
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    """Sums over all but dimension 1, in float32 from the sums of single maps, which are of x's dtype."""
+    if x.dtype == torch.float16:  # the sum of a large map is beyond it
+        x = x.float()
+    return (x.flatten(2).sum(2) if x.dim() > 2 else x).float().sum(0)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return _by_channel(x).sum() / x.numel()
 
 
 def _strength(value: float) -> float:
