@@ -27,7 +27,7 @@ __all__ = ["Recipe", "load_recipe", "parse_recipe"]
 Where = tuple[Any, ...]
 
 #: Fields of SparsifyConfig that belong to the penalty; a training stage without one does not have them.
-_PENALTY_FIELDS = frozenset(
+PENALTY_FIELDS = frozenset(
     {
         "penalty", "alpha", "weighting", "elements_share", "penalty_every", "beta", "normalise", "layers", "ignore", "ramp", "release", "thresholds", "learned_per",
         "floor", "floor_margin", "alpha_start", "alpha_step", "checks", "check_samples", "speedup", "distill", "temperature",
@@ -197,7 +197,7 @@ def _training_part(name: str, doc: str, leave_out: frozenset[str], **more: Any) 
     return made
 
 
-TrainPart = _training_part("TrainPart", "Stage 0: training from fresh or given weights.", _PENALTY_FIELDS)
+TrainPart = _training_part("TrainPart", "Stage 0: training from fresh or given weights.", PENALTY_FIELDS)
 SparsifyPart = _training_part(
     "SparsifyPart",
     "Stage 1: fine-tuning with a penalty. ``control``: also without one, for the same epochs and schedule.",

@@ -30,7 +30,7 @@ from actzip.activations import get_thresholds, set_thresholds
 from actzip.data import Images, Loader, resolve, split
 from actzip.errors import DataError, RecipeError
 from actzip.experiment.coding import code_maps
-from actzip.experiment.recipe import LowBitsPart, Recipe, ThresholdsPart
+from actzip.experiment.recipe import PENALTY_FIELDS, LowBitsPart, Recipe, ThresholdsPart
 from actzip.files import write_text
 from actzip.models import load_weights, save_weights
 from actzip.models import resolve as resolve_model
@@ -314,10 +314,7 @@ class _Experiment:
             part: Any = r.sparsify
             configs = {"sparse": part.config(r.seed)}
             if part.control:
-                configs = {
-                    "control": part.config(r.seed, alpha=0.0, speedup=0.0, thresholds="none"),
-                    **configs,
-                }
+                configs = {"control": _control(part, r.seed), **configs}
             if self.only not in (None, "baseline", *configs):
                 raise RecipeError(f"only: the recipe trains no {self.only!r}")
             for stage, config in configs.items():
@@ -505,6 +502,14 @@ class _Experiment:
             return asdict(coding)
 
         return self._once(f"{name}.coded", self._key(key, part.model_dump(), images), make)
+
+
+def _control(part: Any, seed: int) -> SparsifyConfig:
+    """The training without the penalty. Nothing of the penalty is in it, so that its result holds for any."""
+    default = SparsifyConfig()
+    plain = {n: getattr(default, n) for n in PENALTY_FIELDS - {"distill", "temperature"}}
+    config: SparsifyConfig = part.config(seed, **{**plain, "alpha": 0.0})
+    return config
 
 
 def _last(models: Mapping[str, Any]) -> str:
