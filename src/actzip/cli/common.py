@@ -11,16 +11,10 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 
 from actzip.errors import CodecError, DataError, InputError
+from actzip.progress import display
 
 __all__ = [
     "IMAGES",
@@ -73,17 +67,7 @@ def print_json(value: Any) -> None:
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress]:
     """A progress display on standard error; nothing is shown where that is not a terminal, or with ``quiet``."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=errors,
-        transient=True,
-        disable=quiet or not errors.is_terminal,
-    ) as bar:
+    with display(errors, TextColumn("{task.fields[note]}"), quiet=quiet) as bar:
         yield bar
 
 

@@ -231,20 +231,10 @@ def _bars(
 ) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
     """Progress bars of a profile, as the two functions that move them; what was given is called too."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    from actzip.progress import display
+
+    with display(Console(stderr=True)) as bar:
         images = bar.add_task("images", total=total)
         timing = bar.add_task("calibrating the engine, once for this machine", total=None, visible=False)
 
