@@ -544,7 +544,7 @@ void encode_many(std::vector<EncodeJob>& jobs, int threads) {
     j.header.derive();
     sizes.push_back(j.header.elements);
   }
-  share_out(sizes, "map", threads, [&](size_t i, int t) {
+  share_out(sizes, "tensor", threads, [&](size_t i, int t) {
     EncodeJob& j = jobs[i];
     EncodeOptions o = j.options;
     o.threads = t;

@@ -112,7 +112,7 @@ struct EncodeJob {
 
 // Encodes every array, on `threads` threads (0: all). A thread encodes a map alone, which needs no agreement
 // with others; only maps too large to share the work out so are encoded by all threads together, first. The
-// bytes are those of `encode`. Throws what `encode` does, with "map N: " before it.
+// bytes are those of `encode`. Throws what `encode` does, with "tensor N: " before it.
 void encode_many(std::vector<EncodeJob>& jobs, int threads);
 
 // Least and greatest value of an integer array of `width` 1 or 2 bytes.

@@ -62,6 +62,8 @@ def test_dtypes_orders_and_scales_may_differ() -> None:
     blobs = C.encode_many([x, 2 * x], "seg", 8, scale=[0.5, None])
     assert blobs == [C.encode(x, "seg", 8, scale=0.5), C.encode(2 * x, "seg", 8)]
     assert C.encode_many([x, x], "seg", 8, scale=0.5) == [blobs[0]] * 2
+    assert C.encode_many([x, x], "seg", 8, scale=np.array([0.5, 0.5])) == [blobs[0]] * 2
+    assert C.encode_many([x, x], "seg", 8, scale=np.float32(0.5)) == [blobs[0]] * 2
     a, b = C.decode_many(blobs, dequantize=False)
     assert a.dtype == b.dtype == np.uint8 and a.max() == round(float(x.max()) / 0.5)
 
@@ -109,6 +111,12 @@ def test_errors_name_the_tensor() -> None:
         C.encode_many([good], "auto", options={"per_channel": 1})
     with pytest.raises(InputError, match="nominal speed"):
         C.encode_many([good], "auto", min_speed=1e9)
+    with pytest.raises(InputError, match="tensors: several are needed, in a list, not int"):
+        C.encode_many(5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="blobs: several are needed, in a list, not int"):
+        C.decode_many(5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"tensor 1: the blob has \d+ bytes"):
+        C.encode_many([good, good], "raw", out=[bytearray(99), bytearray(3)])
     with pytest.raises(InputError, match="out must be"):
         C.encode_many([good], out=[b"read only"])
 

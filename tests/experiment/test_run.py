@@ -81,7 +81,8 @@ def test_thresholds_are_a_stage_after_the_penalty(whole, tmp_path):
     import shutil
 
     shutil.copytree(whole[0], tmp_path / "out")
-    recipe = parse_recipe(RECIPE + "thresholds: {density: 0.1, samples: 60}\n")
+    wanted = RECIPE.replace("gain_8: 2.0}", "gain_8: 2.0, accuracy_8_over_control: -50}")
+    recipe = parse_recipe(wanted + "thresholds: {density: 0.1, samples: 60}\n")
     results = reproduce(recipe, tmp_path / "out")
     assert {"baseline", "control", "sparse"} <= set(results["run"]["resumed"])  # what was there stays
     rows = {(s["stage"], s["bits"]): s for s in results["stages"]}
@@ -96,6 +97,8 @@ def test_thresholds_are_a_stage_after_the_penalty(whole, tmp_path):
     assert rows["thresholded", 8]["density"] < rows["control", 8]["density"]
     target = next(t for t in results["targets"] if t["target"] == "speedup_over_control")
     assert target["measured"] == pytest.approx(thresholded["speedup_over_control"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"accuracy 8 over control</span><b>[+-]\d+\.\d\d points", page)
     kept = json.loads((tmp_path / "out" / "thresholded.thresholds.json").read_text())
     assert set(kept) == {"relu1", "relu2", "relu3"} and max(kept.values()) > 0
     again = reproduce(recipe, tmp_path / "out")

@@ -176,8 +176,9 @@ def encode_many(
     """
     if codec != "auto":
         registry.get(codec)
-    given = list(tensors)
-    scales = list(scale) if isinstance(scale, Sequence) else [scale] * len(given)
+    given = _listed(tensors, "tensors")
+    some: Any = scale
+    scales = [some] * len(given) if some is None or np.ndim(some) == 0 else list(some)
     if len(scales) != len(given):
         raise InputError(f"scale: {len(scales)} for {len(given)} tensors; give one a tensor, or one for all")
     targets = None if out is None else [_writable(o) for o in out]
@@ -547,7 +548,7 @@ def decode_many(
         CodecError: a blob is damaged; the message names the blob and the byte, chunk or bit.
         InputError: something that is no buffer, with its number; an unknown ``framework``.
     """
-    data = list(blobs)
+    data = _listed(blobs, "blobs")
     headers, infos, outs = [], [], []
     for i, blob in enumerate(data):
         try:
@@ -564,6 +565,13 @@ def decode_many(
     if data:
         _codec.decode_many(data, headers, outs, verify, threads)
     return [_finish(a, info, dequantize, f) for a, info, f in zip(outs, infos, wanted)]
+
+
+def _listed(values: Iterable[Any], what: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{what}: several are needed, in a list, not {type(values).__name__}") from None
 
 
 def _framework(framework: str | None, info: Info) -> str:
