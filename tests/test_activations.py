@@ -267,6 +267,27 @@ def test_thresholds_keep_nan_and_infinity_as_torch_does(t):
     assert y[0, 0, 1:].tolist() == want[0, 0, 1:].tolist() == [math.inf, 0, 0, 0.75, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_thresholds_by_channel_are_the_same_with_a_gradient(dtype, form):
+    torch.manual_seed(0)
+    t = torch.tensor([0.0, 0.3, 1.0, 0.7])
+    plain = torch.relu(torch.randn(3, 4, 5, 6)).to(dtype).contiguous(memory_format=form)
+    plain[0, :, 0, 0] = t.to(dtype)  # on the threshold: dropped
+    plain[0, :, 0, 1] = torch.nextafter(t.to(dtype), torch.tensor(9.0, dtype=dtype))  # the next number: kept
+    plain[0, :, 0, 2] = torch.nan
+    plain[0, :, 0, 3] = torch.inf
+    y = plain.clone().requires_grad_()
+    kept = threshold_activation(y, t)
+    want = threshold_activation(plain, t)
+    assert kept.dtype == dtype and kept.is_contiguous(memory_format=form)
+    torch.testing.assert_close(kept.detach(), want, rtol=0, atol=0, equal_nan=True)
+    g = torch.randn_like(want)
+    kept.backward(g)
+    assert torch.equal(y.grad, torch.where(plain <= t.to(dtype).reshape(1, -1, 1, 1), torch.zeros_like(g), g))
+    assert threshold_activation(y.double(), t).dtype == torch.float64
+
+
 def test_a_thresholded_model_pickles():
     model = set_thresholds(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), {"1": 0.3})
     buffer = io.BytesIO()

@@ -132,3 +132,29 @@ def test_the_same_recipe_in_two_processes(tmp_path):
         assert r["history"][-1]["accuracy"] == last.accuracy
         assert r["history"][-1]["density"] == pytest.approx(last.density, rel=1e-2)
     assert (tmp_path / "last.pt").exists()
+
+
+CALIBRATED = (
+    """
+import json, sys, torch
+from toys import net, loader
+from actzip.activations import get_thresholds
+from actzip.sparsify import sparsify
+settings = json.loads(sys.argv[1])
+model = sparsify(net(norm=False), loader(), loader(), settings)
+print(json.dumps({n: t.tolist() for n, t in get_thresholds(model).items()}))
+"""
+    + LEAVE
+)
+
+
+def test_two_processes_calibrate_the_same_thresholds():
+    settings = {
+        "epochs": 1,
+        "alpha": 0,
+        "thresholds": "calibrated",
+        "threshold_density": 0.4,
+        "threshold_samples": 32,
+    }
+    mine, other = run_two(CALIBRATED, json.dumps(settings))
+    assert mine == other and any(max(t) > 0 for t in mine.values())

@@ -292,6 +292,87 @@ def test_learned_thresholds(trained):
     )
 
 
+CALIBRATED = {
+    "epochs": 3,
+    "lr": 0.02,
+    "alpha": 0,
+    "thresholds": "calibrated",
+    "threshold_samples": 64,
+    "distill": 0.5,
+}
+
+
+@pytest.mark.parametrize("per", ["channel", "layer"])
+def test_calibrated_thresholds_stay_and_weights_learn_to_live_with_them(trained, per):
+    import copy
+
+    before = measure(trained, loader())
+    wanted = 1.3 * before.theoretical_speedup
+    settings = {**CALIBRATED, "epochs": 6, "threshold_speedup": wanted, "learned_per": per}
+    sparse = sparsify(trained, loader(), loader(), settings)
+    assert actzip.activations.get_thresholds(trained) == {}
+    thresholds = actzip.activations.get_thresholds(sparse)
+    assert any(float(torch.as_tensor(t).max()) > 0 for t in thresholds.values())
+    if per == "layer":
+        assert all(isinstance(t, float) for t in thresholds.values())
+    untrained = copy.deepcopy(trained)
+    actzip.activations.set_thresholds(untrained, thresholds)
+    cut, after = measure(untrained, loader()), measure(sparse, loader())
+    assert cut.theoretical_speedup > 1.2 * before.theoretical_speedup
+    assert after.theoretical_speedup > 1.2 * before.theoretical_speedup
+    assert after.loss < cut.loss
+    assert sparsify_result(sparse).history[-1].theoretical_speedup == pytest.approx(after.theoretical_speedup)
+
+
+def test_calibrated_thresholds_by_density_and_resumed(trained, tmp_path):
+    settings = {**CALIBRATED, "threshold_density": 0.8 * measure(trained, loader()).density}
+    whole = sparsify(trained, loader(), loader(), settings)
+
+    class Killed(Exception):
+        pass
+
+    def kill(event):
+        if event["kind"] == "step" and (event["epoch"], event["step"]) == (2, 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        sparsify(trained, loader(), loader(), settings, checkpoint_dir=tmp_path, progress=kill)
+    torch.manual_seed(99)
+    resumed = sparsify(trained, loader(), loader(), settings, checkpoint_dir=tmp_path)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    mine, other = map(actzip.activations.get_thresholds, (whole, resumed))
+    assert mine.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in mine.items())
+    torch.save([1, 2], tmp_path / "last.pt")
+    with pytest.raises(DataError, match="not a checkpoint but a list"):
+        sparsify(trained, loader(), None, settings, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"thresholds": "calibrated"}, "needs threshold_speedup"),
+        (
+            {"thresholds": "calibrated", "threshold_speedup": 2.0, "threshold_density": 0.5},
+            "one of the two",
+        ),
+        ({"thresholds": "calibrated", "threshold_speedup": 0.5}, "threshold_speedup must be between 1"),
+        ({"threshold_speedup": 2.0}, "not of thresholds='none'"),
+        ({"thresholds": "learned", "threshold_density": 0.5}, "not of thresholds='learned'"),
+    ],
+)
+def test_calibrated_thresholds_need_one_target(settings, message):
+    with pytest.raises(InputError, match=message):
+        SparsifyConfig(**settings)
+
+
+def test_settings_of_earlier_versions_keep_their_identity():
+    assert not {"threshold_speedup", "threshold_density", "threshold_samples"} & set(
+        SparsifyConfig().identity()
+    )
+    assert "threshold_" not in SparsifyConfig(thresholds="learned").mark()
+
+
 def test_learned_thresholds_keep_nan():
     from actzip.sparsify.learned import _Jump
 

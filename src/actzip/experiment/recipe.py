@@ -30,6 +30,7 @@ Where = tuple[Any, ...]
 PENALTY_FIELDS = frozenset(
     {
         "penalty", "alpha", "weighting", "elements_share", "penalty_every", "beta", "normalise", "layers", "ignore", "ramp", "release", "thresholds", "learned_per",
+        "threshold_speedup", "threshold_density", "threshold_samples",
         "floor", "floor_margin", "alpha_start", "alpha_step", "checks", "check_samples", "speedup", "distill", "temperature",
     }
 )  # fmt: skip

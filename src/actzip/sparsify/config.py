@@ -45,7 +45,11 @@ class SparsifyConfig:
             ones, over which a given alpha falls linearly to 0: the task loss settles on the zeros that there are, without
             the pull of the penalty (as a lasso is refitted on its support).
         thresholds: ``none``; ``learned``: every penalised ReLU gets a trained threshold, one a ``learned_per``
-            (``channel`` or ``layer``).
+            (``channel`` or ``layer``); ``calibrated``: thresholds are found before the first step, on the first
+            ``threshold_samples`` training samples, one a ``learned_per``, for the ``threshold_speedup`` or
+            ``threshold_density`` asked for (see :func:`~actzip.sparsify.calibrate_thresholds`), and stay as they are while
+            the weights learn to live with them. With ``distill`` they learn from the original without thresholds; with
+            ``alpha: 0`` nothing else makes zeros.
     alpha="auto" (one run; needs labelled validation data):
         floor: lowest validation accuracy in [0, 1]; None: the original's, plus ``floor_margin``.
         alpha_start, alpha_step: where alpha begins, and the factor by which a check raises or lowers it.
@@ -87,6 +91,9 @@ class SparsifyConfig:
     release: float = field(default=0.0, repr=False, metadata=_LATER)
     thresholds: str = "none"
     learned_per: str = "channel"
+    threshold_speedup: float = field(default=0.0, repr=False, metadata=_LATER)
+    threshold_density: float = field(default=0.0, repr=False, metadata=_LATER)
+    threshold_samples: int = field(default=256, repr=False, metadata=_LATER)
     floor: Union[float, None] = None
     floor_margin: float = 0.0
     alpha_start: float = 1.0
@@ -110,7 +117,7 @@ class SparsifyConfig:
         one_of("precision", ("float32", "bfloat16"))
         one_of("penalty", KINDS)
         one_of("weighting", WEIGHTINGS)
-        one_of("thresholds", ("none", "learned"))
+        one_of("thresholds", ("none", "learned", "calibrated"))
         one_of("learned_per", ("channel", "layer"))
         between("epochs", 1, 100_000)
         between("lr", 1e-12, 1e3)
@@ -136,6 +143,22 @@ class SparsifyConfig:
         between("alpha_step", 1.0001, 100)
         between("alpha_start", 1e-12, 1e12)
         between("checks", 1, 10_000)
+        between("threshold_speedup", 0, 1e6)
+        between("threshold_density", 0, 1)
+        between("threshold_samples", 1, 1 << 20)
+        wanted = (self.threshold_speedup > 0) + (self.threshold_density > 0)
+        if self.thresholds == "calibrated":
+            if wanted != 1:
+                raise InputError(
+                    "thresholds='calibrated' needs threshold_speedup (above 1) or threshold_density (below 1), one of the two"
+                )
+            if self.threshold_speedup:
+                between("threshold_speedup", 1, 1e6)
+        elif wanted:
+            raise InputError(
+                "threshold_speedup and threshold_density are targets of thresholds='calibrated', not of "
+                f"thresholds={self.thresholds!r}"
+            )
         if self.floor is not None:
             between("floor", 0, 1)
         between("speedup", 0, 1e6)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actzip.activations import set_thresholds, without_thresholds
+from actzip.activations import get_thresholds, set_thresholds, without_thresholds
 from actzip.errors import ActzipWarning, DataError, InputError, LayerError, TrainingError
 from actzip.files import write_with
 from actzip.sparsify.config import SparsifyConfig
@@ -25,6 +25,7 @@ from actzip.sparsify.costs import check_labels, measure
 from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import ActivationPenalty
 from actzip.sparsify.precision import autocast
+from actzip.sparsify.thresholds import calibrate_thresholds
 
 __all__ = ["EpochResult", "SparsifyResult", "sparsify", "sparsify_result"]
 
@@ -113,7 +114,7 @@ def sparsify(
             what it gave without them.
 
     Returns:
-        The sparse model in eval mode; :func:`sparsify_result` gives its history, and learned thresholds are set on it.
+        The sparse model in eval mode; :func:`sparsify_result` gives its history, and learned or calibrated thresholds are set on it.
 
     Raises:
         TrainingError: the loss is not finite: says at which step; the last checkpoint stays.
@@ -294,6 +295,8 @@ class _Run:
             out = _logits(self.student(x0))
         if y0 is not None and c.distill < 1:
             check_labels(out, y0[:2].to(self.device))
+        if c.thresholds == "calibrated":
+            self._calibrate()
         with _out_of_place(self.student):
             off = c.alpha == 0
             penalty = ActivationPenalty(
@@ -334,6 +337,31 @@ class _Run:
             set_thresholds(self.student, learned.values())
         self.student.__dict__["_actzip_sparsify"] = self.result
         return self.student.eval()
+
+    def _calibrate(self) -> None:
+        """Sets thresholds on the student: those of the checkpoint, else new ones (of the main process, where there are several)."""
+        c = self.config
+        found: dict[str, Any] | None = None
+        if self.checkpoint is not None and self.checkpoint.exists():
+            found = self._read_checkpoint().get("thresholds")
+        if found is None:
+            found = calibrate_thresholds(
+                self.student,
+                ((_unpack(batch)[0].to(self.device),) for batch in self._batches(0)),
+                speedup=c.threshold_speedup or None,
+                density=c.threshold_density or None,
+                per=c.learned_per,
+                samples=c.threshold_samples,
+                seed=c.seed,
+                layers=c.layers,
+                ignore=c.ignore,
+            ).thresholds
+            if self.accelerator is not None and self.accelerator.num_processes > 1:
+                from accelerate.utils import broadcast_object_list
+
+                found = broadcast_object_list([found])[0]
+        assert found is not None
+        set_thresholds(self.student, found)
 
     def _train(self, penalty: ActivationPenalty, learned: LearnedThresholds | None) -> None:
         c, result = self.config, self.result
@@ -542,6 +570,7 @@ class _Run:
             "optimizer": optimizer.state_dict(),
             "penalty": penalty.state_dict(),
             "learned": learned.state() if learned is not None else {},
+            "thresholds": get_thresholds(self.student) if self.config.thresholds == "calibrated" else None,
             "ema": self.ema,
             "best": self.best,
             "auto": auto.state() if auto is not None else {},
@@ -552,6 +581,19 @@ class _Run:
         }
         write_with(self.checkpoint, lambda f: torch.save(state, f))
 
+    def _read_checkpoint(self) -> dict[str, Any]:
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+        except Exception as error:
+            raise DataError(
+                f"{self.checkpoint} is not a readable checkpoint: {error}; delete it to start anew"
+            ) from error
+        if not isinstance(state, dict):
+            raise DataError(
+                f"{self.checkpoint} is not a checkpoint but a {type(state).__name__}; delete it to start anew"
+            )
+        return state
+
     def _resume(
         self,
         optimizer: Any,
@@ -561,12 +603,7 @@ class _Run:
     ) -> int:
         if self.checkpoint is None or not self.checkpoint.exists():
             return 0
-        try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise DataError(
-                f"{self.checkpoint} is not a readable checkpoint: {error}; delete it to start anew"
-            ) from error
+        state = self._read_checkpoint()
         if state.get("config") != self.config.mark():
             raise DataError(
                 f"{self.checkpoint} belongs to a run with other settings; use another folder, or delete it"
