@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Union
 
 import torch
@@ -34,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from actzip.errors import InputError, LayerError
+from actzip.errors import DataError, InputError, LayerError
 
 __all__ = [
     "ROOT",
@@ -48,6 +51,7 @@ __all__ = [
     "count_macs",
     "find_sites",
     "get_thresholds",
+    "load_thresholds",
     "output_size",
     "select_sites",
     "set_thresholds",
@@ -807,6 +811,26 @@ def set_thresholds(model: nn.Module, thresholds: dict[str, float | Tensor], exam
 def get_thresholds(model: nn.Module) -> dict[str, float | Tensor]:
     """The thresholds of :func:`set_thresholds`, by site name; empty where there are none."""
     return dict(getattr(model, "_actzip_thresholds", {}))
+
+
+def load_thresholds(path: str | os.PathLike[str]) -> dict[str, float | Tensor]:
+    """The thresholds in a JSON file, as ``actzip reproduce`` writes them (``NAME.thresholds.json``), for :func:`set_thresholds`.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or is no object of numbers and lists of numbers.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable JSON file: {error}") from error
+    plain = isinstance(found, dict) and all(
+        isinstance(t, (int, float))
+        or (isinstance(t, list) and t and all(isinstance(v, (int, float)) for v in t))
+        for t in found.values()
+    )
+    if not plain:
+        raise DataError(f"{path}: an object of thresholds is needed, {{site: number or list of numbers}}")
+    return {k: torch.tensor(t) if isinstance(t, list) else float(t) for k, t in found.items()}
 
 
 def clear_thresholds(model: nn.Module) -> None:

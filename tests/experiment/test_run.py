@@ -290,6 +290,48 @@ def test_low_bits_are_trained_beside_a_given_control(whole, tmp_path):
     assert figures(again) == figures(results) and "baseline.4.train" in again["run"]["resumed"]
 
 
+def test_weights_with_thresholds_learn_from_a_given_teacher(whole, tmp_path):
+    out, _before = whole
+    first = parse_recipe(
+        RECIPE.replace("model: {name: lenet5}", f"model: {{name: lenet5, weights: {out / 'sparse.safetensors'}, "
+                       f"teacher: {out / 'control.safetensors'}, control: {out / 'control.safetensors'}}}")
+        .replace("train: {epochs: 2, lr: 0.02}\n", "")
+        .replace("penalty: l1, weighting: macs, alpha: 0.3", "alpha: 0, distill: 1, thresholds: calibrated, "
+                 "threshold_density: 0.2, control: false")
+        .replace("[16, 8]", "[8]")
+    )  # fmt: skip
+    results = reproduce(first, tmp_path / "a")
+    rows = {(s["stage"], s["bits"]): s for s in results["stages"]}
+    assert set(rows) == {("baseline", 32), ("control", 32), ("sparse", 32), ("sparse", 8)}
+    assert rows["sparse", 32]["density"] < 0.25 < rows["baseline", 32]["density"]
+    other = parse_recipe(
+        RECIPE.replace("model: {name: lenet5}", f"model: {{name: lenet5, weights: {tmp_path / 'a/sparse.safetensors'}, "
+                       f"thresholds: {tmp_path / 'a/sparse.thresholds.json'}}}")
+        .replace("train: {epochs: 2, lr: 0.02}\n", "")
+        .replace("sparsify: {epochs: 2, lr: 0.02, penalty: l1, weighting: macs, alpha: 0.3}\n", "")
+        .replace("[16, 8]", "[8]")
+        .replace("targets: {density_reduction: 1.0, speedup_over_control: 1.0, gain_8: 2.0}", "targets: {gain_8: 2.0}")
+    )  # fmt: skip
+    again = {(s["stage"], s["bits"]): s for s in reproduce(other, tmp_path / "b")["stages"]}
+    assert again["baseline", 32]["effective_macs"] == rows["sparse", 32]["effective_macs"]
+    assert again["baseline", 8]["gain_float32"] == rows["sparse", 8]["gain_float32"]
+    thresholds = [
+        (tmp_path / f).read_text() for f in ("a/sparse.thresholds.json", "b/baseline.thresholds.json")
+    ]
+    assert thresholds[0] == thresholds[1] != "{}"
+    (tmp_path / "bad.json").write_text('{"relu1": "much"}')
+    wrong = other.model_copy(
+        update={"model": other.model.model_copy(update={"thresholds": str(tmp_path / "bad.json")})}
+    )
+    with pytest.raises(DataError, match=r"bad\.json: an object of thresholds"):
+        reproduce(wrong, tmp_path / "c")
+
+
+def test_a_teacher_needs_distillation():
+    with pytest.raises(RecipeError, match=r"model\.teacher: nothing is distilled"):
+        parse_recipe(RECIPE.replace("{name: lenet5}", "{name: lenet5, teacher: a.safetensors}"))
+
+
 def test_widths_to_train_are_among_those_asked_for():
     with pytest.raises(RecipeError, match=r"quantize.*its bits must be among \[16, 8\], not 4"):
         parse_recipe(RECIPE.replace("bits: [16, 8],", "bits: [16, 8], train: {epochs: 1},"))

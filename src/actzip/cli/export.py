@@ -62,7 +62,7 @@ def run(
 
     import torch
 
-    from actzip.activations import set_thresholds
+    from actzip.activations import load_thresholds, set_thresholds
     from actzip.errors import InputError
     from actzip.models import load_weights
     from actzip.profile.load import load_model
@@ -84,7 +84,7 @@ def run(
     if weights is not None:
         load_weights(net, weights)
     example = torch.randn(1, *(shape if size is None else (shape[0], size, size)))
-    cuts = {} if thresholds is None else _thresholds(thresholds)
+    cuts = {} if thresholds is None else load_thresholds(thresholds)
     if cuts:
         set_thresholds(net, cuts, example)
     if scales is not None:
@@ -97,24 +97,3 @@ def run(
         "out": str(target), "opset": written.opset_import[0].version, "input": [None if dynamic else 1, *example.shape[1:]],
         "thresholds": len(cuts), "operators": dict(sorted(Counter(n.op_type for n in written.graph.node).items())),
     }  # fmt: skip
-
-
-def _thresholds(path: Path) -> dict[str, Any]:
-    import json
-
-    import torch
-
-    from actzip.errors import DataError
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no readable JSON file: {error}") from error
-    plain = isinstance(found, dict) and all(
-        isinstance(t, (int, float))
-        or (isinstance(t, list) and t and all(isinstance(v, (int, float)) for v in t))
-        for t in found.values()
-    )
-    if not plain:
-        raise DataError(f"{path}: an object of thresholds is needed, {{site: number or list of numbers}}")
-    return {k: torch.tensor(t) if isinstance(t, list) else float(t) for k, t in found.items()}

@@ -43,13 +43,17 @@ class _Part(BaseModel):
 class ModelPart(_Part):
     """Which network: a name or import path, constructor arguments, and weights to begin with.
 
-    ``control``: weights of a control that another recipe trained, measured beside.
+    ``control``: weights of a control that another recipe trained, measured beside. ``teacher``: weights of the network that
+    ``distill`` of the stage ``sparsify`` learns from; that which training begins with where not given. ``thresholds``: the
+    file of thresholds that another recipe wrote beside ``weights``.
     """
 
     name: str
     args: dict[str, Any] = {}
     weights: str | None = None
     control: str | None = None
+    teacher: str | None = None
+    thresholds: str | None = None
 
 
 class DataPart(_Part):
@@ -229,8 +233,11 @@ class Recipe(_Part):
             raise ValueError(
                 "train: without model.weights (or model.args.weights) there must be a train stage"
             )
+        distilled = getattr(self.sparsify, "distill", 0) or getattr(self.sparsify, "distill_maps", 0)
+        if self.model.teacher is not None and not distilled:
+            raise ValueError("model.teacher: nothing is distilled from it; it needs sparsify.distill above 0")
         if self.thresholds is not None and getattr(self.sparsify, "thresholds", "none") != "none":
-            raise ValueError("thresholds: sparsify.thresholds has learned them already")
+            raise ValueError("thresholds: sparsify.thresholds has found them already")
         if self.encode is not None and self.quantize is None:
             raise ValueError("encode: needs a quantize stage, which makes the integers")
         return self

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from actzip import cpu
-from actzip.activations import get_thresholds, set_thresholds
+from actzip.activations import get_thresholds, load_thresholds, set_thresholds
 from actzip.data import Images, Loader, resolve, split
 from actzip.errors import DataError, RecipeError
 from actzip.experiment.coding import code_maps
@@ -173,7 +173,11 @@ class _Experiment:
         described = [
             SCHEMA,
             self.recipe.seed,
-            self.recipe.model.model_dump(exclude={"control"}),
+            {
+                k: v
+                for k, v in self.recipe.model.model_dump(exclude={"control"}).items()
+                if k not in ("teacher", "thresholds") or v is not None  # as before there were such
+            },
             self.recipe.data.model_dump(),
             [
                 [i.name, i.source, list(i.images.shape), list(i.mean), list(i.std)]
@@ -213,7 +217,7 @@ class _Experiment:
         return result
 
     def _train(
-        self, stage: str, start: nn.Module, config: SparsifyConfig, key: str
+        self, stage: str, start: nn.Module, config: SparsifyConfig, key: str, teacher: nn.Module | None = None
     ) -> tuple[nn.Module, dict[str, Any]]:
         d = self.recipe.data
 
@@ -232,6 +236,7 @@ class _Experiment:
                 config,
                 checkpoint_dir=folder,
                 progress=lambda event: self.progress({"stage": stage, **event}),
+                teacher=teacher,
             )
             result = sparsify_result(trained).as_dict()
             self._save(stage, trained)
@@ -249,11 +254,9 @@ class _Experiment:
         result = self._once(stage, key, make)
         model = self._model()
         load_weights(model, files[0].resolve())
-        values = json.loads(files[1].read_text(encoding="utf-8"))
+        values = load_thresholds(files[1])
         if values:
-            set_thresholds(
-                model, {n: torch.tensor(t) if isinstance(t, list) else t for n, t in values.items()}
-            )
+            set_thresholds(model, values)
         return model.eval(), result
 
     def _save(self, stage: str, model: nn.Module) -> None:
@@ -302,6 +305,8 @@ class _Experiment:
         start = self._model()
         if r.model.weights is not None:
             load_weights(start, r.model.weights)
+        if r.model.thresholds is not None:
+            set_thresholds(start, load_thresholds(r.model.thresholds))
         if r.train is not None:
             config = r.train.config(r.seed, alpha=0.0)  # type: ignore[attr-defined]
             keys["baseline"] = self._key("baseline", config.identity())
@@ -309,7 +314,7 @@ class _Experiment:
         else:
             keys["baseline"] = self._key("given")
             models["baseline"] = start.eval()
-            save_weights(start, self.out / "baseline.safetensors", {"stage": "baseline", "recipe": r.name})
+            self._save("baseline", start)
         if r.sparsify is not None:
             part: Any = r.sparsify
             configs = {"sparse": part.config(r.seed)}
@@ -317,11 +322,17 @@ class _Experiment:
                 configs = {"control": _control(part, r.seed), **configs}
             if self.only not in (None, "baseline", *configs):
                 raise RecipeError(f"only: the recipe trains no {self.only!r}")
+            teacher: nn.Module | None = None
+            if r.model.teacher is not None:
+                teacher = self._model().eval()
+                load_weights(teacher, r.model.teacher)
             for stage, config in configs.items():
                 if self.only not in (None, stage):
                     continue
                 keys[stage] = self._key(keys["baseline"], stage, config.identity())
-                models[stage], history[stage] = self._train(stage, models["baseline"], config, keys[stage])
+                models[stage], history[stage] = self._train(
+                    stage, models["baseline"], config, keys[stage], teacher
+                )
 
         elif self.only not in (None, "baseline"):
             raise RecipeError(f"only: the recipe does not sparsify, there is no {self.only!r}")
