@@ -25,6 +25,20 @@ from actzip.sparsify import (
 )
 
 
+class Killed(Exception):
+    pass
+
+
+def kill_at(epoch, step):
+    """A progress callback that ends the run there."""
+
+    def kill(event):
+        if event["kind"] == "step" and (event["epoch"], event["step"]) == (epoch, step):
+            raise Killed
+
+    return kill
+
+
 def test_costs_are_exact():
     model = net().eval()
     x = torch.randn(2, 3, 8, 8)
@@ -176,17 +190,9 @@ def test_resume_is_bit_equal(trained, tmp_path):
     settings = {"epochs": 3, "lr": 0.02, "alpha": 1.0, "ema": 0.9}
     whole = sparsify(trained, loader(augment="crop_flip"), loader(), settings)
 
-    class Killed(Exception):
-        pass
-
-    def kill(event):
-        if event["kind"] == "step" and (event["epoch"], event["step"]) == (3, 2):
-            raise Killed
-
     with pytest.raises(Killed):
-        sparsify(
-            trained, loader(augment="crop_flip"), loader(), settings, checkpoint_dir=tmp_path, progress=kill
-        )
+        sparsify(trained, loader(augment="crop_flip"), loader(), settings, checkpoint_dir=tmp_path,
+                 progress=kill_at(3, 2))  # fmt: skip
     torch.manual_seed(99)  # another process has another state
     resumed = sparsify(trained, loader(augment="crop_flip"), loader(), settings, checkpoint_dir=tmp_path)
     for key, value in whole.state_dict().items():
@@ -328,15 +334,8 @@ def test_calibrated_thresholds_by_density_and_resumed(trained, tmp_path):
     settings = {**CALIBRATED, "threshold_density": 0.8 * measure(trained, loader()).density}
     whole = sparsify(trained, loader(), loader(), settings)
 
-    class Killed(Exception):
-        pass
-
-    def kill(event):
-        if event["kind"] == "step" and (event["epoch"], event["step"]) == (2, 2):
-            raise Killed
-
     with pytest.raises(Killed):
-        sparsify(trained, loader(), loader(), settings, checkpoint_dir=tmp_path, progress=kill)
+        sparsify(trained, loader(), loader(), settings, checkpoint_dir=tmp_path, progress=kill_at(2, 2))
     torch.manual_seed(99)
     resumed = sparsify(trained, loader(), loader(), settings, checkpoint_dir=tmp_path)
     for key, value in whole.state_dict().items():

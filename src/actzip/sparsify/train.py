@@ -196,6 +196,7 @@ class _Run:
         self.train = self._shard(train)
         self.result = SparsifyResult()
         self.best: dict[str, Any] | None = None
+        self.kept: dict[str, Any] | None = None  # the checkpoint, until it is taken up
         self.ema: dict[str, Tensor] = {}
 
     def _shard(self, train: Any) -> Any:
@@ -295,6 +296,7 @@ class _Run:
             out = _logits(self.student(x0))
         if y0 is not None and c.distill < 1:
             check_labels(out, y0[:2].to(self.device))
+        self.kept = self._read_checkpoint()
         if c.thresholds == "calibrated":
             self._calibrate()
         with _out_of_place(self.student):
@@ -341,9 +343,7 @@ class _Run:
     def _calibrate(self) -> None:
         """Sets thresholds on the student: those of the checkpoint, else new ones (of the main process, where there are several)."""
         c = self.config
-        found: dict[str, Any] | None = None
-        if self.checkpoint is not None and self.checkpoint.exists():
-            found = self._read_checkpoint().get("thresholds")
+        found: dict[str, Any] | None = (self.kept or {}).get("thresholds")
         if found is None:
             found = calibrate_thresholds(
                 self.student,
@@ -581,9 +581,12 @@ class _Run:
         }
         write_with(self.checkpoint, lambda f: torch.save(state, f))
 
-    def _read_checkpoint(self) -> dict[str, Any]:
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        """What an earlier run left; None where there is nothing."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
             raise DataError(
                 f"{self.checkpoint} is not a readable checkpoint: {error}; delete it to start anew"
@@ -601,9 +604,9 @@ class _Run:
         learned: LearnedThresholds | None,
         auto: _Auto | _Steered | None,
     ) -> int:
-        if self.checkpoint is None or not self.checkpoint.exists():
+        state, self.kept = self.kept, None
+        if state is None:
             return 0
-        state = self._read_checkpoint()
         if state.get("config") != self.config.mark():
             raise DataError(
                 f"{self.checkpoint} belongs to a run with other settings; use another folder, or delete it"
