@@ -23,6 +23,7 @@ from actzip.sparsify import (
     sparsify,
     sparsify_result,
 )
+from actzip.sparsify.train import _Run
 
 
 class Killed(Exception):
@@ -250,6 +251,62 @@ def test_distillation_without_labels(trained):
         sparsify(trained, unlabelled, None, {"epochs": 1, "distill": 0.5})
 
 
+def test_mixup_mixes_images_and_losses_alike(monkeypatch):
+    model, y = net(norm=False), torch.arange(4)
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    seen = []
+    honest = _Run._mixed
+
+    def spy(self, *batch):
+        seen.append(honest(self, *batch))
+        return seen[-1]
+
+    monkeypatch.setattr(_Run, "_mixed", spy)
+    done = sparsify(model, [(x, y)], None, {"epochs": 2, "lr": 1e-12, "alpha": 0, "mixup": 0.7})
+    assert len(seen) == 2 and seen[0][2] != seen[1][2]
+    for (mixed, other, share), entry in zip(seen, sparsify_result(done).history):
+        assert 0 <= share <= 1
+        # labels are all different: they say which image went to which
+        assert torch.allclose(mixed, share * x + (1 - share) * x[other], atol=1e-6)
+        with torch.no_grad():
+            out = model(mixed)
+        want = share * F.cross_entropy(out, y) + (1 - share) * F.cross_entropy(out, other)
+        assert entry.loss == pytest.approx(float(want), rel=1e-5)
+
+
+def test_mixup_asks_the_original_about_the_mixed_images(trained):
+    settings = {"epochs": 1, "lr": 1e-12, "alpha": 0, "distill": 1, "mixup": 1.0, "freeze_norm": True}
+    done = sparsify(trained, [(x,) for x, _ in loader()], None, settings)
+    assert sparsify_result(done).history[0].loss == pytest.approx(0, abs=1e-6)
+
+
+def test_mixup_resumes_bit_equal_and_refuses_integers(trained, tmp_path):
+    settings = {"epochs": 3, "lr": 0.02, "alpha": 1.0, "distill": 0.5, "mixup": 0.4}
+    whole = sparsify(trained, loader(), loader(), settings)
+    with pytest.raises(Killed):
+        sparsify(trained, loader(), loader(), settings, checkpoint_dir=tmp_path, progress=kill_at(3, 2))
+    torch.manual_seed(99)
+    resumed = sparsify(trained, loader(), loader(), settings, checkpoint_dir=tmp_path)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    with pytest.raises(DataError, match="other settings"):
+        sparsify(trained, loader(), None, {**settings, "mixup": 0.0}, checkpoint_dir=tmp_path)
+    with pytest.raises(InputError, match="mixup must be between 0"):
+        SparsifyConfig(mixup=-0.1)
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(F.relu(self.embed(x)).mean(1))
+
+    tokens = [(torch.arange(8).reshape(2, 4), torch.tensor([0, 1]))]
+    with pytest.raises(InputError, match="samples of floating point"):
+        sparsify(Tokens(), tokens, None, {"epochs": 1, "alpha": 0, "mixup": 0.4})
+
+
 def test_release_lets_alpha_fall_and_the_task_loss_with_it(trained):
     alphas = []
 
@@ -366,7 +423,7 @@ def test_calibrated_thresholds_need_one_target(settings, message):
 
 
 def test_settings_of_earlier_versions_keep_their_identity():
-    assert not {"threshold_speedup", "threshold_density", "threshold_samples"} & set(
+    assert not {"threshold_speedup", "threshold_density", "threshold_samples", "mixup"} & set(
         SparsifyConfig().identity()
     )
     assert "threshold_" not in SparsifyConfig(thresholds="learned").mark()

@@ -34,6 +34,9 @@ class SparsifyConfig:
         distill_maps, distill_layers: strength of a second term: the mean over the named modules of the squared distance of
             their outputs from the original's, relative to the original's mean square. It says far more a sample than the
             few numbers of the last layer.
+        mixup: each batch is mixed with a permutation of itself, l x + (1 - l) x', l drawn from Beta(mixup, mixup), and so are the
+            losses of its labels (Zhang et al., ICLR 2018, arXiv:1710.09412). With ``distill`` the original says what the
+            mixed images are: many more of them than there are samples. The penalty sees the maps of the mixed images. 0: off.
         freeze_norm: BatchNorm layers go on using their running statistics, as is right for small batches.
         channels_last: train in that memory format.
         seed: of torch's generator; the order of data is the loader's own.
@@ -75,6 +78,7 @@ class SparsifyConfig:
     distill_maps: float = field(default=0.0, repr=False, metadata=_LATER)
     distill_layers: Any = field(default=None, repr=False, metadata=_LATER)
     freeze_norm: bool = field(default=False, repr=False, metadata=_LATER)
+    mixup: float = field(default=0.0, repr=False, metadata=_LATER)
     temperature: float = 4.0
     channels_last: bool = False
     seed: int = 0
@@ -131,6 +135,7 @@ class SparsifyConfig:
         if self.distill_maps > 0 and not self.distill_layers:
             raise InputError("distill_maps needs distill_layers, names of modules whose outputs are compared")
         between("temperature", 1e-3, 1e3)
+        between("mixup", 0, 1e3)
         between("ramp", 0, 1)
         between("release", 0, 1)
         if self.release and self.alpha == "auto":

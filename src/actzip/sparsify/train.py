@@ -239,13 +239,28 @@ class _Run:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, total - warm))))
 
-    def _loss(self, out: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+    def _mixed(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None, float]:
+        """The batch mixed with a permutation of itself: images, labels of the other part, share of the first part."""
+        if not x.is_floating_point():
+            raise InputError(f"mixup mixes samples of floating point, not of {x.dtype}")
+        mixup = torch.tensor(float(self.config.mixup))
+        share = float(torch.distributions.Beta(mixup, mixup).sample())  # type: ignore[no-untyped-call]
+        order = torch.randperm(x.shape[0]).to(x.device)
+        return torch.lerp(x[order], x, share), None if y is None else y[order], share
+
+    def _loss(
+        self, out: Tensor, x: Tensor, y: Tensor | None, other: Tensor | None = None, share: float = 1.0
+    ) -> Tensor:
+        """Task loss and distillation; where ``other`` is given, its labels count with 1 - share."""
         c = self.config
         hard = None
         if c.distill < 1 or self.teacher is None:
             if y is None:
                 raise InputError("the training data has no labels; distill=1 learns from the original alone")
             hard = F.cross_entropy(out.float(), y, label_smoothing=c.label_smoothing)
+            if other is not None:
+                rest = F.cross_entropy(out.float(), other, label_smoothing=c.label_smoothing)
+                hard = share * hard + (1 - share) * rest
             if self.teacher is None:
                 return hard
         assert self.teacher is not None
@@ -393,6 +408,9 @@ class _Run:
                 x, y = _unpack(batch)
                 x = x.to(self.device)
                 y = y.to(self.device) if y is not None else None
+                other, share = None, 1.0
+                if c.mixup > 0:
+                    x, other, share = self._mixed(x, y)
                 if c.channels_last and x.dim() == 4:
                     x = x.contiguous(memory_format=torch.channels_last)
                 if per_epoch:
@@ -418,7 +436,7 @@ class _Run:
                             and int(y.max()) >= out.shape[1]
                         ):
                             check_labels(out, y)
-                        task = self._loss(out, x, y)
+                        task = self._loss(out, x, y, other, share)
                     cost = penalty()
                     if learned is not None:
                         cost = cost + learned.penalty(penalty.alpha)
