@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actzip.cli.common import progress
+from actzip.cli.reproduce import _Display
 from actzip.data import Loader, resolve
 from actzip.errors import ActzipWarning, CodecError, DataError, InputError, RecipeError
 from actzip.experiment import parse_recipe, reproduce
@@ -257,7 +259,7 @@ def test_a_codec_that_lies_is_caught(monkeypatch):
         code_maps(model, Loader(data, 4), ["seg"])
 
 
-def test_low_bits_are_trained_beside_a_given_control(whole, tmp_path):
+def test_low_bits_are_trained_beside_a_given_control(whole, tmp_path, capsys):
     out, before = whole
     text = (
         RECIPE.replace("model: {name: lenet5}", f"model: {{name: lenet5, weights: {out / 'sparse.safetensors'}, "
@@ -268,7 +270,10 @@ def test_low_bits_are_trained_beside_a_given_control(whole, tmp_path):
                  "gain_4: 3.0, accuracy_4_over_control: -30")
     )  # fmt: skip
     text = "\n".join(line for line in text.splitlines() if not line.startswith("sparsify"))
-    results = reproduce(parse_recipe(text), tmp_path)
+    with progress() as bar:
+        results = reproduce(parse_recipe(text), tmp_path, progress=_Display(bar))
+    said = capsys.readouterr().err
+    assert said.count("estimated rate") == 2 and "baseline.4.train: epoch 2/2: loss" in said
     rows = {(s["stage"], s["bits"]): s for s in results["stages"]}
     assert set(rows) == {("baseline", 32), ("control", 32), ("baseline", 8), ("baseline", 4)}
     accuracies = {s["stage"]: s["accuracy"] for s in before["stages"] if s["bits"] == 32}

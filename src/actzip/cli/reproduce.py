@@ -88,6 +88,8 @@ class _Display:
                 note += f", penalty {event['penalty']:.3f}"
             if event["accuracy"] is not None:
                 note += f", validation {100 * event['accuracy']:.2f} %"
+            if event.get("training_accuracy") is not None:
+                note += f", training {100 * event['training_accuracy']:.2f} %"
             if event.get("theoretical_speedup") is not None:
                 note += f", speed-up {event['theoretical_speedup']:.2f}x"
             done = (event["epoch"] - 1) * event["steps"] + event["step"]
@@ -98,6 +100,13 @@ class _Display:
             from actzip.sparsify.bar import epoch_line
 
             errors.print(f"{stage}: {epoch_line(event)}", highlight=False, style="dim", soft_wrap=True)
+        elif kind == "low_bits_epoch":
+            line = f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.4f}, "
+            if event["rate"]:
+                line += f"estimated rate {event['rate']:.3f} bits/element, "
+            line += f"training accuracy {100 * event['accuracy']:.2f} %, {event['seconds']:.0f} s, "
+            line += f"{event['seconds_left'] / 60:.1f} min left"
+            errors.print(f"{stage}: {line}", highlight=False, style="dim", soft_wrap=True)
         elif kind == "cached":
             errors.print(f"{stage}: done by an earlier run", highlight=False, style="dim")
         elif kind == "done":

@@ -46,7 +46,8 @@ SCHEMA = "actzip-experiment-1"
 #: How often an epoch passes over a stand-in, so that training takes steps enough to learn something.
 _STAND_IN_PASSES = 10
 
-#: Called with plain dicts: {"stage": name, "kind": "start" | "done" | "cached" | "step" | "epoch" | "images", ...}.
+#: Called with plain dicts: {"stage": name, "kind": "start" | "done" | "cached" | "step" | "epoch" | "low_bits_epoch" |
+#: "images", ...}.
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -475,6 +476,9 @@ class _Experiment:
                 def on_epoch(epoch: int, row: dict[str, float]) -> None:
                     row["rate"] = sum(rates) / max(1, len(rates))
                     rates.clear()
+                    left = row["seconds"] * (part.epochs - epoch)
+                    self.progress({"stage": stage, "kind": "low_bits_epoch", "epoch": epoch, "epochs": part.epochs,
+                                   "seconds_left": left, **row})  # fmt: skip
 
                 figures = finetune(
                     quantized, batches, epochs=part.epochs, lr=part.lr, scale_lr=part.scale_lr,
@@ -482,7 +486,7 @@ class _Experiment:
                     teacher=teacher if part.distill > 0 else None, distill=part.distill,
                     temperature=part.temperature, clip=part.clip, checkpoint=folder / "last.pt", on_epoch=on_epoch,
                     on_step=lambda e: self.progress({"stage": stage, "kind": "step", "penalty": penalty.rate * part.rate,
-                                                     **e}),
+                                                     **e, "accuracy": None, "training_accuracy": e["accuracy"]}),
                 )  # fmt: skip
             save_quantized(quantized, stem)
             return {"epochs": figures}
