@@ -13,6 +13,7 @@ import actzip
 from actzip.activations import ActivationTap
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.quantize import integers, quantization
+from actzip.quantize import train as training
 from actzip.quantize.train import RatePenalty, finetune, parameter_groups
 
 
@@ -92,6 +93,37 @@ def test_norm_statistics_can_be_kept(task):
     assert not torch.equal(q.bn.running_mean, mean)
 
 
+def test_bfloat16_and_mixup_repair_four_bits_too(task):
+    net, batches = task
+    losses = {}
+    for name, more in (("plain", {}), ("bfloat16", {"precision": "bfloat16"}), ("mixup", {"mixup": 0.3})):
+        q = actzip.quantize(net, batches, bits=4, weights=4)
+        before = loss(q, batches)
+        torch.manual_seed(1)
+        with RatePenalty(q, 0.01) as penalty:
+            finetune(q, batches, epochs=4, lr=2e-3, scale_lr=1e-2, teacher=net, penalty=penalty, **more)
+        losses[name] = loss(q, batches)
+        assert losses[name] < before, name
+        assert all(v.dtype == torch.float32 for v in q.state_dict().values() if v.is_floating_point())
+        # what the trained model computes with is still what the codecs store
+        stored = integers(q, batches[0][0])["relu"]
+        assert torch.equal(stored.dequantize(), stored.values.float() * stored.scale.reshape(1, -1, 1, 1))
+    assert len(set(losses.values())) == 3
+
+
+def test_mixup_weighs_the_labels_of_both_images(task, monkeypatch):
+    net, batches = task
+    monkeypatch.setattr(training, "mixed", lambda x, y, mixup: (x * 0.75 + x.flip(0) * 0.25, y.flip(0), 0.75))
+    q = actzip.quantize(net, batches, bits=8)
+    x, y = batches[0]
+    with torch.no_grad():
+        out = q(x * 0.75 + x.flip(0) * 0.25)
+    want = 0.75 * F.cross_entropy(out, y) + 0.25 * F.cross_entropy(out, y.flip(0))
+    settings = {"lr": 1e-12, "scale_lr": 0.0, "freeze_norm": True, "mixup": 0.5}
+    found = finetune(q, batches[:1], epochs=1, **settings)
+    assert found[0]["loss"] == pytest.approx(float(want), rel=1e-5)
+
+
 def test_groups_hold_everything_once(task):
     net, batches = task
     q = actzip.quantize(net, batches, bits=5, weights=8)
@@ -110,6 +142,10 @@ def test_bad_training(task):
         finetune(q, batches, epochs=0)
     with pytest.raises(InputError, match="distill"):
         finetune(q, batches, epochs=1, distill=2)
+    with pytest.raises(InputError, match="mixup must be finite"):
+        finetune(q, batches, epochs=1, mixup=-1.0)
+    with pytest.raises(InputError, match="precision must be float32 or bfloat16"):
+        finetune(q, batches, epochs=1, precision="float16")
     with pytest.raises(DataError, match="no batch"):
         finetune(q, [], epochs=1)
     with pytest.raises(TrainingError, match="step 0"):

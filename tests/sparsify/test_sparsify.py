@@ -23,7 +23,7 @@ from actzip.sparsify import (
     sparsify,
     sparsify_result,
 )
-from actzip.sparsify.train import _Run
+from actzip.sparsify import train as training
 
 
 class Killed(Exception):
@@ -255,13 +255,13 @@ def test_mixup_mixes_images_and_losses_alike(monkeypatch):
     model, y = net(norm=False), torch.arange(4)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     seen = []
-    honest = _Run._mixed
+    honest = training.mixed
 
-    def spy(self, *batch):
-        seen.append(honest(self, *batch))
+    def spy(*batch):
+        seen.append(honest(*batch))
         return seen[-1]
 
-    monkeypatch.setattr(_Run, "_mixed", spy)
+    monkeypatch.setattr(training, "mixed", spy)
     done = sparsify(model, [(x, y)], None, {"epochs": 2, "lr": 1e-12, "alpha": 0, "mixup": 0.7})
     assert len(seen) == 2 and seen[0][2] != seen[1][2]
     for (mixed, other, share), entry in zip(seen, sparsify_result(done).history):

@@ -99,7 +99,8 @@ class LowBitsPart(_Part):
 
     Weights by the straight-through estimator, scales as learned step sizes; ``rate`` is the weight in the loss of the
     estimated bits an element (:class:`actzip.quantize.train.RatePenalty`), looked at on ``rate_share`` of each batch;
-    ``distill`` the share of the loss that is the divergence from the float network's outputs.
+    ``distill`` the share of the loss that is the divergence from the float network's outputs. ``mixup``, ``precision`` and
+    ``freeze_norm`` as in :func:`actzip.quantize.train.finetune`.
     """
 
     bits: list[int] = Field([4], min_length=1)
@@ -113,6 +114,14 @@ class LowBitsPart(_Part):
     temperature: float = Field(2.0, gt=0)
     clip: float = Field(0.0, ge=0)
     observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    mixup: float = Field(0.0, ge=0, le=1e3)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    freeze_norm: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """The settings by name; those of later versions only where they are used, so that earlier runs stay valid."""
+        later = {"mixup": 0.0, "precision": "float32", "freeze_norm": False}
+        return {k: v for k, v in self.model_dump().items() if k not in later or v != later[k]}
 
 
 class QuantizePart(_Part):

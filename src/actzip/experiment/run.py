@@ -434,7 +434,7 @@ class _Experiment:
                 )
                 key = self._key(keys[stage], part.model_dump(exclude={"train", "control"}), bits)
                 if low is not None:
-                    key = self._key(key, low.model_dump())
+                    key = self._key(key, low.identity())
                     trained[name] = self._train_low(name, quantized, models[stage], low, key)
                 save_quantization(quantized, self.out / f"{name}.quant.json")
                 m = self._measured(name, quantized, key)
@@ -484,7 +484,8 @@ class _Experiment:
                     quantized, batches, epochs=part.epochs, lr=part.lr, scale_lr=part.scale_lr,
                     weight_decay=part.weight_decay, penalty=cost if part.rate > 0 else None,
                     teacher=teacher if part.distill > 0 else None, distill=part.distill,
-                    temperature=part.temperature, clip=part.clip, checkpoint=folder / "last.pt", on_epoch=on_epoch,
+                    temperature=part.temperature, clip=part.clip, mixup=part.mixup,
+                    precision=part.precision, freeze_norm=part.freeze_norm, checkpoint=folder / "last.pt", on_epoch=on_epoch,
                     on_step=lambda e: self.progress({"stage": stage, "kind": "step", "penalty": penalty.rate * part.rate,
                                                      **e, "accuracy": None, "training_accuracy": e["accuracy"]}),
                 )  # fmt: skip

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_with
 from actzip.quantize.linear import _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
+from actzip.sparsify.mixup import mixed
+from actzip.sparsify.precision import autocast
 
 __all__ = ["RatePenalty", "finetune", "parameter_groups"]
 
@@ -153,6 +156,8 @@ def finetune(
     distill: float = 0.5,
     temperature: float = 2.0,
     freeze_norm: bool = False,
+    mixup: float = 0.0,
+    precision: str = "float32",
     clip: float = 0.0,
     checkpoint: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
@@ -167,6 +172,10 @@ def finetune(
         penalty: added to the loss after each forward pass (an ``ActivationPenalty``, say).
         teacher: a float model whose outputs are learned too, with share ``distill`` of the loss.
         freeze_norm: BatchNorm keeps its statistics (for the last epochs of low-bit training).
+        mixup: samples and losses of labels are mixed, with shares of Beta(mixup, mixup), as in
+            :class:`~actzip.sparsify.SparsifyConfig`; 0: off.
+        precision: ``float32`` or ``bfloat16`` (autocast: convolutions and what lies between; the quantizers divide and round
+            in float32). The trained model itself runs in float32.
         clip: largest norm of the gradient (0: no clipping).
         checkpoint: a file written after each epoch, whole or not at all; a run that finds it goes on from there, and ends
             with the weights and scales that an unbroken run gives.
@@ -185,6 +194,10 @@ def finetune(
         raise InputError(f"epochs must be at least 1, not {epochs}")
     if not 0 <= distill <= 1:
         raise InputError(f"distill is a share from 0 to 1, not {distill}")
+    if not 0 <= mixup < math.inf:
+        raise InputError(f"mixup must be finite and >= 0, not {mixup}")
+    if precision not in ("float32", "bfloat16"):
+        raise InputError(f"precision must be float32 or bfloat16, not {precision!r}")
     quantizers = quantization(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, lr, weight_decay, scale_lr))
     base = [g["lr"] for g in optimizer.param_groups]
@@ -196,7 +209,10 @@ def finetune(
     figures: list[dict[str, float]] = []
     settings = {"epochs": epochs, "lr": lr, "scale_lr": scale_lr, "weight_decay": weight_decay, "distill": distill,
                 "temperature": temperature, "freeze_norm": freeze_norm, "clip": clip, "steps": steps,
-                "teacher": teacher is not None, "bits": quantizers.bits}  # fmt: skip
+                "teacher": teacher is not None, "bits": quantizers.bits,
+                # of later versions: where they are not used, checkpoints of earlier ones go on
+                **({"mixup": mixup} if mixup else {}),
+                **({"precision": precision} if precision != "float32" else {})}  # fmt: skip
     kept = Path(checkpoint) if checkpoint is not None else None
     if kept is not None and kept.exists():
         figures = _resume(kept, model, optimizer, settings)
@@ -215,11 +231,19 @@ def finetune(
             for g, rate in zip(optimizer.param_groups, base):
                 g["lr"] = rate * factor
             optimizer.zero_grad()
-            out = model(x)
+            other, share = None, 1.0
+            if mixup > 0:
+                x, other, share = mixed(x, y, mixup)
+            with autocast(x.device.type) if precision == "bfloat16" else nullcontext():
+                out = model(x)
+            out = out.float()
             loss = F.cross_entropy(out, y)
+            if other is not None:
+                loss = share * loss + (1 - share) * F.cross_entropy(out, other)
             if teacher is not None:
-                with torch.no_grad():
-                    target = (teacher(x) / temperature).softmax(1)
+                with torch.no_grad(), autocast(x.device.type) if precision == "bfloat16" else nullcontext():
+                    answer = teacher(x)
+                target = (answer.float() / temperature).softmax(1)
                 soft = F.cross_entropy(out / temperature, target) * temperature**2
                 loss = (1 - distill) * loss + distill * soft
             if penalty is not None:

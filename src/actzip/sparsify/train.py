@@ -23,6 +23,7 @@ from actzip.files import write_with
 from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import check_labels, measure
 from actzip.sparsify.learned import LearnedThresholds
+from actzip.sparsify.mixup import mixed
 from actzip.sparsify.penalties import ActivationPenalty
 from actzip.sparsify.precision import autocast
 from actzip.sparsify.thresholds import calibrate_thresholds
@@ -239,15 +240,6 @@ class _Run:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, total - warm))))
 
-    def _mixed(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None, float]:
-        """The batch mixed with a permutation of itself: images, labels of the other part, share of the first part."""
-        if not x.is_floating_point():
-            raise InputError(f"mixup mixes samples of floating point, not of {x.dtype}")
-        mixup = torch.tensor(float(self.config.mixup))
-        share = float(torch.distributions.Beta(mixup, mixup).sample())  # type: ignore[no-untyped-call]
-        order = torch.randperm(x.shape[0]).to(x.device)
-        return torch.lerp(x[order], x, share), None if y is None else y[order], share
-
     def _loss(
         self, out: Tensor, x: Tensor, y: Tensor | None, other: Tensor | None = None, share: float = 1.0
     ) -> Tensor:
@@ -410,7 +402,7 @@ class _Run:
                 y = y.to(self.device) if y is not None else None
                 other, share = None, 1.0
                 if c.mixup > 0:
-                    x, other, share = self._mixed(x, y)
+                    x, other, share = mixed(x, y, c.mixup)
                 if c.channels_last and x.dim() == 4:
                     x = x.contiguous(memory_format=torch.channels_last)
                 if per_epoch:
