@@ -14,6 +14,8 @@ from actzip.activations import ActivationTap
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.quantize import integers, quantization
 from actzip.quantize import train as training
+from actzip.quantize.linear import QuantRange, fake_quantize
+from actzip.quantize.model import SiteQuantizer
 from actzip.quantize.train import RatePenalty, finetune, parameter_groups
 
 
@@ -184,6 +186,38 @@ def test_the_rate_penalty_is_its_formula_and_its_gradient_is_right(task, per):
     (0.25 * torch.log2(1 + b / other.reshape(1, -1, 1, 1)).mean()).backward()
     assert torch.allclose(kept[0].grad[a > 0], b.grad[a > 0], rtol=1e-4)
     assert torch.allclose(scale.grad, other.grad, rtol=1e-3)
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradients_of_map_and_rate_add_up(per, dtype):
+    g = torch.Generator().manual_seed(3)
+    x = F.relu(torch.randn(6, 4, 5, 5, generator=g)).to(dtype)
+    towards = torch.randn(6, 4, 5, 5, generator=g).to(dtype)
+    scale = torch.rand(4 if per == "channel" else 1, generator=g) * 0.2 + 0.02
+    q = SiteQuantizer("relu", QuantRange(4), scale)
+    model = actzip.quantize(Net(), [torch.randn(2, 3, 10, 10)], bits=4)
+
+    def gradients(penalised):
+        a = x.clone().requires_grad_()
+        q.scale.grad = None
+        if penalised:
+            with RatePenalty(model, 0.5, share=0.34) as penalty:
+                y = penalty._visit(q, a)
+                value = penalty()
+        else:
+            y = fake_quantize(a, q.scale, q.range)
+            value = 0.5 * torch.log2(1 + a[:2].float() / q.scale.reshape(1, -1, 1, 1)).mean()
+        ((y * towards).sum() + value).backward()
+        return y.detach(), value.detach(), a.grad.float(), q.scale.grad.clone()
+
+    y, value, grad_x, grad_s = gradients(True)
+    want_y, want_value, want_x, want_s = gradients(False)
+    assert torch.equal(y, want_y) and value.item() == pytest.approx(want_value.item(), rel=1e-5)
+    nonzero = x > 0  # |x| has no gradient at 0 here; log2(1 + x / s) has
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 1e-2}
+    assert torch.allclose(grad_x[nonzero], want_x[nonzero], **tolerance)
+    assert torch.allclose(grad_s, want_s, rtol=1e-3)
 
 
 def test_the_rate_penalty_lowers_the_coded_size(task):

@@ -163,28 +163,31 @@ class _Lsq(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,) = grads
         x, s = ctx.saved_tensors
         qmin, qmax = ctx.range
-        shaped = _shaped(s, x)
-        want_scale = ctx.needs_input_grad[1]
-        grad_x = torch.empty_like(x)
-        total = torch.zeros(s.numel(), dtype=torch.float32, device=x.device)
-        for part in _pieces(x) if x.dim() else [...]:
-            g = grad[part].to(torch.float32)
-            v = torch.div(x[part].to(torch.float32), shaped)
-            inner = torch.ops.aten.hardtanh_backward(g, v, qmin, qmax)  # g where qmin < v < qmax, else 0
-            grad_x[part] = inner
-            if want_scale:
-                # d x'/d s = round(v) - v inside the range, the bound outside
-                bounded = v.clamp(qmin, qmax)
-                outer = torch.sub(g, inner).mul_(bounded)
-                step = torch.round(bounded, out=bounded).sub_(v).mul_(inner).add_(outer)
-                total += step.sum() if s.numel() == 1 else step.transpose(0, 1).reshape(s.numel(), -1).sum(1)
-        grad_s = (
-            total.reshape(s.shape) / math.sqrt(max(1, x.numel() // s.numel()) * qmax) if want_scale else None
-        )
-        return grad_x, grad_s, None, None
+        return *_lsq_gradients(grads[0], x, s, qmin, qmax, ctx.needs_input_grad[1]), None, None
+
+
+def _lsq_gradients(
+    grad: Tensor, x: Tensor, s: Tensor, qmin: int, qmax: int, want_scale: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of ``x`` and of the scale ``s`` for that of the fake-quantized map."""
+    shaped = _shaped(s, x)
+    grad_x = torch.empty_like(x)
+    total = torch.zeros(s.numel(), dtype=torch.float32, device=x.device)
+    for part in _pieces(x) if x.dim() else [...]:
+        g = grad[part].to(torch.float32)
+        v = torch.div(x[part].to(torch.float32), shaped)
+        inner = torch.ops.aten.hardtanh_backward(g, v, qmin, qmax)  # g where qmin < v < qmax, else 0
+        grad_x[part] = inner
+        if want_scale:
+            # d x'/d s = round(v) - v inside the range, the bound outside
+            bounded = v.clamp(qmin, qmax)
+            outer = torch.sub(g, inner).mul_(bounded)
+            step = torch.round(bounded, out=bounded).sub_(v).mul_(inner).add_(outer)
+            total += step.sum() if s.numel() == 1 else step.transpose(0, 1).reshape(s.numel(), -1).sum(1)
+    grad_s = total.reshape(s.shape) / math.sqrt(max(1, x.numel() // s.numel()) * qmax) if want_scale else None
+    return grad_x, grad_s
 
 
 def fake_quantize(x: Tensor, scale: Tensor, r: QuantRange) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_with
-from actzip.quantize.linear import _pieces, _shaped
+from actzip.quantize.linear import _lsq_gradients, _on_grid, _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
 from actzip.sparsify.mixup import mixed
 from actzip.sparsify.precision import autocast
@@ -29,35 +29,41 @@ from actzip.sparsify.precision import autocast
 __all__ = ["RatePenalty", "finetune", "parameter_groups"]
 
 
-class _LogSum(torch.autograd.Function):
-    """sum of log2(1 + |x| / s); gradients of x (0 at 0) and s."""
+class _QuantizedRate(torch.autograd.Function):
+    """The map on the grid of its scale (:func:`fake_quantize`), and the sum of log2(1 + |x| / s) over its first samples.
+
+    Both in one, because apart from each other their gradients would meet in two more passes over every map.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        s = _shaped(scale.detach(), x)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, samples: int) -> Any:
+        s = scale.detach().clamp_min(torch.finfo(torch.float32).tiny)
+        ctx.save_for_backward(x, s)
+        ctx.range, ctx.samples = (qmin, qmax), samples
+        shaped, looked = _shaped(s, x), x[:samples]
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        for part in _pieces(x):
-            total += torch.div(x[part].abs(), s).log1p_().sum(dtype=torch.float64)
-        return (total / math.log(2)).to(torch.float32)
+        for part in _pieces(looked):
+            total += torch.div(looked[part].abs(), shaped).log1p_().sum(dtype=torch.float64)
+        return _on_grid(x, shaped, qmin, qmax), (total / math.log(2)).to(torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,) = grads
-        x, scale = ctx.saved_tensors
-        s = _shaped(scale, x)
-        weight = float(grad) / math.log(2)
-        grad_x = torch.empty_like(x)
-        total = torch.zeros(scale.numel(), device=x.device)
-        for part in _pieces(x):
-            piece = x[part]
-            inverse = torch.add(piece.abs(), s).reciprocal_().mul_(weight)
-            torch.mul(inverse, piece.sign(), out=grad_x[part])
-            share = torch.div(piece.abs(), s).mul_(inverse)
-            total -= (
-                share.sum() if scale.numel() == 1 else share.transpose(0, 1).reshape(scale.numel(), -1).sum(1)
-            )
-        return grad_x, total.reshape(scale.shape)
+        x, s = ctx.saved_tensors
+        qmin, qmax = ctx.range
+        grad_x, grad_s = _lsq_gradients(grads[0], x, s, qmin, qmax, ctx.needs_input_grad[1])
+        weight = float(grads[1]) / math.log(2)
+        shaped, looked, out = _shaped(s, x), x[: ctx.samples], grad_x[: ctx.samples]
+        total = torch.zeros(s.numel(), device=x.device)
+        for part in _pieces(looked):
+            size = looked[part].abs()
+            inverse = torch.add(size, shaped).reciprocal_().mul_(weight)
+            out[part] += torch.mul(inverse, looked[part].sign())  # nothing at 0
+            if grad_s is not None:
+                share = torch.div(size, shaped).mul_(inverse)
+                total -= (
+                    share.sum() if s.numel() == 1 else share.transpose(0, 1).reshape(s.numel(), -1).sum(1)
+                )
+        return grad_x, None if grad_s is None else grad_s + total.reshape(s.shape), None, None, None
 
 
 class RatePenalty:
@@ -92,12 +98,14 @@ class RatePenalty:
         self._elements = 0
         self._context: Any = None
 
-    def _visit(self, q: SiteQuantizer, x: Tensor) -> None:
-        if torch.is_grad_enabled() and x.requires_grad:
-            if self.share < 1 and x.dim() > 1:
-                x = x[: max(1, round(self.share * x.shape[0]))]
-            self._sums.append(_LogSum.apply(x, q.scale))  # type: ignore[no-untyped-call]
-            self._elements += x.numel()
+    def _visit(self, q: SiteQuantizer, x: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled() or not x.requires_grad or x.dim() == 0:
+            return None
+        samples = max(1, round(self.share * x.shape[0])) if x.dim() > 1 else x.shape[0]
+        y, total = _QuantizedRate.apply(x, q.scale, q.range.qmin, q.range.qmax, samples)  # type: ignore[no-untyped-call]
+        self._sums.append(total)
+        self._elements += x[:samples].numel()
+        return y  # type: ignore[no-any-return]
 
     def __enter__(self) -> RatePenalty:
         self._context = _visiting(quantization(self.model), self._visit)
