@@ -120,8 +120,9 @@ class LowBitsPart(_Part):
 
     def identity(self) -> dict[str, Any]:
         """The settings by name; those of later versions only where they are used, so that earlier runs stay valid."""
-        later = {"mixup": 0.0, "precision": "float32", "freeze_norm": False}
-        return {k: v for k, v in self.model_dump().items() if k not in later or v != later[k]}
+        later = {"mixup", "precision", "freeze_norm"}
+        used = later & self.model_dump(exclude_defaults=True).keys()
+        return self.model_dump(exclude=later - used)
 
 
 class QuantizePart(_Part):

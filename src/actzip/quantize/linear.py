@@ -168,6 +168,13 @@ class _Lsq(torch.autograd.Function):
         return *_lsq_gradients(grads[0], x, s, qmin, qmax, ctx.needs_input_grad[1]), None, None
 
 
+def _per_scale(values: Tensor, scale: Tensor) -> Tensor:
+    """The sum of ``values`` (of a map's shape) that belongs to each number of ``scale``."""
+    if scale.numel() == 1:
+        return values.sum()
+    return values.transpose(0, 1).reshape(scale.numel(), -1).sum(1)
+
+
 def _lsq_gradients(
     grad: Tensor, x: Tensor, s: Tensor, qmin: int, qmax: int, want_scale: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -185,7 +192,7 @@ def _lsq_gradients(
             bounded = v.clamp(qmin, qmax)
             outer = torch.sub(g, inner).mul_(bounded)
             step = torch.round(bounded, out=bounded).sub_(v).mul_(inner).add_(outer)
-            total += step.sum() if s.numel() == 1 else step.transpose(0, 1).reshape(s.numel(), -1).sum(1)
+            total += _per_scale(step, s)
     grad_s = total.reshape(s.shape) / math.sqrt(max(1, x.numel() // s.numel()) * qmax) if want_scale else None
     return grad_x, grad_s
 

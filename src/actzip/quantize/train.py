@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_with
-from actzip.quantize.linear import _lsq_gradients, _on_grid, _pieces, _shaped
+from actzip.quantize.linear import _lsq_gradients, _on_grid, _per_scale, _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
 from actzip.sparsify.mixup import mixed
 from actzip.sparsify.precision import autocast
@@ -59,10 +59,7 @@ class _QuantizedRate(torch.autograd.Function):
             inverse = torch.add(size, shaped).reciprocal_().mul_(weight)
             out[part] += torch.mul(inverse, looked[part].sign())  # nothing at 0
             if grad_s is not None:
-                share = torch.div(size, shaped).mul_(inverse)
-                total -= (
-                    share.sum() if s.numel() == 1 else share.transpose(0, 1).reshape(s.numel(), -1).sum(1)
-                )
+                total -= _per_scale(torch.div(size, shaped).mul_(inverse), s)
         return grad_x, None if grad_s is None else grad_s + total.reshape(s.shape), None, None, None
 
 
@@ -244,14 +241,15 @@ def finetune(
                 x, other, share = mixed(x, y, mixup)
             with autocast(x.device.type) if precision == "bfloat16" else nullcontext():
                 out = model(x)
+                if teacher is not None:
+                    with torch.no_grad():
+                        answer = teacher(x).float()
             out = out.float()
             loss = F.cross_entropy(out, y)
             if other is not None:
                 loss = share * loss + (1 - share) * F.cross_entropy(out, other)
             if teacher is not None:
-                with torch.no_grad(), autocast(x.device.type) if precision == "bfloat16" else nullcontext():
-                    answer = teacher(x)
-                target = (answer.float() / temperature).softmax(1)
+                target = (answer / temperature).softmax(1)
                 soft = F.cross_entropy(out / temperature, target) * temperature**2
                 loss = (1 - distill) * loss + distill * soft
             if penalty is not None:
