@@ -38,6 +38,7 @@ from actzip.quantize import quantize
 from actzip.quantize.files import load_quantized, save_quantization, save_quantized
 from actzip.quantize.train import RatePenalty, finetune
 from actzip.sparsify import SparsifyConfig, calibrate_thresholds, measure, sparsify, sparsify_result
+from actzip.sparsify.precision import has_bfloat16
 
 __all__ = ["SCHEMA", "reproduce"]
 
@@ -372,7 +373,11 @@ class _Experiment:
                 "validation": _described(self.val),
                 "test": _described(self.test),
             },
-            "environment": {**cpu.info(), "torch_threads": torch.get_num_threads()},
+            "environment": {
+                **cpu.info(),
+                "torch_threads": torch.get_num_threads(),
+                "torch_bfloat16": has_bfloat16("cpu"),
+            },
             "stages": stages,
             "layers": {s: m["densities"] for s, m in measured.items()},
             "coding": codings,

@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from actzip.files import write_with
 from actzip.quantize.linear import _lsq_gradients, _on_grid, _per_scale, _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
 from actzip.sparsify.mixup import mixed
-from actzip.sparsify.precision import autocast
+from actzip.sparsify.precision import forward_in
 
 __all__ = ["RatePenalty", "finetune", "parameter_groups"]
 
@@ -180,7 +179,7 @@ def finetune(
         mixup: samples and losses of labels are mixed, with shares of Beta(mixup, mixup), as in
             :class:`~actzip.sparsify.SparsifyConfig`; 0: off.
         precision: ``float32`` or ``bfloat16`` (autocast: convolutions and what lies between; the quantizers divide and round
-            in float32). The trained model itself runs in float32.
+            in float32; on a CPU without fast bfloat16 all is float32, with a warning). The trained model runs in float32.
         clip: largest norm of the gradient (0: no clipping).
         checkpoint: a file written after each epoch, whole or not at all; a run that finds it goes on from there, and ends
             with the weights and scales that an unbroken run gives.
@@ -239,7 +238,7 @@ def finetune(
             other, share = None, 1.0
             if mixup > 0:
                 x, other, share = mixed(x, y, mixup)
-            with autocast(x.device.type) if precision == "bfloat16" else nullcontext():
+            with forward_in(precision, x.device.type):
                 out = model(x)
                 if teacher is not None:
                     with torch.no_grad():

@@ -27,7 +27,8 @@ class SparsifyConfig:
         optimizer: ``sgd`` (Nesterov), ``adam`` or ``adamw``; ``momentum``, ``weight_decay`` (not on vectors).
         schedule: ``cosine`` (to 0), ``onecycle`` (a rise over 30 %, then cosine) or ``constant``; ``warmup`` in epochs.
         label_smoothing: of the task loss. ``clip``: largest gradient norm (0: no clipping).
-        accumulate: batches a step. ``precision``: ``float32`` or ``bfloat16`` (autocast).
+        accumulate: batches a step. ``precision``: ``float32`` or ``bfloat16`` (autocast; float32, with a warning, on a CPU for
+            which torch has no bfloat16 convolutions and would be ten times slower).
         ema: decay of the running mean of the weights, which is what is evaluated and returned (0: off).
         distill: share of the loss that is the divergence from the original's outputs at ``temperature``; 1: labels are
             not used and may be absent.

@@ -25,7 +25,7 @@ from actzip.sparsify.costs import check_labels, measure
 from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.mixup import mixed
 from actzip.sparsify.penalties import ActivationPenalty
-from actzip.sparsify.precision import autocast
+from actzip.sparsify.precision import SLOW_BFLOAT16, forward_in, has_bfloat16
 from actzip.sparsify.thresholds import calibrate_thresholds
 
 __all__ = ["EpochResult", "SparsifyResult", "sparsify", "sparsify_result"]
@@ -507,9 +507,7 @@ class _Run:
     def _autocast(self) -> Any:
         if self.accelerator is not None:
             return self.accelerator.autocast()
-        if self.config.precision == "bfloat16":
-            return autocast(self.device.type)
-        return nullcontext()
+        return forward_in(self.config.precision, self.device.type)
 
     def _step(self, optimizer: Any, network: nn.Module, learned: LearnedThresholds | None) -> None:
         c = self.config
@@ -853,6 +851,8 @@ def _make_accelerator(config: SparsifyConfig) -> Any:
         raise InputError(
             "WORLD_SIZE says that this is one of several processes; that needs the package 'accelerate'"
         ) from error
-    return Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision="bf16" if config.precision == "bfloat16" else "no"
-    )
+    mixed = config.precision == "bfloat16"
+    if mixed and not has_bfloat16("cuda" if torch.cuda.is_available() else "cpu"):
+        warnings.warn(SLOW_BFLOAT16, ActzipWarning, stacklevel=2)
+        mixed = False
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if mixed else "no")
