@@ -1,13 +1,14 @@
 """The weights in weights/ are those whose figures stand in benchmarks/results."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import actzip
-from actzip.activations import load_thresholds, set_thresholds
+from actzip.activations import get_thresholds, load_thresholds, set_thresholds
 from actzip.data import Loader, resolve
 from actzip.models import load_weights
 from actzip.models import resolve as resolve_model
@@ -22,6 +23,15 @@ WEIGHTS = {
 
 def test_every_file_is_listed():
     assert {f.stem for f in (ROOT / "weights").glob("*.safetensors")} == set(WEIGHTS)
+
+
+def test_the_example_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "weights" / "README.md").read_text(), re.M | re.S)
+    names: dict = {}
+    exec(compile(code, "weights/README.md", "exec"), names)
+    stored = json.loads((ROOT / "weights" / "cifar_resnet20_sparse.thresholds.json").read_text())
+    assert stored and get_thresholds(names["net"]).keys() == stored.keys()
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

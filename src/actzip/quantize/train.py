@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from actzip.files import write_with
 from actzip.quantize.linear import _lsq_gradients, _on_grid, _per_scale, _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
 from actzip.sparsify.mixup import mixed
-from actzip.sparsify.precision import forward_in
+from actzip.sparsify.precision import autocast, usable
 
 __all__ = ["RatePenalty", "finetune", "parameter_groups"]
 
@@ -203,6 +204,8 @@ def finetune(
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"precision must be float32 or bfloat16, not {precision!r}")
     quantizers = quantization(model)
+    device = next(model.parameters()).device.type
+    computed = usable(precision, device)
     optimizer = torch.optim.AdamW(parameter_groups(model, lr, weight_decay, scale_lr))
     base = [g["lr"] for g in optimizer.param_groups]
     steps = epochs * len(train)  # type: ignore[arg-type]
@@ -238,7 +241,7 @@ def finetune(
             other, share = None, 1.0
             if mixup > 0:
                 x, other, share = mixed(x, y, mixup)
-            with forward_in(precision, x.device.type):
+            with autocast(device) if computed == "bfloat16" else nullcontext():
                 out = model(x)
                 if teacher is not None:
                     with torch.no_grad():

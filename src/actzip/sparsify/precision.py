@@ -6,7 +6,7 @@ On a CPU for which oneDNN has no bfloat16 at all, training stays in float32, and
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from actzip.errors import ActzipWarning
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["autocast", "forward_in", "has_bfloat16"]
+__all__ = ["autocast", "has_bfloat16", "usable"]
 
 
 def has_bfloat16(device: str) -> bool:
@@ -36,23 +36,20 @@ def has_bfloat16(device: str) -> bool:
         return False
 
 
-def forward_in(precision: str, device: str) -> AbstractContextManager[None]:
-    """Forward passes inside run in ``precision``, ``float32`` or ``bfloat16``; in float32 too where bfloat16 would be slow.
+def usable(precision: str, device: str) -> str:
+    """``precision``, ``float32`` or ``bfloat16``, as training on ``device`` is to use it: float32 where bfloat16 would be slow.
 
-    The latter is an ActzipWarning. Weights stay float32 in any case.
+    The latter is an ActzipWarning.
     """
-    if precision != "bfloat16":
-        return nullcontext()
-    if has_bfloat16(device):
-        return autocast(device)
-    warnings.warn(SLOW_BFLOAT16, ActzipWarning, stacklevel=2)
-    return nullcontext()
-
-
-SLOW_BFLOAT16 = (
-    "precision: bfloat16 was asked for, and training is in float32: torch has no bfloat16 convolutions for this CPU (x86 needs "
-    "AVX-512) and would be many times slower with them"
-)
+    if precision == "bfloat16" and not has_bfloat16(device):
+        warnings.warn(
+            "precision: bfloat16 was asked for, and training is in float32: torch has no bfloat16 convolutions for this CPU (x86 "
+            "needs AVX-512) and would be many times slower with them",
+            ActzipWarning,
+            stacklevel=3,
+        )
+        return "float32"
+    return precision
 
 
 @contextmanager

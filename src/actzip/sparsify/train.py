@@ -25,7 +25,7 @@ from actzip.sparsify.costs import check_labels, measure
 from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.mixup import mixed
 from actzip.sparsify.penalties import ActivationPenalty
-from actzip.sparsify.precision import SLOW_BFLOAT16, forward_in, has_bfloat16
+from actzip.sparsify.precision import autocast, usable
 from actzip.sparsify.thresholds import calibrate_thresholds
 
 __all__ = ["EpochResult", "SparsifyResult", "sparsify", "sparsify_result"]
@@ -177,6 +177,8 @@ class _Run:
         self.progress = progress
         self.accelerator = accelerator if accelerator is not None else _make_accelerator(config)
         self.device = self.accelerator.device if self.accelerator is not None else _device(model)
+        if self.accelerator is None:  # else it decides
+            self.precision = usable(config.precision, self.device.type)
         self.main = self.accelerator is None or bool(self.accelerator.is_main_process)
         self.checkpoint: Path | None = None
         if checkpoint_dir is not None:
@@ -507,7 +509,7 @@ class _Run:
     def _autocast(self) -> Any:
         if self.accelerator is not None:
             return self.accelerator.autocast()
-        return forward_in(self.config.precision, self.device.type)
+        return autocast(self.device.type) if self.precision == "bfloat16" else nullcontext()
 
     def _step(self, optimizer: Any, network: nn.Module, learned: LearnedThresholds | None) -> None:
         c = self.config
@@ -851,8 +853,6 @@ def _make_accelerator(config: SparsifyConfig) -> Any:
         raise InputError(
             "WORLD_SIZE says that this is one of several processes; that needs the package 'accelerate'"
         ) from error
-    mixed = config.precision == "bfloat16"
-    if mixed and not has_bfloat16("cuda" if torch.cuda.is_available() else "cpu"):
-        warnings.warn(SLOW_BFLOAT16, ActzipWarning, stacklevel=2)
-        mixed = False
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if mixed else "no")
+    cpu = not torch.cuda.is_available()
+    precision = usable(config.precision, "cpu" if cpu else "cuda")
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bfloat16" else "no")
