@@ -7,7 +7,9 @@ memory order allows it; importing this package does not import torch.
 
 from __future__ import annotations
 
-from actzip.codec.container import Chunk, Info, chunks, decode, decode_many, encode, encode_many, inspect
+from actzip.codec.decode import decode, decode_many
+from actzip.codec.encode import encode, encode_many
+from actzip.codec.info import Chunk, Info, chunks, inspect
 from actzip.codec.maps import MapReader, MapWriter, iter_maps, load_maps, save_maps
 from actzip.codec.quantizer import dequantize, quantize
 from actzip.codec.registry import CodecInfo, available, codecs

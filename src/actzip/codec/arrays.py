@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,11 +12,23 @@ import numpy as np
 
 from actzip.errors import InputError
 
-__all__ = ["View", "empty", "has_torch", "is_tensor", "to_numpy_dtype", "to_torch", "view"]
+__all__ = [
+    "FLOATS",
+    "View",
+    "bfloat16_to_float32",
+    "empty",
+    "float32_to_bfloat16",
+    "has_torch",
+    "is_tensor",
+    "listed",
+    "to_numpy_dtype",
+    "to_torch",
+    "view",
+]
 
 _INTEGERS = {"bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"}
-_FLOATS = {"float16", "bfloat16", "float32", "float64"}
-_KNOWN = _INTEGERS | _FLOATS
+FLOATS = {"float16", "bfloat16", "float32", "float64"}
+_KNOWN = _INTEGERS | FLOATS
 
 
 @dataclass
@@ -29,7 +42,7 @@ class View:
 
     @property
     def floating(self) -> bool:
-        return self.dtype in _FLOATS
+        return self.dtype in FLOATS
 
 
 def is_tensor(x: Any) -> bool:
@@ -140,3 +153,26 @@ def to_torch(a: np.ndarray[Any, Any], dtype: str) -> Any:
     if dtype == "bfloat16":
         return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(a)
+
+
+def bfloat16_to_float32(patterns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """float32 numbers of bfloat16 given as uint16 patterns."""
+    return (patterns.astype(np.uint32) << 16).view(np.float32)
+
+
+def float32_to_bfloat16(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """uint16 patterns of finite float32 numbers, rounded to nearest even."""
+    u = x.view(np.uint32)
+    return ((u + (((u >> 16) & 1) + 0x7FFF)) >> 16).astype(np.uint16)
+
+
+def listed(values: Iterable[Any], what: str) -> list[Any]:
+    """``values`` as a list.
+
+    Raises:
+        InputError: it cannot be iterated over.
+    """
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{what}: several are needed, in a list, not {type(values).__name__}") from None

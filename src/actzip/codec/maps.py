@@ -18,7 +18,9 @@ from types import TracebackType
 from typing import IO, Any
 
 from actzip import _codec
-from actzip.codec.container import Info, decode, encode, inspect
+from actzip.codec.decode import decode
+from actzip.codec.encode import encode
+from actzip.codec.info import Info, inspect
 from actzip.errors import CodecError, DataError, InputError
 
 __all__ = ["MapReader", "MapWriter", "is_map_file", "iter_maps", "load_maps", "save_maps"]

@@ -17,9 +17,14 @@ import numpy as np
 from numcodecs.abc import Codec
 from numcodecs.compat import ensure_contiguous_ndarray, ensure_ndarray, ndarray_copy
 
-from actzip.codec.container import decode, encode
+from actzip.codec import arrays, registry
+from actzip.codec.decode import decode
+from actzip.codec.encode import encode
 
 __all__ = ["Actzip"]
+
+_NARROW = ("bool", "uint8", "int8", "uint16", "int16")
+"""Integers no value of which is too wide to be coded."""
 
 
 class Actzip(Codec):  # type: ignore[misc]
@@ -40,11 +45,17 @@ class Actzip(Codec):  # type: ignore[misc]
         a = ensure_ndarray(buf)
         if a.size == 0:
             return b""
-        if a.dtype.name in ("bool", "uint8", "int8", "uint16", "int16", "float16", "float32", "bfloat16"):
-            floating = a.dtype.name in ("float16", "float32", "bfloat16")
-            if not (floating and self.codec in ("seg", "eg", "huffman", "ebpc")):
-                return encode(a, self.codec)
-        return encode(np.ascontiguousarray(a).reshape(-1).view(np.uint8), self.codec)
+        if not self._takes(a.dtype):
+            a = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
+        return encode(a, self.codec)
+
+    def _takes(self, dtype: np.dtype[Any]) -> bool:
+        """Whether the codec, or with ``auto`` any, codes every array of this dtype as it is."""
+        floating = dtype.name in arrays.FLOATS
+        if not floating and dtype.name not in _NARROW:
+            return False
+        able = registry.codecs().values() if self.codec == "auto" else [registry.get(self.codec)]
+        return any(c.takes(dtype.name if floating else "integers") for c in able)
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """The array of a blob; copied into ``out`` where that is given."""

@@ -25,8 +25,8 @@ def limits(bits: int, signed: bool) -> tuple[int, int]:
 
 @cache
 def storage(bits: int, signed: bool) -> np.dtype[Any]:
-    """The numpy dtype that holds ``bits``-bit integers."""
-    return np.dtype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
+    """The numpy dtype that holds ``bits``-bit integers, or the patterns of a floating-point type."""
+    return np.dtype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2 if bits <= 16 else 4}")
 
 
 def quantize(

@@ -28,6 +28,10 @@ class CodecInfo:
     encode_gbps: tuple[float, float]
     decode_gbps: tuple[float, float]
 
+    def takes(self, kind: str) -> bool:
+        """Whether it codes ``kind``: ``integers``, or a floating-point dtype's name (losslessly)."""
+        return self.integers if kind == "integers" else kind in self.floats
+
 
 def _load() -> dict[str, CodecInfo]:
     table = {}
