@@ -1,6 +1,6 @@
 #include "codec/kernels.h"
 
-#include "common/cpu.h"
+#include "common/isa_table.h"
 
 namespace actzip::codec {
 namespace {
@@ -24,23 +24,8 @@ struct Positions {
 static constexpr Positions P;
 const uint8_t kBytePositions[256][8] = {ROWS64(0), ROWS64(64), ROWS64(128), ROWS64(192)};
 
-const Kernels& kernels() {
-  switch (active_isa()) {
-#ifdef ACTZIP_HAVE_AVX512_ICL
-    case Isa::avx512_icl:
-      return avx512_icl::kTable;
-#endif
-#ifdef ACTZIP_HAVE_AVX512
-    case Isa::avx512:
-      return avx512::kTable;
-#endif
-#ifdef ACTZIP_HAVE_AVX2
-    case Isa::avx2:
-      return avx2::kTable;
-#endif
-    default:
-      return baseline::kTable;
-  }
-}
+ACTZIP_ISA_TABLE(kernels_for, Kernels, kTable)
+
+const Kernels& kernels() { return kernels_for(active_isa()); }
 
 }  // namespace actzip::codec

@@ -111,17 +111,4 @@ uint32_t crc32c_portable(const uint8_t* p, size_t n);
 
 extern const uint8_t kBytePositions[256][8];  // positions of the ones of a byte, then zeros
 
-namespace baseline {
-extern const Kernels kTable;
-}
-namespace avx2 {
-extern const Kernels kTable;
-}
-namespace avx512 {
-extern const Kernels kTable;
-}
-namespace avx512_icl {
-extern const Kernels kTable;
-}
-
 }  // namespace actzip::codec

@@ -973,6 +973,7 @@ uint32_t crc32c(const uint8_t* p, size_t n) { return crc32c_portable(p, n); }
 
 }  // namespace
 
+extern const Kernels kTable;
 const Kernels kTable = {
     compress<uint8_t>,  compress<uint16_t>,
     compress<uint32_t>, expand<uint8_t>,

@@ -13,46 +13,13 @@
 #include "codec/bytes.h"
 #include "codec/codec.h"
 #include "codec/rans_lanes.h"
-#include "common/cpu.h"
+#include "common/isa_table.h"
 
 namespace actzip::codec {
 
-#define ACTZIP_RANS_DECLARE(ns)                                       \
-  namespace ns {                                                      \
-  bool rans_decode_group(const RansGroup& group, RansStream* stream); \
-  }
-ACTZIP_RANS_DECLARE(baseline)
-#ifdef ACTZIP_HAVE_AVX2
-ACTZIP_RANS_DECLARE(avx2)
-#endif
-#ifdef ACTZIP_HAVE_AVX512
-ACTZIP_RANS_DECLARE(avx512)
-#endif
-#ifdef ACTZIP_HAVE_AVX512_ICL
-ACTZIP_RANS_DECLARE(avx512_icl)
-#endif
-#undef ACTZIP_RANS_DECLARE
+ACTZIP_ISA_TABLE(rans_decoder, RansDecodeGroup, kRansDecodeGroup)
 
 namespace {
-
-RansDecodeGroup decode_group() {
-  switch (active_isa()) {
-#ifdef ACTZIP_HAVE_AVX2
-    case Isa::avx2:
-      return avx2::rans_decode_group;
-#endif
-#ifdef ACTZIP_HAVE_AVX512
-    case Isa::avx512:
-      return avx512::rans_decode_group;
-#endif
-#ifdef ACTZIP_HAVE_AVX512_ICL
-    case Isa::avx512_icl:
-      return avx512_icl::rans_decode_group;
-#endif
-    default:
-      return baseline::rans_decode_group;
-  }
-}
 
 // ---------------------------------------------------------------------------------------------- numbers
 
@@ -906,7 +873,7 @@ class RansCoder final : public Coder {
     g.history = scratch.get_as<uint8_t>(Scratch::kFirst + 1, back + s.run * lanes);
     g.tile = scratch.get_as<uint8_t>(Scratch::kFirst + 2, size_t{kRansTile} * kRansMaxLanes * 4);
     std::memset(g.history, 0, back);
-    const RansDecodeGroup run = decode_group();
+    const RansDecodeGroup run = rans_decoder(active_isa());
     for (uint64_t first = 0; first < s.count; first += lanes) {
       g.steps = 0;
       for (size_t l = 0; l < kRansMaxLanes; ++l) {

@@ -394,13 +394,16 @@ inline bool rans_group(const RansGroup& g, RansStream* s) {
   return rans_group_scalar<T>(g, s);
 }
 
-}  // namespace
-
 bool rans_decode_group(const RansGroup& g, RansStream* s) {
   if (g.width == 1) return rans_group<uint8_t>(g, s);
   if (g.width == 2) return rans_group<uint16_t>(g, s);
   return rans_group<uint32_t>(g, s);
 }
+
+}  // namespace
+
+extern const RansDecodeGroup kRansDecodeGroup;
+const RansDecodeGroup kRansDecodeGroup = rans_decode_group;
 
 }  // namespace actzip::codec::ACTZIP_ISA_NS
 

@@ -4,51 +4,13 @@
 
 #include <algorithm>
 
+#include "common/isa_table.h"
 #include "common/thread_pool.h"
 #include "engine/node_util.h"
 
 namespace actzip::engine {
 
-#define ACTZIP_DECLARE(name)      \
-  namespace isa_##name {          \
-    extern const PoolTable kPool; \
-  }
-ACTZIP_DECLARE(baseline)
-#ifdef ACTZIP_HAVE_AVX2
-ACTZIP_DECLARE(avx2)
-#endif
-#ifdef ACTZIP_HAVE_AVX512
-ACTZIP_DECLARE(avx512)
-#endif
-#ifdef ACTZIP_HAVE_AVX512_ICL
-ACTZIP_DECLARE(avx512_icl)
-#endif
-#ifdef ACTZIP_HAVE_NEON
-ACTZIP_DECLARE(neon)
-#endif
-
-const PoolTable& pool_for(Isa isa) {
-  switch (isa) {
-#ifdef ACTZIP_HAVE_AVX2
-    case Isa::avx2:
-      return isa_avx2::kPool;
-#endif
-#ifdef ACTZIP_HAVE_AVX512
-    case Isa::avx512:
-      return isa_avx512::kPool;
-#endif
-#ifdef ACTZIP_HAVE_AVX512_ICL
-    case Isa::avx512_icl:
-      return isa_avx512_icl::kPool;
-#endif
-#ifdef ACTZIP_HAVE_NEON
-    case Isa::neon:
-      return isa_neon::kPool;
-#endif
-    default:
-      return isa_baseline::kPool;
-  }
-}
+ACTZIP_ISA_TABLE(pool_for, PoolTable, kPool)
 
 namespace {
 

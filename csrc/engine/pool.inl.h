@@ -2,27 +2,29 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/vectors.inl.h"
 #include "engine/pool.h"
-#include "engine/vectors.inl.h"
 
 namespace actzip::engine {
 namespace ACTZIP_ISA_NS {
 namespace {
 
+using namespace actzip::ACTZIP_ISA_NS;
+
 template <bool MAX>
-ACTZIP_INLINE float fold(float a, float b) {
+AZ_INLINE float fold(float a, float b) {
   return MAX ? (b > a || b != b ? b : a) : a + b;
 }
 template <bool MAX>
-ACTZIP_INLINE V fold(V a, V b) {
+AZ_INLINE vf fold(vf a, vf b) {
   if constexpr (MAX) {
-    const V m = a > b ? a : b;  // a NaN in `b` is taken,
-    return a != a ? a : m;      // one in `a` stays
+    const vf m = a > b ? a : b;  // a NaN in `b` is taken,
+    return a != a ? a : m;       // one in `a` stays
   }
   return a + b;
 }
 template <bool MAX>
-ACTZIP_INLINE float neutral() {
+AZ_INLINE float neutral() {
   return MAX ? -__builtin_inff() : 0.0f;
 }
 
@@ -34,18 +36,18 @@ void rows(const PoolRows& r) {
     return;
   }
   const float* const* in = r.rows;
-  const int64_t count = r.count, whole = r.width / kV * kV;
+  const int64_t count = r.count, whole = r.width / VL * VL;
   for (int64_t x = 0; x < r.pixels; ++x) {
     const int64_t at = x * r.stride;
     float* out = r.out + x * kPoolBlock;
     int64_t j = 0;
     if (count == 3) {
-      for (; j < whole; j += kV)
+      for (; j < whole; j += VL)
         store(out + j,
               fold<MAX>(fold<MAX>(load(in[0] + at + j), load(in[1] + at + j)), load(in[2] + at + j)));
     } else {
-      for (; j < whole; j += kV) {
-        V a = load(in[0] + at + j);
+      for (; j < whole; j += VL) {
+        vf a = load(in[0] + at + j);
         for (int64_t k = 1; k < count; ++k) a = fold<MAX>(a, load(in[k] + at + j));
         store(out + j, a);
       }
@@ -60,13 +62,13 @@ void rows(const PoolRows& r) {
 
 // One output pixel from taps that lie inside.
 template <bool MAX>
-ACTZIP_INLINE void cols_pixel(const PoolCols& c, int64_t ox, const float* first, int64_t taps, int64_t step) {
+AZ_INLINE void cols_pixel(const PoolCols& c, int64_t ox, const float* first, int64_t taps, int64_t step) {
   float* out = c.out + ox * c.out_stride;
   const float scale = MAX ? 1.0f : c.scale[ox];
-  const int64_t whole = c.width / kV * kV;
+  const int64_t whole = c.width / VL * VL;
   int64_t j = 0;
-  for (; j < whole; j += kV) {
-    V a;
+  for (; j < whole; j += VL) {
+    vf a;
     if (taps == 3) {
       a = fold<MAX>(fold<MAX>(load(first + j), load(first + step + j)), load(first + 2 * step + j));
     } else {

@@ -2,62 +2,14 @@
 // packing (compress, expand) and half precision use intrinsics.
 #include <cstring>
 
+#include "common/vectors.inl.h"
 #include "kernels/ops.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 namespace actzip::kernels {
 namespace ACTZIP_ISA_NS {
 namespace {
 
-constexpr int VL = ACTZIP_VL;
-#if ACTZIP_VL == 16 || defined(__aarch64__)
-constexpr int kRegisters = 32;
-#else
-constexpr int kRegisters = 16;
-#endif
-typedef float vf __attribute__((vector_size(VL * 4)));
-typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-
-#define AZ_INLINE inline __attribute__((always_inline))
-
-AZ_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
-AZ_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
-AZ_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 = x, NaN and infinities too
-// Keeps a loaded vector in its register: left alone, GCC loads it again for every use.
-AZ_INLINE void keep(vf& v) {
-#if defined(__x86_64__) || defined(__i386__)
-#if defined(__AVX512F__)
-  __asm__("" : "+v"(v));
-#else
-  __asm__("" : "+x"(v));
-#endif
-#elif defined(__aarch64__)
-  __asm__("" : "+w"(v));
-#endif
-}
-AZ_INLINE int ctz(uint64_t m) { return __builtin_ctzll(m); }
-AZ_INLINE int popcount(uint64_t m) { return __builtin_popcountll(m); }
-
-// The first n < VL lanes, zero in the others; nothing beyond them is touched.
-AZ_INLINE vf load_part(const float* p, int64_t n) {
-#if ACTZIP_VL == 16
-  return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
-#else
-  vf v{};
-  for (int64_t l = 0; l < n; ++l) v[l] = p[l];
-  return v;
-#endif
-}
-AZ_INLINE void store_part(float* p, vf v, int64_t n) {
-#if ACTZIP_VL == 16
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
-#else
-  for (int64_t l = 0; l < n; ++l) p[l] = v[l];
-#endif
-}
+using namespace actzip::ACTZIP_ISA_NS;
 
 // ---------------------------------------------------------------------------------------------- sparse
 
@@ -683,7 +635,7 @@ constexpr void put_dense(Ops& o, int top) {
   }
 }
 
-Ops make_ops() {
+constexpr Ops make_ops() {
   Ops o{};
   o.isa = ACTZIP_ISA_ID;
   o.vl = VL;
@@ -753,10 +705,8 @@ Ops make_ops() {
 
 }  // namespace
 
-const Ops& ops() {
-  static const Ops o = make_ops();
-  return o;
-}
+extern const Ops kOps;
+constexpr Ops kOps = make_ops();  // before any code runs: this CPU may not have the instructions
 
 }  // namespace ACTZIP_ISA_NS
 }  // namespace actzip::kernels

@@ -1,3 +1,4 @@
-#define ACTZIP_ISA_NS avx2
+#include "common/isa/avx2.h"
+
 #include "codec/kernels.inl.h"
 #include "codec/rans.inl.h"

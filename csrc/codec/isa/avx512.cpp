@@ -1,3 +1,4 @@
-#define ACTZIP_ISA_NS avx512
+#include "common/isa/avx512.h"
+
 #include "codec/kernels.inl.h"
 #include "codec/rans.inl.h"

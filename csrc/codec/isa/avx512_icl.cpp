@@ -1,3 +1,4 @@
-#define ACTZIP_ISA_NS avx512_icl
+#include "common/isa/avx512_icl.h"
+
 #include "codec/kernels.inl.h"
 #include "codec/rans.inl.h"

@@ -1,3 +1,4 @@
-#define ACTZIP_ISA_NS baseline
+#include "common/isa/baseline.h"
+
 #include "codec/kernels.inl.h"
 #include "codec/rans.inl.h"

@@ -1,4 +1,4 @@
-#define ACTZIP_ISA_NS isa_avx512_icl
-#define ACTZIP_ISA_ID Isa::avx512_icl
+#include "common/isa/avx512_icl.h"
+
 #include "engine/pool.inl.h"
 #include "engine/rows.inl.h"

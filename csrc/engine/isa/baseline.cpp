@@ -1,4 +1,4 @@
-#define ACTZIP_ISA_NS isa_baseline
-#define ACTZIP_ISA_ID Isa::baseline
+#include "common/isa/baseline.h"
+
 #include "engine/pool.inl.h"
 #include "engine/rows.inl.h"

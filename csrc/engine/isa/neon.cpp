@@ -1,4 +1,4 @@
-#define ACTZIP_ISA_NS isa_neon
-#define ACTZIP_ISA_ID Isa::neon
+#include "common/isa/neon.h"
+
 #include "engine/pool.inl.h"
 #include "engine/rows.inl.h"

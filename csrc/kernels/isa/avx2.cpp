@@ -1,4 +1,3 @@
-#define ACTZIP_ISA_NS isa_avx2
-#define ACTZIP_ISA_ID Isa::avx2
-#define ACTZIP_VL 8
+#include "common/isa/avx2.h"
+
 #include "kernels/kernels.inl.h"

@@ -1,4 +1,3 @@
-#define ACTZIP_ISA_NS isa_avx512
-#define ACTZIP_ISA_ID Isa::avx512
-#define ACTZIP_VL 16
+#include "common/isa/avx512.h"
+
 #include "kernels/kernels.inl.h"

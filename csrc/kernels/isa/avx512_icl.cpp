@@ -1,4 +1,3 @@
-#define ACTZIP_ISA_NS isa_avx512_icl
-#define ACTZIP_ISA_ID Isa::avx512_icl
-#define ACTZIP_VL 16
+#include "common/isa/avx512_icl.h"
+
 #include "kernels/kernels.inl.h"

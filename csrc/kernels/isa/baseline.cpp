@@ -1,4 +1,3 @@
-#define ACTZIP_ISA_NS isa_baseline
-#define ACTZIP_ISA_ID Isa::baseline
-#define ACTZIP_VL 4
+#include "common/isa/baseline.h"
+
 #include "kernels/kernels.inl.h"

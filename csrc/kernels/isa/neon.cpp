@@ -1,4 +1,3 @@
-#define ACTZIP_ISA_NS isa_neon
-#define ACTZIP_ISA_ID Isa::neon
-#define ACTZIP_VL 4
+#include "common/isa/neon.h"
+
 #include "kernels/kernels.inl.h"

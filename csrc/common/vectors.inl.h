@@ -1,0 +1,68 @@
+// One register of floats, for everything that is compiled once per instruction set (see cpu.h for what may
+// stand in such files). Written with compiler vectors, for GCC vectorises no loop that compares or converts
+// unless told that floating point never traps; of vectors wider than a register it takes comparisons apart,
+// lane by lane.
+#pragma once
+
+#include <cstdint>
+
+#if ACTZIP_VL > 4
+#include <immintrin.h>
+#endif
+
+#define AZ_INLINE inline __attribute__((always_inline))
+
+namespace actzip::ACTZIP_ISA_NS {
+namespace {
+
+constexpr int VL = ACTZIP_VL;  // floats of a register
+#if ACTZIP_VL == 16 || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+
+AZ_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
+AZ_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
+AZ_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 = x, NaN and infinities too
+
+// Keeps a loaded vector in its register: left alone, GCC loads it again for every use.
+AZ_INLINE void keep(vf& v) {
+#if defined(__x86_64__) || defined(__i386__)
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#else
+  __asm__("" : "+x"(v));
+#endif
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+}
+
+// The first n < VL lanes, `rest` in the others; nothing beyond them is touched.
+AZ_INLINE vf load_part(const float* p, int64_t n, float rest = 0.0f) {
+#if ACTZIP_VL == 16
+  const auto lanes = static_cast<__mmask16>((1u << n) - 1);
+  return reinterpret_cast<vf>(_mm512_mask_loadu_ps(reinterpret_cast<__m512>(splat(rest)), lanes, p));
+#else
+  vf v = splat(rest);
+  for (int64_t l = 0; l < n; ++l) v[l] = p[l];
+  return v;
+#endif
+}
+AZ_INLINE void store_part(float* p, vf v, int64_t n) {
+#if ACTZIP_VL == 16
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+#else
+  for (int64_t l = 0; l < n; ++l) p[l] = v[l];
+#endif
+}
+
+AZ_INLINE int ctz(uint64_t m) { return __builtin_ctzll(m); }
+AZ_INLINE int popcount(uint64_t m) { return __builtin_popcountll(m); }
+
+}  // namespace
+}  // namespace actzip::ACTZIP_ISA_NS
