@@ -305,3 +305,18 @@ def test_bad_thresholds_are_refused(model, bad):
         set_thresholds(model, {"(model):4": 0.1}, X)
     with pytest.raises(LayerError):
         set_thresholds(model, {"nope": 0.1}, X)
+
+
+def test_thresholded_models_pickled_by_version_0_1_load():
+    import pickle
+
+    x = torch.randn(2, 3, 8, 8)
+    model = set_thresholds(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), {"1": 0.25})
+    now = pickle.dumps(model, protocol=2)  # which names classes in lines of text
+    then = now
+    for module in ("sites", "tap", "thresholds"):
+        then = then.replace(f"cactzip.activations.{module}\n".encode(), b"cactzip.activations\n")
+    assert then != now and b"cactzip.activations\n" in then
+    for data in (now, then):
+        back = pickle.loads(data)
+        assert torch.equal(back(x), model(x)) and get_thresholds(back) == {"1": 0.25}

@@ -13,8 +13,8 @@ from actzip.errors import ActzipError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from actzip.codec import decode as decode
-    from actzip.codec import encode as encode
+    from actzip.codec.decode import decode as decode
+    from actzip.codec.encode import encode as encode
     from actzip.profile import profile as profile
     from actzip.quantize import quantize as quantize
     from actzip.runtime import compile as compile

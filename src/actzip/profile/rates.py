@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actzip.activations import _eval_mode
+from actzip.activations import eval_mode
 from actzip.errors import DataError, InputError
 from actzip.quantize import IntegerMap, capture, quantization
 
@@ -188,7 +188,7 @@ def measure_rates(
 
     seen, right, batch_size = 0, 0, 0
     labelled = True
-    with _eval_mode(model), torch.no_grad(), capture(model, sink):
+    with eval_mode(model), torch.no_grad(), capture(model, sink):
         for batch in data:
             if images is not None and seen >= images:
                 break

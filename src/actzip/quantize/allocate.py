@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Site, _eval_mode
+from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode
 from actzip.errors import InputError
 from actzip.quantize.linear import MAX_BITS, MIN_BITS, QuantRange
 from actzip.quantize.model import INPUT, Calibration, Forward, Quantization, _default_forward, _input_of
@@ -63,7 +63,7 @@ def sensitivities(
     try:
         for p in flags:
             p.requires_grad_(False)
-        with ActivationTap(model, activation, compute), _eval_mode(model), torch.enable_grad():
+        with ActivationTap(model, activation, compute), eval_mode(model), torch.enable_grad():
             for i, batch in enumerate(data):
                 if batches is not None and i >= batches:
                     break

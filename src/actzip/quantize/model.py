@@ -29,7 +29,7 @@ from actzip.activations import (
     ComputeCall,
     Selector,
     Site,
-    _eval_mode,
+    eval_mode,
     run_model,
     select_sites,
 )
@@ -292,7 +292,7 @@ def integers(model: nn.Module, x: Any) -> dict[str, IntegerMap]:
     Raises:
         InputError: the model is not quantized, or a map has NaN or infinite values.
     """
-    with capture(model) as maps, _eval_mode(model), torch.no_grad():
+    with capture(model) as maps, eval_mode(model), torch.no_grad():
         run_model(model, x)
     return maps
 
@@ -466,7 +466,7 @@ def calibrate(
 
     tap = ActivationTap(model, activation, None, layers=layers, ignore=ignore)
     input_tap = ActivationTap(model, None, compute, layers=inputs) if inputs is not None else None
-    with tap, _eval_mode(model), torch.no_grad():
+    with tap, eval_mode(model), torch.no_grad():
         if input_tap is not None:
             input_tap.attach()
         try:
@@ -695,7 +695,7 @@ def quantize_weights(
             made[name] = SiteQuantizer(name, r, scale, site.kind)
 
     data = [calibration] if isinstance(calibration, Tensor) else calibration
-    with ActivationTap(model, None, compute), _eval_mode(model), torch.no_grad():
+    with ActivationTap(model, None, compute), eval_mode(model), torch.no_grad():
         for batch in data:
             (forward or _default_forward)(model, batch)
             break

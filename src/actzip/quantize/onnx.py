@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Site, _eval_mode, find_sites
+from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode, find_sites
 from actzip.errors import DataError, InputError, LayerError
 from actzip.quantize.linear import MAX_BITS, MIN_BITS, QuantRange
 from actzip.quantize.model import (
@@ -519,6 +519,6 @@ def _next_activation(model: nn.Module, example: Any) -> dict[str, str]:
 
     from actzip.activations import run_model
 
-    with ActivationTap(model, activation, compute), _eval_mode(model), torch.no_grad():
+    with ActivationTap(model, activation, compute), eval_mode(model), torch.no_grad():
         run_model(model, example)
     return found

@@ -14,12 +14,11 @@ from actzip.activations import (
     ComputeCall,
     Selector,
     Site,
-    _eval_mode,
-    _uses,
-    _uses_transposed,
     count_macs,
+    eval_mode,
     run_model,
 )
+from actzip.activations.macs import reads, reads_transposed
 from actzip.errors import DataError, InputError
 
 __all__ = ["MapCost", "Measurement", "map_costs", "measure"]
@@ -60,9 +59,9 @@ def _position_weights(call: ComputeCall) -> Tensor:
         size, k = int(x.shape[2 + axis]), int(weight.shape[2 + axis])
         s, p, d = call.stride[axis], call.padding[axis], call.dilation[axis]
         if call.transposed:
-            uses, _ = _uses_transposed(size, k, s, p, d, call.output_padding[axis])
+            uses, _ = reads_transposed(size, k, s, p, d, call.output_padding[axis])
         else:
-            uses = _uses(size, k, s, p, d)
+            uses = reads(size, k, s, p, d)
         shape = [1] * x.dim()
         shape[2 + axis] = size
         total = total * torch.tensor(uses, dtype=x.dtype, device=x.device).reshape(shape)
@@ -97,7 +96,7 @@ def map_costs(model: nn.Module, example: Any) -> dict[str, MapCost]:
         return None
 
     tap = ActivationTap(model, activation, compute)
-    with tap, _eval_mode(model), torch.enable_grad():
+    with tap, eval_mode(model), torch.enable_grad():
         run_model(model, example)
     if not maps:
         return {}
@@ -200,7 +199,7 @@ def measure(
         if tap is not None and counter is not None:
             tap.attach()
             counter.attach()
-        with _eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for batch in data:
                 x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
                 x = x.to(device)

@@ -13,7 +13,7 @@ from actzip.activations import (
     ActivationTap,
     Selector,
     Site,
-    _eval_mode,
+    eval_mode,
     run_model,
     set_thresholds,
     threshold_activation,
@@ -87,7 +87,7 @@ class LearnedThresholds:
             mean = float(y.sum()) / max(1, int(torch.count_nonzero(y)))
             self._h[site.name] = torch.tensor(width * max(mean, 1e-6), device=y.device)
 
-        with ActivationTap(model, make, layers=layers, ignore=ignore), _eval_mode(model), torch.no_grad():
+        with ActivationTap(model, make, layers=layers, ignore=ignore), eval_mode(model), torch.no_grad():
             run_model(model, example)
         self.shares = {name: costs[name].share for name in self._t}
         self._tap = ActivationTap(model, self._see).attach()

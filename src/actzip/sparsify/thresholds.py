@@ -14,8 +14,8 @@ from actzip.activations import (
     ActivationTap,
     Selector,
     Site,
-    _eval_mode,
     clear_thresholds,
+    eval_mode,
     set_thresholds,
     without_thresholds,
 )
@@ -82,11 +82,11 @@ def agreement(model: nn.Module, reference: nn.Module | Sequence[Tensor], data: I
         DataError: no batch in ``data``.
     """
     same = count = 0
-    with torch.no_grad(), _eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         for i, batch in enumerate(data):
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             if isinstance(reference, nn.Module):
-                with _eval_mode(reference):
+                with eval_mode(reference):
                     want = reference(x).argmax(1)
             else:
                 want = reference[i]
@@ -114,7 +114,7 @@ class _Table:
             mean = torch.where(count > 0, total / count.clamp(min=1), whole).reshape(-1)
             self.unit[site.name] = mean
 
-        with ActivationTap(model, see, layers=layers, ignore=ignore), _eval_mode(model), torch.no_grad():
+        with ActivationTap(model, see, layers=layers, ignore=ignore), eval_mode(model), torch.no_grad():
             model(x)
         self.macs = {name: costs[name].macs_per_element for name in self.unit}
         n = len(LEVELS)
@@ -137,7 +137,7 @@ class _Table:
 
         n, levels = int(x.shape[0]), len(LEVELS)
         edges = torch.tensor(LEVELS[1:], dtype=x.dtype)
-        with ActivationTap(model, see), _eval_mode(model), torch.enable_grad():
+        with ActivationTap(model, see), eval_mode(model), torch.enable_grad():
             out = model(x)
             out = out.flatten(1)
             out = out - out.mean(1, keepdim=True)
@@ -269,7 +269,7 @@ def calibrate_thresholds(
                 ActzipWarning,
                 stacklevel=2,
             )
-        with torch.no_grad(), _eval_mode(model):
+        with torch.no_grad(), eval_mode(model):
             tops = [model(x).argmax(1) for x in batches]
         before = measure(model, batches, layers=layers)
         for x in batches if table.unit else []:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actzip.activations import get_thresholds, set_thresholds, without_thresholds
+from actzip.activations import eval_mode, get_thresholds, set_thresholds, without_thresholds
 from actzip.errors import ActzipWarning, DataError, InputError, LayerError, TrainingError
 from actzip.files import write_with
 from actzip.sparsify.config import SparsifyConfig
@@ -301,7 +301,7 @@ class _Run:
             raise DataError("the training data has no batch")
         x0, y0 = _unpack(first)
         x0 = x0[:2].to(self.device)
-        with torch.no_grad(), _evaluating(self.student):
+        with torch.no_grad(), eval_mode(self.student):
             out = _logits(self.student(x0))
         if y0 is not None and c.distill < 1:
             check_labels(out, y0[:2].to(self.device))
@@ -833,14 +833,6 @@ def _logits(out: Any) -> Tensor:
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    from actzip.activations import _eval_mode
-
-    with _eval_mode(model):
-        yield
 
 
 def _make_accelerator(config: SparsifyConfig) -> Any:
