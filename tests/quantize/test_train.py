@@ -96,7 +96,7 @@ def test_norm_statistics_can_be_kept(task):
 
 
 def test_bfloat16_and_mixup_repair_four_bits_too(task, monkeypatch):
-    monkeypatch.setattr("actzip.sparsify.precision.has_bfloat16", lambda device: True)  # slow or not
+    monkeypatch.setattr("actzip.training.precision.has_bfloat16", lambda device: True)  # slow or not
     net, batches = task
     losses = {}
     for name, more in (("plain", {}), ("bfloat16", {"precision": "bfloat16"}), ("mixup", {"mixup": 0.3})):

@@ -450,7 +450,7 @@ def test_learned_threshold_gradients_have_the_right_signs():
 
 
 def test_bfloat16_and_channels_last(trained, monkeypatch):
-    monkeypatch.setattr("actzip.sparsify.precision.has_bfloat16", lambda device: True)  # slow or not
+    monkeypatch.setattr("actzip.training.precision.has_bfloat16", lambda device: True)  # slow or not
     sparse = sparsify(
         trained,
         loader(),

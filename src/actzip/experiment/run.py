@@ -38,7 +38,7 @@ from actzip.quantize import quantize
 from actzip.quantize.files import load_quantized, save_quantization, save_quantized
 from actzip.quantize.train import RatePenalty, finetune
 from actzip.sparsify import SparsifyConfig, calibrate_thresholds, measure, sparsify, sparsify_result
-from actzip.sparsify.precision import has_bfloat16
+from actzip.training.precision import has_bfloat16
 
 __all__ = ["SCHEMA", "reproduce"]
 

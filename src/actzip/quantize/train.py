@@ -23,8 +23,8 @@ from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_with
 from actzip.quantize.linear import _lsq_gradients, _on_grid, _per_scale, _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
-from actzip.sparsify.mixup import mixed
-from actzip.sparsify.precision import autocast, usable
+from actzip.training.mixup import mixed
+from actzip.training.precision import autocast, usable
 
 __all__ = ["RatePenalty", "finetune", "parameter_groups"]
 

@@ -23,10 +23,11 @@ from actzip.files import write_with
 from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import check_labels, measure
 from actzip.sparsify.learned import LearnedThresholds
-from actzip.sparsify.mixup import mixed
 from actzip.sparsify.penalties import ActivationPenalty
-from actzip.sparsify.precision import autocast, usable
 from actzip.sparsify.thresholds import calibrate_thresholds
+from actzip.training.batches import device_of, epoch_batches, logits, unpack
+from actzip.training.mixup import mixed
+from actzip.training.precision import autocast, usable
 
 __all__ = ["EpochResult", "SparsifyResult", "sparsify", "sparsify_result"]
 
@@ -176,7 +177,7 @@ class _Run:
         self.val = val
         self.progress = progress
         self.accelerator = accelerator if accelerator is not None else _make_accelerator(config)
-        self.device = self.accelerator.device if self.accelerator is not None else _device(model)
+        self.device = self.accelerator.device if self.accelerator is not None else device_of(model)
         if self.accelerator is None:  # else it decides
             self.precision = usable(config.precision, self.device.type)
         self.main = self.accelerator is None or bool(self.accelerator.is_main_process)
@@ -259,7 +260,7 @@ class _Run:
                 return hard
         assert self.teacher is not None
         with torch.no_grad():
-            target = _logits(self.teacher(x)).float()
+            target = logits(self.teacher(x)).float()
         maps = self.compared.distance() * c.distill_maps if self.compared is not None else 0.0
         if c.distill == 0:
             assert hard is not None
@@ -277,32 +278,18 @@ class _Run:
         )
         return (soft if hard is None else (1 - c.distill) * hard + c.distill * soft) + maps
 
-    def _batches(self, epoch: int) -> Any:
-        train = self.train
-        if hasattr(train, "at"):
-            return train.at(epoch)
-        holders: tuple[Any, ...] = (train, getattr(train, "sampler", None))
-        for holder in holders:
-            if hasattr(holder, "set_epoch"):
-                holder.set_epoch(epoch)
-                return train
-        torch.manual_seed(
-            self.config.seed * 1_000_003 + epoch
-        )  # a shuffling DataLoader draws its order from here
-        return train
-
     # -- the run
 
     def run(self) -> nn.Module:
         c = self.config
         torch.manual_seed(c.seed)
-        first = next(iter(self._batches(0)), None)
+        first = next(iter(epoch_batches(self.train, 0, self.config.seed)), None)
         if first is None:
             raise DataError("the training data has no batch")
-        x0, y0 = _unpack(first)
+        x0, y0 = unpack(first)
         x0 = x0[:2].to(self.device)
         with torch.no_grad(), eval_mode(self.student):
-            out = _logits(self.student(x0))
+            out = logits(self.student(x0))
         if y0 is not None and c.distill < 1:
             check_labels(out, y0[:2].to(self.device))
         self.kept = self._read_checkpoint()
@@ -356,7 +343,10 @@ class _Run:
         if found is None:
             found = calibrate_thresholds(
                 self.student,
-                ((_unpack(batch)[0].to(self.device),) for batch in self._batches(0)),
+                (
+                    (unpack(batch)[0].to(self.device),)
+                    for batch in epoch_batches(self.train, 0, self.config.seed)
+                ),
                 speedup=c.threshold_speedup or None,
                 density=c.threshold_density or None,
                 per=c.learned_per,
@@ -390,7 +380,7 @@ class _Run:
         clock = time.perf_counter()
         done_here = 0
         for epoch in range(start, c.epochs):
-            batches = self._batches(epoch)
+            batches = epoch_batches(self.train, epoch, self.config.seed)
             per_epoch = len(batches) if hasattr(batches, "__len__") else 0
             total = max(1, per_epoch * c.epochs)
             self.training_mode(network)
@@ -399,7 +389,7 @@ class _Run:
             seen = waiting = 0
             for i, batch in enumerate(batches):
                 step = epoch * per_epoch + i
-                x, y = _unpack(batch)
+                x, y = unpack(batch)
                 x = x.to(self.device)
                 y = y.to(self.device) if y is not None else None
                 other, share = None, 1.0
@@ -422,7 +412,7 @@ class _Run:
                 )
                 with sync:
                     with self._autocast():
-                        out = _logits(network(x))
+                        out = logits(network(x))
                         if (seen == 0 and y is not None and c.distill < 1) or (
                             y is not None
                             and c.distill < 1
@@ -805,34 +795,6 @@ class _Steered:
     def load(self, state: dict[str, Any]) -> None:
         self.alpha, self.first = float(state["alpha"]), state["first"]
         self.error, self.offset = float(state["error"]), float(state["offset"])
-
-
-def _unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, Mapping):
-        x = batch.get("x", batch.get("pixel_values", batch.get("image")))
-        y = batch.get("y", batch.get("labels", batch.get("label")))
-        if isinstance(x, Tensor):
-            return x, y
-    elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
-        return batch[0], batch[1] if len(batch) == 2 else None
-    raise InputError(f"a batch is x or (x, y) with tensors, not {type(batch).__name__}")
-
-
-def _logits(out: Any) -> Tensor:
-    """The classifier's output where a network in training mode gives auxiliary ones as well."""
-    if isinstance(out, Tensor):
-        return out
-    if isinstance(getattr(out, "logits", None), Tensor):
-        return out.logits  # type: ignore[no-any-return]
-    if isinstance(out, (tuple, list)) and out and isinstance(out[0], Tensor):
-        return out[0]
-    raise InputError(f"the model gives a {type(out).__name__}; a classifier gives logits (N, classes)")
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _make_accelerator(config: SparsifyConfig) -> Any:

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from actzip.errors import ActzipWarning
-from actzip.sparsify import precision, sparsify
-from actzip.sparsify.precision import autocast
+from actzip.sparsify import sparsify
+from actzip.training import precision
+from actzip.training.precision import autocast
 
 
 def gradients(conv, x, context):

@@ -1,0 +1,67 @@
+"""Batches of any loader, the outputs of any classifier, and the order of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actzip.errors import InputError
+
+__all__ = ["device_of", "epoch_batches", "logits", "unpack"]
+
+
+def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Samples and labels (None without) of a batch: a tensor, ``(x,)``, ``(x, y)`` or a mapping.
+
+    Raises:
+        InputError: something else.
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        x = batch.get("x", batch.get("pixel_values", batch.get("image")))
+        y = batch.get("y", batch.get("labels", batch.get("label")))
+        if isinstance(x, Tensor):
+            return x, y
+    elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
+        return batch[0], batch[1] if len(batch) == 2 else None
+    raise InputError(f"a batch is x or (x, y) with tensors, not {type(batch).__name__}")
+
+
+def logits(out: Any) -> Tensor:
+    """The classifier's output ``N, classes`` where a network in training mode gives auxiliary ones as well.
+
+    Raises:
+        InputError: ``out`` holds no tensor.
+    """
+    if isinstance(out, Tensor):
+        return out
+    if isinstance(getattr(out, "logits", None), Tensor):
+        return out.logits  # type: ignore[no-any-return]
+    if isinstance(out, (tuple, list)) and out and isinstance(out[0], Tensor):
+        return out[0]
+    raise InputError(f"the model gives a {type(out).__name__}; a classifier gives logits (N, classes)")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of ``model`` lie; the CPU without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def epoch_batches(train: Any, epoch: int, seed: int) -> Any:
+    """The batches of ``epoch`` (from 0), in an order that follows from it and ``seed`` alone.
+
+    By the loader's own ``at(epoch)`` or ``set_epoch``, else by torch's seed, from which a shuffling ``DataLoader`` draws.
+    """
+    if hasattr(train, "at"):
+        return train.at(epoch)
+    holders: tuple[Any, ...] = (train, getattr(train, "sampler", None))
+    for holder in holders:
+        if hasattr(holder, "set_epoch"):
+            holder.set_epoch(epoch)
+            return train
+    torch.manual_seed(seed * 1_000_003 + epoch)
+    return train
