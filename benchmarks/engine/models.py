@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actzip.data import Loader, resolve
 from actzip.models import model_info
-from actzip.profile.load import load_model
+from actzip.runtime.models import load_model
 
 #: Thresholds of Inception-V3 with what benchmarks/sparsify/inception.py measured of them.
 STORED = Path(__file__).resolve().parent.parent / "results" / "sparsify-inception-thresholds.json"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from actzip.profile import profile as profile
     from actzip.quantize import quantize as quantize
     from actzip.runtime import compile as compile
+    from actzip.runtime.models import load as load
     from actzip.sparsify import ActivationPenalty as ActivationPenalty
     from actzip.sparsify import sparsify as sparsify
 
@@ -29,6 +30,7 @@ _LAZY = {
     "ActivationPenalty": "actzip.sparsify",
     "quantize": "actzip.quantize",
     "compile": "actzip.runtime",
+    "load": "actzip.runtime.models",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "compile",
     "decode",
     "encode",
+    "load",
     "profile",
     "quantize",
     "sparsify",

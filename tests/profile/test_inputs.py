@@ -17,8 +17,8 @@ import actzip
 from actzip.cli import build
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.profile import cost, profile
-from actzip.profile.load import GraphNet, load_model
 from actzip.profile.source import open_subject
+from actzip.runtime.models import GraphNet, load_model
 
 QUIET = pytest.mark.filterwarnings("ignore::actzip.errors.ActzipWarning")
 

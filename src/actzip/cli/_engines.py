@@ -34,7 +34,7 @@ def _network(spec: dict[str, Any]) -> Any:
     import torch
 
     from actzip.activations import set_thresholds
-    from actzip.profile.load import load_model
+    from actzip.runtime.models import load_model
 
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(0)

@@ -176,7 +176,7 @@ def model_and_input(
     from actzip.data import Loader, resolve
     from actzip.errors import ActzipWarning
     from actzip.models import load_weights
-    from actzip.profile.load import GraphNet, load_model
+    from actzip.runtime.models import load_model
 
     torch.manual_seed(0)
     net, shape, mean, std = load_model(ref)
@@ -184,7 +184,7 @@ def model_and_input(
         m.training = False
     if weights is not None:
         load_weights(net, weights)
-    found = Path(ref) if ref.endswith(".onnx") else net.graph if isinstance(net, GraphNet) else net
+    found = Path(ref) if ref.endswith(".onnx") and weights is None else net
     if data is None:
         warnings.warn(
             "no --data: random input is used, so densities mean little", ActzipWarning, stacklevel=2

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog=_EPILOG)
     def export(
         model: str = typer.Argument(
-            ..., help="Ours, torchvision's or timm's name, package.module:attribute, or a .pt2 file."
+            ..., help="Ours, torchvision's or timm's name, package.module:attribute, a .pt2 or an .onnx file."
         ),
         target: Path = typer.Argument(..., help="The ONNX file to write."),
         weights: str | None = WEIGHTS,
@@ -65,25 +65,26 @@ def run(
     from actzip.activations import load_thresholds, set_thresholds
     from actzip.errors import InputError
     from actzip.models import load_weights
-    from actzip.profile.load import load_model
     from actzip.quantize.files import load_quantization
     from actzip.quantize.onnx import export_qdq
+    from actzip.runtime.models import GraphNet, load_model
     from actzip.runtime.onnx_export import export_onnx
     from actzip.runtime.onnx_import import load_onnx
 
-    if model.endswith(".onnx"):
-        raise InputError(f"{model} is an ONNX file already; export takes a PyTorch model")
     if thresholds is not None and scales is not None:
         raise InputError(
             "--thresholds and --scales exclude each other: give the one that the model was made with"
         )
     torch.manual_seed(0)
     net, shape, _, _ = load_model(model)
+    if size is not None:
+        shape = (shape[0], size, size)
+        net = load_model(model, shape)[0] if isinstance(net, GraphNet) else net
     for m in net.modules():
         m.training = False
     if weights is not None:
         load_weights(net, weights)
-    example = torch.randn(1, *(shape if size is None else (shape[0], size, size)))
+    example = net.example() if isinstance(net, GraphNet) else torch.randn(1, *shape)
     cuts = {} if thresholds is None else load_thresholds(thresholds)
     if cuts:
         set_thresholds(net, cuts, example)
@@ -94,6 +95,6 @@ def run(
         export_onnx(net, example, target, opset=opset or 17, dynamic_batch=dynamic)
     written = load_onnx(target)
     return {
-        "out": str(target), "opset": written.opset_import[0].version, "input": [None if dynamic else 1, *example.shape[1:]],
+        "out": str(target), "opset": written.opset_import[0].version, "input": [None if dynamic else 1, *shape],
         "thresholds": len(cuts), "operators": dict(sorted(Counter(n.op_type for n in written.graph.node).items())),
     }  # fmt: skip

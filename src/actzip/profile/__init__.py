@@ -121,7 +121,7 @@ def profile(
         source, random = source or opened.source, random or opened.random
         skipped = (*skipped, *opened.skipped)
     elif isinstance(model, str):
-        from actzip.profile.load import load_model
+        from actzip.runtime.models import load_model
 
         name, model = name or model, load_model(model)[0]
     if progress:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.errors import ActzipWarning, DataError, InputError
-from actzip.profile.load import GraphNet, load_model
+from actzip.runtime.models import GraphNet, load_model
 
 __all__ = ["Subject", "open_subject", "random_batches"]
 
@@ -47,7 +47,7 @@ def open_subject(
     """The model and its inputs for names, as the command line and :func:`actzip.profile.profile` take them.
 
     Args:
-        model: a name, import path, ``.pt2`` or ``.onnx`` file (:func:`actzip.profile.load.load_model`), or a module
+        model: a name, import path, ``.pt2`` or ``.onnx`` file (:func:`actzip.runtime.models.load_model`), or a module
             (``data`` is needed then, and ``size`` for files of unlike images).
         data: a folder of images, a parquet file, WebDataset shards, an ``.npy`` or a data set's name
             (:func:`actzip.data.resolve`); None: random numbers, with a warning that densities mean nothing.

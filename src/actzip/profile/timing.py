@@ -46,8 +46,8 @@ def measure_engine(
     Raises:
         UnsupportedError, InputError: the engine cannot run this model.
     """
-    from actzip.profile.load import GraphNet
     from actzip.runtime import compile
+    from actzip.runtime.models import GraphNet
 
     args, kwargs = split_inputs(model, batch)
     least = getattr(model, "batch", None) or 1  # a model exported with a fixed batch
@@ -55,8 +55,7 @@ def measure_engine(
     named = {k: v[:least] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
     if not all(isinstance(v, Tensor) for v in (*first, *named.values())):
         raise UnsupportedError("an input that is no tensor")
-    subject = model.graph if isinstance(model, GraphNet) else model
-    fast = compile(subject, named or tuple(first), threads=threads)
+    fast = compile(model, named or tuple(first), threads=threads)
     call: Callable[[], Any] = (lambda: fast(**named)) if named else (lambda: fast(*first))
     for _ in range(3):
         call()

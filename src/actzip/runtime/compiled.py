@@ -198,13 +198,21 @@ def _front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[A
             )
         if example is None:
             raise InputError("an nn.Module needs an example input: compile(model, example)")
-        graph = capture(model, example, dynamic=dynamic)
+        graph = _own_graph(model) or capture(model, example, dynamic=dynamic)
     if example is not None:
         return graph, _arrays(graph, example, "example")
     rng = np.random.default_rng(0)
     return graph, [
         np.asarray(rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32)) for v in graph.inputs
     ]
+
+
+def _own_graph(model: Any) -> g.Graph | None:
+    """The Graph that a module was made from (:func:`actzip.load`), with its parameters and thresholds of now."""
+    from actzip.runtime.to_torch import GraphNet
+
+    plain = isinstance(model, GraphNet) and "_actzip_quantization" not in model.__dict__
+    return model.to_graph() if plain else None
 
 
 def _bind(graph: g.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,25 @@ class _Threshold(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, threshold: float) -> Any:
         return g.op("ThresholdedRelu", x, alpha_f=threshold).setType(x.type())
+
+
+@contextmanager
+def _any_threshold() -> Iterator[None]:
+    """torch's exporter takes ``nn.Threshold`` with threshold 0 only; inside the block it takes all that have value 0."""
+
+    onnx: Any = torch.onnx
+
+    def symbolic(graph: Any, x: Any, threshold: Any, value: Any) -> Any:
+        read = onnx.symbolic_helper._maybe_get_const
+        if float(read(value, "f")) != 0:
+            raise UnsupportedError("a threshold with another value than 0")
+        return graph.op("ThresholdedRelu", x, alpha_f=float(read(threshold, "f"))).setType(x.type())
+
+    onnx.register_custom_op_symbolic("aten::threshold", symbolic, _OLDEST)
+    try:
+        yield
+    finally:
+        onnx.unregister_custom_op_symbolic("aten::threshold", _OLDEST)
 
 
 def export_onnx(
@@ -96,7 +116,7 @@ def export_onnx(
     with tempfile.TemporaryDirectory() as folder, ActivationTap(plain, visit), torch.no_grad():
         raw = Path(folder) / "raw.onnx"
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _any_threshold():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(
                     plain, inputs, str(raw), input_names=ins, output_names=outs, opset_version=min(opset, _TRACED), dynamo=False,

@@ -1,0 +1,126 @@
+"""Models as every verb takes them: by name, import path, exported program or ONNX file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from actzip.errors import DataError, InputError, UnsupportedError
+from actzip.runtime.to_torch import GraphNet, to_torch
+
+__all__ = ["GraphNet", "load", "load_model"]
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> nn.Module:
+    """The ``nn.Module``, in eval mode, of a name, an import path, or a ``.pt2`` or ``.onnx`` file.
+
+    The module of a file has one submodule a node, under the node's name (:class:`actzip.runtime.to_torch.GraphNet`):
+    :func:`actzip.profile`, ``calibrate_thresholds``, ``sparsify``, ``quantize``, ``accelerate`` and ``compile`` take it.
+
+    Args:
+        model: a torchvision or timm name, one of ours, ``package.module:attribute``, or the path of an exported program or
+            an ONNX file (opset 7 or newer).
+        weights: a safetensors file for it.
+        shape: the first input's shape without the batch, C, H, W, where a file leaves it open.
+
+    Raises:
+        InputError: an unknown name (near matches are named).
+        DataError: a file that is missing, damaged or of another kind.
+        UnsupportedError: operators of an ONNX file that are not known.
+    """
+    from actzip.models import load_weights
+
+    net = load_model(os.fspath(model), shape)[0]
+    for m in net.modules():  # an exported program's module refuses eval()
+        m.training = False
+    if weights is not None:
+        load_weights(net, weights)
+    return net
+
+
+def load_model(
+    ref: str, shape: tuple[int, ...] | None = None
+) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    """(model, input shape C, H, W, mean, std) for a name, an import path, a ``.pt2`` or an ``.onnx`` file.
+
+    Args:
+        shape: input shape C, H, W where it is not the usual one for the name.
+
+    A file gives a :class:`GraphNet` where its operators are known. Of several inputs the shape given is that of the first.
+
+    Raises:
+        InputError: an unknown name (near matches are named).
+        DataError: a file that is missing or cannot be read.
+        UnsupportedError: an operator that is not known, with its place.
+    """
+    from actzip.models import model_info, resolve
+
+    path = Path(ref)
+    if path.suffix == ".actzip":
+        raise InputError(f"{path} is compiled already: actzip.runtime.load reads it")
+    if path.suffix == ".onnx":
+        from actzip.runtime.onnx_import import from_onnx
+
+        graph = from_onnx(path, [(1, *shape)] if shape else None)
+        dims = tuple(int(d) if isinstance(d, int) else 1 for d in graph.shape(graph.inputs[0])[1:])
+        return _with_shape(to_torch(graph), shape or dims)
+    if path.suffix in (".pt2", ".pt", ".pth"):
+        if not path.is_file():
+            raise DataError(f"there is no file {path}")
+        if path.suffix != ".pt2":
+            raise DataError(
+                f"{path}: a pickled model runs code when it is read; give an exported program (.pt2) or ONNX"
+            )
+        net, dims = _exported(path)
+        return _with_shape(net, shape or dims)
+    model = resolve(ref)
+    info = model_info(ref)
+    return model, tuple(shape or info.input_shape), info.mean, info.std
+
+
+def _with_shape(
+    net: nn.Module, dims: tuple[int, ...]
+) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    """What :func:`load_model` gives for a file; three channels are taken for photographs, normalised as usual."""
+    from actzip.models import model_info
+
+    info = model_info("resnet18")
+    channels = dims[0] if dims else 1
+    if channels == 3:
+        return net, dims, info.mean, info.std
+    return net, dims, (0.0,) * channels, (1.0,) * channels
+
+
+def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
+    """(module, input shape C, H, W) of an exported program: its graph, or its own module where an operator is unknown."""
+    from actzip.runtime.capture import capture, flat_inputs
+
+    try:
+        program = torch.export.load(str(path))
+    except Exception as error:
+        raise DataError(f"{path} is not an exported program: {error}") from error
+    if program.example_inputs is None:
+        raise DataError(f"{path} has no example inputs; torch.export.export keeps those that it is given")
+    args, kwargs = program.example_inputs
+    example = dict(kwargs) if kwargs and not args else tuple(args)
+    tensors = [t for t in torch.utils._pytree.tree_leaves(flat_inputs(example)) if isinstance(t, Tensor)]
+    shape = tuple(int(d) for d in tensors[0].shape[1:]) if tensors else ()
+    try:
+        return to_torch(capture(program.module(), example)), shape
+    except UnsupportedError:  # hooks see what it does; the engine will say what it lacks
+        module = program.module()
+        sizes = [
+            n.meta["val"].shape[0]
+            for n in program.graph.nodes
+            if n.op == "placeholder" and n.name in program.graph_signature.user_inputs and n.meta["val"].ndim
+        ]
+        module.batch = sizes[0] if sizes and isinstance(sizes[0], int) else None  # type: ignore[assignment]
+        return module, shape
