@@ -9,7 +9,7 @@ VISION ?= torchvision==0.28.0
 DATA   ?= ../shared
 export ACTZIP_SHARED ?= $(abspath $(DATA))
 
-.PHONY: bench-engine help demo test setup native lint format asan tsan fuzz fuzz-onnx fuzz-short test-neon wheel test-wheel clean
+.PHONY: bench-engine help demo test setup native lint format asan tsan fuzz fuzz-onnx fuzz-interop fuzz-short test-neon wheel test-wheel clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -86,6 +86,9 @@ fuzz-onnx: ## N thousand damaged ONNX models, compiled and run with the native m
 	cp build/asan-python/csrc/bindings/*.so build/asan-python/site/actzip/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/asan-python/site python tests/fuzz/onnx_models.py $$(( $(N) * 1000 )) $(SEED)
+
+fuzz-interop: ## N thousand Zarr arrays beside the same ones stored with Zstandard
+	python tests/fuzz/zarr_arrays.py --cases $$(( $(N) * 1000 )) --seed $(SEED)
 
 native: ## developer build: the extension modules beside the sources, incremental (use with PYTHONPATH=src)
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v python) -DCMAKE_INSTALL_PREFIX=src \
