@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "common/float_mode.h"
+
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
@@ -76,9 +78,10 @@ struct Job {
   int64_t n;
   RangeFn fn;
   void* context;
-  int max_workers;             // the caller included
-  int joined = 1;              // guarded by the pool's lock
-  std::atomic<int> inside{0};  // workers (not the caller) that still hold a pointer to this job
+  int max_workers;                // the caller included
+  FloatMode mode = float_mode();  // the caller's, in which all calls run
+  int joined = 1;                 // guarded by the pool's lock
+  std::atomic<int> inside{0};     // workers (not the caller) that still hold a pointer to this job
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error{};  // written once by whoever sets `failed`
@@ -198,7 +201,10 @@ class Pool {
       }
       if (job == nullptr && !late) job = sleep(&seen, &worker);
       if (job == nullptr) continue;
-      job->run(worker);
+      {
+        const WithFloatMode mode(job->mode);
+        job->run(worker);
+      }
       job->inside.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -254,8 +260,9 @@ Pool& pool() {
 
 int default_threads() {
   static const int n = [] {
-    if (const char* env = std::getenv("ACTZIP_NUM_THREADS")) {
-      const int v = std::atoi(env);
+    for (const char* name : {"ACTZIP_NUM_THREADS", "OMP_NUM_THREADS"}) {
+      const char* env = std::getenv(name);  // OpenMP's may be a list, one a level: the first counts
+      const int v = env != nullptr ? std::atoi(env) : 0;
       if (v > 0) return v;
     }
 #if defined(__linux__)

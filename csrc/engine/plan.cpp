@@ -7,6 +7,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "common/float_mode.h"
 #include "common/thread_pool.h"
 #include "engine/node.h"
 
@@ -270,6 +271,7 @@ void Plan::execute(Context& c, const std::vector<const float*>& inputs, const st
     }
     c.scratch_threads = threads;
   }
+  const FlushSubnormals flush;
   using Clock = std::chrono::steady_clock;
   for (size_t i = 0; i < nodes_.size(); ++i) {
     for (int root : binds_[i]) {

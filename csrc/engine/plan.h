@@ -19,6 +19,9 @@
 // (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
 // calibrated `density` with some room; a run with more non-zeros takes more from the heap (spill).
 //
+// Subnormal numbers count as zero inside a run (common/float_mode.h); the caller's floating-point mode is as
+// before afterwards.
+//
 // Errors: std::invalid_argument for a plan or arguments that do not fit, std::bad_alloc.
 //
 // Nodes: docs/engine.md lists every operator with its attributes.

@@ -48,7 +48,7 @@ def compile(
             file, or a :class:`~actzip.runtime.graph.Graph`.
         example: an input, float32, (N, ...): tensor or numpy array; a tuple of several, a dict of keyword arguments. For
             ONNX and graphs it may be left out: random numbers are then calibrated with.
-        threads: for each call; None: ``ACTZIP_NUM_THREADS``, else all CPUs of the process.
+        threads: for each call; None: ``ACTZIP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else all CPUs of the process.
         calibration: typical inputs in the form of ``example`` (any batch), for the densities that decide how maps are
             stored and which kernels run; None: ``example``. Results do not depend on it, speed and memory do.
         tune: time kernels here at the example's batch, for some seconds the first time; False: decide from densities alone.
