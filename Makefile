@@ -31,7 +31,7 @@ $(VENV)/.ready: $(VENV)/.deps pyproject.toml CMakeLists.txt cmake/isa.cmake $(sh
 	touch $@
 
 demo: setup ## the main job: LeNet-5 on MNIST, trained, sparsified, quantized, encoded, decoded, checked
-	$(BIN)/actzip reproduce recipes/lenet5-mnist.yaml --out out/demo --fresh
+	$(BIN)/actzip reproduce recipes/lenet5-mnist/sparsify.yaml --out out/demo --fresh
 
 test: setup ## every test
 	$(BIN)/python -m pytest -q
@@ -109,7 +109,7 @@ test-wheel: wheel ## the newest wheel in an environment of its own without a com
 	  python -m pip install -q --no-build-isolation --only-binary :all: "$$(python -c 'import glob, os; print(max(glob.glob("$(abspath dist)/*.whl"), key=os.path.getmtime))')[onnx]" "pytest>=8.0" "hypothesis>=6.100" && \
 	  python -m pytest -q $(WHEEL_TESTS)
 
-bench-engine: setup ## every table of the engine (hours are not needed, an idle machine is): docs/engine-benchmarks.md
+bench-engine: setup ## every table of the engine (hours are not needed, an idle machine is): docs/results/engine.md
 	$(BIN)/python benchmarks/engine/suite.py
 
 lint: setup ## ruff, clang-format, mypy

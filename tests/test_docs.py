@@ -1,6 +1,9 @@
 """Every Python block of the documentation runs, page by page, in order, in an empty folder; of the guide the shell's too."""
 
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import pytest
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 #: Pages whose console blocks run too.
 SHELL = {"guide"}
-PAGES = sorted(p for p in DOCS.glob("*.md") if "```python" in p.read_text(encoding="utf-8"))
+EVERY = sorted(DOCS.rglob("*.md"))
+PAGES = [p for p in EVERY if "```python" in p.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[p.stem for p in PAGES])
@@ -67,24 +71,35 @@ def test_the_guide_has_no_other_blocks():
 
 def test_the_navigation_leads_somewhere():
     nav = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
-    for name in re.findall(r":\s*([\w-]+\.md)", nav):
-        assert (DOCS / name).exists(), name
+    named = set(re.findall(r":\s*([\w/-]+\.md)", nav))
+    pages = {
+        str(p.relative_to(DOCS)) for p in EVERY if not p.name[0].isdigit()
+    }  # a decision is found by its list
+    assert named == pages
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in DOCS.glob("*.md"):
-        for target in re.findall(r"\]\(([\w/.-]+\.md)", page.read_text(encoding="utf-8")):
+    for page in [*EVERY, *(DOCS.parent / n for n in ("README.md", "HACKING.md", "weights/README.md"))]:
+        for target in re.findall(r"\]\(([\w/.-]+)[)#]", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_tables_are_those_of_the_results():
+    """`python benchmarks/tables.py` writes them into the pages."""
+    if not (DOCS.parent / "README.md").exists():
+        pytest.skip("tests were copied away from the sources")
+    run = subprocess.run(
+        [sys.executable, str(DOCS.parent / "benchmarks" / "tables.py"), "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_site_builds_without_warnings(tmp_path):
     """What `make docs` does."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
-    import os
-    import subprocess
-    import sys
-
     run = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=DOCS.parent,

@@ -20,7 +20,7 @@ from actzip.onnx_backend import ActzipBackend, BackendIsNotSupposedToImplementIt
 from actzip.runtime.interpret import interpret  # noqa: E402
 from actzip.runtime.onnx_import import OPERATORS  # noqa: E402
 
-RECORD = Path(__file__).parent.parent / "benchmarks" / "results" / "onnx-backend.json"
+RECORD = Path(__file__).parent.parent / "benchmarks" / "results" / "integrations" / "onnx-backend.json"
 SHARE = 4
 
 

@@ -4,7 +4,6 @@
     python benchmarks/codec/bench.py mobilenet_v1=sparse.safetensors  # a network with the weights of a checkpoint
     python benchmarks/codec/bench.py inception_v3 --bits 8 --only rans --no-slow --out look.json
     python benchmarks/codec/bench.py --only-scaling                   # two threads against one, added to the results
-    python benchmarks/codec/bench.py --markdown                       # the tables of docs/codecs.md from the results
 
 A map is the output of one ReLU for all images together (N, C, H, W), quantized to 8 and 16 bits with one scale. Each is
 encoded and decoded `--repeats` times (zstd -19 encodes once) into reused memory; the table sums the fastest time of each map.
@@ -13,7 +12,7 @@ only through the caches and the memory that they use. Two threads against one ar
 what the memory gains bounds what they can. Rivals are given the same
 q-bit tensor (blosc2: bit shuffle, zstd level 5, element size told). Every map must come back as it was.
 
-The results of each network and width replace its entry of `benchmarks/results/codec.json`; the figures that the project
+The results of each network and width replace its entry of `benchmarks/results/codec/bench.json`; the figures that the project
 promises follow each table, with what was measured.
 """
 
@@ -337,63 +336,6 @@ def show(network: str, what: str, r: dict[str, Any]) -> None:
     print(flush=True)
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The tables of docs/codecs.md: bytes and speed together, one table a network."""
-    lines = []
-    networks: dict[str, list[dict[str, Any]]] = {}
-    for entry in results.values():
-        networks.setdefault(entry["what"], []).append(entry)
-    for what, entries in networks.items():
-        entries.sort(key=lambda e: e["bits"])
-        cpu = entries[0]["machine"]
-        density = ", ".join(f"{e['density']:.3f} at {e['bits']} bits" for e in entries)
-        lines += [f"**{what}** (density {density}; {cpu['cpu']}, {cpu['isa']})", ""]
-        head = [f"{e['bits']} bits: gain | encode | decode" for e in entries]
-        lines += [f"| GB/s | {' | '.join(head)} |", "|---|" + "--:|" * (3 * len(entries))]
-        for name in entries[0]["codecs"]:
-            cells = []
-            for e in entries:
-                c = e["codecs"][name]
-                cells.append(f"{c['gain']:.3f} | {c['encode_gbps']:.3g} | {c['decode_gbps']:.3g}")
-            lines.append(
-                f"| `{name}` | {' | '.join(cells)} |"
-                if name in _own()
-                else f"| {name} | {' | '.join(cells)} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def two_threads(results: dict[str, Any]) -> str:
-    """The table of two threads against one of docs/codecs.md, memcpy beside the codecs."""
-    entries = [e for e in results.values() if "two_threads" in e]
-    names = list(entries[0]["two_threads"])
-    lines = [
-        f"| network | bits | memory | {' | '.join('memcpy' if n == 'memcpy' else f'`{n}`' for n in names)} |",
-        "|---|--:|---|" + "--:|" * len(names),
-    ]
-    for e in entries:
-        for memory, ways in (
-            ("there", TWO_THREADS[:2]),
-            ("new", TWO_THREADS[2:4]),
-            ("all maps", TWO_THREADS[4:]),
-        ):
-            cells = []
-            for n in names:
-                s = e["two_threads"][n]
-                cells.append(
-                    ", ".join(dict.fromkeys(f"{s.get(w, s.get(c, float('nan'))):.2f}" for w, c in ways))
-                )
-            lines.append(f"| {e['what']} | {e['bits']} | {memory} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _own() -> set[str]:
-    from actzip.codec import codecs
-
-    return {n for c in codecs() for n in (c, f"{c} per channel")} | {"auto"}
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument(
@@ -416,15 +358,9 @@ def main() -> None:
     p.add_argument(
         "--maps", type=Path, help="keep the quantized maps in this folder, and take them from there"
     )
-    p.add_argument("--out", type=Path, default=HERE.parent / "results" / "codec.json")
-    p.add_argument(
-        "--markdown", action="store_true", help="print the tables of the results and do nothing else"
-    )
+    p.add_argument("--out", type=Path, default=HERE.parent / "results" / "codec" / "bench.json")
     args = p.parse_args()
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if args.markdown:
-        print(markdown(results), two_threads(results), sep="\n")
-        return
 
     from rich.progress import Progress
 

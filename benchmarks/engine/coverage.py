@@ -1,13 +1,14 @@
 """Which models compile and agree with PyTorch: python benchmarks/engine/coverage.py [names ...]
 
 torchvision's classification, segmentation and detection-backbone models with seeded random weights, compiled without trials
-and run at batch 2. Writes benchmarks/results/engine-coverage.json (for each the largest error relative to the largest output, or
-the reason why not; what was there of other models stays) and the table docs/coverage.md from it.
+and run at batch 2. Writes benchmarks/results/engine/coverage.json (for each the largest error relative to the largest output, or
+the reason why not; what was there of other models stays) and the table docs/results/coverage.md from it.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 import warnings
@@ -22,7 +23,7 @@ import actzip
 from actzip.errors import ActzipError
 from actzip.models._torchvision import import_torchvision
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "engine"
 LIMIT = 1e-4
 SIDES = {"inception_v3": 139, "vit": 224, "swin": 224, "maxvit": 224}
 SKIPPED = (
@@ -79,31 +80,6 @@ def check(name: str) -> dict[str, Any]:
         return {"ok": False, "why": f"{type(error).__name__}: {error}"}
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """The page of the documentation."""
-    kinds = {"segmentation": ("deeplabv3", "fcn", "lraspp"), "detection backbone": ("_fpn",)}
-    good = sum(r["ok"] for r in found.values())
-    lines = [
-        "# Which models run",
-        "",
-        f"{good} of {len(found)} torchvision models with random weights compile and agree with PyTorch: the largest difference, ",
-        f"relative to the output's largest value, is below {LIMIT:g}. Batch 2 of a model compiled for any batch, square inputs of the ",
-        "size named, kernels not timed. Made by `python benchmarks/engine/coverage.py`, which writes",
-        "`benchmarks/results/engine-coverage.json` too.",
-        "",
-        "| model | kind | size | packed maps | error |",
-        "|---|---|---|---|---|",
-    ]
-    for name in sorted(found):
-        kind = next((k for k, words in kinds.items() if any(w in name for w in words)), "classification")
-        r = found[name]
-        if r["ok"]:
-            lines.append(f"| {name} | {kind} | {r['side']} | {r['packed_maps']} | {r['error']:.1e} |")
-        else:
-            lines.append(f"| {name} | {kind} | | | {r.get('why', r.get('error'))} |")
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
 def main() -> None:
     warnings.simplefilter("ignore")
     models = import_torchvision().models
@@ -111,7 +87,7 @@ def main() -> None:
     if not names:
         names = [n for n in models.list_models(module=models) if not any(s in n for s in SKIPPED)]
         names += ["deeplabv3_resnet50", "fcn_resnet50", "resnet18_fpn", "resnet50_fpn"]
-    path = RESULTS / "engine-coverage.json"
+    path = RESULTS / "coverage.json"
     RESULTS.mkdir(parents=True, exist_ok=True)
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
@@ -120,7 +96,7 @@ def main() -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         temporary.replace(path)
-    (RESULTS.parent.parent / "docs" / "coverage.md").write_text(table(found), encoding="utf-8")
+    subprocess.run([sys.executable, str(RESULTS.parents[1] / "tables.py")], check=True)
     print(f"{sum(r['ok'] for r in found.values())} of {len(found)} models agree within {LIMIT:g}")
 
 

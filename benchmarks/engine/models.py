@@ -16,7 +16,7 @@ from actzip.models import model_info
 from actzip.runtime.models import load_model
 
 #: Thresholds of Inception-V3 with what benchmarks/sparsify/inception.py measured of them.
-STORED = Path(__file__).resolve().parent.parent / "results" / "sparsify-inception-thresholds.json"
+STORED = Path(__file__).resolve().parent.parent / "results" / "sparsify" / "inception-thresholds.json"
 #: Networks with trained weights: (name for actzip.models, file of weights). All others are torchvision's by their name,
 #: with seeded random ones.
 TRAINED = {

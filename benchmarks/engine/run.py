@@ -7,13 +7,15 @@ all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled c
 Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on that instruction set too; rivals then run as they come (they may use AVX-512) and, in rows of
 their own, told to use AVX2 at most by the variables that they know for it (AVX2_AT_MOST in actzip.cli._workers). ONNX Runtime
 and ncnn know none, so that they are in the table as they come only. Writes
-benchmarks/results/engine-<network>-b<batch>-t<threads>.json and prints the table.
+benchmarks/results/engine/<machine>/<network>-b<batch>-t<threads>.json and prints the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -40,12 +42,29 @@ from actzip.cli._workers import (  # noqa: E402
 )
 from actzip.files import write_text  # noqa: E402
 
-RESULTS = HERE.parent / "results"
+RESULTS = HERE.parent / "results" / "engine"
 # Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
 WRONG = 1e-2
 # With thresholds a value within rounding of its threshold is passed by one engine and not by another, a step as high as
 # the threshold: engines differ the more, the higher the thresholds (Inception-V3 at density 0.25: 2 to 4 %).
 WRONG_WITH_THRESHOLDS = 1e-1
+
+
+def machine() -> str:
+    """A folder's name for this machine: the CPU's core by name where it is known, else by its numbers."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    found = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (\S+)$", text, re.M))
+    if found.get("vendor_id") == "AuthenticAMD":
+        family, model = int(found["cpu family"]), int(found["model"])
+        if family == 0x1A:
+            return "zen5"
+        if family == 0x19:
+            return "zen4" if 0x10 <= model < 0x20 or model >= 0x60 else "zen3"
+    name = f"{platform.machine()}-{found.get('cpu family', '')}-{found.get('model', '')}"
+    return name.strip("-").lower()
 
 
 def variants(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -251,7 +270,9 @@ def main() -> None:
         help="shell command that answers a line when the machine is free and keeps it so until its input closes; "
         "asked for before actzip's trials and the timed rounds",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+    parser.add_argument(
+        "--results", type=Path, help="folder of the JSON file; by default that of this machine"
+    )
     args = parser.parse_args()
     args.weights = [w.resolve() for w in args.weights]
     inception = args.network == "inception_v3"
@@ -372,8 +393,9 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
         "network": args.network, "batch": args.batch, "threads": args.threads, "rounds": args.rounds, "machine": machine,
         "advice": advice(), "rows": rows,
     }  # fmt: skip
+    args.results = args.results or RESULTS / machine()
     args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / f"engine-{args.network}-b{args.batch}-t{args.threads}.json"
+    path = args.results / f"{args.network}-b{args.batch}-t{args.threads}.json"
     head = json.dumps({**report, "rows": []}, indent=1)
     lines = ",\n".join("  " + json.dumps(r) for r in rows)  # a row a line
     write_text(path, head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")

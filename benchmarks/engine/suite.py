@@ -5,8 +5,8 @@
     python benchmarks/engine/suite.py mobilenet_v1 --weights mobilenet_v1=FILE.safetensors
     python benchmarks/engine/suite.py --list
 
-One table is one network at one batch and number of threads: run.py makes it, then report.py writes docs/engine-benchmarks.md from all
-results. The timed rounds of a table take about --seconds. Before them every engine is made ready: some seconds each, the first time
+One table is one network at one batch and number of threads: run.py makes it, then benchmarks/tables.py writes docs/results/engine.md from
+all results. The timed rounds of a table take about --seconds. Before them every engine is made ready: some seconds each, the first time
 20 more for each row of actzip, whose trials are remembered (the tuning cache), and for torch.compile. What is prepared (ONNX
 files, thresholds and what they do) is kept in --folder; --prepare-only does that alone, for which the machine may be busy.
 """
@@ -130,7 +130,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="also with these sparsified weights (safetensors; NAME.thresholds.json beside it counts)",
     )  # fmt: skip
     add("--folder", type=Path, default=Path("out/engine"))
-    add("--results", type=Path, help="as for run.py; then report.py is not run")
+    add("--results", type=Path, help="as for run.py; then tables.py is not run")
     add("--gate", help="as for run.py")
     add("--prepare-only", action="store_true")
     add("--list", action="store_true", help="print what would be run")
@@ -149,7 +149,7 @@ def main() -> None:
         elif subprocess.run([sys.executable, str(HERE / "run.py"), *words]).returncode != 0:
             print("failed: run.py", *words, file=sys.stderr)
     if not (args.prepare_only or args.list or args.results):
-        subprocess.run([sys.executable, str(HERE / "report.py")], check=True)
+        subprocess.run([sys.executable, str(HERE.parent / "tables.py")], check=True)
 
 
 if __name__ == "__main__":

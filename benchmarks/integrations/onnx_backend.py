@@ -1,7 +1,7 @@
 """ONNX's own backend node tests on the engine: python benchmarks/integrations/onnx_backend.py
 
 Runs ``onnx.backend.test.BackendTest`` (all node cases, CPU) against ``actzip.onnx_backend`` with ONNX's own runner and tolerances, and
-writes benchmarks/results/onnx-backend.json: which cases passed, which are reported as unsupported and why, which failed; and the
+writes benchmarks/results/integrations/onnx-backend.json: which cases passed, which are reported as unsupported and why, which failed; and the
 counts of each operator that the engine claims.
 """
 
@@ -23,7 +23,7 @@ from actzip import onnx_backend
 from actzip.files import write_text
 from actzip.runtime.onnx_import import OPERATORS
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "onnx-backend.json"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "integrations" / "onnx-backend.json"
 
 
 class _Result(unittest.TestResult):

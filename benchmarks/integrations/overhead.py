@@ -1,7 +1,7 @@
 """What a call of a compiled model costs beside its work: python benchmarks/integrations/overhead.py
 
 A network of one ReLU on 8 numbers, one thread: almost nothing to compute, so the time of a call is the overhead of the call. Tensors
-and arrays, a batch of one. Writes benchmarks/results/call-overhead.json: microseconds a call, the median and the least of the rounds; beside
+and arrays, a batch of one. Writes benchmarks/results/integrations/call-overhead.json: microseconds a call, the median and the least of the rounds; beside
 them an empty Python function, the same network in PyTorch, and in ONNX Runtime where that is installed.
 """
 
@@ -23,7 +23,7 @@ import actzip
 from actzip import cpu
 from actzip.files import write_text
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "call-overhead.json"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "integrations" / "call-overhead.json"
 ROUNDS, CALLS = 30, 2000
 
 

@@ -5,7 +5,7 @@ for a batch of two and called with that and with a batch of three; outputs are c
 relative to the largest output. A model counts where torch.compile found at least one graph, the engine runs a part of each one with
 operators in it, none is left to PyTorch whole, and the difference is below 1e-4; ``agree_distinct`` counts those whose answers on two images differ by ten times that at least
 (``differs``). Each model is a process with a time limit, so
-memory goes back. What is in benchmarks/results/torch-compile-models.json already is not run again (--again runs it).
+memory goes back. What is in benchmarks/results/integrations/torch-compile-models.json already is not run again (--again runs it).
 
 Names are timm's, or torchvision's with ``torchvision:`` before them. Models that share all shapes of parameters, in order, count
 once.
@@ -30,7 +30,7 @@ from torch import nn
 from actzip.files import write_text
 from actzip.models._torchvision import import_timm, import_torchvision
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "torch-compile-models.json"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "integrations" / "torch-compile-models.json"
 LIMIT = 1e-4
 WEAK = 1e-2  # two images whose answers are less far apart test little
 #: timm's files of convolutional networks.

@@ -1,6 +1,6 @@
 """Micro-benchmark of the convolution kernels on real layer shapes.
 
-    PYTHONPATH=src python benchmarks/kernels/bench.py --net inception_v3 --out benchmarks/results/kernels.json
+    PYTHONPATH=src python benchmarks/kernels/bench.py --net inception_v3 --out out/kernels.json
 
 Every layer of `layers.txt` at every density, one thread: each kernel of the table that can compute it (or the best
 few), packed input to packed output with bias and ReLU, against oneDNN through PyTorch (the faster of NCHW,

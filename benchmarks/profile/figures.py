@@ -4,7 +4,7 @@
     inception  Inception-V3 with trained weights on 100 photographs, all codecs: seconds, peak memory of the process, densities
     overhead   one pass with statistics, without codecs, over the plain forward pass
 
-Results: benchmarks/results/profile-*.json. The machine has to be idle. The first `predict` calibrates the cost model (a minute).
+Results: benchmarks/results/profile/*.json. The machine has to be idle. The first `predict` calibrates the cost model (a minute).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results"
+RESULTS = HERE.parent / "results" / "profile"
 sys.path.insert(0, str(HERE.parent / "engine"))
 
 #: (network of benchmarks/engine/models.py, density imposed on every ReLU where the weights are random)
@@ -44,7 +44,7 @@ def write(name: str, data: dict[str, Any]) -> None:
     from actzip.files import write_text
 
     data = {"machine": cpu.info(), **data}
-    write_text(RESULTS / f"profile-{name}.json", json.dumps(data, indent=1) + "\n")
+    write_text(RESULTS / f"{name}.json", json.dumps(data, indent=1) + "\n")
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -57,7 +57,7 @@ def predict(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     cost = CostModel.of_this_machine(args.threads)
     print(f"cost model: {time.perf_counter() - start:.1f} s, {len(cost.samples)} timings", flush=True)
-    path = RESULTS / "profile-predicted.json"
+    path = RESULTS / "predicted.json"
     known = json.loads(path.read_text())["networks"] if args.resume and path.exists() else []
     done = {(r["network"], r["imposed"]) for r in known}
     for name, density in NETWORKS:

@@ -1,7 +1,7 @@
 """Inception-V3 in the engine with packed maps as float32, float16 and 8-bit integers, beside dense float32 and int8 engines.
 
-    python benchmarks/quantize/engine.py prepare out/engine --thresholds benchmarks/results/sparsify-inception-thresholds.json
-    python benchmarks/quantize/engine.py run out/engine --out benchmarks/results/quantize-engine.json
+    python benchmarks/quantize/engine.py prepare out/engine --thresholds benchmarks/results/sparsify/inception-thresholds.json
+    python benchmarks/quantize/engine.py run out/engine --out benchmarks/results/quantize/engine.json
 
 `prepare` writes what needs no quiet machine: the photographs, the float network as ONNX (without thresholds, which would only
 cost dense engines time), and two int8 ones: by ONNX Runtime's own static quantization (QDQ, 8-bit activations and weights,

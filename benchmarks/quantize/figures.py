@@ -1,10 +1,10 @@
-"""Accuracy x bits x codec of one network at each stage, as JSON: the figures of docs/quantize.md.
+"""Accuracy x bits x codec of one network at each stage, as JSON: the figures of docs/results/quantize.md.
 
     python benchmarks/quantize/figures.py mobilenet --stage baseline=cifar10_mobilenet_v1 \\
         --stage control=CONTROL.safetensors --stage sparsified=SPARSE.safetensors --bits 16 8 4
     python benchmarks/quantize/figures.py lenet --stage baseline=A.safetensors --stage sparsified=B.safetensors
     python benchmarks/quantize/figures.py inception --bits 16 8 --stage baseline=inception_v3_5class \\
-        --stage thresholds=benchmarks/results/sparsify-inception-thresholds.json
+        --stage thresholds=benchmarks/results/sparsify/inception-thresholds.json
 
 A stage is a name and float weights (a file or a name under the shared weights), or NAME=STEM.json for weights and learned
 scales written by ``save_quantized`` (their own bits are used). Everything is streamed: one batch's maps at a time.

@@ -1,9 +1,9 @@
 """Inception-V3 (five classes) on photographs: thresholds without training, and distilled from itself.
 
     python benchmarks/sparsify/inception.py thresholds out/inception-thresholds \\
-        benchmarks/results/sparsify-inception-thresholds.json
+        benchmarks/results/sparsify/inception-thresholds.json
     python benchmarks/sparsify/inception.py distilled out/inception-distilled \\
-        benchmarks/results/sparsify-inception-distilled.json --density 0.27
+        benchmarks/results/sparsify/inception-distilled.json --density 0.27
 
 `thresholds` calibrates thresholds to --density; `distilled` does that too and then trains the weights so that the network
 with thresholds gives what it gave without them. Both end with an evaluation. What is found in the folder is used, so a run

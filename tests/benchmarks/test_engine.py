@@ -102,7 +102,7 @@ def test_a_table(shared_file, tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "ACTZIP_DEEPSPARSE_PYTHON"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "engine-cifar_resnet20-b2-t1.json").read_text())
+    found = json.loads((tmp_path / "cifar_resnet20-b2-t1.json").read_text())
     rows = {(r["engine"], r["isa"], r["zeros"]): r for r in found["rows"]}
     best = found["machine"]["isa"]
     plain, sparse, scaled = (rows["actzip", best, z] for z in ("natural", "sparsified", "scaled 0.3"))

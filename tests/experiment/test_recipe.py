@@ -29,9 +29,26 @@ encode:
 """
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.name)
+EVERY = sorted(RECIPES.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", EVERY, ids=[f"{p.parent.name}/{p.stem}" for p in EVERY])
 def test_every_recipe_of_the_project_is_valid(path):
-    assert load_recipe(path).name == path.stem
+    what = "" if path.stem == "sparsify" else f"-{path.stem}"
+    assert load_recipe(path).name == path.parent.name + what
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("lenet5-mnist", "lenet5-mnist/sparsify"),
+        ("mobilenet-v1-cifar10-thresholds-1.6x-8bit", "mobilenet-v1-cifar10/thresholds-1.6x-8bit"),
+    ],
+)
+def test_the_old_place_of_a_recipe_names_the_new_one(old, new):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(RECIPES / f"{old}.yaml")
+    assert f"{RECIPES / new}.yaml" in str(error.value)
 
 
 def test_good_recipe_is_read():

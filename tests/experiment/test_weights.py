@@ -16,8 +16,8 @@ from actzip.models import resolve as resolve_model
 ROOT = Path(__file__).resolve().parents[2]
 #: file -> (model, result, stage)
 WEIGHTS = {
-    "cifar_resnet20_sparse": ("cifar_resnet20", "cifar-resnet20-cifar10-thresholds", "sparse"),
-    "cifar_resnet20_dense": ("cifar_resnet20", "cifar-resnet20-cifar10-longer", "sparse"),
+    "cifar_resnet20_sparse": ("cifar_resnet20", "cifar-resnet20-cifar10/thresholds", "sparse"),
+    "cifar_resnet20_dense": ("cifar_resnet20", "cifar-resnet20-cifar10/longer", "sparse"),
 }
 
 
@@ -38,7 +38,7 @@ def test_the_example_runs(monkeypatch):
 def test_compiled_accuracy_is_the_recorded_one(name, shared, shared_file):
     shared_file("data/cifar10/test.parquet")
     model, result, stage = WEIGHTS[name]
-    recorded = json.loads((ROOT / "benchmarks" / "results" / f"{result}.json").read_text())
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "recipes" / f"{result}.json").read_text())
     row = next(s for s in recorded["stages"] if s["stage"] == stage)
     how = recorded["recipe"]["data"]
     net = resolve_model(model).eval()

@@ -15,7 +15,9 @@ from actzip.cli.common import JSON, errors, out, print_json, progress
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
-    @app.command(epilog="Example:  actzip reproduce recipes/lenet5-mnist.yaml --out out/lenet5 --seed 1")
+    @app.command(
+        epilog="Example:  actzip reproduce recipes/lenet5-mnist/sparsify.yaml --out out/lenet5 --seed 1"
+    )
     def reproduce(
         recipe: Path = typer.Argument(..., help="A YAML file (docs/recipes.md)."),
         target: Path | None = typer.Option(None, "--out", help="Folder for results; by default runs/NAME."),

@@ -280,8 +280,20 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         near = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         hint = f"; there: {', '.join(near)}" if near else ""
+        if moved := _moved(file):
+            hint = f"; it is {moved} now"
         raise RecipeError(f"cannot read the recipe {file}: {reason}{hint}") from error
     return parse_recipe(text, str(file))
+
+
+def _moved(file: Path) -> Path | None:
+    """Where a recipe is that lay beside the folders (``MODEL-DATA-WHAT.yaml``) once."""
+    for folder in sorted(file.parent.glob("*-*/"), key=lambda f: -len(f.name)):
+        if file.stem == folder.name or file.stem.startswith(f"{folder.name}-"):
+            new = folder / f"{file.stem[len(folder.name) + 1 :] or 'sparsify'}.yaml"
+            if new.is_file():
+                return new
+    return None
 
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:

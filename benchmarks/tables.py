@@ -1,0 +1,580 @@
+"""The tables of README.md and docs/results, made of the figures in benchmarks/results.
+
+    python benchmarks/tables.py            # write them into the pages
+    python benchmarks/tables.py --check    # say which pages differ, with exit code 1 where one does
+
+A table stands in its page between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is around it is written by hand.
+A table is a function below whose name is NAME with ``_`` for ``-``. It returns lines of Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"
+BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+TABLES: dict[str, Callable[[], list[str]]] = {}
+MACHINES = {"zen3": "AMD EPYC (Zen 3)", "zen4": "AMD EPYC (Zen 4)", "zen5": "AMD EPYC (Zen 5)"}
+
+
+def table(make: Callable[[], list[str]]) -> Callable[[], list[str]]:
+    """Registers a table under its function's name."""
+    TABLES[make.__name__.strip("_").replace("_", "-")] = make
+    return make
+
+
+def load(name: str) -> Any:
+    """A file of benchmarks/results, without the ending."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def grid(head: str, align: str, rows: Iterable[Iterable[Any]]) -> list[str]:
+    """A Markdown table; ``head`` has the titles between bars, ``align`` a letter (l, r) a column."""
+    marks = {"l": "---", "r": "--:"}
+    lines = [f"| {head} |", "|" + "".join(marks[a] + "|" for a in align)]
+    return lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def stage(result: Any, name: str, bits: int = 32) -> dict[str, Any]:
+    return next(s for s in result["stages"] if s["stage"] == name and s["bits"] == bits)
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+def engine_results() -> list[tuple[str, dict[str, Any]]]:
+    """(machine, result) of every table, the well-known networks first."""
+    first = ["inception_v3", "resnet18", "resnet34", "resnet50", "vgg16"]
+
+    def place(item: tuple[str, dict[str, Any]]) -> tuple[Any, ...]:
+        machine, d = item
+        n = d["network"]
+        known = first.index(n) if n in first else len(first)
+        return (list(MACHINES).index(machine) != 1, machine, known, n, d["batch"], d["threads"])
+
+    paths = (RESULTS / "engine").glob("*/*-b*-t*.json")
+    return sorted(((p.parent.name, json.loads(p.read_text())) for p in paths), key=place)
+
+
+def engine_name(r: dict[str, Any]) -> str:
+    name = f"{r['engine']} {r['version'] or ''}".split("+")[0].split("-")[0].strip()
+    if r["engine"] == "actzip":
+        return f"{name}, {r['isa']}"
+    return f"{name}, at most AVX2" if r["isa"] == "avx2" else name
+
+
+def zeros(r: dict[str, Any], network: str) -> str:
+    """What a row's zeros are; random weights have none that training made."""
+    return "random weights" if r["zeros"] == "natural" and network in RANDOM else str(r["zeros"])
+
+
+#: Networks that the engine's tables measure on random weights.
+RANDOM = frozenset(
+    {
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "vgg16",
+        "convnext_tiny",
+        "efficientnet_b0",
+        "mobilenet_v2",
+        "mobilenet_v3_large",
+    }
+)
+
+
+def engine_row(r: dict[str, Any], network: str) -> list[str]:
+    if "median_ms" not in r:
+        return [engine_name(r), zeros(r, network), "", "", "", r["skip"], *[""] * 6]
+
+    def number(key: str, digits: int = 3) -> str:
+        return "" if r.get(key) is None else f"{r[key]:.{digits}f}"
+
+    dense = r.get("dense_arena_bytes")
+    peak = r.get("peak_share")
+    random = network in RANDOM and r["zeros"] != "dense"
+    return [
+        engine_name(r), zeros(r, network), number("density"),
+        "" if random else number("top1_agreement"), "" if random else number("output_error"),
+        f"{r['median_ms']:.2f}", str(r["runs"]),
+        number("against_fastest_dense", 2), number("against_fastest_dense_avx2", 2),
+        "" if peak is None else f"{100 * peak:.0f} %", f"{r['arena_bytes'] / dense:.2f}" if dense else "",
+        f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
+    ]  # fmt: skip
+
+
+@table
+def engine_tables() -> list[str]:
+    head = "engine | zeros | density | top-1 | error | median ms | runs | x dense | x AVX2 | of peak | arena | peak MB"
+    lines = []
+    for machine, d in engine_results():
+        threads = f"{d['threads']} thread{'s' if d['threads'] > 1 else ''}"
+        where = "" if machine == "zen4" else f", {MACHINES.get(machine, machine)}"
+        lines += [f"### {d['network']}, batch {d['batch']}, {threads}{where}", ""]
+        lines += [f"{MACHINES.get(machine, d['machine']['cpu'])}; float32.", ""]
+        lines += [*grid(head, "llrrrrrrrrrr", (engine_row(r, d["network"]) for r in d["rows"])), ""]
+    return lines[:-1]
+
+
+@table
+def engine_threads() -> list[str]:
+    times: dict[tuple[str, int, str, str], dict[int, float]] = {}
+    for path in sorted((RESULTS / "engine").glob("*/alone/*.json")):
+        d = json.loads(path.read_text())
+        for r in d["rows"]:
+            key = (d["network"], d["batch"], r["isa"], r["zeros"])
+            times.setdefault(key, {})[d["threads"]] = r["median_ms"]
+    rows = [
+        (*key, f"{t[1]:.2f}", f"{t[2]:.2f}", f"{t[1] / t[2]:.2f}")
+        for key, t in sorted(times.items())
+        if {1, 2} <= t.keys()
+    ]
+    return grid("network | batch | actzip on | zeros | 1 thread, ms | 2 threads, ms | ratio", "lrllrrr", rows)
+
+
+@table
+def engine_no_zeros() -> list[str]:
+    rows = [
+        (d["network"], d["batch"], d["threads"], r["isa"], f"{r['median_ms']:.2f}", f"{r['against_pytorch_and_ort']:.2f}")
+        for _, d in engine_results()
+        for r in d["rows"]
+        if "against_pytorch_and_ort" in r
+    ]  # fmt: skip
+    head = "network | batch | threads | actzip on | median ms | best of PyTorch, ORT / actzip"
+    return grid(head, "lrrlrr", rows)
+
+
+@table
+def coverage() -> list[str]:
+    kinds = {"segmentation": ("deeplabv3", "fcn", "lraspp"), "detection backbone": ("_fpn",)}
+    found = load("engine/coverage")
+    rows = []
+    for name in sorted(found):
+        kind = next((k for k, words in kinds.items() if any(w in name for w in words)), "classification")
+        r = found[name]
+        good = (
+            (r["side"], r["packed_maps"], f"{r['error']:.1e}")
+            if r["ok"]
+            else ("", "", r.get("why", r.get("error")))
+        )
+        rows.append((name, kind, *good))
+    return [
+        f"{sum(r['ok'] for r in found.values())} of {len(found)} models compile and agree.",
+        "",
+        *grid("model | kind | size | packed maps | error", "llrrr", rows),
+    ]
+
+
+@table
+def resnet20_clock() -> list[str]:
+    d = load("engine/zen3/cifar_resnet20-b1-t1")
+    rows = [r for r in d["rows"] if "median_ms" in r and r["isa"] != "baseline"]
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in rows:
+        key = (r["engine"].removesuffix(" channels_last"), r["zeros"])
+        if key not in best or r["median_ms"] < best[key]["median_ms"]:
+            best[key] = r
+    return grid(
+        "engine | zeros | density | median ms | against the fastest dense engine", "llrrr",
+        (
+            (engine_name(r), "not used" if r["zeros"] == "dense" else r["zeros"], f"{r['density']:.3f}",
+             f"{r['median_ms']:.2f}", f"{r['against_fastest_dense']:.2f}x")
+            for r in sorted(best.values(), key=lambda r: (r["engine"] == "actzip", r["median_ms"] * (r["engine"] != "actzip")))
+        ),
+    )  # fmt: skip
+
+
+# --- codecs ---------------------------------------------------------------------------------------
+
+#: What two threads gained: keys of bench.py, of the codecs and of memcpy.
+TWO_THREADS = {
+    "there": (("encode", "copy"), ("decode", "copy")),
+    "new": (("encode_new", "copy_new"), ("decode_new", "copy_new")),
+    "all maps": (("encode_many", "copy_many"), ("decode_many", "copy_many")),
+}
+RIVALS = ("memcpy", "zstd", "lz4", "blosc2")
+
+
+def codec_name(name: str) -> str:
+    return name if name.startswith(RIVALS) else f"`{name}`"
+
+
+@table
+def codec_bytes() -> list[str]:
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for entry in load("codec/bench").values():
+        networks.setdefault(entry["what"], []).append(entry)
+    lines = []
+    for what, entries in networks.items():
+        entries.sort(key=lambda e: e["bits"])
+        machine = entries[0]["machine"]
+        density = ", ".join(f"{e['density']:.3f} at {e['bits']} bits" for e in entries)
+        lines += [f"**{what}** (density {density}; {machine['cpu']}, {machine['isa']})", ""]
+        head = " | ".join(f"{e['bits']} bits: gain | encode | decode" for e in entries)
+        rows = []
+        for name in entries[0]["codecs"]:
+            cells = [codec_name(name)]
+            for e in entries:
+                c = e["codecs"][name]
+                cells += [f"{c['gain']:.3f}", f"{c['encode_gbps']:.3g}", f"{c['decode_gbps']:.3g}"]
+            rows.append(cells)
+        lines += [*grid(f"GB/s | {head}", "l" + "r" * (3 * len(entries)), rows), ""]
+    return lines[:-1]
+
+
+@table
+def codec_threads() -> list[str]:
+    entries = [e for e in load("codec/bench").values() if "two_threads" in e]
+    names = list(entries[0]["two_threads"])
+    rows = []
+    for e in entries:
+        for memory, ways in TWO_THREADS.items():
+            cells = []
+            for n in names:
+                s = e["two_threads"][n]
+                cells.append(", ".join(dict.fromkeys(f"{s.get(w, s.get(c)):.2f}" for w, c in ways)))
+            rows.append((e["what"], e["bits"], memory, *cells))
+    head = " | ".join(codec_name(n) for n in names)
+    return grid(f"network | bits | memory | {head}", "lrl" + "r" * len(names), rows)
+
+
+# --- sparsification -------------------------------------------------------------------------------
+
+#: Result, what was done, network, stage. The control is the result's stage of that name.
+SPARSIFIED = (
+    ("lenet5-mnist/sparsify", "7 epochs", "LeNet-5", "sparse"),
+    ("lenet5-mnist/long", "20 epochs", "LeNet-5", "sparse"),
+    ("mobilenet-v1-cifar10/sparsify", "30 epochs, penalty alone", "MobileNet-V1", "sparse"),
+    ("mobilenet-v1-cifar10/sparsify", "the same, then thresholds", "MobileNet-V1", "thresholded"),
+    ("mobilenet-v1-cifar10/distilled", "20 more epochs, both distilled, penalty alone", "MobileNet-V1", "sparse"),
+    ("mobilenet-v1-cifar10/distilled", "the same, then thresholds", "MobileNet-V1", "thresholded"),
+    ("mobilenet-v1-cifar10/thresholds", "8 more epochs, both distilled, thresholds and no penalty", "MobileNet-V1", "sparse"),
+    ("mobilenet-v1-cifar10/thresholds-1.6x", "the same, milder", "MobileNet-V1", "sparse"),
+    ("mobilenet-v1-cifar10/mixup", "12 more epochs behind the 1.94x thresholds, both distilled, on mixed images", "MobileNet-V1", "sparse"),
+    ("mobilenet-v1-cifar10/macs", "10 epochs", "MobileNet-V1", "sparse"),
+    ("mobilenet-v1-cifar10/10epochs", "an earlier recipe, 10 epochs", "MobileNet-V1", "baseline"),
+    ("cifar-resnet20-cifar10/sparsify", "12 epochs, penalty alone", "ResNet-20", "sparse"),
+    ("cifar-resnet20-cifar10/sparsify", "the same, then thresholds", "ResNet-20", "thresholded"),
+    ("cifar-resnet20-cifar10/bfloat16/sparsify", "the same in bfloat16, penalty alone", "ResNet-20", "sparse"),
+    ("cifar-resnet20-cifar10/bfloat16/sparsify", "the same, then thresholds", "ResNet-20", "thresholded"),
+    ("cifar-resnet20-cifar10/thresholds", "12 more epochs behind thresholds under the penalty, both distilled", "ResNet-20", "sparse"),
+    ("cifar-resnet20-cifar10/bfloat16/thresholds", "the same in bfloat16, asked for 3.48x", "ResNet-20", "sparse"),
+    ("cifar-resnet32-cifar10/sparsify", "12 epochs, penalty alone", "ResNet-32", "sparse"),
+    ("cifar-resnet32-cifar10/sparsify", "the same, then thresholds", "ResNet-32", "thresholded"),
+    ("cifar-resnet20-cifar10/4epochs", "an earlier recipe, 4 epochs", "ResNet-20", "sparse"),
+)  # fmt: skip
+
+
+@table
+def recipes() -> list[str]:
+    rows = []
+    for name, what, network, which in SPARSIFIED:
+        result = load(f"recipes/{name}")
+        s, control = stage(result, which), stage(result, "control")
+        rows.append((
+            f"`{name}`", what, network, f"{s['theoretical_speedup']:.2f}x", f"{s['speedup_over_control']:.2f}x",
+            f"{s['density']:.3f}", percent(s["accuracy"]), percent(control["accuracy"]),
+            f"{100 * (s['accuracy'] - control['accuracy']):+.2f}",
+        ))  # fmt: skip
+    head = "recipe | what | network | theoretical speed-up | over the control | density | test accuracy | control | points"
+    return grid(head, "lllrrrrrr", rows)
+
+
+@table
+def inception_thresholds() -> list[str]:
+    first, second = load("sparsify/inception-thresholds"), load("sparsify/inception-distilled")
+    rows = [
+        ("original", f"{first['density_original']:.3f}", f"{first['theoretical_speedup_original']:.2f}", "", ""),
+        *(
+            (what, f"{d['density']:.3f}", f"{d['theoretical_speedup']:.2f}", f"{100 * d['agreement']:.1f} %", f"{d['output_error']:.3f}")
+            for what, d in (
+                ("thresholds, 24 photographs, no training", first),
+                ("thresholds to 0.27, then distilled for 3 epochs on 200 photographs", second),
+            )
+        ),
+    ]  # fmt: skip
+    return grid(" | density | theoretical speed-up | agreement | output error", "lrrrr", rows)
+
+
+#: Result, network, data, stage, what the paper has: (theoretical speed-up, points, gain at 16 bits, points).
+PAPER = (
+    ("lenet5-mnist/long", "LeNet-5, MNIST", "sparse"),
+    ("mobilenet-v1-cifar10/sparsify", "MobileNet-V1, CIFAR-10", "thresholded"),
+    ("mobilenet-v1-cifar10/thresholds-1.6x", "MobileNet-V1, CIFAR-10, milder", "sparse"),
+    ("cifar-resnet20-cifar10/sparsify", "ResNet-20, CIFAR-10", "thresholded"),
+    ("cifar-resnet20-cifar10/thresholds", "ResNet-20, CIFAR-10, second round", "sparse"),
+)
+
+
+def begun_with(result: Any) -> dict[str, Any]:
+    """Accuracy and density of the weights that all training of a network began with."""
+    first = {
+        "mobilenet_v1": "mobilenet-v1-cifar10/sparsify",
+        "cifar_resnet20": "cifar-resnet20-cifar10/sparsify",
+    }
+    name = result["recipe"]["model"]["name"]
+    return stage(load(f"recipes/{first[name]}") if name in first else result, "baseline")
+
+
+@table
+def paper() -> list[str]:
+    rows = [
+        ("MobileNet-V1, CIFAR-10", "the paper", "1.6x", "+0.54", "", ""),
+        ("Inception-V3, ImageNet", "the paper", "1.6x", "+0.38", "", ""),
+    ]
+    for name, network, which in PAPER:
+        result = load(f"recipes/{name}")
+        s, control, begun = stage(result, which), stage(result, "control"), begun_with(result)
+        rows.append((
+            network, f"actzip, `{name}`", f"{begun['density'] / s['density']:.2f}x", f"{100 * (s['accuracy'] - begun['accuracy']):+.2f}",
+            f"{s['speedup_over_control']:.2f}x", f"{100 * (s['accuracy'] - control['accuracy']):+.2f}",
+        ))  # fmt: skip
+    head = "network | by | paper's terms: densities | points | ours: MACs | points"
+    return grid(head, "llrrrr", rows)
+
+
+@table
+def demo() -> list[str]:
+    result = load("recipes/lenet5-mnist/sparsify")
+    coded = {(c["stage"], c["bits"]): c for c in result["coding"]}
+    rows = []
+    for s in result["stages"]:
+        c = coded.get((s["stage"], s["bits"]))
+        sizes = (
+            [(c["bits_per_element"][k], c["gain_float32"][k]) for k in ("seg", "rans")]
+            if c
+            else [(32, 1)] * 2
+        )
+        rows.append((
+            s["stage"], "float32" if s["bits"] == 32 else s["bits"], percent(s["accuracy"]), f"{s['density']:.4f}",
+            f"{s['theoretical_speedup']:.2f}x", f"{s['speedup_over_control']:.2f}x",
+            *(cell for bits, gain in sizes for cell in ((f"{bits:.3f}", f"{gain:.1f}x") if c else (bits, f"{gain}x"))),
+        ))  # fmt: skip
+    head = (
+        "stage | bits | test accuracy | density | theoretical speed-up | over control"
+        " | SEG bits/element | gain on float32 | rANS bits/element | gain on float32"
+    )
+    return grid(head, "llrrrrrrrr", rows)
+
+
+# --- quantization ---------------------------------------------------------------------------------
+
+
+def coded_rows(name: str, wanted: Iterable[tuple[str, str, int]], digits: int) -> list[tuple[str, ...]]:
+    """(what, bits, accuracy, density, seg, rans) of stages of a recipe's result; ``wanted``: what, stage, bits."""
+    result = load(f"recipes/{name}")
+    rows = []
+    for what, which, bits in wanted:
+        s = stage(result, which, bits)
+        gain = next(c for c in result["coding"] if c["stage"] == which and c["bits"] == bits)["gain_float32"]
+        sizes = (f"{gain[k]:.{digits}f}x" for k in ("seg", "rans"))
+        rows.append((what, str(bits), percent(s["accuracy"]), f"{s['density']:.3f}", *sizes))
+    return rows
+
+
+CODED = "stage | bits | accuracy | density | seg | rans"
+
+
+@table
+def quantize_mobilenet_control() -> list[str]:
+    d = load("quantize/mobilenet-control")
+    how = {4: "mse, not trained"}
+    rows = [
+        (r["bits"], how.get(r["bits"], "minmax"), percent(r["accuracy"]), f"{r['density']:.3f}",
+         f"{r['codecs']['seg']['gain_float32']:.2f}x", f"{r['codecs']['rans']['gain_float32']:.2f}x")
+        for r in d["rows"]
+    ]  # fmt: skip
+    return grid("bits | observer | accuracy | density | seg | rans", "rlrrrr", rows)
+
+
+@table
+def quantize_inception() -> list[str]:
+    rows = [
+        (r["bits"], "minmax", f"{100 * r['accuracy']:.1f} %", f"{r['density']:.3f}",
+         f"{r['codecs']['seg']['gain_float32']:.2f}x", f"{r['codecs']['rans']['gain_float32']:.2f}x")
+        for r in sorted(load("quantize/inception")["rows"], key=lambda r: -r["bits"])
+    ]  # fmt: skip
+    return grid("bits | observer | agreement | density | seg | rans", "rlrrrr", rows)
+
+
+@table
+def quantize_engine() -> list[str]:
+    rows = []
+    for name, r in load("quantize/engine")["rows"].items():
+        memory = ""
+        if "peak_activation_bytes" in r:
+            memory = f"{r['peak_activation_bytes'] / 1e6:.2f} MB ({r['memory_against_float32_packed']:.2f}x)"
+        rows.append((name, memory, f"{r['median_ms']:.1f}", f"{r['latency_against_float32_packed']:.2f}x"))
+    return grid("engine | activation memory | median ms | latency", "lrrr", rows)
+
+
+@table
+def quantize_lenet() -> list[str]:
+    wanted = [(s, s, b) for s in ("control", "sparse") for b in (16, 8)]
+    return grid(CODED, "lrrrrr", coded_rows("lenet5-mnist/long", wanted, 1))
+
+
+@table
+def quantize_mobilenet() -> list[str]:
+    with_thresholds = [("with thresholds", "thresholded", b) for b in (16, 8)]
+    alone = [("penalty alone, trained for 2 epochs (`4bit`)", "baseline", 4)]
+    return grid(
+        CODED, "lrrrrr",
+        coded_rows("mobilenet-v1-cifar10/sparsify", with_thresholds, 2) + coded_rows("mobilenet-v1-cifar10/4bit", alone, 2),
+    )  # fmt: skip
+
+
+@table
+def quantize_mobilenet_distilled() -> list[str]:
+    with_thresholds = [("with thresholds", "thresholded", b) for b in (16, 8)]
+    trained = (
+        ("distilled-4bit", "penalty alone, trained for 3 epochs, `rate: 0.05`", 4),
+        ("channel-4bit", "penalty alone, a scale a channel, trained for 2 epochs, `rate: 0.06`", 4),
+        (
+            "thresholds-channel-4bit",
+            "with thresholds, a scale a channel, trained for 4 epochs, `rate: 0.08`",
+            4,
+        ),
+        ("8bit", "thresholds for 1.94x, trained for 2 epochs, `rate: 0.06`", 8),
+        ("thresholds-1.6x-8bit", "thresholds for 1.58x, trained for 4 epochs, `rate: 0.12`", 8),
+    )
+    rows = coded_rows("mobilenet-v1-cifar10/distilled", with_thresholds, 2)
+    for name, what, bits in trained:
+        rows += coded_rows(f"mobilenet-v1-cifar10/{name}", [(f"{what} (`{name}`)", "baseline", bits)], 2)
+    return grid(CODED, "lrrrrr", rows)
+
+
+# --- profile, integrations, kernels ---------------------------------------------------------------
+
+
+@table
+def profile() -> list[str]:
+    predicted, inception, overhead = (load(f"profile/{n}") for n in ("predicted", "inception", "overhead"))
+    worst = max(predicted["networks"], key=lambda n: abs(n["error"]))
+    passes = ", ".join(f"{n['ratio']:.2f}x ({n['network']})" for n in overhead["networks"])
+    rows = [
+        (
+            f"predicted against measured time, one thread, {len(predicted['networks'])} networks ({predicted['layers']} layers)",
+            f"median absolute error {100 * predicted['median_layer_error']:.1f} % a layer, "
+            f"{100 * predicted['median_network_error']:.1f} % a network; the worst network is {worst['network']}, "
+            f"{100 * abs(worst['error']):.0f} % too {'fast' if worst['error'] < 0 else 'slow'}",
+        ),
+        (
+            f"Inception-V3, trained weights, {inception['images']} photographs, all codecs at 8 and 16 bits, engine timed",
+            f"{inception['seconds']:.0f} s, {inception['peak_bytes'] / 1e9:.2f} GB peak of the process "
+            "(set-up included, cost model calibrated before)",
+        ),
+        (
+            "its densities",
+            f"{100 * inception['relu_density']:.1f} % of the ReLUs' outputs, "
+            f"{100 * inception['conv_input_density_by_macs']:.1f} % of the convolutions' inputs weighted by MACs",
+        ),
+        ("one pass with statistics, no codec, over the plain forward pass", passes),
+    ]
+    return grid("what | measured", "ll", rows)
+
+
+@table
+def torch_compile() -> list[str]:
+    d = load("integrations/torch-compile-models")
+    whole = sum(m["ok"] and set(m["modes"]) == {"whole"} for m in d["models"].values())
+    worst = max(m["error"] for m in d["models"].values() if m["ok"])
+    return grid("models | agree | as whole graphs | distinct | worst difference", "rrrrr", [
+        (d["run"], d["agree"], whole, d["agree_distinct"], f"{worst:.1e}")
+    ])  # fmt: skip
+
+
+@table
+def onnx_backend() -> list[str]:
+    d = load("integrations/onnx-backend")
+    row = (d["onnx"], d["opset"], d["cases"], d["passed"], d["unsupported"], d["failed"])
+    return grid("onnx | opset | cases | passed | unsupported | failed", "lrrrrr", [row])
+
+
+@table
+def call_overhead() -> list[str]:
+    d = load("integrations/call-overhead")
+    rows = [
+        (network, way, f"{t['median']:.2f}", f"{t['least']:.2f}")
+        for network, ways in d["networks"].items()
+        for way, t in ways.items()
+    ]
+    return grid("network | call | median, us | least, us", "llrr", rows)
+
+
+@table
+def kernels() -> list[str]:
+    rows = []
+    for path in sorted((RESULTS / "kernels").glob("*/*/sparse.json")):
+        d = json.loads(path.read_text())
+        for t in d["totals"]:
+            rows.append((
+                t["net"], d["isa"], f"{t['density']:g}", f"{1e3 * t['seconds']:.2f}", f"{100 * t['peak_share']:.0f} %",
+                f"{t['onednn_seconds'] / t['seconds']:.2f}x" if "onednn_seconds" in t else "",
+            ))  # fmt: skip
+    head = "network | instruction set | density | ms | of peak | against oneDNN, dense"
+    return grid(head, "llrrrr", rows)
+
+
+@table
+def decisions() -> list[str]:
+    rows = []
+    for path in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")):
+        title, date = re.findall(r"^# \d+\. (.*)\n\n(\S+)\n", path.read_text(encoding="utf-8"))[0]
+        rows.append((path.name[:3], f"[{title}]({path.name})", date))
+    return grid("number | decision | date", "lll", rows)
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def filled(text: str, where: str) -> str:
+    """``text`` with every table made anew."""
+
+    def one(found: re.Match[str]) -> str:
+        make = TABLES.get(found.group(2))
+        if make is None:
+            raise SystemExit(f"{where}: there is no table {found.group(2)!r}; there are {', '.join(TABLES)}")
+        return found.group(1) + "\n" + "\n".join(make()) + "\n\n" + found.group(3)
+
+    return BLOCK.sub(one, text)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = []
+    for path in pages():
+        text = path.read_text(encoding="utf-8")
+        new = filled(text, str(path))
+        if new != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if stale:
+        print(*stale, sep="\n")
+    if check and stale:
+        sys.exit("these pages differ from benchmarks/results: run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()
