@@ -95,7 +95,7 @@ inline void bind_plan(nanobind::module_& m) {
 
   static const auto node_of = [](const std::string& op, const std::string& name, std::vector<int> inputs,
                                  int output, const Ints& ints, const Floats& floats, const nb::dict& arrays,
-                                 const Strings& strings) {
+                                 const Strings& strings, std::vector<In>* lent) {
     NodeSpec s;
     s.op = op;
     s.name = name;
@@ -105,12 +105,8 @@ inline void bind_plan(nanobind::module_& m) {
     s.floats = floats;
     s.strings = strings;
     for (auto [k, v] : arrays) {
-      const auto a = nb::cast<In>(v);
-      const auto key = nb::cast<std::string>(k);
-      if (key == "weight" && (op == "conv" || op == "conv_pool" || op == "linear"))
-        s.borrowed[key] = {a.data(), a.size()};
-      else
-        s.arrays[key] = std::vector<float>(a.data(), a.data() + a.size());
+      lent->push_back(nb::cast<In>(v));
+      s.borrowed[nb::cast<std::string>(k)] = {lent->back().data(), lent->back().size()};
     }
     return s;
   };
@@ -160,7 +156,7 @@ inline void bind_plan(nanobind::module_& m) {
   struct Builder {
     PlanBuilder builder;
     std::vector<ValueSpec> values;
-    std::vector<nb::object> kept;  // whose memory nodes borrow until the plan is built
+    std::vector<In> lent;  // arrays that nodes borrow until the plan is built
   };
   nb::class_<Builder>(m, "PlanBuilder", "Values and nodes of a Plan to be; see docs/engine.md.")
       .def(nb::init<>())
@@ -185,8 +181,8 @@ inline void bind_plan(nanobind::module_& m) {
           "node",
           [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,
              const Ints& ints, const Floats& floats, const nb::dict& arrays, const Strings& strings) {
-            b.builder.node(node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings));
-            for (auto [k, v] : arrays) b.kept.push_back(nb::borrow(v));
+            b.builder.node(
+                node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings, &b.lent));
           },
           "op"_a, "name"_a, "inputs"_a, "output"_a, "ints"_a = Ints{}, "floats"_a = Floats{},
           "arrays"_a = nb::dict(), "strings"_a = Strings{})
@@ -194,8 +190,9 @@ inline void bind_plan(nanobind::module_& m) {
           "variants",
           [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,
              const Ints& ints, const Floats& floats, const nb::dict& arrays, const Strings& strings) {
+            std::vector<In> lent;
             return engine::node_variants(
-                node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings), b.values);
+                node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings, &lent), b.values);
           },
           "op"_a, "name"_a, "inputs"_a, "output"_a, "ints"_a = Ints{}, "floats"_a = Floats{},
           "arrays"_a = nb::dict(), "strings"_a = Strings{},
@@ -211,10 +208,12 @@ inline void bind_plan(nanobind::module_& m) {
           b.values.clear();
           plan = b.builder.build();
         }
-        b.kept.clear();
+        b.lent.clear();
         return plan;
       });
 
+  m.def("operators", &engine::operator_names, "Operators that a node of a plan can have.");
+  m.def("activations", &engine::activation_names, "Elementwise functions that nodes apply (strings 'act').");
   m.def(
       "peak_gflops",
       [](double seconds) {

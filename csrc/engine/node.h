@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 namespace actzip::engine {
 
 inline constexpr int kMaxRank = 8;
+using Values = std::vector<ValueSpec>;
 
 // A value in a context.
 struct View {
@@ -90,6 +92,6 @@ class Node {
 
 // Throws std::invalid_argument naming the node when attributes, layouts or shapes do not fit. Takes the
 // arrays of `spec`.
-std::unique_ptr<Node> make_node(NodeSpec spec, const std::vector<ValueSpec>& values, Isa isa);
+std::unique_ptr<Node> make_node(NodeSpec spec, const Values& values, Isa isa);
 
 }  // namespace actzip::engine

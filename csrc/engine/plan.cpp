@@ -444,9 +444,8 @@ std::unique_ptr<Plan> PlanBuilder::build() {
     const std::string who = n.op + " '" + n.name + "'";
     known(n.output, who);
     if (values_[static_cast<size_t>(n.output)].band > 0) fail(who + ": writes what is kept in bands only");
-    if (n.op == "conv_pool") {
-      const auto mid = n.ints.find("band");
-      if (mid == n.ints.end() || mid->second.size() != 1 || mid->second[0] < 0 || mid->second[0] >= count ||
+    if (const auto mid = n.ints.find("band"); mid != n.ints.end()) {
+      if (mid->second.size() != 1 || mid->second[0] < 0 || mid->second[0] >= count ||
           values_[static_cast<size_t>(mid->second[0])].band < 1)
         fail(who + ": names no value that is kept in bands");
       const auto b = static_cast<size_t>(mid->second[0]);

@@ -152,6 +152,10 @@ class PlanBuilder {
   std::vector<int> inputs_, outputs_;
 };
 
+// Operators of nodes, and elementwise functions (strings["act"]) but for `none`.
+std::vector<std::string> operator_names();
+std::vector<std::string> activation_names();
+
 // Names of the kernel variants that can run the convolution `spec` (op "conv" or "linear") between values of
 // these specs, most promising first.
 std::vector<std::string> node_variants(const NodeSpec& spec, const std::vector<ValueSpec>& values);

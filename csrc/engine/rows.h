@@ -6,54 +6,9 @@
 #include <cstdint>
 
 #include "common/cpu.h"
+#include "engine/functions.h"
 
 namespace actzip::engine {
-
-// Elementwise functions; the numbers they take are in Act. NaN in, NaN out, for all of them.
-enum class Fn : int {
-  none = 0,
-  relu,
-  clip,       // min(max(x, lo), hi)
-  threshold,  // x <= T ? 0 : min(x, hi); T: param
-  leaky_relu,
-  prelu,  // slope: param
-  elu,
-  selu,
-  celu,
-  softplus,
-  softsign,
-  sigmoid,
-  logsigmoid,
-  hardsigmoid,
-  tanh,
-  silu,
-  gelu,
-  gelu_tanh,
-  hardswish,
-  mish,
-  exp,
-  log,
-  sqrt,
-  rsqrt,
-  reciprocal,
-  square,
-  neg,
-  abs,
-  sign,
-  floor,
-  ceil,
-  round,
-  erf,
-  sin,
-  cos,
-};
-
-struct Act {
-  Fn fn = Fn::none;
-  float alpha = 0, beta = 0, lo = 0, hi = 0, limit = 0;
-};
-
-enum class BinaryFn : int { add = 0, sub, mul, div, max, min, pow };
 
 struct Rows {
   Isa isa;

@@ -3,8 +3,10 @@ storage, every instruction set of this CPU; concurrent runs; specs and arrays th
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -742,3 +744,21 @@ def test_wrong_graphs() -> None:
         b.input(b.value("x", [1, 4], [True, False], parent=parent))
         with pytest.raises(ValueError):
             b.build()
+
+
+def test_an_unknown_operator_is_refused_by_name() -> None:
+    b = _engine.PlanBuilder()
+    x = b.value("x", [1, 4], [True, False])
+    b.input(x)
+    b.node("frobnicate", "here", [x], b.value("y", [1, 4], [True, False]))
+    with pytest.raises(ValueError, match="frobnicate 'here': is not known"):
+        b.build()
+
+
+def test_the_page_lists_every_operator_and_activation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "engine.md").read_text()
+    nodes, activations = page.split("### Nodes")[1].split("### A run")[0].split("\nActivation: ")
+    rows = [line.split("|")[1] for line in nodes.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == _engine.operators()
+    listed = activations.split("(", 1)[1].split(")")[0]
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(_engine.activations())

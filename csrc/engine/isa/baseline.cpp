@@ -1,4 +1,4 @@
 #include "common/isa/baseline.h"
 
-#include "engine/pool.inl.h"
+#include "engine/nodes/pool.inl.h"
 #include "engine/rows.inl.h"

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "common/vectors.inl.h"
-#include "engine/pool.h"
+#include "engine/nodes/pool.h"
 
 namespace actzip::engine {
 namespace ACTZIP_ISA_NS {

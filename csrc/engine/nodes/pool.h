@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common/cpu.h"
+#include "engine/node.h"
 
 namespace actzip::engine {
 
@@ -40,7 +42,9 @@ struct PoolTable {
   void (*cols_sum)(const PoolCols&);  // out = scale * sum + bias
 };
 
-// Of an instruction set compiled in here; the baseline's for others.
 const PoolTable& pool_for(Isa isa);
+
+// Channels to work on at once: the blocks of whichever side is packed, else 64 at a time.
+std::vector<BlockOf> pool_blocks(const View& x, const View& y);
 
 }  // namespace actzip::engine

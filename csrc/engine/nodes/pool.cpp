@@ -1,20 +1,18 @@
-// Pooling nodes: work items are bands of output rows of one channel block, so that a packed input row is
-// expanded once a band, whatever the window's height.
-#include "engine/pool.h"
+// pool: max or avg over windows. Work items are bands of output rows of one channel block, so that a packed
+// input row is expanded once a band, whatever the window's height.
+#include "engine/nodes/pool.h"
 
 #include <algorithm>
 
 #include "common/isa_table.h"
 #include "common/thread_pool.h"
-#include "engine/node_util.h"
+#include "engine/nodes/map_node.h"
+#include "engine/nodes/node_act.h"
 
 namespace actzip::engine {
 
 ACTZIP_ISA_TABLE(pool_for, PoolTable, kPool)
 
-namespace {
-
-// Channels to work on at once: the blocks of whichever side is packed, else 64 at a time.
 std::vector<BlockOf> pool_blocks(const View& x, const View& y) {
   if (y.layout == Layout::packed) return blocks_of(y);
   if (x.layout == Layout::packed) return blocks_of(x);
@@ -23,9 +21,11 @@ std::vector<BlockOf> pool_blocks(const View& x, const View& y) {
   return blocks;
 }
 
+namespace {
+
 class PoolNode final : public RowsNode {
  public:
-  PoolNode(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa)
+  PoolNode(NodeSpec s, const Values& values, Isa isa)
       : RowsNode(std::move(s), values, isa), pool_(pool_for(isa)) {
     NodeSpec& n = spec;
     arity(n, 1, 1);
@@ -87,8 +87,9 @@ class PoolNode final : public RowsNode {
   struct Scratch {
     float* ring;  // input rows, expanded
     int64_t ring_floats, slots;
-    int64_t* held;         // slot -> input row
-    const float** row;     // slot -> where it lies
+    int64_t* held;      // slot -> input row
+    const float** row;  // slot -> where it lies, its pixels `stride` floats apart
+    int64_t stride = kPoolBlock;
     const float** window;  // rows of the window
     float* column;         // [iw][64]: the window's rows folded
     float* result;         // [ow][64], packed output only
@@ -123,11 +124,46 @@ class PoolNode final : public RowsNode {
     Scratch s;
     carve(s, scratch, x, y);
     std::fill(s.held, s.held + s.slots, int64_t{-1});
+    const bool packed = y.layout == Layout::packed;
+    PoolCols k = columns(x, y, b, s);
+    for (int64_t oy = y0; oy < y1; ++oy) {
+      fold_rows(x, y, n, oy, b, s);
+      k.out = packed ? s.result : y.row(n, oy) + b.first;
+      k.out_stride = packed ? kPoolBlock : y.pixel();
+      (max_ ? pool_.cols_max : pool_.cols_sum)(k);
+      if (act_)
+        for (int64_t ox = 0; ox < y.w(); ++ox) act_.apply(rows_, k.out + ox * k.out_stride, b.first, b.width);
+      if (packed) pack_row(*y.packed, n, oy, b.block, s.result, kPoolBlock, s.pack);
+    }
+  }
+
+  // The rows of the window of output row oy, folded into s.column; rows that the ring holds are not read
+  // again.
+  void fold_rows(const View& x, const View& y, int64_t n, int64_t oy, const BlockOf& b, Scratch& s) const {
     PoolRows r{};
     r.rows = s.window;
     r.pixels = x.w();
     r.width = b.width;
     r.out = s.column;
+    const int64_t top = oy * stride_[0] - padding_[0];
+    int64_t counted = 0;
+    for (int64_t t = 0; t < kernel_[0]; ++t) {
+      const int64_t iy = top + t * dilation_[0];
+      if (iy < x.h() + padding_[2]) ++counted;
+      if (iy < 0 || iy >= x.h()) continue;
+      const int64_t slot = iy % s.slots;
+      if (s.held[slot] != iy) {
+        s.row[slot] = load(x, n, iy, b.first, b.width, s.ring + slot * s.ring_floats, &s.stride);
+        s.held[slot] = iy;
+      }
+      s.window[r.count++] = s.row[slot];
+    }
+    r.stride = s.stride;
+    (max_ ? pool_.rows_max : pool_.rows_sum)(r);
+    if (!max_) scales(x, y, r.count, counted, s.scale);
+  }
+
+  PoolCols columns(const View& x, const View& y, const BlockOf& b, const Scratch& s) const {
     PoolCols k{};
     k.in = s.column;
     k.in_stride = kPoolBlock;
@@ -140,33 +176,7 @@ class PoolNode final : public RowsNode {
     k.width = b.width;
     k.scale = s.scale;
     k.bias = bias_.empty() ? nullptr : bias_.data() + b.first;
-    int64_t stride = kPoolBlock;
-    for (int64_t oy = y0; oy < y1; ++oy) {
-      const int64_t top = oy * stride_[0] - padding_[0];
-      int64_t counted = 0;
-      r.count = 0;
-      for (int64_t t = 0; t < kernel_[0]; ++t) {
-        const int64_t iy = top + t * dilation_[0];
-        if (iy < x.h() + padding_[2]) ++counted;
-        if (iy < 0 || iy >= x.h()) continue;
-        const int64_t slot = iy % s.slots;
-        if (s.held[slot] != iy) {
-          s.row[slot] = load(x, n, iy, b.first, b.width, s.ring + slot * s.ring_floats, &stride);
-          s.held[slot] = iy;
-        }
-        s.window[r.count++] = s.row[slot];
-      }
-      r.stride = stride;
-      (max_ ? pool_.rows_max : pool_.rows_sum)(r);
-      if (!max_) scales(x, y, r.count, counted, s.scale);
-      const bool packed = y.layout == Layout::packed;
-      k.out = packed ? s.result : y.row(n, oy) + b.first;
-      k.out_stride = packed ? kPoolBlock : y.pixel();
-      (max_ ? pool_.cols_max : pool_.cols_sum)(k);
-      if (act_)
-        for (int64_t ox = 0; ox < y.w(); ++ox) act_.apply(rows_, k.out + ox * k.out_stride, b.first, b.width);
-      if (packed) pack_row(*y.packed, n, oy, b.block, s.result, kPoolBlock, s.pack);
-    }
+    return k;
   }
 
   void scales(const View& x, const View& y, int64_t rows, int64_t counted, float* scale) const {
@@ -194,74 +204,14 @@ class PoolNode final : public RowsNode {
   NodeAct act_;
 };
 
-class AdaptivePoolNode final : public MapNode {
- public:
-  AdaptivePoolNode(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa)
-      : MapNode(std::move(s), values, isa), pool_(pool_for(isa)) {
-    arity(spec, 1, 1);
-    const ValueSpec &x = value(values, spec.inputs[0]), &y = value(values, spec.output);
-    max_ = spec.strings["kind"] == "max";
-    if (!max_ && spec.strings["kind"] != "avg") fail(spec, "kind is neither max nor avg");
-    if (y.layout != Layout::map) fail(spec, "the output is not a dense map");
-    if (x.dims[1] != y.dims[1] || x.dims[0] != y.dims[0] || x.batch != y.batch || x.dims[2] < 1 ||
-        x.dims[3] < 1 || y.dims[2] < 1 || y.dims[3] < 1)
-      fail(spec, "channels or images differ");
-  }
-  size_t scratch(const Context& c, int) const override {
-    return static_cast<size_t>(load_floats(in(c), kPoolBlock)) * sizeof(float) + 64;
-  }
-  void run(Context& c, int threads) const override {
-    const View &x = in(c), &y = out(c);
-    const auto blocks = pool_blocks(x, y);
-    const auto nb = static_cast<int64_t>(blocks.size());
-    parallel_for(y.n() * y.h() * nb, threads, [&](int64_t i, int worker) {
-      const BlockOf& b = blocks[static_cast<size_t>(i % nb)];
-      const int64_t n = i / nb / y.h(), oy = i / nb % y.h();
-      auto* scratch = reinterpret_cast<float*>(c.scratch_of(worker));
-      const int64_t y0 = oy * x.h() / y.h(), y1 = ((oy + 1) * x.h() + y.h() - 1) / y.h();
-      const float unit = 1.0f;
-      alignas(64) float line[kPoolBlock];
-      PoolCols k{};
-      k.ow = 1;
-      k.sw = k.dw = 1;
-      k.width = b.width;
-      k.scale = &unit;
-      k.out = line;
-      k.out_stride = kPoolBlock;
-      for (int64_t iy = y0; iy < y1; ++iy) {
-        const float* row = load(x, n, iy, b.first, b.width, scratch, &k.in_stride);
-        for (int64_t ox = 0; ox < y.w(); ++ox) {
-          float* o = y.row(n, oy) + ox * y.pixel() + b.first;
-          const int64_t x0 = ox * x.w() / y.w(), x1 = ((ox + 1) * x.w() + y.w() - 1) / y.w();
-          k.in = row + x0 * k.in_stride;
-          k.iw = k.kw = x1 - x0;
-          if (iy == y0) k.out = o;
-          (max_ ? pool_.cols_max : pool_.cols_sum)(k);
-          if (iy != y0) (max_ ? rows_.accumulate_max : rows_.accumulate)(o, line, b.width);
-          k.out = line;
-          if (!max_ && iy + 1 == y1) {
-            const float scale = 1.0f / static_cast<float>((y1 - y0) * (x1 - x0));
-            rows_.binary(BinaryFn::mul, o, 1, &scale, 0, o, b.width);
-          }
-        }
-      }
-    });
-  }
-
- private:
-  const PoolTable& pool_;
-  bool max_ = false;
-};
-
 }  // namespace
 
-std::unique_ptr<RowsNode> make_rows_pool(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa) {
+std::unique_ptr<RowsNode> make_rows_pool(NodeSpec s, const Values& values, Isa isa) {
   return std::make_unique<PoolNode>(std::move(s), values, isa);
 }
 
-std::unique_ptr<Node> make_pool_node(NodeSpec s, const std::vector<ValueSpec>& values, Isa isa) {
-  if (s.op == "pool") return std::make_unique<PoolNode>(std::move(s), values, isa);
-  return std::make_unique<AdaptivePoolNode>(std::move(s), values, isa);
+std::unique_ptr<Node> make_pool(NodeSpec s, const Values& values, Isa isa) {
+  return make_rows_pool(std::move(s), values, isa);
 }
 
 }  // namespace actzip::engine
