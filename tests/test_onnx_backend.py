@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 import actzip.onnx_backend as backend  # noqa: E402
 from actzip.errors import InputError  # noqa: E402
 from actzip.onnx_backend import ActzipBackend, BackendIsNotSupposedToImplementIt  # noqa: E402
+from actzip.runtime.from_onnx import OPERATORS  # noqa: E402
 from actzip.runtime.interpret import interpret  # noqa: E402
-from actzip.runtime.onnx_import import OPERATORS  # noqa: E402
 
 RECORD = Path(__file__).parent.parent / "benchmarks" / "results" / "integrations" / "onnx-backend.json"
 SHARE = 4

@@ -21,7 +21,7 @@ from onnx.backend.test.runner import BackendIsNotSupposedToImplementIt
 
 from actzip import onnx_backend
 from actzip.files import write_text
-from actzip.runtime.onnx_import import OPERATORS
+from actzip.runtime.from_onnx import OPERATORS
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "integrations" / "onnx-backend.json"
 

@@ -23,7 +23,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from actzip.errors import ActzipError
 from actzip.runtime.compiled import compile_graph
-from actzip.runtime.onnx_import import OPERATORS, from_onnx
+from actzip.runtime.from_onnx import OPERATORS, from_onnx
 
 LIMIT = 30
 BYTES = 6 << 30

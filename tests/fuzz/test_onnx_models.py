@@ -20,7 +20,7 @@ def test_damaged_models_end_in_a_typed_error_or_run(seed: int) -> None:
 
 
 def test_the_models_that_are_damaged_are_whole() -> None:
-    from actzip.runtime.onnx_import import from_onnx
+    from actzip.runtime.from_onnx import from_onnx
 
     for model in onnx_models.seeds():
         assert len(from_onnx(model).nodes) >= 10

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from actzip import _engine
 from actzip.errors import UnsupportedError
 from actzip.runtime import compile_graph
-from actzip.runtime.capture import capture
 from actzip.runtime.explain import dense_arena_bytes
-from actzip.runtime.lower import banded, choose_storage, lower
+from actzip.runtime.from_torch import capture
+from actzip.runtime.lower import lower
 from actzip.runtime.passes import optimize
+from actzip.runtime.storage import banded, choose_storage
 
 
 @pytest.fixture(params=_engine.isas())
@@ -147,10 +148,10 @@ def test_a_band_lower_than_the_window_is_refused() -> None:
     graph = choose_storage(optimize(capture(net, torch.randn(1, 3, 24, 24))))
     from actzip.runtime import lower as module
 
-    real = module._Lowering.band
+    real = module.Lowering.band
     try:
-        module._Lowering.band = lambda self, name: 2  # type: ignore[method-assign]
+        module.Lowering.band = lambda self, name: 2  # type: ignore[method-assign]
         with pytest.raises(UnsupportedError, match="lower than the window"):
             lower(graph)
     finally:
-        module._Lowering.band = real  # type: ignore[method-assign]
+        module.Lowering.band = real  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from actzip.activations import set_thresholds
 from actzip.errors import InputError, UnsupportedError
 from actzip.models._torchvision import import_torchvision
 from actzip.runtime import graph as g
-from actzip.runtime.capture import capture
+from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
 from actzip.runtime.passes import optimize
 

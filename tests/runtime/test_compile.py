@@ -18,7 +18,7 @@ from actzip import cpu
 from actzip.activations import set_thresholds
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import compile_graph
-from actzip.runtime.capture import capture
+from actzip.runtime.from_torch import capture
 
 
 class Net(nn.Module):
@@ -350,11 +350,11 @@ def test_between_convolutions_no_dense_map_is_stored():
 
 
 def test_advice_is_given_once_on_cpus_with_matrix_units(monkeypatch, net):
-    from actzip.runtime import compiled
+    from actzip.runtime import machine
 
-    monkeypatch.setattr(compiled._engine, "cpu_extras", lambda: ["amx_bf16", "amx_int8"])
-    monkeypatch.setattr(compiled.cpu, "info", lambda: {"extras": ["amx_bf16"]})
-    monkeypatch.setattr(compiled, "_advised", False)
+    monkeypatch.setattr(machine._engine, "cpu_extras", lambda: ["amx_bf16", "amx_int8"])
+    monkeypatch.setattr(machine.cpu, "info", lambda: {"extras": ["amx_bf16"]})
+    monkeypatch.setattr(machine, "_advised", False)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):

@@ -8,13 +8,15 @@ import torch
 
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.acts import Act
 from actzip.runtime.interpret import interpret
 
 N = g.Sym()
 
 
 def conv(name="conv", o=8, i=3, k=3, **kw):
-    return g.Conv2d(
+    return ops.Conv2d(
         name, ("x",), name + "_out", weight=np.zeros((o, i // kw.get("groups", 1), k, k), np.float32), **kw
     )
 
@@ -54,7 +56,7 @@ def test_pooling_is_torchs(ceil, h, k, s, p):
         for include in (True, False):
             graph = base((N, 3, h, h + 1))
             graph.add(
-                g.Pool("p", ("x",), "y", kind=kind, kernel_size=(k, k), stride=(s, s), padding=(p,) * 4, ceil_mode=ceil,
+                ops.Pool("p", ("x",), "y", kind=kind, kernel_size=(k, k), stride=(s, s), padding=(p,) * 4, ceil_mode=ceil,
                        count_include_pad=include)
             )  # fmt: skip
             graph.outputs = ["y"]
@@ -73,29 +75,29 @@ def test_errors_name_the_node_and_its_source():
     with pytest.raises(InputError, match=r"stem.*features\.0.*net\.py:7.*does not fit 3 channels"):
         graph.add(node)
     with pytest.raises(InputError, match="does not exist"):
-        graph.add(g.Activation("a", ("nowhere",), "y", act=g.Act.of("relu")))
+        graph.add(ops.Activation("a", ("nowhere",), "y", act=Act.of("relu")))
     with pytest.raises(InputError, match="2 inputs"):
-        graph.add(g.Softmax("s", ("x", "x"), "y"))
+        graph.add(ops.Softmax("s", ("x", "x"), "y"))
     with pytest.raises(UnsupportedError, match="swoosh"):
-        g.Act.of("swoosh")
+        Act.of("swoosh")
     with pytest.raises(InputError, match="does not take alpha"):
-        g.Act.of("relu", alpha=1.0)
+        Act.of("relu", alpha=1.0)
 
 
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        (g.Concat("c", ("x", "y4"), "z", axis=1), "do not join"),
-        (g.Reshape("r", ("x",), "z", shape=(N, 5)), "cannot become"),
-        (g.Slice("s", ("x",), "z", axis=0, start=0, stop=1), "batch"),
-        (g.Slice("s", ("x",), "z", axis=1, start=0, stop=9), "slice 0:9"),
-        (g.Reduce("m", ("x",), "z", kind="mean", axes=(0,)), "batch"),
-        (g.Transpose("t", ("x",), "z", perm=(0, 1, 1, 2)), "permutation"),
-        (g.Pad("p", ("x",), "z", before=(0, 0, 9, 0), after=(0, 0, 0, 0), mode="reflect"), "padding"),
-        (g.Pool("p", ("x",), "z", kind="max", kernel_size=(20, 20)), "does not fit"),
-        (g.Linear("l", ("x",), "z", weight=np.zeros((4, 5), np.float32)), "does not fit"),
-        (g.Binary("b", ("x", "y4"), "z", kind="add"), "broadcast"),
-        (g.Activation("a", ("x",), "z", act=g.Act.of("prelu", param=np.zeros(7, np.float32))), "7 numbers"),
+        (ops.Concat("c", ("x", "y4"), "z", axis=1), "do not join"),
+        (ops.Reshape("r", ("x",), "z", shape=(N, 5)), "cannot become"),
+        (ops.Slice("s", ("x",), "z", axis=0, start=0, stop=1), "batch"),
+        (ops.Slice("s", ("x",), "z", axis=1, start=0, stop=9), "slice 0:9"),
+        (ops.Reduce("m", ("x",), "z", kind="mean", axes=(0,)), "batch"),
+        (ops.Transpose("t", ("x",), "z", perm=(0, 1, 1, 2)), "permutation"),
+        (ops.Pad("p", ("x",), "z", before=(0, 0, 9, 0), after=(0, 0, 0, 0), mode="reflect"), "padding"),
+        (ops.Pool("p", ("x",), "z", kind="max", kernel_size=(20, 20)), "does not fit"),
+        (ops.Linear("l", ("x",), "z", weight=np.zeros((4, 5), np.float32)), "does not fit"),
+        (ops.Binary("b", ("x", "y4"), "z", kind="add"), "broadcast"),
+        (ops.Activation("a", ("x",), "z", act=Act.of("prelu", param=np.zeros(7, np.float32))), "7 numbers"),
     ],
 )
 def test_impossible_nodes_are_refused(node, message):
@@ -108,7 +110,7 @@ def test_impossible_nodes_are_refused(node, message):
 def test_validate_finds_what_a_pass_broke():
     graph = base()
     graph.add(conv())
-    graph.add(g.Activation("a", ("conv_out",), "y", act=g.Act.of("relu")))
+    graph.add(ops.Activation("a", ("conv_out",), "y", act=Act.of("relu")))
     graph.outputs = ["y"]
     graph.validate()
     swapped = graph.copy()
@@ -143,7 +145,7 @@ def test_copy_is_independent_and_shares_parameters():
 
 def test_printing_shows_shapes_and_parameters():
     graph = base()
-    graph.add(conv(act=g.Act.of("clip", lo=0.0, hi=6.0)))
+    graph.add(conv(act=Act.of("clip", lo=0.0, hi=6.0)))
     graph.outputs = ["conv_out"]
     text = str(graph)
     assert "x: float32[N, 3, 9, 11]" in text

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 import actzip  # noqa: E402
 from actzip.activations import set_thresholds  # noqa: E402
 from actzip.errors import InputError, UnsupportedError  # noqa: E402
+from actzip.runtime.from_onnx import from_onnx  # noqa: E402
 from actzip.runtime.onnx_export import export_onnx  # noqa: E402
-from actzip.runtime.onnx_import import from_onnx  # noqa: E402
 
 
 class Net(nn.Module):

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import actzip  # noqa: E402
 from actzip.errors import ActzipError, DataError, InputError, UnsupportedError  # noqa: E402
+from actzip.runtime.from_onnx import from_onnx, load_onnx  # noqa: E402
 from actzip.runtime.interpret import interpret  # noqa: E402
-from actzip.runtime.onnx_import import from_onnx, load_onnx  # noqa: E402
 
 
 def interpreted(graph):

@@ -11,9 +11,12 @@ from torch import nn
 
 from actzip.errors import InputError
 from actzip.runtime import graph as g
+from actzip.runtime import ops
 from actzip.runtime import passes as P
-from actzip.runtime.capture import capture
+from actzip.runtime.acts import Act
+from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
+from actzip.runtime.tune import calibrate, nonfinite_parameters
 
 
 def inputs_for(graph, batch=3, seed=0):
@@ -46,7 +49,7 @@ def graph_of(model, *shape):
     return capture(model.eval(), torch.randn(2, *shape))
 
 
-def ops(graph):
+def op_names(graph):
     return [n.op for n in graph.nodes]
 
 
@@ -86,7 +89,7 @@ def test_residual_block_becomes_three_convolutions():
     graph = graph_of(Two(), 8, 7, 6)
     after = P.optimize(graph)
     check(graph, after)
-    assert ops(after) == ["conv2d"] * 3
+    assert op_names(after) == ["conv2d"] * 3
     last = after.nodes[-1]
     assert len(last.inputs) == 2 and last.act.kind == "relu"
 
@@ -114,14 +117,14 @@ def test_batch_norm_stays_where_the_convolution_has_another_reader():
     graph = graph_of(M(), 3, 5, 5)
     after = P.optimize(graph)
     check(graph, after)
-    assert "batch_norm" in ops(after)
+    assert "batch_norm" in op_names(after)
 
 
 def test_linear_and_batch_norm_1d():
     graph = graph_of(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU()), 5)
     after = P.optimize(graph)
     check(graph, after)
-    assert ops(after) == ["linear"] and after.nodes[0].act.kind == "relu"
+    assert op_names(after) == ["linear"] and after.nodes[0].act.kind == "relu"
 
 
 def test_channel_constants_fold():
@@ -137,7 +140,7 @@ def test_channel_constants_fold():
     graph = graph_of(M(), 3, 5, 5)
     after = P.optimize(graph)
     check(graph, after)
-    assert ops(after) == ["conv2d"] and not after.constants
+    assert op_names(after) == ["conv2d"] and not after.constants
 
 
 @pytest.mark.parametrize(
@@ -159,13 +162,13 @@ def test_two_activations_become_one(acts, want):
     made = []
     for kind, kw in acts:
         kw = {k: np.array(v, np.float32) if k == "param" else v for k, v in kw.items()}
-        made.append(g.Act.of(kind, **kw))
+        made.append(Act.of(kind, **kw))
     merged = P.merge_acts(*made)
     assert (merged.kind if merged else None) == want
     graph = g.Graph()
     graph.add_input("x", (g.Sym(), 3, 4, 4))
-    graph.add(g.Activation("a", ("x",), "y", act=made[0]))
-    graph.add(g.Activation("b", ("y",), "z", act=made[1]))
+    graph.add(ops.Activation("a", ("x",), "y", act=made[0]))
+    graph.add(ops.Activation("b", ("y",), "z", act=made[1]))
     graph.outputs = ["z"]
     after = P.fuse_activations(graph)
     check(graph, after)
@@ -200,13 +203,13 @@ def test_padding_folds_into_convolution_but_not_into_counted_average():
     graph = graph_of(nn.Sequential(nn.ZeroPad2d((1, 2, 3, 0)), nn.Conv2d(3, 4, 3, padding=1)), 3, 5, 5)
     after = P.fold_padding(graph)
     check(graph, after)
-    assert ops(after) == ["conv2d"] and after.nodes[0].padding == (4, 2, 1, 3)
+    assert op_names(after) == ["conv2d"] and after.nodes[0].padding == (4, 2, 1, 3)
     graph = graph_of(nn.Sequential(nn.ZeroPad2d(1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)), 3, 5, 5)
     check(graph, P.fold_padding(graph))
     graph = graph_of(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(3, 4, 3)), 3, 5, 5)
     after = P.fold_padding(graph)
     check(graph, after)
-    assert "pad" in ops(after)
+    assert "pad" in op_names(after)
 
 
 def test_average_pool_moves_behind_a_pointwise_convolution():
@@ -215,14 +218,14 @@ def test_average_pool_moves_behind_a_pointwise_convolution():
         graph = graph_of(nn.Sequential(pool, nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 8, 6, 6)
         after = P.optimize(graph)
         check(graph, after)
-        assert ops(after) == ["conv2d", "pool"]
+        assert op_names(after) == ["conv2d", "pool"]
         assert after.nodes[0].bias is None and after.nodes[0].act is None
         assert after.nodes[1].act.kind == "relu" and after.nodes[1].bias.shape == (4,)
     # not where the convolution widens the map, nor with a stride that the pool does not have
     graph = graph_of(nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 8, 1)), 4, 6, 6)
-    assert ops(P.optimize(graph)) == ["pool", "conv2d"]
+    assert op_names(P.optimize(graph)) == ["pool", "conv2d"]
     graph = graph_of(nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(8, 4, 1, stride=2)), 8, 6, 6)
-    assert ops(P.optimize(graph)) == ["pool", "conv2d"]
+    assert op_names(P.optimize(graph)) == ["pool", "conv2d"]
 
 
 class Branches(nn.Module):
@@ -242,7 +245,7 @@ def test_branches_are_placed_nested_too():
     outer = next(n for n in after.nodes if n.op == "concat" and len(n.inputs) == 4)
     inner = next(n for n in after.nodes if n.op == "concat" and len(n.inputs) == 2)
     assert inner.placed and not outer.placed  # the graph's input has to be copied
-    where = {v.name: P.root_of(after, v.name) for v in after.values.values() if v.place}
+    where = {v.name: g.root_of(after, v.name) for v in after.values.values() if v.place}
     starts = sorted(start for root, start in where.values() if root == outer.output)
     assert starts == [0, 4, 4, 9, 18]
 
@@ -266,7 +269,7 @@ def test_dense_blocks_store_every_map_once():
     check(graph, after)
     concats = [n for n in after.nodes if n.op == "concat"]
     assert all(n.placed for n in concats)
-    roots = {P.root_of(after, v)[0] for n in concats for v in n.inputs}
+    roots = {g.root_of(after, v)[0] for n in concats for v in n.inputs}
     assert roots == {concats[-1].output}
 
 
@@ -292,7 +295,7 @@ def test_flattened_linear_is_a_convolution():
     )
     after = P.optimize(graph)
     check(graph, after)
-    assert ops(after) == ["conv2d", "conv2d", "reshape"]
+    assert op_names(after) == ["conv2d", "conv2d", "reshape"]
     assert after.nodes[1].weight.shape == (9, 4, 5, 6)
 
 
@@ -312,7 +315,7 @@ def test_channels_last_arithmetic_has_no_transposes_left():
     graph = graph_of(Block(), 8, 6, 5)
     after = P.optimize(graph)
     check(graph, after)
-    assert ops(after) == ["conv2d", "layer_norm", "conv2d", "conv2d"]
+    assert op_names(after) == ["conv2d", "layer_norm", "conv2d", "conv2d"]
 
 
 def test_constants_fold_and_dead_code_goes():
@@ -329,34 +332,34 @@ def test_constants_fold_and_dead_code_goes():
     graph = graph_of(M(), 4)
     after = P.optimize(graph)
     check(graph, after)
-    assert ops(after) == ["linear"]
+    assert op_names(after) == ["linear"]
     built = g.Graph()
     built.add_input("x", (g.Sym(), 4))
     k = built.add_constant(np.arange(4, dtype=np.float32))
-    built.add(g.Activation("a", (k,), "kk", act=g.Act.of("square")))
-    built.add(g.Binary("b", ("x", "kk"), "y", kind="mul"))
-    built.add(g.Activation("dead", ("y",), "z", act=g.Act.of("exp")))
+    built.add(ops.Activation("a", (k,), "kk", act=Act.of("square")))
+    built.add(ops.Binary("b", ("x", "kk"), "y", kind="mul"))
+    built.add(ops.Activation("dead", ("y",), "z", act=Act.of("exp")))
     built.outputs = ["y"]
     after = P.drop_dead(P.fold_constants(built))
     check(built, after)
-    assert ops(after) == ["binary"] and list(after.constants) == ["kk"]
+    assert op_names(after) == ["binary"] and list(after.constants) == ["kk"]
 
 
 def test_nonfinite_parameters_are_found():
     graph = graph_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), 3, 5, 5)
-    assert not P.nonfinite_parameters(graph)
+    assert not nonfinite_parameters(graph)
     weight = graph.nodes[1].weight.copy()
     weight[2, 1] = np.inf
     graph.nodes[1].weight = weight
-    assert P.nonfinite_parameters(graph) == [graph.nodes[1]]
+    assert nonfinite_parameters(graph) == [graph.nodes[1]]
 
 
 def test_calibration_counts_zeros():
     graph = P.optimize(graph_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)), 3, 5, 5))
     x = inputs_for(graph)
-    after = P.calibrate(graph, x)
+    after = calibrate(graph, x)
     _, kept = interpret(graph, x, [graph.nodes[0].output])
     v = kept[graph.nodes[0].output]
     assert after.values[graph.nodes[0].output].density == pytest.approx((v != 0).float().mean().item())
     with pytest.raises(InputError):
-        P.calibrate(graph, {"x": torch.zeros(1, 3, 4, 4)})
+        calibrate(graph, {"x": torch.zeros(1, 3, 4, 4)})

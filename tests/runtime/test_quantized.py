@@ -13,9 +13,10 @@ from actzip.errors import ActzipWarning, InputError, LayerError
 from actzip.quantize import capture as capture_integers
 from actzip.quantize import quantization, without_quantization
 from actzip.quantize.model import marked
-from actzip.runtime.capture import capture
-from actzip.runtime.lower import choose_storage, lower
+from actzip.runtime.from_torch import capture
+from actzip.runtime.lower import lower
 from actzip.runtime.passes import optimize
+from actzip.runtime.storage import choose_storage
 
 
 class Net(nn.Module):

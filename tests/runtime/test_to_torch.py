@@ -17,6 +17,8 @@ from actzip.activations import find_sites, set_thresholds
 from actzip.cli import build
 from actzip.errors import ActzipError, DataError, InputError, UnsupportedError
 from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.acts import Act
 from actzip.runtime.interpret import interpret
 from actzip.runtime.to_torch import GraphNet, to_torch
 from actzip.sparsify import calibrate_thresholds
@@ -46,17 +48,17 @@ def assert_same(graph, net=None, batch=3):
     return net
 
 
-ACTS = [g.Act.of(k) for k in g.ACT_KINDS if k not in g.ACT_PARAM and k != "prelu"] + [
-    g.Act.of("clip", lo=0.0, hi=6.0), g.Act.of("clip", lo=0.0), g.Act.of("clip", lo=-0.5, hi=0.25), g.Act.of("clip", hi=0.3),
-    g.Act.of("hardsigmoid", alpha=0.2, beta=0.4), g.Act.of("threshold", param=np.float32([0.3])),
-    g.Act.of("threshold", param=w(4).clip(0)), g.Act.of("threshold", param=np.float32([0.3]), hi=0.7),
-    g.Act.of("prelu", param=np.float32([0.3])), g.Act.of("prelu", param=w(4)),
+ACTS = [Act.of(k) for k in g.ACT_KINDS if k not in g.ACT_PARAM and k != "prelu"] + [
+    Act.of("clip", lo=0.0, hi=6.0), Act.of("clip", lo=0.0), Act.of("clip", lo=-0.5, hi=0.25), Act.of("clip", hi=0.3),
+    Act.of("hardsigmoid", alpha=0.2, beta=0.4), Act.of("threshold", param=np.float32([0.3])),
+    Act.of("threshold", param=w(4).clip(0)), Act.of("threshold", param=np.float32([0.3]), hi=0.7),
+    Act.of("prelu", param=np.float32([0.3])), Act.of("prelu", param=w(4)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("act", ACTS, ids=str)
 def test_activations(act):
-    graph = one(g.Activation, act=act)
+    graph = one(ops.Activation, act=act)
     net = to_torch(graph)
     x = torch.randn(2, 4, 9, 11)
     want = interpret(graph, {"x": x})[0][0]
@@ -74,10 +76,10 @@ PADS = [(0, 0, 0, 0), (1, 2, 1, 2), (0, 1, 2, 1), (3, 0, 0, 3)]
 def test_convolutions(groups, padding, stride, dilation):
     kw = {"weight": w(8, 4 // groups, 3, 3), "stride": stride, "padding": padding, "dilation": dilation}
     for bias in (None, w(8)):
-        net = assert_same(one(g.Conv2d, groups=groups, bias=bias, **kw))
+        net = assert_same(one(ops.Conv2d, groups=groups, bias=bias, **kw))
         assert isinstance(net.n, nn.Conv2d)
         assert_same(net.to_graph(), net)
-    fused = one(g.Conv2d, weight=w(8, 4, 3, 3), act=g.Act.of("relu"))
+    fused = one(ops.Conv2d, weight=w(8, 4, 3, 3), act=Act.of("relu"))
     assert_same(fused)
     assert_same(to_torch(fused).to_graph(), to_torch(fused))
 
@@ -86,7 +88,7 @@ def test_convolutions(groups, padding, stride, dilation):
 @pytest.mark.parametrize("output_padding", [(0, 0), (1, 0), (1, 1)])
 def test_transposed_convolutions(padding, output_padding):
     graph = one(
-        g.ConvTranspose2d, weight=w(4, 3, 4, 4), bias=w(6), groups=2, stride=(2, 2), padding=padding,
+        ops.ConvTranspose2d, weight=w(4, 3, 4, 4), bias=w(6), groups=2, stride=(2, 2), padding=padding,
         output_padding=output_padding,
     )  # fmt: skip
     net = assert_same(graph)
@@ -101,16 +103,16 @@ def test_pools(kind, padding, ceil_mode, include):
     for kernel, stride in itertools.product(((3, 3), (3, 4)), ((1, 1), (2, 2))):
         assert_same(
             one(
-                g.Pool, kind=kind, kernel_size=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode,
+                ops.Pool, kind=kind, kernel_size=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode,
                 count_include_pad=include,
             )
         )  # fmt: skip
-    assert_same(one(g.AdaptivePool, kind=kind, output_size=(2, 3)))
+    assert_same(one(ops.AdaptivePool, kind=kind, output_size=(2, 3)))
 
 
 @pytest.mark.parametrize("shape", [(N, 4), (N, 4, 5), (N, 4, 5, 6), (N, 4, 5, 6, 3)])
 def test_batch_norms_keep_their_statistics_in_training(shape):
-    net = assert_same(one(g.BatchNorm, shape, scale=w(4), shift=w(4)))
+    net = assert_same(one(ops.BatchNorm, shape, scale=w(4), shift=w(4)))
     assert isinstance(net.n, nn.modules.batchnorm._BatchNorm)
     net.train()
     assert_same(net.graph, net)
@@ -119,7 +121,7 @@ def test_batch_norms_keep_their_statistics_in_training(shape):
 
 @pytest.mark.parametrize("mode", ["reflect", "edge", "constant"])
 def test_padding_has_a_gradient(mode):
-    net = assert_same(one(g.Pad, before=(0, 0, 2, 0), after=(0, 0, 1, 3), mode=mode))
+    net = assert_same(one(ops.Pad, before=(0, 0, 2, 0), after=(0, 0, 1, 3), mode=mode))
     x = torch.randn(1, 4, 9, 11, requires_grad=True)
     net(x).sum().backward()
     assert x.grad is not None
@@ -242,7 +244,7 @@ def test_onnx_operators_one_by_one(tmp_path):
     onnx = pytest.importorskip("onnx")
     from onnx.backend.test.loader import load_model_tests
 
-    from actzip.runtime.onnx_import import from_onnx
+    from actzip.runtime.from_onnx import from_onnx
 
     compared = 0
     for case in load_model_tests(kind="node"):

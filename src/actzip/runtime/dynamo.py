@@ -404,7 +404,8 @@ def _parts(
     from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
     from torch.fx.passes.operator_support import OperatorSupportBase
 
-    from actzip.runtime import capture
+    from actzip.runtime.from_torch import decompositions
+    from actzip.runtime.registry import TORCH
 
     class Support(OperatorSupportBase):
         def is_node_supported(self, submodules: Any, node: fx.Node) -> bool:
@@ -414,7 +415,7 @@ def _parts(
             value = node.meta.get("val")
             if schema is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
                 return False
-            return schema.name.removeprefix("aten::") in capture._HANDLERS
+            return schema.name.removeprefix("aten::") in TORCH
 
     batch = examples[0].shape[0] if examples[0].ndim else None
     shapes = tuple(
@@ -426,7 +427,7 @@ def _parts(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.export.export(closed, examples, dynamic_shapes=(shapes,), strict=False)
-        exported = exported.run_decompositions(capture._decompositions())
+        exported = exported.run_decompositions(decompositions())
         gm = exported.module()
         partitioner = CapabilityBasedPartitioner(gm, Support(), allows_single_node_partition=False)
         fused = partitioner.fuse_partitions(partitioner.propose_partitions(), prefix="fused_")

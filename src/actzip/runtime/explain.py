@@ -9,7 +9,9 @@ import numpy as np
 
 from actzip import cpu
 from actzip.runtime import graph as g
+from actzip.runtime import ops
 from actzip.runtime.lower import Lowered, lower
+from actzip.runtime.machine import peak_gflops
 
 __all__ = ["Explanation", "LayerRow", "explain"]
 
@@ -145,14 +147,14 @@ def _uses(size: int, out: int, kernel: int, stride: int, before: int, dilation: 
 
 def _work(n: g.Node, x: Any, out: g.Shape) -> tuple[int, int]:
     """MACs inside the borders, and those on non-zero activations, for input ``x`` (an array, all images)."""
-    if isinstance(n, g.Conv2d):
+    if isinstance(n, ops.Conv2d):
         uy = _uses(x.shape[2], int(out[2]), n.weight.shape[2], n.stride[0], n.padding[0], n.dilation[0])  # type: ignore[arg-type]
         ux = _uses(x.shape[3], int(out[3]), n.weight.shape[3], n.stride[1], n.padding[1], n.dilation[1])  # type: ignore[arg-type]
         each = n.weight.shape[0] // n.groups
         total = int(uy.sum()) * int(ux.sum()) * x.shape[0] * x.shape[1] * each
         where = (x != 0).sum((0, 1), dtype=np.int64)
         return total, int((where * uy[:, None] * ux[None, :]).sum()) * each
-    if isinstance(n, g.Linear):
+    if isinstance(n, ops.Linear):
         return int(x.size) * n.weight.shape[0], int(np.count_nonzero(x)) * n.weight.shape[0]
     return 0, 0
 
@@ -170,13 +172,14 @@ def explain(
     """Runs the plan ``runs`` times (times: medians) and the reference interpreter once (exact work)."""
     import torch
 
-    from actzip.runtime.compiled import peak_gflops
     from actzip.runtime.interpret import interpret
 
     outputs = [np.empty(g.concrete(graph.shape(v), batch), np.float32) for v in graph.outputs]
     samples = [low.plan.profile(batch, arrays, outputs, threads) for _ in range(max(1, runs) + 1)][1:]
     seconds = np.median([[row[4] for row in s] for s in samples], axis=0)
-    wanted = {v for n in graph.nodes for v in (n.inputs[:1] if isinstance(n, (g.Conv2d, g.Linear)) else ())}
+    wanted = {
+        v for n in graph.nodes for v in (n.inputs[:1] if isinstance(n, (ops.Conv2d, ops.Linear)) else ())
+    }
     tensors = {v: torch.from_numpy(a) for v, a in zip(graph.inputs, arrays, strict=True)}
     _, kept = interpret(graph, tensors, wanted)
     kept.update({k: v for k, v in tensors.items() if k in wanted})
@@ -215,7 +218,7 @@ def explain(
         x, y = graph.values[n.inputs[0]], graph.values[n.output]
         macs, effective = 0, 0
         density = x.density
-        if n.inputs[0] in kept and isinstance(n, (g.Conv2d, g.Linear)):
+        if n.inputs[0] in kept and isinstance(n, (ops.Conv2d, ops.Linear)):
             a = kept[n.inputs[0]].numpy()
             macs, effective = _work(n, a, y.shape)
             density = float(np.count_nonzero(a)) / max(a.size, 1)

@@ -11,62 +11,42 @@ from torch import Tensor
 
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.acts import ACTS, Act
 
 __all__ = ["apply_act", "interpret"]
 
 
-def apply_act(act: g.Act | None, x: Tensor) -> Tensor:
+def _param(act: Act, x: Tensor) -> Tensor:
+    assert act.param is not None
+    p = torch.from_numpy(act.param)
+    return p.reshape(1, -1, *([1] * (x.ndim - 2))) if p.numel() > 1 else p
+
+
+def _threshold(act: Act, x: Tensor) -> Tensor:
+    return torch.where(x <= _param(act, x), torch.zeros((), dtype=x.dtype), x).clamp(max=act.hi)
+
+
+# those that are not a function of PyTorch of the same name, called with the row's numbers in order
+_OWN: dict[str, Callable[[Act, Tensor], Tensor]] = {
+    "clip": lambda act, x: x.clamp(act.lo, act.hi),
+    "threshold": _threshold,
+    "prelu": lambda act, x: torch.where(x < 0, x * _param(act, x), x),
+    "hardsigmoid": lambda act, x: (x * act.alpha + act.beta).clamp(0, 1),
+    "gelu_tanh": lambda act, x: F.gelu(x, approximate="tanh"),
+}
+
+
+def apply_act(act: Act | None, x: Tensor) -> Tensor:
     """``act`` of ``x``; NaN stays NaN for those functions of PyTorch that keep it."""
     if act is None:
         return x
-    k = act.kind
-    if k in ("threshold", "prelu"):
-        assert act.param is not None
-        p = torch.from_numpy(act.param)
-        if p.numel() > 1:
-            p = p.reshape(1, -1, *([1] * (x.ndim - 2)))
-        if k == "prelu":
-            return torch.where(x < 0, x * p, x)
-        kept = torch.where(x <= p, torch.zeros((), dtype=x.dtype), x)
-        return kept.clamp(max=act.hi)
-    if k == "clip":
-        return x.clamp(act.lo, act.hi)
-    table: dict[str, Callable[[Tensor], Tensor]] = {
-        "relu": torch.relu,
-        "leaky_relu": lambda x: F.leaky_relu(x, act.alpha),
-        "elu": lambda x: F.elu(x, act.alpha),
-        "selu": F.selu,
-        "celu": lambda x: F.celu(x, act.alpha),
-        "softplus": lambda x: F.softplus(x, act.beta, act.limit),
-        "softsign": F.softsign,
-        "sigmoid": torch.sigmoid,
-        "logsigmoid": F.logsigmoid,
-        "hardsigmoid": lambda x: (x * act.alpha + act.beta).clamp(0, 1),
-        "tanh": torch.tanh,
-        "silu": F.silu,
-        "gelu": F.gelu,
-        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-        "hardswish": F.hardswish,
-        "mish": F.mish,
-        "exp": torch.exp,
-        "log": torch.log,
-        "sqrt": torch.sqrt,
-        "rsqrt": torch.rsqrt,
-        "reciprocal": torch.reciprocal,
-        "square": torch.square,
-        "neg": torch.neg,
-        "abs": torch.abs,
-        "sign": torch.sign,
-        "floor": torch.floor,
-        "ceil": torch.ceil,
-        "round": torch.round,
-        "erf": torch.erf,
-        "sin": torch.sin,
-        "cos": torch.cos,
-    }
-    if k not in table:
-        raise UnsupportedError(f"activation {k!r}")
-    return table[k](x)
+    if act.kind in _OWN:
+        return _OWN[act.kind](act, x)
+    if act.kind not in ACTS:
+        raise UnsupportedError(f"activation {act.kind!r}")
+    f: Callable[..., Tensor] = getattr(torch, act.kind, None) or getattr(F, act.kind)
+    return f(x, *(getattr(act, k) for k in ACTS[act.kind].numbers))
 
 
 def _t(a: g.Array | None) -> Tensor | None:
@@ -78,13 +58,13 @@ def _padded(x: Tensor, padding: tuple[int, int, int, int], value: float) -> Tens
     return F.pad(x, (left, r, t, b), value=value) if any(padding) else x
 
 
-def _conv(n: g.Conv2d, x: Tensor, *rest: Tensor) -> Tensor:
+def _conv(n: ops.Conv2d, x: Tensor, *rest: Tensor) -> Tensor:
     y = F.conv2d(_padded(x, n.padding, 0.0), _t(n.weight), _t(n.bias), n.stride, 0, n.dilation, n.groups)  # type: ignore[arg-type]
     y = apply_act(n.pre_act, y)
     return apply_act(n.act, y + rest[0] if rest else y)
 
 
-def _conv_transpose(n: g.ConvTranspose2d, x: Tensor) -> Tensor:
+def _conv_transpose(n: ops.ConvTranspose2d, x: Tensor) -> Tensor:
     op = n.output_padding
     y = F.conv_transpose2d(x, _t(n.weight), None, n.stride, 0, 0, n.groups, n.dilation)  # type: ignore[arg-type]
     t, left, b, r = n.padding
@@ -93,19 +73,19 @@ def _conv_transpose(n: g.ConvTranspose2d, x: Tensor) -> Tensor:
     return apply_act(n.act, y if bias is None else y + bias.reshape(1, -1, 1, 1))
 
 
-def _linear(n: g.Linear, x: Tensor, *rest: Tensor) -> Tensor:
+def _linear(n: ops.Linear, x: Tensor, *rest: Tensor) -> Tensor:
     y = F.linear(x, _t(n.weight), _t(n.bias))  # type: ignore[arg-type]
     return apply_act(n.act, y + rest[0] if rest else y)
 
 
-def _batch_norm(n: g.BatchNorm, x: Tensor) -> Tensor:
+def _batch_norm(n: ops.BatchNorm, x: Tensor) -> Tensor:
     shape = (1, -1, *([1] * (x.ndim - 2)))
     scale, shift = _t(n.scale), _t(n.shift)
     assert scale is not None and shift is not None
     return apply_act(n.act, x * scale.reshape(shape) + shift.reshape(shape))
 
 
-def _pool(n: g.Pool, x: Tensor) -> Tensor:
+def _pool(n: ops.Pool, x: Tensor) -> Tensor:
     """By plain sums over shifted windows, so that uneven padding and ceil_mode need no special case."""
     h, w = x.shape[2:]
     shape = n.infer([(1, x.shape[1], h, w)])
@@ -132,7 +112,7 @@ def _pool(n: g.Pool, x: Tensor) -> Tensor:
     return stack.sum(0) / counted
 
 
-def _adaptive(n: g.AdaptivePool, x: Tensor) -> Tensor:
+def _adaptive(n: ops.AdaptivePool, x: Tensor) -> Tensor:
     f: Callable[..., Tensor] = F.adaptive_max_pool2d if n.kind == "max" else F.adaptive_avg_pool2d
     return f(x, n.output_size)
 
@@ -148,13 +128,13 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _slice(n: g.Slice, x: Tensor) -> Tensor:
+def _slice(n: ops.Slice, x: Tensor) -> Tensor:
     index = [slice(None)] * x.ndim
     index[n.axis] = slice(n.start, n.stop, n.step)
     return x[tuple(index)]
 
 
-def _pad(n: g.Pad, x: Tensor) -> Tensor:
+def _pad(n: ops.Pad, x: Tensor) -> Tensor:
     if n.mode == "constant":
         flat = [v for b, a in zip(reversed(n.before), reversed(n.after), strict=True) for v in (b, a)]
         return F.pad(x, flat, value=n.value)
@@ -163,7 +143,7 @@ def _pad(n: g.Pad, x: Tensor) -> Tensor:
     return torch.from_numpy(y)
 
 
-def _reduce(n: g.Reduce, x: Tensor) -> Tensor:
+def _reduce(n: ops.Reduce, x: Tensor) -> Tensor:
     axes, keep = tuple(a % x.ndim for a in n.axes), n.keepdims
     if n.kind == "prod":
         for a in sorted(axes, reverse=True):
@@ -189,7 +169,7 @@ def _source(size: int, out: int, coordinates: str, scale: float) -> Tensor:
     return (i + 0.5) / scale - 0.5 if coordinates == "half_pixel" else i / scale
 
 
-def _resize(n: g.Resize, x: Tensor) -> Tensor:
+def _resize(n: ops.Resize, x: Tensor) -> Tensor:
     for axis in (0, 1):
         size, out = x.shape[2 + axis], n.size[axis]
         scale = n.scale[axis] if n.scale else out / size
@@ -211,58 +191,58 @@ def _resize(n: g.Resize, x: Tensor) -> Tensor:
     return x
 
 
-def _softmax(n: g.Softmax, x: Tensor) -> Tensor:
+def _softmax(n: ops.Softmax, x: Tensor) -> Tensor:
     return F.log_softmax(x, n.axis) if n.log else F.softmax(x, n.axis)
 
 
 def _run(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
     match n:
-        case g.Conv2d():
+        case ops.Conv2d():
             return _conv(n, *args)
-        case g.ConvTranspose2d():
+        case ops.ConvTranspose2d():
             return _conv_transpose(n, *args)
-        case g.Linear():
+        case ops.Linear():
             return _linear(n, *args)
-        case g.MatMul():
+        case ops.MatMul():
             return torch.matmul(*args)
-        case g.BatchNorm():
+        case ops.BatchNorm():
             return _batch_norm(n, *args)
-        case g.LayerNorm():
+        case ops.LayerNorm():
             x = args[0].movedim(1, -1) if n.channels else args[0]
             y = F.layer_norm(x, n.shape, _t(n.weight), _t(n.bias), n.eps)
             return y.movedim(-1, 1) if n.channels else y
-        case g.GroupNorm():
+        case ops.GroupNorm():
             return F.group_norm(args[0], n.groups, _t(n.weight), _t(n.bias), n.eps)
-        case g.LocalResponseNorm():
+        case ops.LocalResponseNorm():
             return F.local_response_norm(args[0], n.size, n.alpha, n.beta, n.k)
-        case g.Pool():
+        case ops.Pool():
             y = _pool(n, *args)
             return apply_act(
                 n.act, y if n.bias is None else y + torch.from_numpy(n.bias).reshape(1, -1, 1, 1)
             )
-        case g.AdaptivePool():
+        case ops.AdaptivePool():
             return _adaptive(n, *args)
-        case g.Activation():
+        case ops.Activation():
             return apply_act(n.act, args[0])
-        case g.Binary():
+        case ops.Binary():
             return apply_act(n.act, _BINARY[n.kind](*args))
-        case g.Concat():
+        case ops.Concat():
             return torch.cat(args, n.axis)
-        case g.Slice():
+        case ops.Slice():
             return _slice(n, *args)
-        case g.Pad():
+        case ops.Pad():
             return _pad(n, *args)
-        case g.Reshape():
+        case ops.Reshape():
             return args[0].reshape(g.concrete(n.shape, batch))
-        case g.Transpose():
+        case ops.Transpose():
             return args[0].permute(n.perm)
-        case g.Expand():
+        case ops.Expand():
             return args[0].expand(g.concrete(n.shape, batch))
-        case g.Reduce():
+        case ops.Reduce():
             return _reduce(n, *args)
-        case g.Softmax():
+        case ops.Softmax():
             return _softmax(n, *args)
-        case g.Resize():
+        case ops.Resize():
             return _resize(n, *args)
     raise UnsupportedError(f"{n.where()}: the interpreter does not know it")
 

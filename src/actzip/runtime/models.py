@@ -67,7 +67,7 @@ def load_model(
     if path.suffix == ".actzip":
         raise InputError(f"{path} is compiled already: actzip.runtime.load reads it")
     if path.suffix == ".onnx":
-        from actzip.runtime.onnx_import import from_onnx
+        from actzip.runtime.from_onnx import from_onnx
 
         graph = from_onnx(path, [(1, *shape)] if shape else None)
         dims = tuple(int(d) if isinstance(d, int) else 1 for d in graph.shape(graph.inputs[0])[1:])
@@ -101,7 +101,7 @@ def _with_shape(
 
 def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     """(module, input shape C, H, W) of an exported program: its graph, or its own module where an operator is unknown."""
-    from actzip.runtime.capture import capture, flat_inputs
+    from actzip.runtime.from_torch import capture, flat_inputs
 
     try:
         program = torch.export.load(str(path))

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
-from actzip.runtime import interpret
+from actzip.runtime import interpret, ops
+from actzip.runtime.acts import Act
 
 __all__ = ["GraphNet", "to_torch"]
 
@@ -48,14 +49,14 @@ class _NodeModule(nn.Module):
 
     def forward(self, batch: int, *args: Tensor) -> Tensor:
         n = self.node
-        if isinstance(n, g.Reshape):  # -1, so that a traced or exported batch stays dynamic
+        if isinstance(n, ops.Reshape):  # -1, so that a traced or exported batch stays dynamic
             return args[0].reshape([-1 if isinstance(d, g.Sym) else d for d in n.shape])
-        if isinstance(n, g.Pad) and n.mode != "constant":
+        if isinstance(n, ops.Pad) and n.mode != "constant":
             return _pad(n, args[0])
         return interpret._run(n, list(args), batch)
 
 
-def _pad(n: g.Pad, x: Tensor) -> Tensor:
+def _pad(n: ops.Pad, x: Tensor) -> Tensor:
     """Reflection or edge padding, axis by axis, with a gradient."""
     for axis, (before, after) in enumerate(zip(n.before, n.after, strict=True)):
         size = x.shape[axis]
@@ -120,7 +121,7 @@ def _filled(module: nn.Module, **arrays: g.Array | None) -> nn.Module:
     return module
 
 
-def _conv(n: g.Conv2d, shape: g.Shape) -> nn.Module | None:
+def _conv(n: ops.Conv2d, shape: g.Shape) -> nn.Module | None:
     if n.act is not None or n.pre_act is not None or len(n.inputs) > 1:
         return None
     o, ci, kh, kw = n.weight.shape
@@ -136,7 +137,7 @@ def _conv(n: g.Conv2d, shape: g.Shape) -> nn.Module | None:
     return _filled(made, weight=n.weight, bias=n.bias)
 
 
-def _conv_transpose(n: g.ConvTranspose2d, shape: g.Shape) -> nn.Module | None:
+def _conv_transpose(n: ops.ConvTranspose2d, shape: g.Shape) -> nn.Module | None:
     top, left, bottom, right = n.padding
     extra = n.output_padding
     fits = all(e < max(s, d) for e, s, d in zip(extra, n.stride, n.dilation, strict=True))
@@ -150,14 +151,14 @@ def _conv_transpose(n: g.ConvTranspose2d, shape: g.Shape) -> nn.Module | None:
     return _filled(made, weight=n.weight, bias=n.bias)
 
 
-def _linear(n: g.Linear, shape: g.Shape) -> nn.Module | None:
+def _linear(n: ops.Linear, shape: g.Shape) -> nn.Module | None:
     if n.act is not None or len(n.inputs) > 1:
         return None
     o, k = n.weight.shape
     return _filled(nn.Linear(k, o, n.bias is not None, device="meta"), weight=n.weight, bias=n.bias)
 
 
-def _batch_norm(n: g.BatchNorm, shape: g.Shape) -> nn.Module | None:
+def _batch_norm(n: ops.BatchNorm, shape: g.Shape) -> nn.Module | None:
     kinds: dict[int, Any] = {
         2: FixedBatchNorm1d, 3: FixedBatchNorm1d, 4: FixedBatchNorm2d, 5: FixedBatchNorm3d,
     }  # fmt: skip
@@ -167,7 +168,7 @@ def _batch_norm(n: g.BatchNorm, shape: g.Shape) -> nn.Module | None:
     return _filled(made, weight=n.scale, bias=n.shift)
 
 
-def _activation(n: g.Activation, shape: g.Shape) -> nn.Module | None:
+def _activation(n: ops.Activation, shape: g.Shape) -> nn.Module | None:
     a = n.act
     if a.kind == "clip":
         if a.lo == 0 and a.hi == math.inf:
@@ -194,7 +195,7 @@ def _activation(n: g.Activation, shape: g.Shape) -> nn.Module | None:
     return table[a.kind]() if a.kind in table else None
 
 
-def _pool(n: g.Pool, shape: g.Shape) -> nn.Module | None:
+def _pool(n: ops.Pool, shape: g.Shape) -> nn.Module | None:
     top, left, bottom, right = n.padding
     (kh, kw), even = n.kernel_size, (top, left) == (bottom, right)
     inside = even and top <= kh // 2 and left <= kw // 2
@@ -215,18 +216,18 @@ def _pool(n: g.Pool, shape: g.Shape) -> nn.Module | None:
     )
 
 
-def _adaptive_pool(n: g.AdaptivePool, shape: g.Shape) -> nn.Module | None:
+def _adaptive_pool(n: ops.AdaptivePool, shape: g.Shape) -> nn.Module | None:
     return (nn.AdaptiveMaxPool2d if n.kind == "max" else nn.AdaptiveAvgPool2d)(n.output_size)
 
 
 _BUILDERS: dict[type[g.Node], Callable[[Any, g.Shape], nn.Module | None]] = {
-    g.Conv2d: _conv,
-    g.ConvTranspose2d: _conv_transpose,
-    g.Linear: _linear,
-    g.BatchNorm: _batch_norm,
-    g.Activation: _activation,
-    g.Pool: _pool,
-    g.AdaptivePool: _adaptive_pool,
+    ops.Conv2d: _conv,
+    ops.ConvTranspose2d: _conv_transpose,
+    ops.Linear: _linear,
+    ops.BatchNorm: _batch_norm,
+    ops.Activation: _activation,
+    ops.Pool: _pool,
+    ops.AdaptivePool: _adaptive_pool,
 }
 
 
@@ -388,7 +389,7 @@ def _with_parameters(node: Any, step: nn.Module) -> g.Node:
 
 def _with_threshold(node: Any, threshold: float | Tensor) -> g.Node:
     """The node with its ReLU thresholded."""
-    act: g.Act | None = getattr(node, "act", None)
+    act: Act | None = getattr(node, "act", None)
     t = np.atleast_1d(np.asarray(threshold, np.float32))
     if act is None or not (act.kind in ("relu", "threshold") or (act.kind == "clip" and act.lo == 0)):
         raise UnsupportedError(f"{node.where()}: a threshold needs a ReLU")
@@ -397,4 +398,4 @@ def _with_threshold(node: Any, threshold: float | Tensor) -> g.Node:
         assert act.param is not None
         t = np.maximum(t, act.param)
     t = np.where(t >= hi, np.float32(np.finfo(np.float32).max), t)  # nothing is left, as after clipping
-    return dataclasses.replace(node, act=g.Act.of("threshold", param=t, hi=hi))  # type: ignore[no-any-return]
+    return dataclasses.replace(node, act=Act.of("threshold", param=t, hi=hi))  # type: ignore[no-any-return]

@@ -7,6 +7,13 @@ a key that says all that matters to the time: shape, storages, density (in steps
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from actzip.runtime import ops
+
+if TYPE_CHECKING:
+    import torch
+
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -18,8 +25,8 @@ import numpy as np
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.cache import TuningCache
-from actzip.runtime.lower import Lowered, choose_storage, keeps_integers, lower
-from actzip.runtime.passes import root_of
+from actzip.runtime.lower import Lowered, lower
+from actzip.runtime.storage import choose_storage, keeps_integers
 
 __all__ = ["Tuned", "tune"]
 
@@ -68,7 +75,7 @@ class _Bench:
         return {v: d[i] for v, i in low.values.items() if d[i] >= 0}
 
 
-def _key(graph: g.Graph, n: g.Conv2d, threads: int, batch: int) -> str:
+def _key(graph: g.Graph, n: ops.Conv2d, threads: int, batch: int) -> str:
     x, y = graph.values[n.inputs[0]], graph.values[n.output]
     density = 1.0 if x.density is None or x.storage == "dense" else round(x.density * 20) / 20
     residual = graph.values[n.inputs[1]].storage if len(n.inputs) > 1 else ""
@@ -82,7 +89,7 @@ def _key(graph: g.Graph, n: g.Conv2d, threads: int, batch: int) -> str:
 def _parts(graph: g.Graph, v: str) -> list[int]:
     """Where blocks begin matters only through the channels of what is joined."""
     p = graph.producers().get(v)
-    if not isinstance(p, g.Concat):
+    if not isinstance(p, ops.Concat):
         return []
     return [int(graph.shape(i)[1]) for i in p.inputs]  # type: ignore[arg-type]
 
@@ -93,7 +100,7 @@ def _try_variants(
     """Best variant of every convolution of ``graph`` as stored, its time, and the time of every other node."""
     fixed = fixed or {}
     base = lower(graph, fixed, want_variants=True)
-    convs = [n for n in graph.nodes if isinstance(n, g.Conv2d)]
+    convs = [n for n in graph.nodes if isinstance(n, ops.Conv2d)]
     options: dict[str, list[str]] = {}
     best: dict[str, str] = {}
     cost: dict[str, float] = {}
@@ -169,7 +176,7 @@ def tune(
     groups: dict[str, list[str]] = {}
     for v in packed.values:
         if packed.values[v].storage == "packed":
-            groups.setdefault(root_of(packed, v)[0], []).append(v)
+            groups.setdefault(g.root_of(packed, v)[0], []).append(v)
     always = packed.meta.get("pack") == "always"
     groups = {r: m for r, m in groups.items() if not always and not keeps_integers(packed, r)}
     plain = choose_storage(packed, {v for members in groups.values() for v in members} | keep_dense)
@@ -189,7 +196,7 @@ def tune(
             inside = set(members)
             readers = [n for n in packed.nodes if set(n.inputs) & inside and n.output not in inside]
             writers = [
-                n for n in packed.nodes if n.output in inside and not isinstance(n, (g.Conv2d, g.Concat))
+                n for n in packed.nodes if n.output in inside and not isinstance(n, (ops.Conv2d, ops.Concat))
             ]
             names = {n.name for n in (*readers, *writers)}
             a = sum(sc.get(k, so.get(k, 0.0)) for k in names)
@@ -199,7 +206,7 @@ def tune(
         mixed = choose_storage(packed, dense)
         variants, _, _ = _try_variants(mixed, bench, cache)
         for n in mixed.nodes:
-            if isinstance(n, g.Conv2d):
+            if isinstance(n, ops.Conv2d):
                 p, q = sc.get(n.name), dc.get(n.name)
                 if p is not None and q is not None:
                     why[n.name] = f"trials: packed {p * 1e3:.3f} ms, dense {q * 1e3:.3f} ms"
@@ -219,15 +226,15 @@ def tune(
             cache.save()
     else:
         for members in groups.values():
-            share = packed.values[root_of(packed, members[0])[0]].density
+            share = packed.values[g.root_of(packed, members[0])[0]].density
             if share is not None and share > 0.7:
                 dense |= set(members)
         mixed = choose_storage(packed, dense)
         for n in mixed.nodes:
-            if isinstance(n, g.Conv2d):
+            if isinstance(n, ops.Conv2d):
                 why[n.name] = "density" if mixed.values[n.inputs[0]].storage == "packed" else "dense input"
     for n in mixed.nodes:
-        if isinstance(n, g.Conv2d) and n.inputs[0] in keep_dense:
+        if isinstance(n, ops.Conv2d) and n.inputs[0] in keep_dense:
             why[n.name] = "weights that are not finite"
     if storage is not None:
         mixed = storage(mixed)
@@ -267,7 +274,7 @@ def _decision(
 def _concat_densities(graph: g.Graph) -> None:
     """In place: the density of a Concat that nothing computes is that of its inputs together."""
     for n in graph.nodes:
-        if isinstance(n, g.Concat) and graph.values[n.output].density is None:
+        if isinstance(n, ops.Concat) and graph.values[n.output].density is None:
             total, nonzero = 0.0, 0.0
             for v in n.inputs:
                 count = float(g.numel(graph.shape(v))[0])
@@ -275,3 +282,36 @@ def _concat_densities(graph: g.Graph) -> None:
                 total += count
                 nonzero += count * (1.0 if d is None else d)
             graph.values[n.output].density = nonzero / total if total else None
+
+
+def nonfinite_parameters(graph: g.Graph) -> list[g.Node]:
+    """Nodes with an infinite or NaN parameter: a zero activation skipped there would hide a NaN."""
+    bad = []
+    for n in graph.nodes:
+        for _, v in n.fields():
+            if isinstance(v, np.ndarray) and v.dtype.kind == "f" and not np.isfinite(v).all():
+                bad.append(n)
+                break
+    return bad
+
+
+def calibrate(graph: g.Graph, inputs: dict[str, torch.Tensor]) -> g.Graph:
+    """Densities of all maps from one run of the interpreter: ``Value.density`` set in the copy returned.
+
+    Raises:
+        InputError: inputs that do not fit.
+        UnsupportedError: as :func:`interpret`.
+    """
+    import torch
+
+    from actzip.runtime.interpret import interpret
+
+    graph = graph.copy()
+    wanted = [n.output for n in graph.nodes]
+    if not wanted:
+        raise UnsupportedError(f"graph {graph.name!r} computes nothing")
+    _, kept = interpret(graph, inputs, wanted)
+    for v, t in [*kept.items(), *inputs.items()]:
+        if v in graph.values and t.numel():
+            graph.values[v].density = float(torch.count_nonzero(t)) / t.numel()
+    return graph

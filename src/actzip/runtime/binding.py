@@ -1,0 +1,194 @@
+"""Models and examples as graphs and arrays; calls bound to a graph's inputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actzip.errors import InputError
+from actzip.runtime import graph as g
+
+
+def no_memory(batch: int) -> InputError:
+    return InputError(f"not enough memory for batch {batch}")
+
+
+def grows(graph: g.Graph, value: str) -> bool:
+    shape = graph.shape(value)
+    return bool(shape) and shape[0] == g.Sym()
+
+
+def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[Any]]:
+    if isinstance(model, (str, os.PathLike)):
+        from actzip.runtime.from_onnx import from_onnx
+
+        shapes = None
+        if example is not None:
+            from actzip.runtime.from_torch import flat_inputs
+
+            args, kwargs = flat_inputs(example)
+            shapes = (
+                {k: tuple(v.shape) for k, v in kwargs.items()} if kwargs else [tuple(a.shape) for a in args]
+            )
+        graph = from_onnx(Path(model), shapes)
+    elif isinstance(model, g.Graph):
+        graph = model
+        graph.validate()
+    else:
+        from torch import nn
+
+        from actzip.runtime.from_torch import capture
+
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model must be an nn.Module, the path of an ONNX file or a Graph, not {type(model).__name__}"
+            )
+        if example is None:
+            raise InputError("an nn.Module needs an example input: compile(model, example)")
+        graph = _own_graph(model) or capture(model, example, dynamic=dynamic)
+    if example is not None:
+        return graph, arrays_of(graph, example, "example")
+    rng = np.random.default_rng(0)
+    return graph, [
+        np.asarray(rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32)) for v in graph.inputs
+    ]
+
+
+def _own_graph(model: Any) -> g.Graph | None:
+    """The Graph that a module was made from (:func:`actzip.load`), with its parameters and thresholds of now."""
+    from actzip.runtime.to_torch import GraphNet
+
+    plain = isinstance(model, GraphNet) and "_actzip_quantization" not in model.__dict__
+    return model.to_graph() if plain else None
+
+
+def bind(graph: g.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What a call gives for the graph's inputs, in their order. Arguments are bound as the model binds them; those that are
+    no tensors must be as they were when it was captured.
+
+    Raises:
+        InputError: an argument too many, missing, unknown or changed.
+    """
+    from torch.utils import _pytree as pytree
+
+    call = graph.meta.get("call")
+    if call is None:  # an ONNX file, a Graph: the inputs in order, or by their names
+        call = {"names": list(graph.inputs), "places": {f"[{v!r}]": v for v in graph.inputs}}
+    names, var, places = call["names"], call.get("var"), call["places"]
+    if len(args) == 1 and not kwargs and names and f"[{names[0]!r}]" in places:
+        # as in `example`: a tuple or list is several inputs, a dict inputs by name
+        only = args[0]
+        if isinstance(only, dict):
+            args, kwargs = (), dict(only)
+        elif isinstance(only, (tuple, list)):
+            args = tuple(only)
+    given: dict[str, Any] = dict(zip(names, args, strict=False))
+    rest = args[len(names) :]
+    if var is not None:
+        given[var] = tuple(rest)
+    elif rest:
+        raise InputError(f"{len(args)} inputs given; this model was compiled for {len(graph.inputs)}")
+    for k, v in kwargs.items():
+        if k in given:
+            raise InputError(f"input {k!r} is given twice")
+        given[k] = v
+    found: dict[str, Any] = {}
+    constants = call.get("constants", {})
+    defaults = call.get("defaults", {})
+    for path, leaf in pytree.tree_flatten_with_path(given)[0]:
+        key = pytree.keystr(path)
+        if key in places:
+            found[places[key]] = leaf
+        elif not (
+            _same(leaf, constants[key]) if key in constants else _same(leaf, defaults.get(key, _Nothing))
+        ):
+            what = f"{key.strip('[]')} is {_short(leaf)}"
+            if key in constants:
+                raise InputError(f"argument {what}; this model was compiled with {constants[key]!r}")
+            known = ", ".join(map(repr, graph.inputs))
+            raise InputError(f"{what}: this model was compiled without it; its inputs are {known}")
+    missing = [v for v in graph.inputs if v not in found]
+    if missing:
+        raise InputError(
+            f"{len(found)} inputs given; this model was compiled for {len(graph.inputs)}: "
+            f"{', '.join(map(repr, missing))} missing"
+        )
+    for key, value in constants.items():
+        name = key.split("'")[1]
+        if name not in given and not _same(defaults.get(key, _Nothing), value):
+            raise InputError(f"argument {name!r} is missing; this model was compiled with {value!r}")
+    return [found[v] for v in graph.inputs]
+
+
+class _Nothing:
+    """Equal to no argument."""
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and bool(a == b)
+
+
+def _short(value: Any) -> str:
+    return f"a {type(value).__name__}" if hasattr(value, "shape") else repr(value)
+
+
+def array_of(name: str, x: Any) -> Any:
+    """A float32 array in row-major order of a tensor or array, without a copy where it is one already.
+
+    Raises:
+        InputError: of another kind or type, or not on the CPU.
+    """
+    if hasattr(x, "detach"):
+        if x.device.type != "cpu":
+            raise InputError(f"input {name!r} is on {x.device}; the engine runs on the CPU")
+        try:
+            x = x.detach().resolve_neg().numpy()
+        except (RuntimeError, TypeError) as error:
+            layout = str(getattr(x, "layout", "")).removeprefix("torch.")
+            raise InputError(
+                f"input {name!r} ({type(x).__name__}, {layout}) is no dense tensor: {error}"
+            ) from error
+    elif not isinstance(x, np.ndarray):
+        raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
+    if x.dtype != np.float32:
+        raise InputError(f"input {name!r} is {x.dtype}; the model takes float32")
+    return np.asarray(x, order="C")
+
+
+def arrays_of(graph: g.Graph, example: Any, what: str) -> list[Any]:
+    """``example`` as float32 arrays in the order of the graph's inputs."""
+    try:
+        args, kwargs = ((), example) if isinstance(example, dict) else ((example,), {})
+        if isinstance(example, (tuple, list)):
+            args = tuple(example)
+        out = [array_of(v, a) for v, a in zip(graph.inputs, bind(graph, args, kwargs), strict=True)]
+        batch_of(graph, out)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    return out
+
+
+def batch_of(graph: g.Graph, arrays: list[Any]) -> int:
+    batch: int | None = None
+    for v, a in zip(graph.inputs, arrays, strict=True):
+        batch = fit(v, graph.shape(v), tuple(a.shape), batch)
+    return 1 if batch is None else batch
+
+
+def fit(name: str, want: g.Shape, got: tuple[int, ...], batch: int | None) -> int | None:
+    """The batch after checking one input's shape."""
+    ok = len(want) == len(got)
+    for w, d in zip(want, got, strict=False):
+        if isinstance(w, g.Sym):
+            ok = ok and d > 0 and d % w.mul == 0 and batch in (None, d // w.mul)
+            batch = d // w.mul if d > 0 else batch
+        else:
+            ok = ok and w == d
+    if not ok:
+        expected = "(" + ", ".join(map(str, want)) + ")"
+        least = ", N at least 1" if 0 in got else ""
+        raise InputError(f"input {name!r} has shape {got}; this model was compiled for {expected}{least}")
+    return batch

@@ -1,0 +1,487 @@
+"""The torch.export front end: any ``nn.Module`` -> :class:`~actzip.runtime.graph.Graph`.
+
+The model is exported in eval mode with a symbolic batch and decomposed to a small set of aten operators; those
+with a node of their own (hard-swish, layer norm, attention ...) are kept whole. What depends on parameters alone is
+computed here and becomes a constant. Shapes are those that torch.export inferred.
+
+Thresholded ReLUs (``actzip.activations.set_thresholds``) are seen as they run: ``where(y <= t, 0, y)``. In code of
+one's own ``where(y > t, y, 0)`` is taken for the same, though PyTorch makes 0 of a NaN there, which the engine keeps.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from actzip.errors import InputError, UnsupportedError
+from actzip.quantize.model import marked
+from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.acts import Act
+from actzip.runtime.registry import TORCH, TORCH_ANY_TYPE, Compare, Ref
+
+__all__ = ["capture", "flat_inputs", "from_exported"]
+
+
+def flat_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``example`` as positional and keyword arguments: a tuple or list is several inputs, a dict keywords.
+
+    numpy arrays become tensors.
+    """
+    example = pytree.tree_map_only(np.ndarray, _tensor, example)
+    if isinstance(example, dict):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    return (example,), {}
+
+
+def _tensor(a: Any) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(a, order="C"))  # a copy: the array may be read-only
+    except (TypeError, ValueError) as error:
+        raise InputError(f"example of type {a.dtype}; the engine takes float32") from error
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    was = {m: m.training for m in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with suppress(NotImplementedError):  # an exported program's module has no modes
+        model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for m, training in was.items():
+            m.training = training
+
+
+def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
+    """Exports ``model`` on ``example`` and builds its Graph (eval mode; training flags are put back).
+
+    Args:
+        example: a float32 tensor or array (N, ...); a tuple of several; a dict of keyword arguments.
+        dynamic: keep the batch symbolic. Where the model itself fixes it (a reshape to a constant, say) the graph
+            is made for the example's batch.
+
+    Raises:
+        InputError: ``model`` or ``example`` is of another kind, or the model does not run on it.
+        UnsupportedError: an operator or type that the engine does not have, with its place in the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    args, kwargs = flat_inputs(example)
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    if not tensors:
+        raise InputError("example holds no tensor")
+    for t in tensors:
+        if t.dtype != torch.float32:
+            raise InputError(f"example of type {t.dtype}; the engine takes float32")
+        if t.device.type != "cpu":
+            raise InputError(f"example on {t.device}; the engine runs on the CPU")
+    for name, p in model.named_parameters():
+        if p.device.type != "cpu":
+            raise InputError(f"parameter {name!r} is on {p.device}; the engine runs on the CPU")
+    batch = tensors[0].shape[0] if tensors[0].ndim else None
+    if batch is not None and batch < 1:
+        raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
+    with _eval_mode(model), torch.no_grad(), marked(model):
+        exported = None
+        if dynamic and batch is not None:
+            exported = _export(model, args, kwargs, batch, dynamic=True)
+        if exported is None:
+            exported = _export(model, args, kwargs, batch, dynamic=False)
+        assert exported is not None
+        graph = from_exported(exported, name=type(model).__name__)  # reads the parameters
+    graph.meta["call"] = _call(model, exported, graph)
+    graph.meta["example_batch"] = batch
+    return graph
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None, *, dynamic: bool
+) -> Any:
+    def grown(t: Any) -> Any:  # a batch of one would be taken for a constant
+        if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch and batch == 1:
+            return torch.cat([t, t])
+        return t
+
+    grows = [
+        t
+        for t in pytree.tree_leaves((args, kwargs))
+        if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch
+    ]
+    # several inputs have one batch in common, whether the model brings them together or not
+    dimension = torch.export.Dim.AUTO if len(grows) == 1 else torch.export.Dim("batch")
+
+    def spec(t: Any) -> Any:
+        if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch:
+            return {0: dimension}
+        return {} if isinstance(t, Tensor) else None
+
+    shapes = None
+    if dynamic:
+        # torch.export wants dynamic_shapes by parameter, *args and **kwargs nested
+        try:
+            bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+            shapes = {k: pytree.tree_map(spec, v) for k, v in bound.items()}
+        except TypeError as error:
+            raise InputError(f"the model does not take this example: {error}") from error
+        except ValueError:  # a module without a signature
+            return None
+        args, kwargs = pytree.tree_map(grown, args), pytree.tree_map(grown, kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+            return exported.run_decompositions(decompositions())
+        except Exception as error:
+            if dynamic:
+                return None
+            try:
+                model(*args, **kwargs)
+            except Exception as plain:
+                first = str(plain).strip().partition("\n")[0]
+                raise InputError(
+                    f"the model does not run on this example: {type(plain).__name__}: {first}"
+                ) from plain
+            raise _export_error(error) from error
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """An argument that is no tensor."""
+
+    value: Any
+
+
+def _call(model: nn.Module, exported: Any, graph: g.Graph) -> dict[str, Any]:
+    """How calls are bound: names of the positional parameters, the place (a path in the bound arguments) of every graph input,
+    and what else was given, or is the default, and therefore fixed."""
+    from torch.export.graph_signature import ConstantArgument, InputKind
+
+    specs = [s.arg for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
+    leaves = [_Fixed(a.value) if isinstance(a, ConstantArgument) else a.name for a in specs]
+    args, kwargs = pytree.tree_unflatten(leaves, exported.call_spec.in_spec)
+    try:
+        signature = inspect.signature(model.forward)
+        bound = dict(signature.bind(*args, **kwargs).arguments)
+        parameters = list(signature.parameters.values())
+    except (TypeError, ValueError):  # a module without a signature
+        parameters, bound = [], {}
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    var = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), None)
+    for p in parameters:
+        if p.kind == p.VAR_KEYWORD:
+            bound.update(bound.pop(p.name, {}))
+    if not bound:
+        bound = {v: v for v in graph.inputs}
+        names = list(graph.inputs)
+    places, constants = {}, {}
+    for path, leaf in pytree.tree_flatten_with_path(bound)[0]:
+        if isinstance(leaf, _Fixed):
+            constants[pytree.keystr(path)] = leaf.value
+        else:
+            places[pytree.keystr(path)] = leaf
+    plain = (bool, int, float, str, type(None))
+    defaults = {
+        f"[{p.name!r}]": p.default
+        for p in parameters
+        if p.default is not p.empty and isinstance(p.default, plain)
+    }
+    return {"names": names, "var": var, "places": places, "constants": constants, "defaults": defaults}
+
+
+def _export_error(error: Exception) -> Exception:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = f"torch.export cannot capture this model: {type(error).__name__}: {first}"
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in f.filename and f.filename != __file__
+    ]
+    if frames:  # the model's own line
+        f = frames[-1]
+        text += f" (at {f.filename.rsplit('/', 1)[-1]}:{f.lineno} in {f.name}: {f.line})"
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        text += "; control flow that depends on the numbers in a tensor has no graph"
+    return UnsupportedError(text)
+
+
+#: Not supported, and not taken apart either: the message then names what the model says.
+_KEPT = {"upsample_bicubic2d", "grid_sampler_2d", "upsample_linear1d", "upsample_trilinear3d"}
+
+
+def decompositions() -> Any:
+    """torch's core decompositions but for the operators that have a handler here."""
+    try:
+        table = torch.export.default_decompositions()
+    except AttributeError:  # torch < 2.6
+        from torch._decomp import core_aten_decompositions
+
+        table = core_aten_decompositions()
+    for op in list(table.keys()):  # type: ignore[no-untyped-call]
+        name = str(getattr(op, "_schema", op)).partition("(")[0].partition(".")[0]
+        if name.removeprefix("aten::") in TORCH or name.removeprefix("aten::") in _KEPT:
+            table.pop(op)  # type: ignore[no-untyped-call]
+    return table
+
+
+def _place(node: Any) -> str:
+    """ "layer1.0.conv1: aten.convolution.default (resnet.py:92)" """
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for p, _ in stack.values():
+        path = p
+    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    lines = [(f, n) for f, n in lines if "/torch/" not in f] or lines
+    at = f" ({lines[-1][0].rsplit('/', 1)[-1]}:{lines[-1][1]})" if lines else ""
+    return f"{path or '(model)'}: {node.target}{at}"
+
+
+def _path(node: Any) -> str:
+    path = ""
+    for p, _ in (node.meta.get("nn_module_stack") or {}).values():
+        path = p
+    return path
+
+
+def from_exported(exported: Any, name: str = "graph") -> g.Graph:
+    """A Graph from a decomposed ``torch.export.ExportedProgram``.
+
+    Raises:
+        UnsupportedError: an operator or type that the engine does not have, with its place in the model.
+    """
+    return Builder(exported, name).build()
+
+
+class Builder:
+    """A Graph as it is built from an exported program: what :data:`~actzip.runtime.registry.TORCH`'s functions work with."""
+
+    def __init__(self, exported: Any, name: str) -> None:
+        self.exported = exported
+        self.graph = g.Graph(name)
+        self.env: dict[Any, Any] = {}
+        self.node: Any = None
+        self.symbol: Any = None
+        self.interned: dict[int, tuple[Tensor, Ref]] = {}
+        self.node_names: set[str] = set()
+
+    # shapes
+
+    def dim(self, d: Any) -> g.Dim:
+        if isinstance(d, int):
+            return d
+        expr = d.node.expr
+        free = expr.free_symbols
+        if not free:
+            return int(expr)
+        if self.symbol is None and len(free) == 1:
+            self.symbol = next(iter(free))
+        if free != {self.symbol}:
+            raise UnsupportedError(f"{_place(self.node)}: a second dynamic dimension, {d}")
+        values = [int(expr.subs(self.symbol, n)) for n in (12, 60, 420)]
+        k = values[0] // 12
+        if k < 1 or any(v != k * n for v, n in zip(values, (12, 60, 420), strict=True)):
+            raise UnsupportedError(f"{_place(self.node)}: dimension {d} is not a multiple of the batch")
+        return g.Sym(k)
+
+    def shape_of(self, fx_node: Any) -> g.Shape:
+        val = fx_node.meta["val"]
+        return tuple(self.dim(d) for d in val.shape)
+
+    @property
+    def out_shape(self) -> g.Shape:
+        return self.shape_of(self.node)
+
+    def shape(self, x: Any) -> g.Shape:
+        if isinstance(x, Ref):
+            return self.graph.shape(x.name)
+        return tuple(x.shape)
+
+    # building
+
+    def refuse(self, why: str) -> UnsupportedError:
+        return UnsupportedError(f"{_place(self.node)}: {why}")
+
+    def ref(self, x: Any) -> str:
+        """The value's name; a constant tensor becomes one."""
+        if isinstance(x, Ref):
+            return x.name
+        if isinstance(x, (int, float)) and not isinstance(x, bool):
+            x = torch.tensor(float(x))
+        if isinstance(x, Tensor):
+            known = self.interned.get(id(x))
+            if known is None:
+                a = self.array(x)
+                known = (x, Ref(self.graph.add_constant(a, "c_" + self.node.name)))
+                self.interned[id(x)] = known
+            return known[1].name
+        raise self.refuse(f"an operand of type {type(x).__name__}")
+
+    def array(self, t: Any) -> g.Array:
+        if not isinstance(t, Tensor):
+            raise self.refuse("a parameter that is computed from the input")
+        if t.is_floating_point():
+            t = t.to(torch.float32)
+        elif t.dtype == torch.bool or t.is_complex():
+            raise self.refuse(f"a constant of type {t.dtype}")
+        else:
+            t = t.to(torch.float32)
+        return np.ascontiguousarray(t.detach().numpy())
+
+    def maybe(self, t: Any) -> g.Array | None:
+        return None if t is None else self.array(t)
+
+    def emit(self, cls: type[g.Node], *inputs: Any, **fields: Any) -> Ref:
+        names = tuple(self.ref(x) for x in inputs)
+        path = _path(self.node)
+        base = path or self.node.name
+        name = base
+        if name in self.node_names:
+            name = f"{base}:{cls.op}"
+        i = 1
+        while name in self.node_names:
+            name = f"{base}:{cls.op}_{i}"
+            i += 1
+        self.node_names.add(name)
+        output = self.graph.fresh(self.node.name)
+        node = cls(name, names, output, source=_place(self.node), **fields)
+        try:
+            self.graph.add(node)
+        except InputError as error:
+            raise UnsupportedError(str(error)) from error
+        return Ref(output)
+
+    def reshape(self, x: Any, shape: g.Shape) -> Any:
+        if g.same_shape(self.shape(x), shape):
+            return x
+        return self.emit(ops.Reshape, x, shape=shape)
+
+    def act(self, x: Any, kind: str, **numbers: Any) -> Any:
+        """An elementwise function; arguments as :meth:`Act.of`."""
+        return self.emit(ops.Activation, x, act=Act.of(kind, **numbers))
+
+    # running
+
+    def build(self) -> g.Graph:
+        sig = self.exported.graph_signature
+        state, constants = self.exported.state_dict, self.exported.constants
+        lifted: dict[str, Tensor] = {}
+        for table in (sig.inputs_to_parameters, sig.inputs_to_buffers):
+            for arg, target in table.items():
+                lifted[arg] = state[target] if target in state else constants[target]
+        for arg, target in sig.inputs_to_lifted_tensor_constants.items():
+            lifted[arg] = constants[target]
+        # by name: `user_inputs` has the value of an input that is no tensor in the place of its name
+        user = {
+            s.arg.name for s in sig.input_specs if s.kind is torch.export.graph_signature.InputKind.USER_INPUT
+        }
+        for node in self.exported.graph.nodes:
+            self.node = node
+            if node.op == "placeholder":
+                if node.name in lifted:
+                    self.env[node] = lifted[node.name].detach()
+                elif node.name in user:
+                    val = node.meta.get("val")
+                    if isinstance(val, Tensor):
+                        self.env[node] = Ref(self.graph.add_input(node.name, self.shape_of(node)))
+                    else:
+                        self.env[node] = val
+                else:
+                    raise self.refuse("an input that is neither a tensor nor a parameter")
+            elif node.op == "call_function":
+                self.env[node] = self.call(node)
+            elif node.op == "output":
+                self.finish(node, sig)
+            else:
+                raise self.refuse(f"a graph node {node.op!r}")
+        self.graph.validate()
+        return self.graph
+
+    def finish(self, node: Any, sig: Any) -> None:
+        if sig.buffers_to_mutate or sig.user_inputs_to_mutate:
+            what = ", ".join([*sig.buffers_to_mutate.values(), *sig.user_inputs_to_mutate.values()])
+            raise UnsupportedError(f"the model changes {what} as it runs")
+        outputs = [self.env[n] if isinstance(n, torch.fx.Node) else n for n in node.args[0]]
+        slots: list[Any] = []
+        for o in outputs:
+            if isinstance(o, (Ref, Tensor)):
+                name = self.ref(o)
+                slots.append(len(self.graph.outputs))
+                self.graph.outputs.append(name)
+            elif o is None or isinstance(o, (int, float, str)):
+                slots.append([o])
+            else:
+                raise self.refuse("an output that is no tensor")
+        spec = self.exported.call_spec.out_spec
+        single = len(slots) == 1 and spec == pytree.tree_structure(0)
+        self.graph.meta["out_spec"] = None if single else pytree.treespec_dumps(spec)
+        self.graph.meta["out_slots"] = slots
+        self.graph.meta["in_spec"] = pytree.treespec_dumps(self.exported.call_spec.in_spec)
+
+    def value(self, a: Any) -> Any:
+        if isinstance(a, torch.fx.Node):
+            return self.env[a]
+        if isinstance(a, (list, tuple)):
+            return type(a)(self.value(x) for x in a) if not hasattr(a, "_fields") else a
+        return a
+
+    def call(self, node: Any) -> Any:
+        target = node.target
+        args = [self.value(a) for a in node.args]
+        kwargs = {k: self.value(v) for k, v in node.kwargs.items()}
+        if target is operator.getitem:
+            return args[0][args[1]]
+        val = node.meta.get("val")
+        if isinstance(val, (torch.SymInt, int)) and not isinstance(val, bool):
+            return self.dim(val)
+        if isinstance(val, (bool, torch.SymBool, torch.SymFloat, float)) or val is None:
+            if getattr(target, "__name__", "").startswith(("_assert", "sym_constrain")) or val is None:
+                return None  # torch.export's own guards on the batch
+            if isinstance(val, (bool, float)):
+                return val
+        leaves = pytree.tree_leaves((args, kwargs))
+        if not any(isinstance(a, (Ref, Compare, g.Sym)) for a in leaves):
+            return self.evaluate(target, args, kwargs)
+        schema = getattr(target, "_schema", None)
+        if schema is None:
+            raise self.refuse(f"operator {target} is not supported")
+        bound: dict[str, Any] = {}
+        for i, a in enumerate(schema.arguments):
+            if i < len(args):
+                bound[a.name] = args[i]
+            elif a.name in kwargs:
+                bound[a.name] = kwargs[a.name]
+            else:
+                bound[a.name] = a.default_value if a.has_default_value() else None
+        name = schema.name.partition("::")[2]
+        handler = TORCH.get(name)
+        if handler is None or not schema.name.startswith(("aten::", "actzip::")):
+            raise self.refuse(f"operator {target} is not supported")
+        if isinstance(val, Tensor) and val.dtype != torch.float32 and name not in TORCH_ANY_TYPE:
+            raise self.refuse(f"gives {val.dtype}; the engine computes in float32")
+        return handler(self, bound)
+
+    def evaluate(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+            raise self.refuse("random numbers are other ones in each call")
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "layout")}
+        try:
+            return target(*args, **kwargs)
+        except Exception as error:
+            raise self.refuse(f"a constant cannot be computed: {error}") from error

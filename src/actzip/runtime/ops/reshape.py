@@ -1,0 +1,377 @@
+"""The same elements in another shape or order, repeated at most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actzip.errors import InputError, UnsupportedError
+from actzip.runtime.graph import Dim, Node, Shape, Sym, broadcast, numel, same_shape
+from actzip.runtime.onnx_node import OnnxNode
+from actzip.runtime.ops.select import Concat
+from actzip.runtime.ops.shapes import dims_of, onnx_axes
+from actzip.runtime.registry import Dims, Mask, lowers, onnx_op, torch_op
+
+if TYPE_CHECKING:
+    from actzip.runtime.from_onnx import Importer
+    from actzip.runtime.from_torch import Builder
+    from actzip.runtime.lower import Lowering
+
+
+@dataclass(eq=False)
+class Reshape(Node):
+    """Same elements in the same (row-major, logical) order as ``shape``."""
+
+    shape: Shape = field(kw_only=True)
+
+    op = "reshape"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        if numel(shapes[0]) != numel(self.shape):
+            raise InputError(f"shape {shapes[0]} cannot become {self.shape}")
+        if numel(self.shape)[1] > 1:
+            raise UnsupportedError(f"shape {self.shape} has the batch in two dimensions")
+        return self.shape
+
+
+@dataclass(eq=False)
+class Transpose(Node):
+    """Dimension i of the output is dimension ``perm[i]`` of the input."""
+
+    perm: tuple[int, ...] = field(kw_only=True)
+
+    op = "transpose"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        if sorted(self.perm) != list(range(len(shapes[0]))):
+            raise InputError(f"permutation {self.perm} of a tensor of {len(shapes[0])} dimensions")
+        return tuple(shapes[0][i] for i in self.perm)
+
+
+@dataclass(eq=False)
+class Expand(Node):
+    """Broadcasts to ``shape``."""
+
+    shape: Shape = field(kw_only=True)
+
+    op = "expand"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        if not same_shape(broadcast([shapes[0], self.shape]), self.shape):
+            raise InputError(f"shape {shapes[0]} does not broadcast to {self.shape}")
+        return self.shape
+
+
+@torch_op("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze", "unflatten")
+def torch_reshape(b: Builder, a: dict[str, Any]) -> Any:
+    return b.reshape(a["self"], b.out_shape)
+
+
+@torch_op(
+    "clone", "contiguous", "alias", "detach", "lift_fresh_copy", "dropout", "feature_dropout", "native_dropout",
+    "_to_copy", "to", "alpha_dropout",
+)  # fmt: skip
+def torch_same(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"] if "self" in a else a["input"]
+    return (x, None) if b.node.target._schema.name == "aten::native_dropout" else x
+
+
+@torch_op("copy")
+def torch_copy(b: Builder, a: dict[str, Any]) -> Any:
+    if same_shape(b.shape(a["src"]), b.out_shape):
+        return a["src"]
+    return b.emit(Expand, a["src"], shape=b.out_shape)
+
+
+@torch_op("permute", "transpose", "t", "movedim")
+def torch_permute(b: Builder, a: dict[str, Any]) -> Any:
+    rank = len(b.shape(a["self"]))
+    perm = list(range(rank))
+    if "dims" in a:
+        perm = [int(d) % rank for d in a["dims"]]
+    elif "dim0" in a:
+        i, j = int(a["dim0"]) % rank, int(a["dim1"]) % rank
+        perm[i], perm[j] = perm[j], perm[i]
+    elif rank == 2:
+        perm = [1, 0]
+    if perm == list(range(rank)):
+        return a["self"]
+    return b.emit(Transpose, a["self"], perm=tuple(perm))
+
+
+@torch_op("expand")
+def torch_expand(b: Builder, a: dict[str, Any]) -> Any:
+    if same_shape(b.shape(a["self"]), b.out_shape):
+        return a["self"]
+    return b.emit(Expand, a["self"], shape=b.out_shape)
+
+
+@torch_op("repeat")
+def torch_repeat(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    out = b.out_shape
+    shape: Shape = tuple([1] * (len(out) - len(b.shape(x)))) + b.shape(x)
+    x = b.reshape(x, shape)
+    for i, (d, o) in enumerate(zip(shape, out, strict=True)):
+        if d == o:
+            continue
+        if isinstance(o, Sym):
+            raise b.refuse("repeating along the batch is not supported")
+        x = b.emit(Concat, *[x] * (o // int(d)), axis=i)  # type: ignore[arg-type]
+    return x
+
+
+@torch_op("pixel_shuffle")
+def torch_pixel_shuffle(b: Builder, a: dict[str, Any]) -> Any:
+    x, r = a["self"], int(a["upscale_factor"])
+    n, c, h, w = b.shape(x)
+    assert isinstance(c, int) and isinstance(h, int) and isinstance(w, int)
+    x = b.reshape(x, (n, c // (r * r), r, r, h, w))
+    return b.reshape(b.emit(Transpose, x, perm=(0, 1, 4, 2, 5, 3)), b.out_shape)
+
+
+@torch_op("channel_shuffle")
+def torch_channel_shuffle(b: Builder, a: dict[str, Any]) -> Any:
+    x, k = a["self"], int(a["groups"])
+    n, c, h, w = b.shape(x)
+    assert isinstance(c, int)
+    x = b.reshape(x, (n, k, c // k, h, w))
+    return b.reshape(b.emit(Transpose, x, perm=(0, 2, 1, 3, 4)), b.out_shape)
+
+
+@torch_op(
+    "full",
+    "zeros",
+    "ones",
+    "full_like",
+    "zeros_like",
+    "ones_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "empty_like",
+    any_type=True,
+)
+def torch_full(b: Builder, a: dict[str, Any]) -> Any:
+    import torch
+
+    name = b.node.target._schema.name
+    fill = 1.0 if "ones" in name else 0.0 if ("zeros" in name or "empty" in name) else a["fill_value"]
+    shape = b.out_shape
+    if any(isinstance(d, Sym) for d in shape):
+        if b.node.meta["val"].dtype != torch.float32:
+            raise b.refuse(f"gives {b.node.meta['val'].dtype}; the engine computes in float32")
+        return b.emit(Expand, torch.full([1] * len(shape), float(fill)), shape=shape)
+    return torch.full([int(d) for d in shape], fill, dtype=b.node.meta["val"].dtype)  # type: ignore[arg-type]
+
+
+@onnx_op("Reshape")
+def onnx_reshape(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    wanted = dims_of(node, 1, "the shape")
+    shape = imp.shape(x)
+    keep = not node.integer("allowzero", 0)
+    out: list[Dim] = []
+    for i, d in enumerate(wanted):
+        if d == 0 and keep:
+            if i >= len(shape):
+                raise node.wrong(f"dimension {i} is to be copied from an input of shape {shape}")
+            out.append(shape[i])
+        else:
+            out.append(d)
+    if 0 in out:
+        raise node.refuse("an empty tensor")
+    if sum(d == -1 for d in out) > 1:
+        raise node.wrong("more than one dimension is -1")
+    if any(isinstance(d, int) and d < -1 for d in out):
+        raise node.wrong(f"shape {out}")
+    if -1 in out:
+        count, power = numel(shape)
+        have, has = numel(tuple(d for d in out if d != -1))
+        if have == 0 or count % have or power - has not in (0, 1):
+            raise node.wrong(f"shape {shape} cannot become {tuple(out)}")
+        missing: Dim = Sym(count // have) if power > has else count // have
+        out[out.index(-1)] = missing
+    if isinstance(x, Dims):
+        return x
+    # an exporter that fixed the batch at 1 writes it into the shape: one row more in is one row more out
+    if shape and isinstance(shape[0], Sym) and not any(isinstance(d, Sym) for d in out):
+        count, power = numel(shape)
+        if power == 1 and out and math.prod([int(d) for d in out]) == count:  # type: ignore
+            out[0] = Sym(int(out[0]))  # type: ignore[arg-type]
+    return imp.reshape(x, tuple(out)) if isinstance(x, str) else np.asarray(x).reshape([int(d) for d in out])  # type: ignore[arg-type]
+
+
+@onnx_op("Flatten")
+def onnx_flatten(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    shape = imp.shape(x)
+    axis = node.integer("axis", 1)
+    if not -len(shape) <= axis <= len(shape):
+        raise node.wrong(f"axis {axis} of a tensor of {len(shape)} dimensions")
+    axis = axis + len(shape) if axis < 0 else axis
+    (a, p), (b, q) = numel(shape[:axis]), numel(shape[axis:])
+    if p + q > 1:
+        raise node.refuse("the batch in two dimensions")
+    return imp.reshape(x, (Sym(a) if p else a, Sym(b) if q else b))
+
+
+@onnx_op("Squeeze")
+def onnx_squeeze(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    if isinstance(x, Dims):
+        return x
+    shape = imp.shape(x)
+    axes = onnx_axes(node, 1, len(shape))
+    if axes is None:
+        axes = [i for i, d in enumerate(shape) if d == 1]
+    if any(shape[a] != 1 for a in axes):
+        raise node.wrong(f"axes {axes} of a tensor of shape {shape} are not all 1")
+    return imp.reshape(x, tuple(d for i, d in enumerate(shape) if i not in axes))
+
+
+@onnx_op("Unsqueeze")
+def onnx_unsqueeze(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    if isinstance(x, Dims):
+        return x
+    shape = imp.shape(x)
+    axes = node.integers(1, "the axes") if node.has(1) else node.ints("axes")
+    rank = len(shape) + len(axes or ())
+    if not axes or any(not -rank <= a < rank for a in axes) or len({a % rank for a in axes}) != len(axes):
+        raise node.wrong(f"axes {axes} for a tensor of {len(shape)} dimensions")
+    places = {a % rank for a in axes}
+    rest = iter(shape)
+    return imp.reshape(x, tuple(1 if i in places else next(rest) for i in range(rank)))
+
+
+@onnx_op("Transpose")
+def onnx_transpose(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    rank = len(imp.shape(x))
+    perm = node.ints("perm", list(range(rank))[::-1])
+    return imp.emit(Transpose, x, perm=tuple(perm))
+
+
+@onnx_op("Expand")
+def onnx_expand(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    wanted = tuple(dims_of(node, 1, "the shape"))
+    shape = imp.shape(x)
+    rank = max(len(shape), len(wanted))
+    a = (1,) * (rank - len(shape)) + tuple(shape)
+    b = (1,) * (rank - len(wanted)) + wanted
+    out = []
+    for p, q in zip(a, b, strict=True):
+        if p != q and p != 1 and q != 1:
+            raise node.wrong(f"shape {shape} does not broadcast to {wanted}")
+        out.append(q if p == 1 else p)
+    imp.check_size(tuple(out), node.where)
+    return imp.emit(Expand, x, shape=tuple(out))
+
+
+@onnx_op("Tile")
+def onnx_tile(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    repeats = node.integers(1, "the repeats")
+    shape = imp.shape(x)
+    if repeats is None or len(repeats) != len(shape) or min(repeats, default=1) < 1:
+        raise node.wrong(f"repeats {repeats} for a tensor of shape {shape}")
+    for axis, n in enumerate(repeats):
+        if n == 1:
+            continue
+        if isinstance(shape[axis], Sym):
+            raise node.refuse("repeating the batch")
+        if n > 4096:
+            raise node.refuse(f"{n} repeats")
+        x = imp.emit(Concat, *([x] * n), axis=axis)
+    return x
+
+
+@onnx_op("DepthToSpace", "SpaceToDepth")
+def onnx_depth_space(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    shape = imp.shape(x)
+    b = node.integer("blocksize", 0)
+    if len(shape) != 4 or b < 1:
+        raise node.wrong(f"blocksize {b} for a tensor of shape {shape}")
+    n = shape[0]
+    c, h, w = (int(d) for d in shape[1:])  # type: ignore[arg-type]
+    if node.op == "SpaceToDepth":
+        if h % b or w % b:
+            raise node.wrong(f"{h} x {w} does not divide by {b}")
+        t = imp.emit(Reshape, x, shape=(n, c, h // b, b, w // b, b))
+        crd = node.attribute("mode", "DCR") == "CRD"
+        t = imp.emit(Transpose, t, perm=(0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4))
+        return imp.emit(Reshape, t, shape=(n, c * b * b, h // b, w // b))
+    if c % (b * b):
+        raise node.wrong(f"{c} channels do not divide by {b * b}")
+    if node.attribute("mode", "DCR") == "DCR":
+        t = imp.emit(Reshape, x, shape=(n, b, b, c // (b * b), h, w))
+        t = imp.emit(Transpose, t, perm=(0, 3, 4, 1, 5, 2))
+    else:
+        t = imp.emit(Reshape, x, shape=(n, c // (b * b), b, b, h, w))
+        t = imp.emit(Transpose, t, perm=(0, 1, 4, 2, 5, 3))
+    return imp.emit(Reshape, t, shape=(n, c // (b * b), h * b, w * b))
+
+
+@onnx_op("Identity", "Dropout")
+def onnx_identity(imp: Importer, node: OnnxNode) -> Any:
+    if node.op == "Dropout" and node.has(2):
+        mode = node.constant(2, "training_mode")
+        if mode is not None and bool(mode.reshape(-1)[0]):
+            raise node.refuse("training mode")
+    return node.need(0)
+
+
+@onnx_op("Cast", "CastLike")
+def onnx_cast(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    if isinstance(x, Dims):
+        return x
+    if isinstance(x, Mask) and node.op == "Cast" and node.integer("to", 0) == imp.onnx.TensorProto.FLOAT:
+        return x
+    to = node.integer("to", 0) if node.op == "Cast" else None
+    if node.op == "CastLike":
+        other = node.need(1)
+        to = imp.onnx.TensorProto.FLOAT if isinstance(other, str) else None
+    if to != imp.onnx.TensorProto.FLOAT:
+        raise node.refuse("a conversion to another type than float32")
+    return x
+
+
+@lowers(Reshape)
+def lower_reshape(low: Lowering, n: Reshape) -> None:
+    src = low.read(n.inputs[0], "plain")
+    if n.inputs[0] in low.graph.inputs or n.output in low.graph.outputs:
+        # memory of the caller: copied, flattened first so that the shapes agree
+        if n.inputs[0] in low.graph.inputs:
+            mid = low.add_value(n.output + ":copy", low.graph.shape(n.inputs[0]), "plain")
+            low.node("copy", n.name, [src], mid, n.name)
+            src = mid
+        low.native[n.output] = low.add_value(n.output, n.shape, "plain", parent=src)
+        low.aliased.add(n.output)
+        return
+    low.native[n.output] = low.add_value(n.output, n.shape, "plain", parent=src)
+    low.aliased.add(n.output)
+
+
+@lowers(Transpose)
+def lower_transpose(low: Lowering, n: Transpose) -> None:
+    low.node(
+        "transpose",
+        n.name,
+        [low.dense(n.inputs[0])],
+        low.declare(n.output),
+        n.name,
+        {"perm": list(n.perm)},
+    )
+
+
+@lowers(Expand)
+def lower_expand(low: Lowering, n: Expand) -> None:
+    low.node("expand", n.name, [low.dense(n.inputs[0])], low.declare(n.output), n.name)

@@ -1,0 +1,446 @@
+"""Parts of a tensor, joined, cut out or padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from actzip.errors import InputError, UnsupportedError
+from actzip.runtime.graph import Dim, Node, Shape, Sym, normal_axis, same_shape, static
+from actzip.runtime.onnx_node import OnnxNode, floats_only
+from actzip.runtime.ops.shapes import dims_of, dims_result, onnx_axes
+from actzip.runtime.registry import Dims, Ref, lowers, onnx_op, torch_op
+
+if TYPE_CHECKING:
+    from actzip.runtime.from_onnx import Importer
+    from actzip.runtime.from_torch import Builder
+    from actzip.runtime.lower import Lowering
+
+
+@dataclass(eq=False)
+class Concat(Node):
+    """Joins along ``axis``. ``placed``: each input is a channel range of the output already, nothing moves."""
+
+    axis: int = 1
+    placed: bool = False
+
+    op = "concat"
+    arity = (1, 1 << 20)
+    layout = "either"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        first = shapes[0]
+        axis = normal_axis(self.axis, len(first))
+        size: Dim = 0
+        for s in shapes:
+            if len(s) != len(first) or any(
+                a != b for i, (a, b) in enumerate(zip(s, first, strict=True)) if i != axis
+            ):
+                raise InputError(f"shapes {', '.join(map(str, shapes))} do not join along axis {axis}")
+            if isinstance(s[axis], Sym):
+                raise UnsupportedError("joining along the batch")
+            size = int(size) + int(s[axis])  # type: ignore[arg-type]
+        return (*first[:axis], size, *first[axis + 1 :])
+
+    def writes_packed(self) -> bool:
+        return self.axis == 1 and self.placed
+
+
+@dataclass(eq=False)
+class Slice(Node):
+    """``x[start:stop:step]`` along ``axis``, bounds inside the tensor, step >= 1."""
+
+    axis: int = field(kw_only=True)
+    start: int = field(kw_only=True)
+    stop: int = field(kw_only=True)
+    step: int = 1
+
+    op = "slice"
+    layout = "either"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        x = shapes[0]
+        axis = normal_axis(self.axis, len(x))
+        size = static(x[axis], "a sliced dimension")
+        if not 0 <= self.start <= self.stop <= size or self.step < 1:
+            raise InputError(f"slice {self.start}:{self.stop}:{self.step} of a dimension of {size}")
+        return (*x[:axis], -(-(self.stop - self.start) // self.step), *x[axis + 1 :])
+
+
+@dataclass(eq=False)
+class Pad(Node):
+    """Pads dimension i by ``before[i]`` and ``after[i]`` (negative: crops); mode constant, reflect or edge."""
+
+    before: tuple[int, ...] = field(kw_only=True)
+    after: tuple[int, ...] = field(kw_only=True)
+    mode: str = "constant"
+    value: float = 0.0
+
+    op = "pad"
+    layout = "either"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        x = shapes[0]
+        if len(self.before) != len(x) or len(self.after) != len(x):
+            raise InputError(f"padding {self.before}, {self.after} of a tensor of {len(x)} dimensions")
+        if self.mode not in ("constant", "reflect", "edge"):
+            raise UnsupportedError(f"padding mode {self.mode!r}")
+        out: list[Dim] = []
+        for d, b, a in zip(x, self.before, self.after, strict=True):
+            if (b, a) == (0, 0):
+                out.append(d)
+                continue
+            size = static(d, "a padded dimension")
+            if size + a + b < 0 or (self.mode == "reflect" and max(a, b) >= size):
+                raise InputError(f"padding {b}, {a} of a dimension of {size}")
+            out.append(size + a + b)
+        return tuple(out)
+
+
+@torch_op("cat", "concat")
+def torch_cat(b: Builder, a: dict[str, Any]) -> Any:
+    parts = [t for t in a["tensors"] if 0 not in b.shape(t)]
+    axis = int(a["dim"]) % len(b.out_shape)
+    return parts[0] if len(parts) == 1 else b.emit(Concat, *parts, axis=axis)
+
+
+@torch_op("slice")
+def torch_slice(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    shape = b.shape(x)
+    if same_shape(shape, b.out_shape) and (a["step"] or 1) == 1:
+        return x
+    axis = int(a["dim"]) % len(shape)
+    d = shape[axis]
+    if not isinstance(d, int):
+        raise b.refuse("slicing the batch is not supported")
+    if isinstance(a["start"], Sym) or isinstance(a["end"], Sym):
+        raise b.refuse("a slice whose bounds depend on the batch is not supported")
+    start, stop, step = slice(a["start"], a["end"], a["step"]).indices(d)
+    return _slice_of(b, x, axis, start, max(start, stop), step)
+
+
+@torch_op("select")
+def torch_select(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    shape = b.shape(x)
+    axis = int(a["dim"]) % len(shape)
+    d = shape[axis]
+    if not isinstance(d, int):
+        raise b.refuse("choosing one image of the batch is not supported")
+    i = int(a["index"]) % d
+    return b.reshape(_slice_of(b, x, axis, i, i + 1), b.out_shape)
+
+
+@torch_op("split", "split_with_sizes", "chunk", "unsafe_split", "tensor_split", "unsafe_chunk")
+def torch_split(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    axis = int(a["dim"]) % len(b.shape(x))
+    out, at = [], 0
+    for val in b.node.meta["val"]:
+        d = b.dim(val.shape[axis])
+        if not isinstance(d, int):
+            raise b.refuse("splitting the batch is not supported")
+        out.append(_slice_of(b, x, axis, at, at + d))
+        at += d
+    return out
+
+
+@torch_op("unbind")
+def torch_unbind(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    shape = b.shape(x)
+    axis = int(a["dim"]) % len(shape)
+    d = shape[axis]
+    if not isinstance(d, int):
+        raise b.refuse("splitting the batch is not supported")
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    return [b.reshape(_slice_of(b, x, axis, i, i + 1), rest) for i in range(d)]
+
+
+@torch_op("roll")
+def torch_roll(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    shape = b.shape(x)
+    if not a["dims"]:
+        raise b.refuse("rolling the flattened tensor is not supported")
+    for s, axis in zip(a["shifts"], a["dims"], strict=True):
+        d = shape[axis]
+        if not isinstance(d, int):
+            raise b.refuse("rolling the batch is not supported")
+        s = int(s) % d
+        if s:
+            parts = [
+                _slice_of(b, x, axis % len(shape), d - s, d),
+                _slice_of(b, x, axis % len(shape), 0, d - s),
+            ]
+            x = b.emit(Concat, *parts, axis=axis % len(shape))
+    return x
+
+
+@torch_op("index", "index_select")
+def torch_index(b: Builder, a: dict[str, Any]) -> Any:
+    import torch
+
+    x = a["self"]
+    if "dim" in a:
+        axis, index = int(a["dim"]) % len(b.shape(x)), a["index"]
+    else:
+        used = [(i, t) for i, t in enumerate(a["indices"]) if t is not None]
+        if len(used) != 1:
+            raise b.refuse("indexing by several tensors is not supported")
+        axis, index = used[0]
+    if (
+        not isinstance(index, torch.Tensor)
+        or index.dtype == torch.bool
+        or index.ndim != 1
+        or not isinstance(x, Ref)
+    ):
+        raise b.refuse("indexing by anything but a constant list of integers is not supported")
+    d = b.shape(x)[axis]
+    if not isinstance(d, int):
+        raise b.refuse("indexing the batch is not supported")
+    at = [int(i) % d for i in index.tolist()]
+    runs: list[list[int]] = []
+    for i in at:
+        if runs and runs[-1][1] == i:
+            runs[-1][1] = i + 1
+        else:
+            runs.append([i, i + 1])
+    if len(runs) > 64:
+        raise b.refuse(f"indexing in {len(runs)} pieces is not supported")
+    parts = [_slice_of(b, x, axis, s, e) for s, e in runs]
+    return parts[0] if len(parts) == 1 else b.emit(Concat, *parts, axis=axis)
+
+
+@torch_op(
+    "constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d", "reflection_pad1d", "replication_pad1d"
+)
+def torch_pad(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    name = b.node.target._schema.name
+    mode = a.get("mode") or (
+        "reflect" if "reflection" in name else "edge" if "replication" in name else "constant"
+    )
+    mode = {"replicate": "edge"}.get(mode, mode)
+    rank = len(b.shape(x))
+    flat = a["pad"] if "pad" in a else a["padding"]
+    before, after = [0] * rank, [0] * rank
+    for i in range(len(flat) // 2):
+        before[rank - 1 - i], after[rank - 1 - i] = int(flat[2 * i]), int(flat[2 * i + 1])
+    if not any(before) and not any(after):
+        return x
+    value = float(a.get("value") or 0.0)
+    return b.emit(Pad, x, before=tuple(before), after=tuple(after), mode=mode, value=value)
+
+
+def _slice_of(b: Builder, x: Any, axis: int, start: int, stop: int, step: int = 1) -> Any:
+    d = b.shape(x)[axis]
+    if isinstance(d, int) and (start, stop, step) == (0, d, 1):
+        return x
+    return b.emit(Slice, x, axis=axis, start=start, stop=stop, step=step)
+
+
+@onnx_op("Concat")
+def onnx_concat(imp: Importer, node: OnnxNode) -> Any:
+    values = [node.need(i) for i in range(len(node.proto.input))]
+    if any(isinstance(v, Dims) for v in values):
+        out: list[Dim] = []
+        for i in range(len(values)):
+            out += dims_of(node, i, "an operand")
+        return dims_result(out)
+    floats_only(node, *values)
+    if "axis" not in node.attributes:
+        raise node.wrong("attribute 'axis' is missing")
+    return imp.emit(Concat, *values, axis=node.integer("axis", 0))
+
+
+@onnx_op("Split")
+def onnx_split(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    shape = imp.shape(x)
+    axis = node.integer("axis", 0)
+    if not -len(shape) <= axis < len(shape):
+        raise node.wrong(f"axis {axis} of a tensor of {len(shape)} dimensions")
+    axis %= len(shape)
+    size = shape[axis]
+    if isinstance(size, Sym):
+        raise node.refuse("splitting the batch")
+    parts = (
+        node.integers(1, "the sizes")
+        if node.has(1)
+        else (node.ints("split") if "split" in node.attributes else None)
+    )
+    if parts is None:
+        n = node.integer("num_outputs", len(node.proto.output))
+        if n < 1:
+            raise node.wrong(f"{n} parts")
+        each = -(-size // n)
+        parts = [each] * (n - 1) + [size - each * (n - 1)]
+    if sum(parts) != size or min(parts, default=0) < 0:
+        raise node.wrong(f"parts {parts} of a dimension of {size}")
+    out, start = [], 0
+    for p in parts:
+        out.append(imp.emit(Slice, x, axis=axis, start=start, stop=start + p))
+        start += p
+    return out
+
+
+@onnx_op("Slice")
+def onnx_slice(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    starts, ends = node.integers(1, "the starts"), node.integers(2, "the ends")
+    if starts is None or ends is None:
+        raise node.wrong("starts and ends are needed")
+    rank = len(imp.shape(x))
+    axes = onnx_axes(node, 3, rank)
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = node.integers(4, "the steps") or [1] * len(starts)
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise node.wrong("starts, ends, axes and steps are not of one length")
+    if isinstance(x, Dims):
+        return dims_result(list(x[slice(starts[0], ends[0], steps[0])]))
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = imp.shape(x)[axis]
+        if isinstance(size, Sym):
+            if start == 0 and end >= 1 << 31 and step == 1:
+                continue
+            raise node.refuse("a part of the batch")
+        if step < 1:
+            raise node.refuse(f"a step of {step}") if step else node.wrong("a step of 0")
+        first, last, _ = slice(start, end, step).indices(size)
+        x = imp.emit(Slice, x, axis=axis, start=first, stop=max(first, last), step=step)
+    return x
+
+
+@onnx_op("Gather")
+def onnx_gather(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    indices = node.required(1, "the indices")
+    if indices.dtype.kind not in "iu":
+        raise node.wrong(f"indices of type {indices.dtype}")
+    if isinstance(x, Dims):
+        flat = [x[int(i)] for i in indices.reshape(-1)]
+        return dims_result(flat)
+    shape = imp.shape(x)
+    rank = len(shape)
+    axis = node.integer("axis", 0)
+    if not -rank <= axis < rank:
+        raise node.wrong(f"axis {axis} of a tensor of {rank} dimensions")
+    axis %= rank
+    whole = shape[axis]
+    if not isinstance(whole, int):
+        raise node.refuse("a part of the batch")
+    size: int = whole
+    at: list[int] = [int(i) + (size if i < 0 else 0) for i in indices.reshape(-1)]
+    if any(not 0 <= i < size for i in at):
+        raise node.wrong(f"an index outside a dimension of {size}")
+    if not at or len(at) > 4096:
+        raise node.refuse(f"{len(at)} indices")
+    parts, start = [], 0
+    while start < len(at):  # runs of neighbours are one slice
+        stop = start + 1
+        while stop < len(at) and at[stop] == at[stop - 1] + 1:
+            stop += 1
+        parts.append(imp.emit(Slice, x, axis=axis, start=at[start], stop=at[stop - 1] + 1))
+        start = stop
+    out = parts[0] if len(parts) == 1 else imp.emit(Concat, *parts, axis=axis)
+    return imp.reshape(out, (*shape[:axis], *(int(d) for d in indices.shape), *shape[axis + 1 :]))
+
+
+@onnx_op("Pad")
+def onnx_pad(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    rank = len(imp.shape(x))
+    pads = node.integers(1, "the pads")
+    if pads is None:
+        raise node.wrong("the pads (input 1) are missing")
+    axes = onnx_axes(node, 3, rank)
+    axes = list(range(rank)) if axes is None else axes
+    if len(pads) != 2 * len(axes):
+        raise node.wrong(f"{len(pads)} pads for {len(axes)} axes")
+    before, after = [0] * rank, [0] * rank
+    for i, axis in enumerate(axes):
+        before[axis], after[axis] = pads[i], pads[i + len(axes)]
+    value = node.floats(2, "the value")
+    mode = node.attribute("mode", "constant")
+    if mode not in ("constant", "reflect", "edge"):
+        raise node.refuse(f"mode {mode!r}")
+    number = 0.0 if value is None or value.size == 0 else float(value.reshape(-1)[0])
+    return imp.emit(Pad, x, before=tuple(before), after=tuple(after), mode=mode, value=number)
+
+
+@lowers(Concat)
+def lower_concat(low: Lowering, n: Concat) -> None:
+    out = low.declare(n.output)
+    values = low.graph.values
+    packed = values[n.output].storage == "packed"
+    if n.axis != 1 or low.kind[n.output] != "map":
+        low.node(
+            "concat",
+            n.name,
+            [low.dense(v) for v in n.inputs],
+            out,
+            n.name,
+            {"axis": [n.axis % len(values[n.output].shape)]},
+        )
+        return
+    left, offsets, at = [], [], 0
+    for v in n.inputs:
+        place = values[v].place
+        c = values[v].shape[1]
+        assert isinstance(c, int)
+        same = (
+            place is not None
+            and place[0] == n.output
+            and low.kind[v] == "map"
+            and (values[v].storage == "packed") == packed
+        )
+        if not same:
+            left.append(v)
+            offsets.append(at)
+        at += c
+    if not left:
+        return
+    if packed:
+        raise UnsupportedError(f"{n.where()}: copying into a packed map")
+    low.node("concat", n.name, [low.dense(v) for v in left], out, n.name, {"axis": [1], "offsets": offsets})
+
+
+@lowers(Slice)
+def lower_slice(low: Lowering, n: Slice) -> None:
+    shape = low.graph.shape(n.inputs[0])
+    axis = n.axis % len(shape)
+    values = low.graph.values
+    x = values[n.inputs[0]]
+    dense_map = (
+        low.kind[n.inputs[0]] == "map" and x.storage == "dense" and n.inputs[0] not in low.graph.inputs
+    )
+    if (
+        dense_map and axis == 1 and n.step == 1 and low.kind[n.output] == "map" and values[n.output].place is None
+        and values[n.output].storage == "dense"
+    ):  # fmt: skip
+        # a view of its input's channels
+        low.native[n.output] = low.add_value(
+            n.output, values[n.output].shape, "map", parent=low.declare(n.inputs[0]), offset=n.start
+        )
+        return
+    starts, steps = [0] * len(shape), [1] * len(shape)
+    starts[axis], steps[axis] = n.start, n.step
+    low.node(
+        "slice",
+        n.name,
+        [low.dense(n.inputs[0])],
+        low.declare(n.output),
+        n.name,
+        {"starts": starts, "steps": steps},
+    )
+
+
+@lowers(Pad)
+def lower_pad(low: Lowering, n: Pad) -> None:
+    low.node(
+        "pad", n.name, [low.dense(n.inputs[0])], low.declare(n.output), n.name, {"before": list(n.before)},
+        {"value": [n.value]}, None, {"mode": n.mode},
+    )  # fmt: skip

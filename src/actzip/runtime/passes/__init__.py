@@ -1,0 +1,65 @@
+"""Rewrites of the Graph, each a function Graph -> Graph that keeps its meaning (within float rounding).
+
+``optimize`` runs all of those that need no measurement, in order. None changes the graph that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from actzip.runtime import graph as g
+from actzip.runtime.graph import Pass
+from actzip.runtime.passes.edit import drop_dead
+from actzip.runtime.passes.fold import channel_affine, fold_batch_norm, fold_constants, fold_padding
+from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
+from actzip.runtime.passes.moves import channels_last, flatten_linear, merge_moves, place_concats
+from actzip.runtime.passes.recompose import merge_acts, recompose_activations
+
+__all__ = [
+    "PASSES",
+    "channel_affine",
+    "channels_last",
+    "drop_dead",
+    "flatten_linear",
+    "fold_batch_norm",
+    "fold_constants",
+    "fold_padding",
+    "fuse_activations",
+    "fuse_residuals",
+    "merge_acts",
+    "merge_moves",
+    "optimize",
+    "place_concats",
+    "pool_means",
+    "recompose_activations",
+    "sink_average_pools",
+]
+
+PASSES: tuple[Pass, ...] = (
+    fold_constants,
+    drop_dead,
+    merge_moves,
+    recompose_activations,
+    channels_last,
+    channel_affine,
+    fold_padding,
+    fold_batch_norm,
+    fuse_activations,
+    fuse_residuals,
+    fuse_activations,
+    sink_average_pools,
+    pool_means,
+    merge_moves,
+    flatten_linear,
+    merge_moves,
+    place_concats,
+    drop_dead,
+)
+
+
+def optimize(graph: g.Graph, passes: Sequence[Pass] = PASSES) -> g.Graph:
+    """``graph`` after every pass of ``passes``; validated."""
+    for p in passes:
+        graph = p(graph)
+    graph.validate()
+    return graph

@@ -1,0 +1,169 @@
+"""Constants computed beforehand; batch norms and padding folded into the nodes beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.passes.edit import drop_dead, prune, uses
+
+_FOLD_LIMIT = 64 << 20  # bytes of a folded constant
+
+
+def fold_constants(graph: g.Graph) -> g.Graph:
+    """Computes nodes whose inputs are all constants, unless the result has the batch in it or is over 64 MB."""
+    graph = graph.copy()
+    kept: list[g.Node] = []
+    for node in graph.nodes:
+        out = graph.values[node.output]
+        count, power = g.numel(out.shape)
+        if all(v in graph.constants for v in node.inputs) and power == 0 and count * 4 <= _FOLD_LIMIT:
+            one = g.Graph(
+                nodes=[node],
+                values={v: graph.values[v] for v in (*node.inputs, node.output)},
+                outputs=[node.output],
+                constants={v: graph.constants[v] for v in node.inputs},
+            )
+            from actzip.runtime.interpret import interpret
+
+            (y,), _ = interpret(one, {})
+            graph.constants[node.output] = np.asarray(y.numpy(), order="C")
+        else:
+            kept.append(node)
+    graph.nodes = kept
+    prune(graph)
+    return graph
+
+
+def _per_channel(graph: g.Graph, constant: str, other: g.Shape) -> g.Array | None:
+    """The constant as C numbers if it broadcasts along ``other`` (N, C, ...) per channel only."""
+    a = graph.constants.get(constant)
+    if a is None or len(other) < 2 or not isinstance(other[1], int) or a.ndim > len(other):
+        return None
+    c = other[1]
+    full: g.Array = a.reshape([1] * (len(other) - a.ndim) + list(a.shape))
+    if any(d != 1 for i, d in enumerate(full.shape) if i != 1) or full.shape[1] not in (1, c):
+        return None
+    return np.broadcast_to(full.reshape(-1), (c,)).astype(np.float32)
+
+
+def channel_affine(graph: g.Graph) -> g.Graph:
+    """Adding, subtracting, multiplying or dividing by constants per channel becomes a BatchNorm node, to be folded.
+
+    Only maps (N, C, H, W) are touched, and only finite constants.
+    """
+    graph = graph.copy()
+    for i, node in enumerate(graph.nodes):
+        if not isinstance(node, ops.Binary) or node.kind not in ("add", "sub", "mul", "div"):
+            continue
+        a, b = node.inputs
+        swapped = a in graph.constants
+        x, k = (b, a) if swapped else (a, b)
+        shape = graph.shape(x)
+        if x in graph.constants or len(shape) != 4 or not g.same_shape(shape, graph.shape(node.output)):
+            continue
+        v = _per_channel(graph, k, shape)
+        if v is None or not np.isfinite(v).all() or (swapped and node.kind == "div"):
+            continue
+        one, zero = np.ones_like(v), np.zeros_like(v)
+        if node.kind == "add":
+            scale, shift = one, v
+        elif node.kind == "sub":
+            scale, shift = (-one, v) if swapped else (one, -v)
+        elif node.kind == "mul":
+            scale, shift = v, zero
+        else:
+            with np.errstate(divide="ignore"):
+                scale, shift = (1.0 / v.astype(np.float64)).astype(np.float32), zero
+            if not np.isfinite(scale).all():
+                continue
+        graph.nodes[i] = ops.BatchNorm(
+            node.name, (x,), node.output, scale=scale, shift=shift, act=node.act, source=node.source
+        )
+    prune(graph)
+    return graph
+
+
+def _scaled(w: g.Array, scale: g.Array, axis: int) -> g.Array:
+    shape = [1] * w.ndim
+    shape[axis] = -1
+    return (w.astype(np.float64) * scale.astype(np.float64).reshape(shape)).astype(np.float32)
+
+
+def fold_batch_norm(graph: g.Graph) -> g.Graph:
+    """A BatchNorm behind a convolution (transposed too), a linear layer of rank 2, or another BatchNorm goes into it.
+
+    Only where that node has no other reader, activation or residual yet.
+    """
+    graph = graph.copy()
+    producers = graph.producers()
+    readers = uses(graph)
+    gone: set[str] = set()
+    for i, node in enumerate(graph.nodes):
+        if not isinstance(node, ops.BatchNorm):
+            continue
+        before = producers.get(node.inputs[0])
+        if before is None or readers[before.output] != 1 or len(before.inputs) > 1:
+            continue
+        s, t = node.scale.astype(np.float64), node.shift.astype(np.float64)
+        merged: g.Node
+        if isinstance(before, ops.BatchNorm) and before.act is None:
+            shift = (before.shift * s + t).astype(np.float32)
+            merged = dataclasses.replace(
+                before, scale=(before.scale * s).astype(np.float32), shift=shift, act=node.act
+            )
+        elif isinstance(before, (ops.Conv2d, ops.ConvTranspose2d, ops.Linear)) and before.act is None:
+            if isinstance(before, ops.Linear) and len(graph.shape(node.output)) != 2:
+                continue
+            if isinstance(before, ops.Conv2d) and before.pre_act is not None:
+                continue
+            bias = (0.0 if before.bias is None else before.bias.astype(np.float64)) * s + t
+            if isinstance(before, ops.ConvTranspose2d):
+                c, og = before.weight.shape[:2]
+                k = before.groups
+                w = before.weight.reshape(k, c // k, og, *before.weight.shape[2:]).astype(np.float64)
+                w = w * s.reshape(k, 1, og, 1, 1)
+                weight = w.reshape(before.weight.shape).astype(np.float32)
+            else:
+                weight = _scaled(before.weight, node.scale, 0)
+            merged = dataclasses.replace(before, weight=weight, bias=bias.astype(np.float32), act=node.act)
+        else:
+            continue
+        merged.output = node.output
+        graph.nodes[i] = merged
+        gone.add(before.output)
+        producers[node.output] = merged
+    graph.nodes = [n for n in graph.nodes if n.output not in gone]
+    prune(graph)
+    return graph
+
+
+def fold_padding(graph: g.Graph) -> g.Graph:
+    """Zeros padded around a map go into the padding of the convolution or average pool that alone reads it."""
+    graph = graph.copy()
+    producers = graph.producers()
+    readers = uses(graph)
+    for i, node in enumerate(graph.nodes):
+        before = producers.get(node.inputs[0]) if node.inputs else None
+        if not isinstance(before, ops.Pad) or readers[before.output] != 1 or before.mode != "constant":
+            continue
+        if len(before.before) != 4 or any(before.before[:2]) or any(before.after[:2]):
+            continue
+        p = (before.before[2], before.before[3], before.after[2], before.after[3])
+        if min(p) < 0:
+            continue
+        if (isinstance(node, ops.Conv2d) and before.value == 0.0) or (
+            isinstance(node, ops.Pool) and node.kind == "max" and before.value == -math.inf
+        ):
+            pass
+        else:
+            continue
+        padding = tuple(a + b for a, b in zip(node.padding, p, strict=True))
+        merged = dataclasses.replace(node, padding=padding)  # type: ignore[arg-type]
+        merged.inputs = (before.inputs[0], *node.inputs[1:])
+        graph.nodes[i] = merged
+    return drop_dead(graph)

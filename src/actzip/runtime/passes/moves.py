@@ -1,0 +1,228 @@
+"""Reshapes, transposes and concatenations: merged, sunk, or made to move nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.passes.edit import drop_dead, prune
+
+
+def merge_moves(graph: g.Graph) -> g.Graph:
+    """Reshapes and transposes in a row become one, or none; those that change nothing go."""
+    graph = graph.copy()
+    producers = graph.producers()
+    for i, node in enumerate(graph.nodes):
+        before = producers.get(node.inputs[0]) if node.inputs else None
+        if isinstance(node, ops.Reshape) and isinstance(before, ops.Reshape):
+            node.inputs = before.inputs
+        elif isinstance(node, ops.Transpose) and isinstance(before, ops.Transpose):
+            node.inputs = before.inputs
+            node.perm = tuple(before.perm[p] for p in node.perm)
+        elif isinstance(node, ops.Transpose):
+            # moving dimensions of size 1 only is a reshape
+            shape = graph.shape(node.inputs[0])
+            moved = [p for p in node.perm if shape[p] != 1]
+            if moved == sorted(moved):
+                reshape = ops.Reshape(
+                    node.name, node.inputs, node.output, shape=graph.shape(node.output), source=node.source
+                )
+                graph.nodes[i] = reshape
+                producers[node.output] = reshape
+                if isinstance(before, ops.Reshape):
+                    reshape.inputs = before.inputs
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        node.inputs = tuple(names.get(v, v) for v in node.inputs)
+        same = g.same_shape(graph.shape(node.inputs[0]), graph.shape(node.output)) if node.inputs else False
+        identity = (isinstance(node, ops.Reshape) and same) or (
+            isinstance(node, ops.Transpose) and node.perm == tuple(range(len(node.perm)))
+        )
+        if identity and node.output not in graph.outputs:
+            names[node.output] = node.inputs[0]
+    return drop_dead(graph)
+
+
+def flatten_linear(graph: g.Graph) -> g.Graph:
+    """A linear layer on a flattened map becomes a convolution whose window is the map, then a reshape.
+
+    The engine keeps maps channels last, so that the flattening would move data; and the convolution skips zeros.
+    """
+    graph = graph.copy()
+    producers = graph.producers()
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        before = producers.get(node.inputs[0]) if node.inputs else None
+        if (
+            isinstance(node, ops.Linear)
+            and len(node.inputs) == 1
+            and isinstance(before, ops.Reshape)
+            and len(graph.shape(node.inputs[0])) == 2
+            and len(graph.shape(before.inputs[0])) == 4
+            and graph.shape(before.inputs[0])[0] == graph.shape(node.inputs[0])[0]
+        ):
+            n, c, h, w = graph.shape(before.inputs[0])
+            assert isinstance(c, int) and isinstance(h, int) and isinstance(w, int)
+            o = node.weight.shape[0]
+            mid = graph.fresh(node.output + "_map")
+            graph.values[mid] = g.Value(mid, (n, o, 1, 1))
+            weight = node.weight.reshape(o, c, h, w)
+            nodes.append(
+                ops.Conv2d(
+                    node.name,
+                    before.inputs,
+                    mid,
+                    weight=weight,
+                    bias=node.bias,
+                    act=node.act,
+                    source=node.source,
+                )
+            )
+            nodes.append(
+                ops.Reshape(node.name + ":reshape", (mid,), node.output, shape=(n, o), source=node.source)
+            )
+            producers[node.output] = nodes[-1]
+            continue
+        nodes.append(node)
+    graph.nodes = nodes
+    return drop_dead(graph)
+
+
+_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def channels_last(graph: g.Graph) -> g.Graph:
+    """What a model computes on maps that it transposed to (N, H, W, C) itself is said on (N, C, H, W).
+
+    Linear layers become 1x1 convolutions, layer norms over C become norms of channels, elementwise nodes stay; a transpose
+    moves behind each until it meets its inverse. (The engine stores channels last anyway.)
+    """
+    graph = graph.copy()
+    for _ in range(len(graph.nodes)):
+        if not _sink_transpose(graph):
+            break
+    return merge_moves(graph)
+
+
+def _sink_transpose(graph: g.Graph) -> bool:
+    """In place: one sweep in which every node that reads (N, H, W, C) views is put before the transpose."""
+    producers = graph.producers()
+
+    def source(v: str) -> str | None:
+        p = producers.get(v)
+        return p.inputs[0] if isinstance(p, ops.Transpose) and p.perm == _TO_LAST else None
+
+    changed = False
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        new: g.Node | None = None
+        if isinstance(node, ops.Linear) and len(graph.shape(node.inputs[0])) == 4:
+            srcs = [source(v) for v in node.inputs]
+            if all(s is not None for s in srcs):
+                w = node.weight.reshape(*node.weight.shape, 1, 1)
+                p = node.act.param if node.act else None
+                if p is None or p.size == 1:
+                    new = ops.Conv2d(
+                        node.name, tuple(s for s in srcs if s), "", weight=w, bias=node.bias, act=node.act,
+                        source=node.source,
+                    )  # fmt: skip
+        elif isinstance(node, ops.LayerNorm) and len(node.shape) == 1 and not node.channels:
+            s = source(node.inputs[0])
+            if s is not None and len(graph.shape(s)) == 4:
+                new = dataclasses.replace(node, inputs=(s,), channels=True)
+        elif isinstance(node, ops.Activation):
+            s = source(node.inputs[0])
+            if s is not None and (node.act.param is None or node.act.param.size == 1):
+                new = dataclasses.replace(node, inputs=(s,))
+        elif isinstance(node, ops.Binary):
+            shape = graph.shape(node.output)
+            ins: list[str] = []
+            for v in node.inputs:
+                s = source(v)
+                if s is not None and len(shape) == 4:
+                    ins.append(s)
+                elif v in graph.constants and len(shape) == 4 and graph.constants[v].ndim <= 4:
+                    a = graph.constants[v]
+                    a = a.reshape([1] * (4 - a.ndim) + list(a.shape)).transpose(_TO_FIRST)
+                    ins.append(graph.add_constant(np.ascontiguousarray(a), v + "_nchw"))
+            plain = node.act is None or node.act.param is None or node.act.param.size == 1
+            if len(ins) == 2 and plain and any(source(v) is not None for v in node.inputs):
+                new = dataclasses.replace(node, inputs=tuple(ins))
+        if new is None:
+            nodes.append(node)
+            continue
+        n, h, w_, c = graph.shape(node.output)
+        mid = graph.fresh(node.output + "_nchw")
+        graph.values[mid] = g.Value(mid, (n, c, h, w_))
+        new.output = mid
+        back = ops.Transpose(node.name + ":nhwc", (mid,), node.output, perm=_TO_LAST, source=node.source)
+        while any(back.name == x.name for x in nodes):
+            back.name += "_"
+        nodes += [new, back]
+        producers[mid], producers[node.output] = new, back
+        changed = True
+    graph.nodes = nodes
+    prune(graph)
+    return changed
+
+
+def _can_place(graph: g.Graph, node: g.Node) -> bool:
+    return not isinstance(node, (ops.Reshape, ops.Transpose, ops.Slice, ops.Expand))
+
+
+def place_concats(graph: g.Graph, can_place: Callable[[g.Graph, g.Node], bool] | None = None) -> g.Graph:
+    """Branches write straight into the output of the Concat (along channels) that joins them.
+
+    Sets ``Value.place`` of the branches, nested too. A Concat whose inputs begin with those of an earlier Concat (as in
+    DenseNet) takes the earlier one's output for them, so that each layer's maps are stored once. An input
+    that cannot be placed (a graph input, a constant, one that is placed elsewhere or given twice) is copied by the
+    Concat; ``placed`` is set where nothing is left to copy.
+    """
+    graph = graph.copy()
+    can_place = can_place or _can_place
+    producers = graph.producers()
+    concats = [
+        n
+        for n in graph.nodes
+        if isinstance(n, ops.Concat) and n.axis == 1 and len(graph.shape(n.output)) == 4
+    ]
+    done: list[ops.Concat] = []
+    full: dict[str, tuple[str, ...]] = {}
+    extended: set[str] = set()
+    for c in concats:
+        full[c.output] = c.inputs
+        best: ops.Concat | None = None
+        for d in done:
+            k = full[d.output]
+            fits = len(k) >= 2 and d.output not in extended and full[c.output][: len(k)] == k
+            if fits and (best is None or len(k) > len(full[best.output])) and d.output not in graph.outputs:
+                best = d
+        if best is not None:
+            c.inputs = (best.output, *c.inputs[len(full[best.output]) :])
+            extended.add(best.output)
+        done.append(c)
+    for c in reversed(concats):  # parents before the concats inside them
+        at, moved = 0, True
+        for v in c.inputs:
+            p = producers.get(v)
+            value = graph.values[v]
+            ok = (
+                p is not None
+                and can_place(graph, p)
+                and v not in graph.outputs
+                and value.place is None
+                and c.inputs.count(v) == 1
+            )
+            if ok:
+                value.place = (c.output, at)
+            else:
+                moved = False
+            size = value.shape[1]
+            assert isinstance(size, int)
+            at += size
+        c.placed = moved
+    return graph

@@ -1,0 +1,149 @@
+"""Activations that are written out in arithmetic, or in several nodes, become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.acts import Act
+from actzip.runtime.passes.edit import drop_dead
+
+
+def merge_acts(first: Act, second: Act) -> Act | None:
+    """One function for ``second(first(x))``, None where there is none in the table."""
+    if first.kind == "relu":
+        first = Act.of("clip", lo=0.0)
+    if second.kind == "relu":
+        second = Act.of("clip", lo=0.0)
+    if first.kind == "clip" and second.kind == "clip":
+        lo, hi = max(first.lo, second.lo), min(first.hi, second.hi)
+        if lo > hi:
+            return None
+        return Act.of("relu") if (lo, hi) == (0.0, math.inf) else Act.of("clip", lo=lo, hi=hi)
+    if first.kind == "clip" and second.kind == "threshold":
+        assert second.param is not None
+        # above theta >= lo the lower bound has no effect; at theta and below both give 0 if theta >= lo
+        if bool((second.param >= max(first.lo, 0.0)).all()) and bool((second.param < first.hi).all()):
+            return dataclasses.replace(second, hi=min(first.hi, second.hi))
+    if first.kind == "threshold" and second.kind == "clip" and second.lo <= 0.0 <= second.hi:
+        assert first.param is not None
+        return (
+            dataclasses.replace(first, hi=min(first.hi, second.hi))
+            if bool((first.param >= 0).all())
+            else None
+        )
+    if first.kind == "threshold" and second.kind == "threshold":
+        assert first.param is not None and second.param is not None
+        if math.isinf(first.hi) and bool((first.param >= 0).all()) and bool((second.param >= 0).all()):
+            return dataclasses.replace(second, param=np.maximum(first.param, second.param))
+    return None
+
+
+def recompose_activations(graph: g.Graph) -> g.Graph:
+    """Activations written out in arithmetic get their node: x * sigmoid(x), x * clip(x / 6 + 0.5, 0, 1),
+    x * clip(x + 3, 0, 6) / 6, and clip(x * a + b, 0, 1) alone."""
+    graph = graph.copy()
+    for _ in range(3):
+        producers = graph.producers()
+        for i, node in enumerate(graph.nodes):
+            new = _recomposed(graph, producers, node)
+            if new is not None:
+                graph.nodes[i] = new
+                producers[new.output] = new
+    return drop_dead(graph)
+
+
+def _number(graph: g.Graph, name: str) -> float | None:
+    a = graph.constants.get(name)
+    return float(a.reshape(-1)[0]) if a is not None and a.size == 1 else None
+
+
+def _affine_of(graph: g.Graph, producers: dict[str, g.Node], v: str) -> tuple[str, float, float]:
+    """``v`` as a * x + b of some x, by following scalar arithmetic."""
+    a, b = 1.0, 0.0
+    while True:
+        n = producers.get(v)
+        if not isinstance(n, ops.Binary) or n.act is not None:
+            return v, a, b
+        left, right = n.inputs
+        k, x = _number(graph, right), left
+        if k is None:
+            k, x = _number(graph, left), right
+            if n.kind not in ("add", "mul"):
+                return v, a, b
+        if k is None or not g.same_shape(graph.shape(x), graph.shape(v)):
+            return v, a, b
+        if n.kind == "add":
+            b += a * k
+        elif n.kind == "sub":
+            b -= a * k
+        elif n.kind == "mul":
+            a *= k
+        elif n.kind == "div" and k != 0:
+            a /= k
+        else:
+            return v, a, b
+        v = x
+
+
+def _near(x: float, y: float) -> bool:
+    return abs(x - y) <= 1e-6 * max(1.0, abs(y))
+
+
+def _recomposed(graph: g.Graph, producers: dict[str, g.Node], node: g.Node) -> g.Node | None:
+    if (
+        isinstance(node, ops.Activation)
+        and node.act.kind == "clip"
+        and (node.act.lo, node.act.hi) == (0.0, 6.0)
+    ):
+        return None
+    if (
+        isinstance(node, ops.Activation)
+        and node.act.kind == "clip"
+        and (node.act.lo, node.act.hi) == (0.0, 1.0)
+    ):
+        x, a, b = _affine_of(graph, producers, node.inputs[0])
+        if x != node.inputs[0] and a > 0:
+            act = Act.of("hardsigmoid", alpha=a, beta=b)
+            return ops.Activation(node.name, (x,), node.output, act=act, source=node.source)
+        return None
+    if not isinstance(node, ops.Binary) or node.act is not None or node.kind not in ("mul", "div"):
+        return None
+    if node.kind == "div" or any(v in graph.constants for v in node.inputs):
+        # clip(x + 3, 0, 6) / 6
+        x, a, b = _affine_of(graph, producers, node.output)
+        p = producers.get(x)
+        if isinstance(p, ops.Activation) and p.act.kind == "clip" and b == 0.0:
+            lo, hi = p.act.lo * a, p.act.hi * a
+            if _near(lo, 0.0) and _near(hi, 1.0):
+                z, c, d = _affine_of(graph, producers, p.inputs[0])
+                act = Act.of("hardsigmoid", alpha=a * c, beta=a * d)
+                return ops.Activation(node.name, (z,), node.output, act=act, source=node.source)
+        if isinstance(p, ops.Binary) and p.kind == "mul" and b == 0.0 and p.act is None:
+            # (x * clip(x + 3, 0, 6)) / 6
+            for x0, y0 in (p.inputs, p.inputs[::-1]):
+                q = producers.get(y0)
+                if (
+                    isinstance(q, ops.Activation)
+                    and q.act.kind == "clip"
+                    and q.act.lo == 0
+                    and _near(q.act.hi * a, 1)
+                ):
+                    z, c, d = _affine_of(graph, producers, q.inputs[0])
+                    if z == x0 and _near(a * c, 1 / 6) and _near(a * d, 0.5):
+                        act = Act.of("hardswish")
+                        return ops.Activation(node.name, (x0,), node.output, act=act, source=node.source)
+        return None
+    for x0, y0 in (node.inputs, node.inputs[::-1]):
+        q = producers.get(y0)
+        if not isinstance(q, ops.Activation) or q.inputs[0] != x0:
+            continue
+        if q.act.kind == "sigmoid":
+            return ops.Activation(node.name, (x0,), node.output, act=Act.of("silu"), source=node.source)
+        if q.act.kind == "hardsigmoid" and _near(q.act.alpha, 1 / 6) and _near(q.act.beta, 0.5):
+            return ops.Activation(node.name, (x0,), node.output, act=Act.of("hardswish"), source=node.source)
+    return None

@@ -1,0 +1,96 @@
+"""The table of operators: which function reads PyTorch's, which ONNX's, and which makes the engine's of a node.
+
+The functions are in :mod:`actzip.runtime.ops`, one file a family, and enter the table where they are defined. The front ends
+and the lowering look there and nowhere else; what the table lacks, they refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from actzip.runtime.graph import Array, Dim, Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from actzip.runtime.from_onnx import Importer
+    from actzip.runtime.from_torch import Builder
+    from actzip.runtime.lower import Lowering
+    from actzip.runtime.onnx_node import OnnxNode
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value of the graph under construction."""
+
+    name: str
+
+
+@dataclass
+class Compare:
+    """``x <op> t`` with a constant ``t``, kept until the ``where`` that makes a threshold of it."""
+
+    op: str
+    x: Ref
+    t: Tensor
+
+
+@dataclass(frozen=True)
+class Mask:
+    """``x > limit``, kept until the Where or Mul that makes a threshold of it; ``inverse``: where that is false."""
+
+    x: str
+    limit: Array
+    inverse: bool
+
+
+class Dims(tuple[Dim, ...]):
+    """A one-dimensional integer tensor whose elements may depend on the batch: the value of a Shape."""
+
+
+#: ``builder, arguments by the schema's names -> Ref``, or a tuple of them for several outputs.
+TorchHandler = Callable[["Builder", dict[str, Any]], Any]
+#: ``importer, node -> value``, or a list for several outputs.
+OnnxHandler = Callable[["Importer", "OnnxNode"], Any]
+LowerHandler = Callable[["Lowering", Any], None]
+
+TORCH: dict[str, TorchHandler] = {}  # by the aten operator's name, without overloads
+TORCH_ANY_TYPE: set[str] = set()  # of those, the ones whose result need not be float32
+ONNX: dict[str, OnnxHandler] = {}
+LOWER: dict[type[Node], LowerHandler] = {}
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def torch_op(*names: str, any_type: bool = False) -> Callable[[_F], _F]:
+    """Enters a function as the handler of PyTorch's operators ``names``."""
+
+    def register(f: _F) -> _F:
+        TORCH.update(dict.fromkeys(names, f))
+        if any_type:
+            TORCH_ANY_TYPE.update(names)
+        return f
+
+    return register
+
+
+def onnx_op(*names: str) -> Callable[[_F], _F]:
+    """Enters a function as the handler of ONNX's operators ``names``."""
+
+    def register(f: _F) -> _F:
+        ONNX.update(dict.fromkeys(names, f))
+        return f
+
+    return register
+
+
+def lowers(node: type[Node]) -> Callable[[_F], _F]:
+    """Enters a function as what makes native nodes of a ``node``."""
+
+    def register(f: _F) -> _F:
+        LOWER[node] = f
+        return f
+
+    return register

@@ -1,0 +1,132 @@
+"""How every value of a graph is stored: its layout, dense, packed, or some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actzip.runtime import graph as g
+from actzip.runtime import ops
+
+__all__ = ["banded", "can_pack", "choose_storage", "keeps_integers", "layouts", "packable"]
+
+
+def _is_map(shape: g.Shape) -> bool:
+    return len(shape) == 4 and all(isinstance(d, int) for d in shape[1:])
+
+
+def layouts(graph: g.Graph) -> dict[str, str]:
+    """value -> "map" or "plain": maps where a map operator writes or reads them, and on from there through elementwise ones."""
+    kind = dict.fromkeys(graph.values, "plain")
+    for n in graph.nodes:
+        layout = n.works_on()
+        if layout == "map":
+            kind[n.output] = "map"
+        elif layout == "either" and _is_map(graph.shape(n.output)):
+            kind[n.output] = "map" if any(kind[v] == "map" for v in n.inputs) else "plain"
+    return kind
+
+
+def packable(graph: g.Graph, node: g.Node) -> bool:
+    """Whether the engine can write ``node``'s output packed."""
+    return node.writes_packed() and _is_map(graph.shape(node.output))
+
+
+def _zeros(graph: g.Graph, producers: Mapping[str, g.Node], v: str) -> bool:
+    """Whether exact zeros are to be expected in ``v``."""
+    p = producers.get(v)
+    if p is None:
+        return False
+    if isinstance(p, ops.Concat):
+        return any(_zeros(graph, producers, i) for i in p.inputs)
+    act = getattr(p, "act", None)
+    if act is not None:
+        return bool(act.sparsifies)
+    if isinstance(p, ops.Pool) and p.kind == "max" and p.bias is None:
+        return _zeros(graph, producers, p.inputs[0])
+    return False
+
+
+def can_pack(graph: g.Graph, value: str) -> bool:
+    """Whether ``value`` may be stored packed: every writer can write it so, and every reader can read it so."""
+    if value in graph.inputs or value in graph.constants or value in graph.outputs:
+        return False
+    producers = graph.producers()
+    p = producers.get(value)
+    if p is None or not packable(graph, p):
+        return False
+    for c in graph.nodes:
+        if value not in c.inputs:
+            continue
+        if not c.reads_packed and not (isinstance(c, ops.Concat) and graph.values[value].place is not None):
+            return False
+    if isinstance(p, ops.Concat):
+        return all(can_pack(graph, v) for v in p.inputs)
+    return True
+
+
+def keeps_integers(graph: g.Graph, name: str) -> bool:
+    """Whether all that is written into a value is quantized, so that it is stored as integers once it is packed."""
+    producers = graph.producers()
+
+    def quantized(v: str) -> bool:
+        p = producers.get(v)
+        if isinstance(p, ops.Concat):
+            return all(quantized(i) for i in p.inputs)
+        if isinstance(p, ops.Pool) and p.kind == "max":
+            return quantized(p.inputs[0])
+        return graph.values[v].quant is not None
+
+    return quantized(name)
+
+
+def banded(graph: g.Graph) -> set[str]:
+    """Values that one convolution writes and one pool reads, and nothing else: they need never be there in whole."""
+    producers = graph.producers()
+    readers: dict[str, list[g.Node]] = {}
+    for n in graph.nodes:
+        for v in n.inputs:
+            readers.setdefault(v, []).append(n)
+    found = set()
+    for v, nodes in readers.items():
+        p, value = producers.get(v), graph.values[v]
+        pool = nodes[0]
+        if not isinstance(p, ops.Conv2d) or len(nodes) > 1 or not isinstance(pool, ops.Pool):
+            continue
+        # integers: the greatest of them is the integer of the greatest, but something has to round it
+        rounded = value.quant is None or (
+            pool.kind == "max" and graph.values[pool.output].storage == "packed"
+        )
+        if (
+            rounded and pool.bias is None and pool.act is None and p.groups == 1 and packable(graph, p)
+            and v not in graph.outputs and value.place is None
+        ):  # fmt: skip
+            found.add(v)
+    return found
+
+
+def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset()) -> g.Graph:
+    """Sets ``Value.storage``: packed where zeros are expected, the engine can, and nobody said ``dense``; band between a
+    convolution and a pool.
+
+    What is placed in one Concat is stored alike. Maps that only pools and the like read are packed where they are quantized, or
+    where ``meta["pack"]`` is ``always``.
+    """
+    graph = graph.copy()
+    producers = graph.producers()
+    groups: dict[str, list[str]] = {}
+    for v in graph.values:
+        groups.setdefault(g.root_of(graph, v)[0], []).append(v)
+    for root, members in groups.items():
+        read = any(isinstance(n, ops.Conv2d) and set(n.inputs) & set(members) for n in graph.nodes)
+        quantized = any(graph.values[v].quant is not None for v in members)  # only packed maps are rounded
+        ok = (
+            (read or quantized or graph.meta.get("pack") == "always")
+            and not any(v in dense for v in members)
+            and all(can_pack(graph, v) for v in members)
+            and _zeros(graph, producers, root)
+        )
+        for v in members:
+            graph.values[v].storage = "packed" if ok else "dense"
+    for v in banded(graph):
+        graph.values[v].storage = "band"
+    return graph
