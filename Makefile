@@ -33,7 +33,20 @@ $(VENV)/.ready: $(VENV)/.deps pyproject.toml CMakeLists.txt cmake/isa.cmake $(sh
 demo: setup ## the main job: LeNet-5 on MNIST, trained, sparsified, quantized, encoded, decoded, checked
 	$(BIN)/actzip reproduce recipes/lenet5-mnist/sparsify.yaml --out out/demo --fresh
 
-test: setup ## every test
+# What tests need besides, without another torch. A package or a browser that cannot be had here makes its tests skip,
+# with the reason; `rm .venv/.test-all` tries again.
+$(VENV)/.test-all: $(VENV)/.ready .ci/packages.py
+	$(BIN)/python -m pip freeze | grep -E '^(torch|torchvision)==' > $(VENV)/constraints.txt
+	$(BIN)/python .ci/packages.py test-all > $(VENV)/test-all.txt
+	install="$(BIN)/python -m pip install -q --retries 1 -c $(VENV)/constraints.txt"; \
+	$$install -r $(VENV)/test-all.txt || \
+	  while read -r package; do $$install "$$package" || echo "not installed: $$package"; done < $(VENV)/test-all.txt
+	command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	  test "$$(id -u)" = 0 && apt-get update && timeout 300 apt-get install -y --no-install-recommends chromium; \
+	} >/dev/null 2>&1 || echo "not installed: Chromium"
+	touch $@
+
+test: setup $(VENV)/.test-all ## every test
 	$(BIN)/python -m pytest -q
 	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) fuzz-short
 

@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from actzip.errors import RecipeError
-from actzip.experiment import load_recipe, parse_recipe
+from actzip.errors import DataError, RecipeError
+from actzip.experiment import load_recipe, parse_recipe, reproduce
+from actzip.experiment.recipe import runs_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -102,3 +104,46 @@ def test_missing_file_names_the_others_there(tmp_path):
     (tmp_path / "a.yaml").write_text(GOOD)
     with pytest.raises(RecipeError, match=r"a\.yaml"):
         load_recipe(tmp_path / "b.yaml")
+
+
+SECOND = GOOD.replace("name: small", "name: second\ncontinues: [{}]").replace(
+    "  name: lenet5", "  name: lenet5\n  weights: runs/small/control.safetensors"
+)
+
+
+@pytest.mark.parametrize(
+    ("continues", "said"),
+    [
+        ("first.yaml", None),
+        ("nowhere.yaml", "there is no"),
+        ("second.yaml", "second.yaml goes on from this recipe itself"),
+        ("third.yaml", "second.yaml goes on from this recipe itself"),
+        ("other.yaml", "model.weights: runs/small/control.safetensors is of the run 'small', which none"),
+        ("wrong.yaml", "wrong.yaml, line 1"),
+    ],
+)
+def test_what_a_recipe_continues_is_checked(tmp_path, continues, said):
+    (tmp_path / "first.yaml").write_text(GOOD)
+    (tmp_path / "other.yaml").write_text(GOOD.replace("name: small", "name: other"))
+    (tmp_path / "third.yaml").write_text(SECOND.format("second.yaml").replace("name: second", "name: third"))
+    (tmp_path / "wrong.yaml").write_text("nam: small")
+    (tmp_path / "second.yaml").write_text(SECOND.format(continues))
+    if said is None:
+        assert load_recipe(tmp_path / "second.yaml").continues == ["first.yaml"]
+    else:
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            load_recipe(tmp_path / "second.yaml")
+
+
+def test_a_run_that_was_not_made_is_named_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe(SECOND.format("first.yaml"))
+    with pytest.raises(DataError, match=r"model.weights: there is no runs/small.*made by first.yaml"):
+        reproduce(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", EVERY, ids=[f"{p.parent.name}/{p.stem}" for p in EVERY])
+def test_recipes_say_what_they_continue(path):
+    recipe = load_recipe(path)
+    assert bool(runs_of(recipe)) == bool(recipe.continues)

@@ -56,11 +56,16 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize(("channels", "kernel", "stride"), [(70, 3, 1), (16, 1, 1), (131, 5, 2)])
+CASES = [
+    (channels, kernel, stride, pool)
+    for channels, kernel, stride in [(70, 3, 1), (16, 1, 1), (131, 5, 2)]
+    for pool in POOLS
+    if stride == 1 or "all rows" not in pool  # that window would be higher than the map
+]
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride", "pool"), CASES)
 def test_results(isa: str, pool: str, channels: int, kernel: int, stride: int) -> None:
-    if stride == 2 and "all rows" in pool:
-        pytest.skip("the window is higher than the map")
     torch.manual_seed(3)
     net = Net(channels, kernel, stride, POOLS[pool], relu="dilated" not in pool).eval()
     x = torch.randn(3, 3, 31, 26)

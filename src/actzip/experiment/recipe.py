@@ -222,11 +222,15 @@ SparsifyPart = _training_part(
 
 
 class Recipe(_Part):
-    """An experiment: train (or load), sparsify beside a control, threshold, quantize, encode; and what it must reach."""
+    """An experiment: train (or load), sparsify beside a control, threshold, quantize, encode; and what it must reach.
+
+    ``continues``: the files of the recipes, beside this one, whose runs made what ``model`` begins with.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
     seed: int = Field(0, ge=0, lt=2**31)
+    continues: list[str] = []
     model: ModelPart
     data: DataPart
     train: TrainPart | None = None  # type: ignore[valid-type]
@@ -283,7 +287,44 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         if moved := _moved(file):
             hint = f"; it is {moved} now"
         raise RecipeError(f"cannot read the recipe {file}: {reason}{hint}") from error
-    return parse_recipe(text, str(file))
+    recipe = parse_recipe(text, str(file))
+    made_by(recipe, file)
+    return recipe
+
+
+def made_by(recipe: Recipe, file: Path) -> dict[str, Path]:
+    """Name -> file of the recipes that ``recipe``, read from ``file``, continues; those that they continue included.
+
+    Raises:
+        RecipeError: one is missing or wrong, they continue each other in a circle, or ``model`` names the run of another.
+    """
+    found: dict[str, Path] = {}
+
+    def visit(one: Recipe, place: Path, above: tuple[Path, ...]) -> None:
+        for name in one.continues:
+            path = place.parent / name
+            if not path.is_file():
+                raise RecipeError(f"{place}: continues: there is no {path}")
+            if path.resolve() in above:
+                raise RecipeError(f"{place}: continues: {name} goes on from this recipe itself")
+            other = parse_recipe(path.read_text(encoding="utf-8"), str(path))
+            found[other.name] = path
+            visit(other, path, (*above, path.resolve()))
+
+    visit(recipe, file, (file.resolve(),))
+    for key, (path, run) in runs_of(recipe).items():
+        if recipe.continues and run not in found:
+            raise RecipeError(
+                f"{file}: model.{key}: {path} is of the run {run!r}, which none of the recipes under continues makes: "
+                f"they make {', '.join(found)}"
+            )
+    return found
+
+
+def runs_of(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """Keys of ``model`` whose file another run made (``runs/NAME/FILE``): key -> (path, NAME)."""
+    given = {k: getattr(recipe.model, k) for k in ("weights", "control", "teacher", "thresholds")}
+    return {k: (v, Path(v).parts[1]) for k, v in given.items() if v and re.match(r"runs/[^/]+/", v)}
 
 
 def _moved(file: Path) -> Path | None:

@@ -30,7 +30,7 @@ from actzip.activations import get_thresholds, load_thresholds, set_thresholds
 from actzip.data import Images, Loader, resolve, split
 from actzip.errors import DataError, RecipeError
 from actzip.experiment.coding import code_maps
-from actzip.experiment.recipe import PENALTY_FIELDS, LowBitsPart, Recipe, ThresholdsPart
+from actzip.experiment.recipe import PENALTY_FIELDS, LowBitsPart, Recipe, ThresholdsPart, runs_of
 from actzip.files import write_text
 from actzip.models import load_weights, save_weights
 from actzip.models import resolve as resolve_model
@@ -84,7 +84,16 @@ def reproduce(
         raise RecipeError(
             f"only: 'baseline', 'control' and 'sparse' are stages that are trained, {only!r} is none"
         )
+    _check_begun(recipe)
     return _Experiment(recipe, Path(out), data, fresh, download, progress or (lambda event: None), only).run()
+
+
+def _check_begun(recipe: Recipe) -> None:
+    """What other runs must have made is there, all of it, before hours are spent."""
+    for key, (path, run) in runs_of(recipe).items():
+        if not Path(path).exists():
+            of = f" by {' or '.join(recipe.continues)}" if recipe.continues else ""
+            raise DataError(f"model.{key}: there is no {path}; it is made{of} with `--out runs/{run}`")
 
 
 def _plain(value: Any) -> Any:
