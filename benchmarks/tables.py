@@ -128,6 +128,42 @@ def engine_tables() -> list[str]:
     return lines[:-1]
 
 
+#: Rows of the README's table: machine and result, network, actzip's rows by their zeros.
+HEADLINE = (
+    ("zen4/inception_v3-b1-t1", "Inception-V3", ("natural", "calibrated 0.33")),
+    ("zen4/mobilenet_v1-b1-t1", "MobileNet-V1, 32x32", ("natural", "sparsified")),
+    ("zen4/cifar_resnet20-b1-t1", "ResNet-20, 32x32", ("natural",)),
+    ("zen4/resnet50-b1-t1", "ResNet-50", ("natural", "imposed 0.34")),
+    ("zen4/resnet18-b1-t1", "ResNet-18", ("natural",)),
+    ("zen4/vgg16-b1-t1", "VGG-16", ("natural",)),
+    ("zen4/efficientnet_b0-b1-t1", "EfficientNet-B0 (SiLU)", ("natural",)),
+)
+NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
+
+@table
+def headline() -> list[str]:
+    rows = []
+    for name, network, wanted in HEADLINE:
+        d = load(f"engine/{name}")
+        timed = [r for r in d["rows"] if "median_ms" in r]
+        rival = min((r for r in timed if r["zeros"] == "dense"), key=lambda r: r["median_ms"])
+        for which in wanted:
+            r = next(r for r in timed if r["engine"] == "actzip" and r["zeros"] == which)
+            rows.append((
+                network, "none" if r["density"] is None else zeros(r, d["network"]).replace("imposed 0.34", "random weights, imposed"),
+                "" if r["density"] is None else f"{r['density']:.2f}",
+                "" if d["network"] in RANDOM else f"{100 * r['top1_agreement']:.0f} %",
+                f"{NAMES.get(rival['engine'], rival['engine'])} {rival['median_ms']:.2f}", f"{r['median_ms']:.2f}",
+                f"{rival['median_ms'] / r['median_ms']:.2f}x",
+            ))  # fmt: skip
+    return grid(
+        "network | zeros | density | same answers | fastest dense engine, ms | actzip, ms | speed-up",
+        "llrrrrr",
+        rows,
+    )
+
+
 @table
 def engine_threads() -> list[str]:
     times: dict[tuple[str, int, str, str], dict[int, float]] = {}

@@ -13,7 +13,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 #: Pages whose console blocks run too.
 SHELL = {"guide"}
 EVERY = sorted(DOCS.rglob("*.md"))
-PAGES = [p for p in EVERY if "```python" in p.read_text(encoding="utf-8")]
+README = DOCS.parent / "README.md"
+PAGES = [p for p in [*EVERY, README] if p.exists() and "```python" in p.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[p.stem for p in PAGES])
