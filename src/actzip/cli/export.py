@@ -69,7 +69,7 @@ def run(
     from actzip.quantize.onnx import export_qdq
     from actzip.runtime.models import GraphNet, load_model
     from actzip.runtime.onnx_export import export_onnx
-    from actzip.runtime.onnx_import import load_onnx
+    from actzip.runtime.from_onnx import load_onnx
 
     if thresholds is not None and scales is not None:
         raise InputError(

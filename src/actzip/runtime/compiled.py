@@ -144,6 +144,7 @@ class CompiledModel:
         graph = self.graph
         self._in = [graph.shape(v) for v in graph.inputs]
         self._out = [graph.shape(v) for v in graph.outputs]
+        self._types = [np.dtype(graph.values[v].dtype) for v in graph.outputs]
         self._slots: list[Any] = graph.meta.get("out_slots", list(range(len(graph.outputs))))
         spec = graph.meta.get("out_spec")
         self._unflatten: Callable[[list[Any]], Any] | None = None
@@ -153,7 +154,12 @@ class CompiledModel:
             tree = pytree.treespec_loads(spec)
             self._unflatten = lambda leaves: pytree.tree_unflatten(leaves, tree)
         # the usual case, one input (N, ...) and one output (N, ...): no loops in the call
-        one = len(self._in) == 1 and len(self._out) == 1 and self._unflatten is None and self._slots == [0]
+        one = (
+            len(self._in) == 1
+            and self._types == [np.float32]
+            and self._unflatten is None
+            and self._slots == [0]
+        )
         self._tail: tuple[int, ...] | None = None
         if (
             one
@@ -246,6 +252,7 @@ class CompiledModel:
             arrays = [array_of(name, x) for name, x in zip(self.graph.inputs, inputs, strict=True)]
             outputs = [np.empty(g.concrete(s, n), np.float32) for s in self._out]
             self._run(n, arrays, outputs, self.threads)
+            outputs = [y.astype(t, copy=False) for y, t in zip(outputs, self._types, strict=True)]
         except MemoryError as error:
             raise no_memory(n) from error
         as_torch = any(hasattr(x, "detach") for x in inputs)

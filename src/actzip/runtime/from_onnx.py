@@ -249,8 +249,18 @@ class Importer:
             return self.graph.shape(x.x)
         return tuple(int(d) for d in np.asarray(x).shape)
 
-    def emit(self, cls: type[g.Node], *inputs: Any, **fields: Any) -> str:
+    def dtype(self, x: str) -> str:
+        """Type of a value of the graph: float32 or int64."""
+        return self.graph.values[x].dtype
+
+    def emit(self, cls: type[g.Node], *inputs: Any, dtype: str = "", **fields: Any) -> str:
         names = tuple(self.ref(x) for x in inputs)
+        kinds = {self.graph.values[v].dtype for v in names}
+        if kinds != {"float32"} and (cls.dtype or len(kinds) > 1):
+            where = self.current.where if self.current else "the graph"
+            raise UnsupportedError(
+                f"{where}: an operand of type {max(kinds)}; the engine computes in float32"
+            )
         base = self.current.name if self.current else "output"
         name, i = base, 1
         while name in self.node_names:
@@ -258,7 +268,7 @@ class Importer:
         self.node_names.add(name)
         source = self.current.where if self.current else ""
         node = cls(name, names, self.graph.fresh(f"v_{name}"), source=source, **fields)
-        out = self.graph.add(node)
+        out = self.graph.add(node, dtype)
         self.check_size(self.graph.shape(out), source)
         return out
 

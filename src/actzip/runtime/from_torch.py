@@ -30,7 +30,7 @@ from actzip.quantize.model import marked
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import Act
-from actzip.runtime.registry import TORCH, TORCH_ANY_TYPE, Compare, Ref
+from actzip.runtime.registry import TORCH, Compare, Ref
 
 __all__ = ["capture", "flat_inputs", "from_exported"]
 
@@ -347,7 +347,7 @@ class Builder:
     def maybe(self, t: Any) -> g.Array | None:
         return None if t is None else self.array(t)
 
-    def emit(self, cls: type[g.Node], *inputs: Any, **fields: Any) -> Ref:
+    def emit(self, cls: type[g.Node], *inputs: Any, dtype: str = "", **fields: Any) -> Ref:
         names = tuple(self.ref(x) for x in inputs)
         path = _path(self.node)
         base = path or self.node.name
@@ -362,7 +362,7 @@ class Builder:
         output = self.graph.fresh(self.node.name)
         node = cls(name, names, output, source=_place(self.node), **fields)
         try:
-            self.graph.add(node)
+            self.graph.add(node, dtype)
         except InputError as error:
             raise UnsupportedError(str(error)) from error
         return Ref(output)
@@ -371,6 +371,11 @@ class Builder:
         if g.same_shape(self.shape(x), shape):
             return x
         return self.emit(ops.Reshape, x, shape=shape)
+
+    def as_float(self, x: Any) -> Any:
+        """A value of integers as one of float32; others as they are."""
+        integers = isinstance(x, Ref) and self.graph.values[x.name].dtype != "float32"
+        return self.emit(ops.Reshape, x, shape=self.shape(x), dtype="float32") if integers else x
 
     def act(self, x: Any, kind: str, **numbers: Any) -> Any:
         """An elementwise function; arguments as :meth:`Act.of`."""
@@ -473,9 +478,17 @@ class Builder:
         handler = TORCH.get(name)
         if handler is None or not schema.name.startswith(("aten::", "actzip::")):
             raise self.refuse(f"operator {target} is not supported")
-        if isinstance(val, Tensor) and val.dtype != torch.float32 and name not in TORCH_ANY_TYPE:
+        result = handler(self, bound)
+        many = isinstance(val, (tuple, list)) and isinstance(result, (tuple, list))
+        for r, v in zip(result, val, strict=False) if many else [(result, val)]:
+            self.check_type(r, v)
+        return result
+
+    def check_type(self, result: Any, val: Any) -> None:
+        if not isinstance(result, Ref) or not isinstance(val, Tensor):
+            return
+        if str(val.dtype) != f"torch.{self.graph.values[result.name].dtype}":
             raise self.refuse(f"gives {val.dtype}; the engine computes in float32")
-        return handler(self, bound)
 
     def evaluate(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):

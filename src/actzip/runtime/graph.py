@@ -105,6 +105,9 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
 class Value:
     """A tensor of the graph.
 
+    ``dtype`` is what a caller sees: the engine computes in float32, which holds integers to 2^24 exactly; an ``int64`` output
+    is converted when it is handed out.
+
     ``storage`` is what the engine keeps: ``dense``, ``packed`` (mask and non-zero values, channels last) or ``band`` (some rows at a time, between a
     convolution and a pool).
     ``place`` = (parent, first channel): the value is no memory of its own but a channel range of ``parent``,
@@ -177,6 +180,7 @@ class Node:
     arity: ClassVar[tuple[int, int]] = (1, 1)  # least and most inputs
     layout: ClassVar[Layout] = "plain"
     reads_packed: ClassVar[bool] = False  # whether the engine takes its inputs as packed maps too
+    dtype: ClassVar[str] = "float32"  # of the output; "": that of the input, whose elements it moves
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         """The output's shape; checks parameters against the inputs' shapes.
@@ -258,8 +262,8 @@ class Graph:
         self.values[name] = Value(name, tuple(int(d) for d in array.shape), str(array.dtype))
         return name
 
-    def add(self, node: Node, dtype: str = "float32") -> str:
-        """Appends ``node``, infers its output's shape and gives its name.
+    def add(self, node: Node, dtype: str = "") -> str:
+        """Appends ``node``, infers its output's shape and type (``dtype``: another one) and gives its name.
 
         Raises:
             InputError, UnsupportedError: as :meth:`Node.infer`, with the node and its source named.
@@ -267,6 +271,7 @@ class Graph:
         shape = self.infer(node)
         if node.output in self.values:
             raise InputError(f"{node.where()}: value {node.output!r} exists already")
+        dtype = dtype or node.dtype or self.values[node.inputs[0]].dtype
         self.values[node.output] = Value(node.output, shape, dtype)
         self.nodes.append(node)
         return node.output

@@ -195,56 +195,59 @@ def _softmax(n: ops.Softmax, x: Tensor) -> Tensor:
     return F.log_softmax(x, n.axis) if n.log else F.softmax(x, n.axis)
 
 
-def _run(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
-    match n:
-        case ops.Conv2d():
-            return _conv(n, *args)
-        case ops.ConvTranspose2d():
-            return _conv_transpose(n, *args)
-        case ops.Linear():
-            return _linear(n, *args)
-        case ops.MatMul():
-            return torch.matmul(*args)
-        case ops.BatchNorm():
-            return _batch_norm(n, *args)
-        case ops.LayerNorm():
-            x = args[0].movedim(1, -1) if n.channels else args[0]
-            y = F.layer_norm(x, n.shape, _t(n.weight), _t(n.bias), n.eps)
-            return y.movedim(-1, 1) if n.channels else y
-        case ops.GroupNorm():
-            return F.group_norm(args[0], n.groups, _t(n.weight), _t(n.bias), n.eps)
-        case ops.LocalResponseNorm():
-            return F.local_response_norm(args[0], n.size, n.alpha, n.beta, n.k)
-        case ops.Pool():
-            y = _pool(n, *args)
-            return apply_act(
-                n.act, y if n.bias is None else y + torch.from_numpy(n.bias).reshape(1, -1, 1, 1)
-            )
-        case ops.AdaptivePool():
-            return _adaptive(n, *args)
-        case ops.Activation():
-            return apply_act(n.act, args[0])
-        case ops.Binary():
-            return apply_act(n.act, _BINARY[n.kind](*args))
-        case ops.Concat():
-            return torch.cat(args, n.axis)
-        case ops.Slice():
-            return _slice(n, *args)
-        case ops.Pad():
-            return _pad(n, *args)
-        case ops.Reshape():
-            return args[0].reshape(g.concrete(n.shape, batch))
-        case ops.Transpose():
-            return args[0].permute(n.perm)
-        case ops.Expand():
-            return args[0].expand(g.concrete(n.shape, batch))
-        case ops.Reduce():
-            return _reduce(n, *args)
-        case ops.Softmax():
-            return _softmax(n, *args)
-        case ops.Resize():
-            return _resize(n, *args)
-    raise UnsupportedError(f"{n.where()}: the interpreter does not know it")
+def _layer_norm(n: ops.LayerNorm, x: Tensor) -> Tensor:
+    y = F.layer_norm(x.movedim(1, -1) if n.channels else x, n.shape, _t(n.weight), _t(n.bias), n.eps)
+    return y.movedim(-1, 1) if n.channels else y
+
+
+def _biased_pool(n: ops.Pool, x: Tensor) -> Tensor:
+    y, bias = _pool(n, x), _t(n.bias)
+    return apply_act(n.act, y if bias is None else y + bias.reshape(1, -1, 1, 1))
+
+
+# node class -> what it computes of its inputs; integers are held as float32
+_MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
+    ops.Conv2d: _conv,
+    ops.ConvTranspose2d: _conv_transpose,
+    ops.Linear: _linear,
+    ops.MatMul: lambda n, a, b: torch.matmul(a, b),
+    ops.BatchNorm: _batch_norm,
+    ops.LayerNorm: _layer_norm,
+    ops.GroupNorm: lambda n, x: F.group_norm(x, n.groups, _t(n.weight), _t(n.bias), n.eps),
+    ops.LocalResponseNorm: lambda n, x: F.local_response_norm(x, n.size, n.alpha, n.beta, n.k),
+    ops.Pool: _biased_pool,
+    ops.AdaptivePool: _adaptive,
+    ops.Activation: lambda n, x: apply_act(n.act, x),
+    ops.Binary: lambda n, a, b: apply_act(n.act, _BINARY[n.kind](a, b)),
+    ops.Concat: lambda n, *parts: torch.cat(parts, n.axis),
+    ops.Slice: _slice,
+    ops.Pad: _pad,
+    ops.Transpose: lambda n, x: x.permute(n.perm),
+    ops.Reduce: _reduce,
+    ops.Softmax: _softmax,
+    ops.Resize: _resize,
+}
+
+
+def run_node(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
+    """What one node computes of its inputs.
+
+    Raises:
+        UnsupportedError: an operator without a meaning here.
+    """
+    if isinstance(n, ops.Reshape):
+        return args[0].reshape(g.concrete(n.shape, batch))
+    if isinstance(n, ops.Expand):
+        return args[0].expand(g.concrete(n.shape, batch))
+    meaning = _MEANING.get(type(n))
+    if meaning is None:
+        raise UnsupportedError(f"{n.where()}: the interpreter does not know it")
+    return meaning(n, *args)
+
+
+def as_seen(graph: g.Graph, value: str, x: Tensor) -> Tensor:
+    """A value as callers see it: of the type that the graph says."""
+    return x if graph.values[value].dtype == "float32" else x.long()
 
 
 def batch_of(graph: g.Graph, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -284,8 +287,8 @@ def interpret(
     wanted = set(keep)
     last: dict[str, int] = {v: i for i, n in enumerate(graph.nodes) for v in n.inputs}
     for i, n in enumerate(graph.nodes):
-        env[n.output] = _run(n, [env[v] for v in n.inputs], batch)
+        env[n.output] = run_node(n, [env[v] for v in n.inputs], batch)
         for v in set(n.inputs):
             if last[v] == i and v not in graph.outputs and v not in wanted:
                 del env[v]
-    return [env[v] for v in graph.outputs], {k: env[k] for k in wanted if k in env}
+    return [as_seen(graph, v, env[v]) for v in graph.outputs], {k: env[k] for k in wanted if k in env}

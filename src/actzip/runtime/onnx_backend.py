@@ -5,8 +5,8 @@
 
 Inputs that the engine must know when a graph is made (weights, axes, shapes ...) may be inputs of the ONNX graph: the
 model is then compiled for the values of the first run and compiled again when they change. At least one float32 input
-stays an input of the engine; a model that has none is not for it. Outputs are float32, or integers of at most 16 bits, which
-float32 holds exactly (QuantizeLinear).
+stays an input of the engine; a model that has none is not for it. Outputs are float32, the
+int64 of operators that give indices, or integers of at most 16 bits, which float32 holds exactly (QuantizeLinear).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class ActzipRep(BackendRep):  # type: ignore[misc]
         self.runner = runner
         initialised = {t.name for t in self.model.graph.initializer}
         self.names = [v.name for v in self.model.graph.input if v.name not in initialised]
-        self.types = [_output_type(v) for v in self.model.graph.output]
+        self.outputs = [v.name for v in self.model.graph.output]
+        self.types: list[np.dtype[Any] | None] = []
         self.fixed: set[str] = set()
         self.plans: dict[str, tuple[list[str], Callable[..., Any]]] = {}
 
@@ -94,6 +95,11 @@ class ActzipRep(BackendRep):  # type: ignore[misc]
                     raise
                 self.fixed.add(error.value)
                 continue
+            for out, name, t in zip(graph.outputs, self.outputs, self.types, strict=True):
+                if t is not None and (t == np.int64) != (graph.values[out].dtype == "int64"):
+                    raise UnsupportedError(
+                        f"output {name!r} is of type {t}, which the engine does not compute"
+                    )
             if not graph.inputs or not graph.nodes:
                 raise UnsupportedError("nothing is left for the engine to compute")
             if len(self.plans) > 16:
@@ -114,29 +120,30 @@ class ActzipRep(BackendRep):  # type: ignore[misc]
                 f"{len(arrays)} inputs for a model of {len(self.names)}: {', '.join(self.names)}"
             )
         values = dict(zip(self.names, arrays, strict=True))
-        wrong = [v.name for v, t in zip(self.model.graph.output, self.types, strict=True) if t is None]
-        if wrong:
-            raise BackendIsNotSupposedToImplementIt(
-                f"output {wrong[0]!r} is of a type that float32 does not hold"
-            )
+        self.types = [_output_type(v) for v in self.model.graph.output]
         try:
             dynamic, run = self._plan(values)
         except UnsupportedError as error:
             raise BackendIsNotSupposedToImplementIt(str(error)) from error
         outputs = run([values[n] for n in dynamic])
-        return tuple(np.asarray(y, t) for y, t in zip(outputs, self.types, strict=True))
+        return tuple(np.asarray(y, t) for y, t in zip(outputs, self.types, strict=True))  # None: as it is
 
 
 def _output_type(value: Any) -> np.dtype[Any] | None:
-    """The numpy type of an output that the engine can give, None of another; float32 where the model does not say."""
+    """The numpy type of an output that the model declares, None where it does not say.
+
+    Raises:
+        BackendIsNotSupposedToImplementIt: a type that the engine cannot give.
+    """
     from onnx import TensorProto, helper
 
     kind = value.type.tensor_type.elem_type if value.type.WhichOneof("value") in (None, "tensor_type") else -1
-    if kind in (TensorProto.UNDEFINED, TensorProto.FLOAT):
-        return np.dtype(np.float32)
-    if kind in (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16):
+    if kind == TensorProto.UNDEFINED:
+        return None
+    small = (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16)
+    if kind in (TensorProto.FLOAT, TensorProto.INT64, *small):
         return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
-    return None
+    raise BackendIsNotSupposedToImplementIt(f"output {value.name!r} is of a type that float32 does not hold")
 
 
 class ActzipBackend(Backend):  # type: ignore[misc]
@@ -185,7 +192,7 @@ class ActzipBackend(Backend):  # type: ignore[misc]
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
             for n, a in zip(names, arrays, strict=True)
         ]
-        outputs = [helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None) for o in node.output if o]
+        outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
         version = int(kwargs.get("opset_version", onnx.defs.onnx_opset_version()))
         graph = helper.make_graph([node], "node", infos, outputs)
         return cls.run_model(

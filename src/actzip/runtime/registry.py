@@ -57,20 +57,17 @@ OnnxHandler = Callable[["Importer", "OnnxNode"], Any]
 LowerHandler = Callable[["Lowering", Any], None]
 
 TORCH: dict[str, TorchHandler] = {}  # by the aten operator's name, without overloads
-TORCH_ANY_TYPE: set[str] = set()  # of those, the ones whose result need not be float32
 ONNX: dict[str, OnnxHandler] = {}
 LOWER: dict[type[Node], LowerHandler] = {}
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def torch_op(*names: str, any_type: bool = False) -> Callable[[_F], _F]:
+def torch_op(*names: str) -> Callable[[_F], _F]:
     """Enters a function as the handler of PyTorch's operators ``names``."""
 
     def register(f: _F) -> _F:
         TORCH.update(dict.fromkeys(names, f))
-        if any_type:
-            TORCH_ANY_TYPE.update(names)
         return f
 
     return register

@@ -53,7 +53,7 @@ class _NodeModule(nn.Module):
             return args[0].reshape([-1 if isinstance(d, g.Sym) else d for d in n.shape])
         if isinstance(n, ops.Pad) and n.mode != "constant":
             return _pad(n, args[0])
-        return interpret._run(n, list(args), batch)
+        return interpret.run_node(n, list(args), batch)
 
 
 def _pad(n: ops.Pad, x: Tensor) -> Tensor:
@@ -338,7 +338,7 @@ class GraphNet(nn.Module):
             values[node.output] = step(batch, *args) if isinstance(step, _NodeModule) else step(*args)
             for v in done:
                 del values[v]
-        outputs = tuple(values[v] for v in self.graph.outputs)
+        outputs = tuple(interpret.as_seen(self.graph, v, values[v]) for v in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def example(self) -> Any:

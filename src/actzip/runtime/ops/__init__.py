@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from actzip.runtime.ops import quantized, shapes, threshold, windows
+from importlib import import_module
+from pkgutil import iter_modules
+
 from actzip.runtime.ops.activation import Activation
 from actzip.runtime.ops.arithmetic import BINARY_KINDS, Binary
 from actzip.runtime.ops.conv import Conv2d, ConvTranspose2d
@@ -38,8 +40,7 @@ __all__ = [
     "Slice",
     "Softmax",
     "Transpose",
-    "quantized",
-    "shapes",
-    "threshold",
-    "windows",
 ]
+
+for _family in iter_modules(__path__):
+    import_module(f"{__name__}.{_family.name}")

@@ -29,6 +29,7 @@ class Reshape(Node):
     shape: Shape = field(kw_only=True)
 
     op = "reshape"
+    dtype = ""
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         if numel(shapes[0]) != numel(self.shape):
@@ -45,6 +46,7 @@ class Transpose(Node):
     perm: tuple[int, ...] = field(kw_only=True)
 
     op = "transpose"
+    dtype = ""
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         if sorted(self.perm) != list(range(len(shapes[0]))):
@@ -59,6 +61,7 @@ class Expand(Node):
     shape: Shape = field(kw_only=True)
 
     op = "expand"
+    dtype = ""
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         if not same_shape(broadcast([shapes[0], self.shape]), self.shape):
@@ -77,7 +80,9 @@ def torch_reshape(b: Builder, a: dict[str, Any]) -> Any:
 )  # fmt: skip
 def torch_same(b: Builder, a: dict[str, Any]) -> Any:
     x = a["self"] if "self" in a else a["input"]
-    return (x, None) if b.node.target._schema.name == "aten::native_dropout" else x
+    if b.node.target._schema.name == "aten::native_dropout":
+        return x, None
+    return b.as_float(x) if b.node.meta["val"].is_floating_point() else x
 
 
 @torch_op("copy")
@@ -154,7 +159,6 @@ def torch_channel_shuffle(b: Builder, a: dict[str, Any]) -> Any:
     "new_ones",
     "new_full",
     "empty_like",
-    any_type=True,
 )
 def torch_full(b: Builder, a: dict[str, Any]) -> Any:
     import torch
@@ -335,13 +339,16 @@ def onnx_cast(imp: Importer, node: OnnxNode) -> Any:
         return x
     if isinstance(x, Mask) and node.op == "Cast" and node.integer("to", 0) == imp.onnx.TensorProto.FLOAT:
         return x
+    kinds = {"float32": imp.onnx.TensorProto.FLOAT, "int64": imp.onnx.TensorProto.INT64}
     to = node.integer("to", 0) if node.op == "Cast" else None
     if node.op == "CastLike":
         other = node.need(1)
-        to = imp.onnx.TensorProto.FLOAT if isinstance(other, str) else None
+        to = kinds[imp.dtype(other)] if isinstance(other, str) else None
+    if isinstance(x, str) and to == kinds[imp.dtype(x)]:
+        return x
     if to != imp.onnx.TensorProto.FLOAT:
         raise node.refuse("a conversion to another type than float32")
-    return x
+    return imp.emit(Reshape, x, shape=imp.shape(x), dtype="float32") if isinstance(x, str) else x
 
 
 @lowers(Reshape)

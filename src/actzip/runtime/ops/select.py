@@ -26,6 +26,7 @@ class Concat(Node):
     placed: bool = False
 
     op = "concat"
+    dtype = ""
     arity = (1, 1 << 20)
     layout = "either"
 
@@ -57,6 +58,7 @@ class Slice(Node):
     step: int = 1
 
     op = "slice"
+    dtype = ""
     layout = "either"
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:

@@ -21,7 +21,7 @@ def torch_threshold(b: Builder, a: dict[str, Any]) -> Any:
     return b.act(a["self"], "threshold", param=np.array([float(a["threshold"])], np.float32))
 
 
-@torch_op("gt", "ge", "lt", "le", any_type=True)
+@torch_op("gt", "ge", "lt", "le")
 def torch_compare(b: Builder, a: dict[str, Any]) -> Any:
     import torch
 
