@@ -67,9 +67,9 @@ def run(
     from actzip.models import load_weights
     from actzip.quantize.files import load_quantization
     from actzip.quantize.onnx import export_qdq
+    from actzip.runtime.from_onnx import load_onnx
     from actzip.runtime.models import GraphNet, load_model
     from actzip.runtime.onnx_export import export_onnx
-    from actzip.runtime.from_onnx import load_onnx
 
     if thresholds is not None and scales is not None:
         raise InputError(
