@@ -93,7 +93,7 @@ def test_an_exported_program(tmp_path, want, dynamic):
     shapes = {"x": {0: torch.export.Dim("n")}} if dynamic else None
     program = torch.export.export(make_net(), (X,), dynamic_shapes=shapes)
     torch.export.save(program, tmp_path / "net.pt2")
-    model, shape, mean, _ = load_model(str(tmp_path / "net.pt2"))
+    model, shape, mean, _ = load_model(str(tmp_path / "net.pt2"), trust=True)
     assert isinstance(model, GraphNet) and shape == (3, 16, 16) and len(mean) == 3
     assert model.batch == (None if dynamic else 4)
     report = profile(model, [X], codecs=["seg"])
@@ -111,7 +111,7 @@ def test_an_exported_program_with_an_operator_that_the_engine_lacks(tmp_path):
 
     torch.manual_seed(0)
     torch.export.save(torch.export.export(Odd().eval(), (X,)), tmp_path / "odd.pt2")
-    model = load_model(str(tmp_path / "odd.pt2"))[0]
+    model = load_model(str(tmp_path / "odd.pt2"), trust=True)[0]
     report = profile(model, [X], codecs=(), whatif_images=2)
     assert [r["kind"] for r in report.layers] == ["conv2d", "conv2d", "linear"]
     assert [m["kind"] for m in report.maps] == ["relu", "relu6"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from actzip.activations.sites import Site, check_names
 from actzip.activations.tap import ActivationTap, find_sites
 from actzip.errors import DataError, InputError, LayerError
+from actzip.files import read_json
 
 __all__ = [
     "clear_thresholds",
@@ -125,10 +124,7 @@ def load_thresholds(path: str | os.PathLike[str]) -> dict[str, float | Tensor]:
     Raises:
         DataError: the file cannot be read, is not JSON, or is no object of numbers and lists of numbers.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no readable JSON file: {error}") from error
+    found = read_json(path)
     plain = isinstance(found, dict) and all(
         isinstance(t, (int, float))
         or (isinstance(t, list) and t and all(isinstance(v, (int, float)) for v in t))

@@ -38,7 +38,7 @@ def _network(spec: dict[str, Any]) -> Any:
 
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(0)
-    model = load_model(spec["model"])[0]
+    model = load_model(spec["model"], trust=spec.get("trust", False))[0]
     if spec.get("state"):
         model.load_state_dict(torch.load(spec["state"], weights_only=True))
     for m in model.modules():

@@ -15,6 +15,7 @@ from actzip.cli.common import (
     MODEL,
     SIZE,
     THREADS,
+    TRUST,
     WEIGHTS,
     errors,
     model_and_input,
@@ -54,11 +55,12 @@ def register(app: typer.Typer) -> None:
         seconds: float = typer.Option(
             120.0, min=0.0, help="No other round begins once the rounds took so long."
         ),
+        trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
         """Time a model here against PyTorch, ONNX Runtime, OpenVINO, ncnn and DeepSparse, as far as they are installed."""
         names = [e.strip() for e in engines.split(",") if e.strip()]
-        result = run(model, data, weights, batch, size, threads, names, rounds, runs, seconds, json)
+        result = run(model, data, weights, batch, size, threads, names, rounds, runs, seconds, trust, json)
         if json:
             print_json(result)
             return
@@ -104,6 +106,7 @@ def run(
     rounds: int,
     runs: int,
     seconds: float,
+    trust: bool,
     quiet: bool,
 ) -> dict[str, Any]:
     """Times of every engine in interleaved rounds, as a dict of plain values; the first engine is actzip."""
@@ -125,11 +128,16 @@ def run(
     engines = ["actzip", *(e for e in engines if e != "actzip")]
     info = cpu.info()
     n_threads = threads or int(info["threads"])
-    found, net, x = model_and_input(model, weights, data, batch, size)
+    found, net, x = model_and_input(model, weights, data, batch, size, trust)
     with tempfile.TemporaryDirectory(prefix="actzip-bench-") as name, progress(quiet) as bar:
         folder = Path(name)
         np.save(folder / "x.npy", x.numpy())
-        spec: dict[str, Any] = {"model": model, "input": str(folder / "x.npy"), "threads": n_threads}
+        spec: dict[str, Any] = {
+            "model": model,
+            "input": str(folder / "x.npy"),
+            "threads": n_threads,
+            "trust": trust,
+        }
         lacks: dict[str, str] = {}  # engine -> why it cannot load the model
         if isinstance(found, Path):
             spec["onnx"] = str(found)

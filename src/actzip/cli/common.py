@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn
 
 from actzip.errors import CodecError, DataError, InputError
+from actzip.files import read_torch
 from actzip.progress import display
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MODEL",
     "SIZE",
     "THREADS",
+    "TRUST",
     "WEIGHTS",
     "errors",
     "model_and_input",
@@ -49,6 +51,9 @@ IMAGES: str | None = typer.Option(
     None, "--data", "-d", help="Typical images: folder, parquet file, .npy, or a data set's name."
 )
 SIZE: int | None = typer.Option(None, "--size", min=1, help="Images are resized and cropped to this square.")
+TRUST: bool = typer.Option(
+    False, "--trust", help="Run code that the given file holds: a .pt2, or a recipe that names Python code."
+)
 THREADS: int | None = typer.Option(
     None, "--threads", min=1, help="Threads of each engine; all CPUs where not given."
 )
@@ -104,7 +109,7 @@ def read_arrays(path: Path, name: str | None = None) -> dict[str, Any]:
         if kind in (".pt", ".pth"):
             import torch
 
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            value = read_torch(path)
             if isinstance(value, torch.Tensor):
                 return {"": value}
             if not isinstance(value, dict):
@@ -113,7 +118,7 @@ def read_arrays(path: Path, name: str | None = None) -> dict[str, Any]:
                 )
             tensors = {str(n): t for n, t in value.items() if isinstance(t, torch.Tensor)}
             return {n: tensors[n] for n in _named(list(tensors), name, path)}
-    except InputError:
+    except (InputError, DataError):
         raise
     except Exception as error:  # numpy, torch and safetensors raise many types for a damaged file
         raise DataError(
@@ -161,13 +166,14 @@ def read_blob(path: Path) -> bytes:
 
 
 def model_and_input(
-    ref: str, weights: str | None, data: str | None, batch: int, size: int | None
+    ref: str, weights: str | None, data: str | None, batch: int, size: int | None, trust: bool
 ) -> tuple[Any, Any, Any]:
     """What ``actzip.compile`` takes for the model ``ref`` (a module, a graph, or the path of an ONNX file), the same as a
     module in eval mode, and a batch of ``data`` (random numbers, with a warning, where that is None) as float32 (N, C, H, W).
 
     Raises:
-        InputError: unknown model or data, or data that does not fit the model. DataError: a file is missing or damaged.
+        InputError: unknown model or data, or data that does not fit the model. DataError: a file is missing, damaged or
+            not trusted.
     """
     import warnings
 
@@ -179,7 +185,7 @@ def model_and_input(
     from actzip.runtime.models import load_model
 
     torch.manual_seed(0)
-    net, shape, mean, std = load_model(ref)
+    net, shape, mean, std = load_model(ref, trust=trust)
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False
     if weights is not None:

@@ -12,6 +12,7 @@ from actzip.cli.common import (
     MODEL,
     SIZE,
     THREADS,
+    TRUST,
     WEIGHTS,
     errors,
     model_and_input,
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
         output: Path | None = typer.Option(
             None, "--out", "-o", help="Write the compiled model here, for pickle.load."
         ),
+        trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
         """Compile a model and print, layer by layer, kernel, reason, density, effective MACs, time and share of peak."""
@@ -47,7 +49,7 @@ def register(app: typer.Typer) -> None:
         from actzip import compile as compile_model
         from actzip.files import write_bytes
 
-        found, _, x = model_and_input(model, weights, data, batch, size)
+        found, _, x = model_and_input(model, weights, data, batch, size, trust)
         fast = compile_model(found, x, threads=threads, tune=tune, cache=cache, storage=storage)
         explanation = fast.explain(x, runs=runs)
         if output is not None:

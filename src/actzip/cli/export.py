@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from actzip.cli.common import JSON, WEIGHTS, errors, print_json
+from actzip.cli.common import JSON, TRUST, WEIGHTS, errors, print_json
 
 _EPILOG = (
     "Example:  actzip export resnet18 resnet18.onnx --weights sparse.safetensors --thresholds sparse.thresholds.json\n\n"
@@ -36,10 +36,11 @@ def register(app: typer.Typer) -> None:
             None, help="11 or newer; 17 where not given (21 for more than 8 bits)."
         ),
         dynamic: bool = typer.Option(True, help="Any batch, else one image."),
+        trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
         """Write a sparsified or quantized model as ONNX: thresholds as ThresholdedRelu, scales as QDQ."""
-        result = run(model, target, weights, thresholds, scales, size, opset, dynamic)
+        result = run(model, target, weights, thresholds, scales, size, opset, dynamic, trust)
         if json:
             print_json(result)
         else:
@@ -56,6 +57,7 @@ def run(
     size: int | None,
     opset: int | None,
     dynamic: bool,
+    trust: bool,
 ) -> dict[str, Any]:
     """Writes the file; what is in it."""
     from collections import Counter
@@ -76,10 +78,10 @@ def run(
             "--thresholds and --scales exclude each other: give the one that the model was made with"
         )
     torch.manual_seed(0)
-    net, shape, _, _ = load_model(model)
+    net, shape, _, _ = load_model(model, trust=trust)
     if size is not None:
         shape = (shape[0], size, size)
-        net = load_model(model, shape)[0] if isinstance(net, GraphNet) else net
+        net = load_model(model, shape, trust=trust)[0] if isinstance(net, GraphNet) else net
     for m in net.modules():
         m.training = False
     if weights is not None:

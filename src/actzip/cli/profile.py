@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from actzip.cli.common import JSON, errors, out, print_json, progress
+from actzip.cli.common import JSON, TRUST, errors, out, print_json, progress
 
 if TYPE_CHECKING:
     from actzip.profile.report import Report
@@ -50,6 +50,7 @@ def register(app: typer.Typer) -> None:
         parquet: Path | None = typer.Option(None, help="Write Parquet files into this folder."),
         threads: int | None = typer.Option(None, min=1, help="Threads; all CPUs where not given."),
         compare: tuple[Path, Path] | None = typer.Option(None, help="Two JSON reports, before and after."),
+        trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
         """Count zeros, effective MACs, bits and milliseconds, layer by layer."""
@@ -72,7 +73,20 @@ def register(app: typer.Typer) -> None:
         except ValueError:
             raise InputError(f"--bits takes numbers with commas between them, not {bits!r}") from None
         report = run(
-            model, data, weights, images, batch, size, codecs, widths, layers, ignore, engine, threads, json
+            model,
+            data,
+            weights,
+            images,
+            batch,
+            size,
+            codecs,
+            widths,
+            layers,
+            ignore,
+            engine,
+            threads,
+            trust,
+            json,
         )
         if output is not None:
             report.to_json(output)
@@ -104,6 +118,7 @@ def run(
     ignore: list[str] | None,
     engine: bool,
     threads: int | None,
+    trust: bool,
     quiet: bool,
 ) -> Report:
     """The report for the command line's options."""
@@ -112,7 +127,7 @@ def run(
 
     with progress(quiet) as bar:
         task = bar.add_task("loading", total=None, note="")
-        found = open_subject(model, data, weights=weights, images=images, batch=batch, size=size)
+        found = open_subject(model, data, weights=weights, images=images, batch=batch, size=size, trust=trust)
         bar.update(task, description="profiling", total=found.images)
         timing = bar.add_task(
             "calibrating the engine, once for this machine", total=None, note="", visible=False

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from actzip.cli.common import JSON, errors, out, print_json, progress
+from actzip.cli.common import JSON, TRUST, errors, out, print_json, progress
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
             "--only",
             help="Train only this stage: baseline, control or sparse. Run again without it for the rest.",
         ),
+        trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
         """Repeat an experiment: train, sparsify, quantize, encode, decode; results.json and report.html.
@@ -57,7 +58,14 @@ def register(app: typer.Typer) -> None:
         folder = target or Path("runs") / (found.name if seed is None else f"{found.name}-seed{seed}")
         with progress() as bar:
             results = run(
-                found, folder, data=data, fresh=fresh, download=download, progress=_Display(bar), only=only
+                found,
+                folder,
+                data=data,
+                fresh=fresh,
+                download=download,
+                progress=_Display(bar),
+                only=only,
+                trust=trust,
             )
         if only is not None:
             return

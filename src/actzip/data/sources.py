@@ -24,6 +24,7 @@ __all__ = ["data_roots", "names", "resolve"]
 _MNIST = ((0.1307,), (0.3081,))
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_KINDS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")  # EPS, say, would be a program for Ghostscript
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 
 
@@ -243,7 +244,7 @@ def _decode(data: bytes | Path, image_size: int | None) -> npt.NDArray[np.uint8]
     """One image as uint8 C, H, W in RGB; resized by its shorter side and cropped at the centre if asked."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_KINDS) as image:
         rgb = image.convert("RGB")
         if image_size is not None:
             w, h = rgb.size
@@ -337,8 +338,10 @@ def _parquet(path: str, split: str, image_size: int | None, sample: int | None =
                     data = value["bytes"] if isinstance(value, dict) else value
                     yield f"row {index}", data or b"", int(row[label]) if label else 0
                     index += 1
-        except pa.ArrowException as error:
-            raise DataError(f"{file} is not a readable parquet file: {error}") from error
+        except DataError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{file} is not a readable parquet file of images: {error}") from error
 
     x, y, skipped = _cached(
         f"parquet:{image_size}:{sample}", [file], lambda: _stack(rows(), image_size, str(file))
@@ -392,17 +395,19 @@ def _webdataset(pattern: str, split: str, image_size: int | None, sample: int | 
         raise DataError(f"no WebDataset shards match {pattern}")
 
     def rows() -> Iterator[tuple[str, bytes, int]]:
-        for sample in wds.WebDataset([str(f) for f in files], shardshuffle=False, empty_check=False):
-            image = next(
-                (sample[k] for k in sample if k.lower() in ("jpg", "jpeg", "png", "webp", "ppm")), None
-            )
-            label = sample.get("cls", b"0")
-            if image is not None:
-                yield (
-                    str(sample["__key__"]),
-                    image,
-                    int(label if isinstance(label, (int, str)) else label.decode()),
+        # absolute: a name like "pipe:..." would be a command
+        shards = wds.WebDataset([str(f.absolute()) for f in files], shardshuffle=False, empty_check=False)
+        try:
+            for sample in shards:
+                image = next(
+                    (sample[k] for k in sample if k.lower() in ("jpg", "jpeg", "png", "webp", "ppm")), None
                 )
+                label = sample.get("cls", b"0")
+                if image is not None:
+                    number = int(label if isinstance(label, (int, str)) else label.decode())
+                    yield str(sample["__key__"]), image, number
+        except Exception as error:  # tarfile's, and those of labels
+            raise DataError(f"{pattern}: not readable shards of images: {error}") from error
 
     x, y, skipped = _cached(
         f"wds:{image_size}:{sample}",

@@ -257,6 +257,10 @@ class Recipe(_Part):
         return self
 
 
+_MOST = 10_000
+"""Values of a recipe: aliases of aliases would be without end."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads ``1e-4`` as a number, as everybody expects."""
 
@@ -339,7 +343,10 @@ def _moved(file: Path) -> Path | None:
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     """The recipe in YAML ``text``; ``name`` stands for the file in messages. Errors as :func:`load_recipe`."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # characters that YAML does not allow
+        raise RecipeError(f"{name}: not YAML: {error}") from error
     try:
         node = loader.get_single_node()
         lines: dict[Where, int] = {}
@@ -350,8 +357,12 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
         mark = error.problem_mark or error.context_mark
         line = f"{mark.line + 1}" if mark else "?"
         raise RecipeError(f"{name}, line {line}: not YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+    except RecipeError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date of no calendar, an unhashable key
         raise RecipeError(f"{name}: not YAML: {error}") from error
+    except RecursionError:
+        raise RecipeError(f"{name}: nested too deeply") from None
     finally:
         loader.dispose()  # type: ignore[no-untyped-call]
     if not isinstance(values, Mapping):
@@ -363,6 +374,8 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
 
 
 def _walk(node: yaml.Node, where: Where, lines: dict[Where, int], name: str) -> None:
+    if len(lines) > _MOST:
+        raise RecipeError(f"{name}: more than {_MOST} values (an alias stands for all that it names)")
     lines.setdefault(where, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

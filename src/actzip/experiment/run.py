@@ -61,6 +61,7 @@ def reproduce(
     download: bool = True,
     progress: Progress | None = None,
     only: str | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Run ``recipe`` in the folder ``out`` and give its results, which are in ``out/results.json`` too.
 
@@ -74,6 +75,7 @@ def reproduce(
         only: train this stage (``baseline``, ``control`` or ``sparse``) and what it begins from, and leave the rest, with
             an empty result, to a later run without ``only``. Control and sparse may be trained at the same time, also in
             the same folder once its baseline is there.
+        trust: whether a recipe may name Python code to import and call as its model.
 
     Raises:
         DataError: data, weights or the folder are missing or unusable.
@@ -84,6 +86,7 @@ def reproduce(
         raise RecipeError(
             f"only: 'baseline', 'control' and 'sparse' are stages that are trained, {only!r} is none"
         )
+    _check_trust(recipe, trust)
     _check_begun(recipe)
     return _Experiment(recipe, Path(out), data, fresh, download, progress or (lambda event: None), only).run()
 
@@ -94,6 +97,25 @@ def _check_begun(recipe: Recipe) -> None:
         if not Path(path).exists():
             of = f" by {' or '.join(recipe.continues)}" if recipe.continues else ""
             raise DataError(f"model.{key}: there is no {path}; it is made{of} with `--out runs/{run}`")
+
+
+_READ_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Arguments by which timm unpickles a file."""
+
+
+def _check_trust(recipe: Recipe, trust: bool) -> None:
+    """A recipe from elsewhere must not run code: neither an attribute of a module, nor a pickle that timm opens."""
+    name, args = recipe.model.name, recipe.model.args
+    code = ":" in name and name.partition(":")[0] not in ("timm", "torchvision")
+    if not trust and (code or not _READ_FILES.isdisjoint(args)):
+        what = (
+            f"model.name: {name} is Python code"
+            if code
+            else f"model.args: {', '.join(args)} name files of code"
+        )
+        raise RecipeError(
+            f"{recipe.name}: {what}; where you trust the recipe: --trust, or reproduce(..., trust=True)"
+        )
 
 
 def _plain(value: Any) -> Any:

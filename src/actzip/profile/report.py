@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from actzip.errors import DataError, InputError
-from actzip.files import write_text
+from actzip.files import read_json, write_text
 from actzip.profile.collect import Collection
 from actzip.profile.stats import BINS_PER_OCTAVE, bin_edges
 
@@ -478,12 +478,7 @@ def load_report(path: str | os.PathLike[str]) -> Report:
     Raises:
         DataError: the file is missing, is not JSON or is not an actzip profile of a schema that this version knows.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"no file {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise DataError(f"{path} is not a profile of schema {SCHEMA} (found {found!r})")

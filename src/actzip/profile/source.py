@@ -43,6 +43,7 @@ def open_subject(
     images: int = 100,
     batch: int = 4,
     size: int | None = None,
+    trust: bool = False,
 ) -> Subject:
     """The model and its inputs for names, as the command line and :func:`actzip.profile.profile` take them.
 
@@ -55,6 +56,7 @@ def open_subject(
         images: at most so many; they are spread evenly over the data set, in its order.
         batch: images a batch (a model that was exported with a fixed batch has its own).
         size: images are resized and cropped to this square; None: the model's usual one.
+        trust: whether an exported program may be read (:func:`actzip.load`).
 
     Raises:
         InputError: an unknown name; a model that takes no images while ``data`` is given; a module without ``data``.
@@ -68,7 +70,7 @@ def open_subject(
     std: tuple[float, ...] | None = None
     module = model
     if not isinstance(module, nn.Module):
-        module, shape, mean, std = load_model(str(module))
+        module, shape, mean, std = load_model(str(module), trust=trust)
     elif data is None:
         raise InputError("a module needs a loader or a data set: its input's shape is not known")
     if weights is not None:

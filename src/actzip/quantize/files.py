@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError
+from actzip.files import read_json
 from actzip.quantize.linear import QuantRange
 from actzip.quantize.model import WEIGHT, Quantization, SiteQuantizer, quantization, remove_quantization
 
@@ -128,12 +129,7 @@ def load_quantization(model: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if path.suffix == ".json":
-        try:
-            data = json.loads(path.read_text())
-        except OSError as error:
-            raise DataError(f"scales cannot be read: {error}") from error
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON: {error}") from error
+        data = read_json(path)
     elif path.suffix == ".safetensors":
         data = _from_safetensors(path)
     else:
@@ -155,7 +151,7 @@ def _from_safetensors(path: Path) -> Any:
         for key, suffix in (("maps", ""), ("weights", WEIGHT)):
             for name, e in (data or {}).get(key, {}).items():
                 e["scale"] = tensors[name + suffix].tolist()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: damaged scales: {error!r}") from error
     return data
 

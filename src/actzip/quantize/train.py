@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
-from actzip.files import write_with
+from actzip.files import read_torch, write_with
 from actzip.quantize.linear import _lsq_gradients, _on_grid, _per_scale, _pieces, _shaped
 from actzip.quantize.model import SiteQuantizer, _visiting, quantization
 from actzip.training.mixup import mixed
@@ -308,9 +308,9 @@ def _resume(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> list[dict[str, float]]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types
-        raise DataError(f"{path} is not a readable checkpoint: {error}; delete it to start anew") from error
+        state = read_torch(path)
+    except DataError as error:
+        raise DataError(f"no readable checkpoint: {error}; delete it to start anew") from error
     if state.get("settings") != repr(settings):
         raise DataError(f"{path} belongs to a run with other settings; use another file, or delete it")
     model.load_state_dict(state["model"])

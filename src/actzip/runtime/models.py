@@ -19,6 +19,7 @@ def load(
     *,
     weights: str | os.PathLike[str] | None = None,
     shape: tuple[int, ...] | None = None,
+    trust: bool = False,
 ) -> nn.Module:
     """The ``nn.Module``, in eval mode, of a name, an import path, or a ``.pt2`` or ``.onnx`` file.
 
@@ -30,15 +31,16 @@ def load(
             an ONNX file (opset 7 or newer).
         weights: a safetensors file for it.
         shape: the first input's shape without the batch, C, H, W, where a file leaves it open.
+        trust: whether an exported program may be read: PyTorch runs code that its file holds. ONNX files hold none.
 
     Raises:
         InputError: an unknown name (near matches are named).
-        DataError: a file that is missing, damaged or of another kind.
+        DataError: a file that is missing, damaged, of another kind, or not trusted.
         UnsupportedError: operators of an ONNX file that are not known.
     """
     from actzip.models import load_weights
 
-    net = load_model(os.fspath(model), shape)[0]
+    net = load_model(os.fspath(model), shape, trust=trust)[0]
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False
     if weights is not None:
@@ -47,18 +49,19 @@ def load(
 
 
 def load_model(
-    ref: str, shape: tuple[int, ...] | None = None
+    ref: str, shape: tuple[int, ...] | None = None, *, trust: bool = False
 ) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
     """(model, input shape C, H, W, mean, std) for a name, an import path, a ``.pt2`` or an ``.onnx`` file.
 
     Args:
         shape: input shape C, H, W where it is not the usual one for the name.
+        trust: see :func:`load`.
 
     A file gives a :class:`GraphNet` where its operators are known. Of several inputs the shape given is that of the first.
 
     Raises:
         InputError: an unknown name (near matches are named).
-        DataError: a file that is missing or cannot be read.
+        DataError: a file that is missing, cannot be read, or is not trusted.
         UnsupportedError: an operator that is not known, with its place.
     """
     from actzip.models import model_info, resolve
@@ -77,7 +80,13 @@ def load_model(
             raise DataError(f"there is no file {path}")
         if path.suffix != ".pt2":
             raise DataError(
-                f"{path}: a pickled model runs code when it is read; give an exported program (.pt2) or ONNX"
+                f"{path}: a pickled model runs code when it is read; give an ONNX file, or a name and its weights "
+                "as safetensors"
+            )
+        if not trust:
+            raise DataError(
+                f"{path}: reading an exported program runs code that the file holds, and it is not said to be trusted: "
+                "--trust on the command line, actzip.load(path, trust=True) in Python; an ONNX file holds no code"
             )
         net, dims = _exported(path)
         return _with_shape(net, shape or dims)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from actzip.activations import eval_mode, get_thresholds, set_thresholds, without_thresholds
 from actzip.errors import ActzipWarning, DataError, InputError, LayerError, TrainingError
-from actzip.files import write_with
+from actzip.files import read_torch, write_with
 from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import check_labels, measure
 from actzip.sparsify.learned import LearnedThresholds
@@ -586,11 +586,9 @@ class _Run:
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise DataError(
-                f"{self.checkpoint} is not a readable checkpoint: {error}; delete it to start anew"
-            ) from error
+            state = read_torch(self.checkpoint)
+        except DataError as error:
+            raise DataError(f"no readable checkpoint: {error}; delete it to start anew") from error
         if not isinstance(state, dict):
             raise DataError(
                 f"{self.checkpoint} is not a checkpoint but a {type(state).__name__}; delete it to start anew"
