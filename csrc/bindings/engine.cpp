@@ -7,6 +7,7 @@
 #include "bindings/cpu.h"
 #include "bindings/kernels_testing.h"
 #include "bindings/plan.h"
+#include "bindings/training.h"
 
 namespace nb = nanobind;
 
@@ -15,4 +16,5 @@ NB_MODULE(_engine, m) {
   actzip::bind_cpu(m);
   actzip::bind_plan(m);
   actzip::kernels_testing::bind(m);
+  actzip::training::bind(m);
 }

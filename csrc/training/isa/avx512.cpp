@@ -1,0 +1,3 @@
+#include "common/isa/avx512.h"
+
+#include "training/saved.inl.h"

@@ -1,0 +1,3 @@
+#include "common/isa/baseline.h"
+
+#include "training/saved.inl.h"

@@ -1,0 +1,3 @@
+#include "common/isa/neon.h"
+
+#include "training/saved.inl.h"

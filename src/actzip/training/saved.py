@@ -1,0 +1,361 @@
+"""Saved tensors, packed: what takes the place of a tensor in autograd's graph, and how it comes back.
+
+A :class:`SavedMap` is one run of memory at one version, whoever saves it and in whatever shape; packed once, it
+lives as long as one of the :class:`Slot`\\ s that the graph holds. None of them holds the tensor it stands for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from actzip import _engine
+from actzip.errors import TrainingError
+from actzip.training.bits import Backend, Codes, Mask, Test, TestKind, backend_for, empty
+from actzip.training.rules import Window
+
+__all__ = ["Indices", "Kept", "Narrowed", "SavedMap", "ShapeOnly", "Slot", "Version", "dense_order"]
+
+#: Packing is worth it below this share of the tensor's bytes.
+GAIN = 0.9
+
+
+class Version:
+    """A tensor's version counter without its memory, and where it stood."""
+
+    __slots__ = ("counter", "saved")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.saved = tensor._version
+        self.counter = tensor.detach()
+        self.counter.data = tensor.new_empty(0)  # the counter stays that of `tensor`
+
+    def check(self, size: torch.Size, dtype: torch.dtype) -> None:
+        """Raises what PyTorch raises where the tensor was changed in place since."""
+        if self.counter._version != self.saved:
+            _modified(size, dtype, self.counter._version, self.saved)
+
+
+def _modified(size: torch.Size, dtype: torch.dtype, now: int, saved: int) -> NoReturn:
+    raise TrainingError(
+        "one of the variables needed for gradient computation has been modified by an inplace operation: "
+        f"a tensor of {dtype} {list(size)} is at version {now}; expected version {saved} instead. "
+        "torch.autograd.set_detect_anomaly(True) shows the operation that failed to compute its gradient"
+    )
+
+
+def dense_order(t: Tensor) -> bool:
+    """True where the elements fill one run of memory, each once, in whatever order of the dimensions."""
+    if t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)):
+        return True
+    expected = 1
+    for stride, size in sorted(zip(t.stride(), t.shape)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class Slot:
+    """What autograd's graph holds for one saved tensor."""
+
+    __slots__ = ()
+
+    def restore(self) -> Tensor:
+        """The tensor, or what answers its backward pass alike.
+
+        Raises:
+            TrainingError: the tensor was changed in place after it was saved.
+        """
+        raise NotImplementedError
+
+
+class Kept(Slot):
+    """The tensor itself."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # a tensor that its own node holds would never be freed
+        self.version = tensor._version
+
+    def restore(self) -> Tensor:
+        if self.tensor._version != self.version:
+            _modified(self.tensor.shape, self.tensor.dtype, self.tensor._version, self.version)
+        return self.tensor
+
+
+class ShapeOnly(Slot):
+    """Sizes, strides and type; the memory that comes back is never read."""
+
+    __slots__ = ("device", "dtype", "size", "stride", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.size, self.stride = tensor.shape, tensor.stride()
+        self.dtype, self.device = tensor.dtype, tensor.device
+        self.version = Version(tensor)
+
+    def restore(self) -> Tensor:
+        self.version.check(self.size, self.dtype)
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+
+
+class Narrowed(Slot):
+    """Integers in the smallest type that holds them."""
+
+    __slots__ = ("dtype", "tensor", "version")
+
+    def __init__(self, tensor: Tensor, narrow: Tensor) -> None:
+        self.tensor, self.dtype, self.version = narrow, tensor.dtype, Version(tensor)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Narrowed | None:
+        """None where no smaller type does."""
+        low, high = (int(v) for v in torch.aminmax(tensor))
+        for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+            info = torch.iinfo(dtype)
+            if info.min <= low and high <= info.max and dtype.itemsize < tensor.dtype.itemsize:
+                return cls(tensor, tensor.to(dtype))
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.tensor.nbytes
+
+    def restore(self) -> Tensor:
+        self.version.check(self.tensor.shape, self.dtype)
+        return self.tensor.to(self.dtype)
+
+
+class Indices(Slot):
+    """Indices of a max pool, as places in their windows."""
+
+    __slots__ = ("codes", "pool", "size", "stride", "version")
+
+    def __init__(self, tensor: Tensor, pool: Any, codes: Tensor) -> None:
+        self.pool, self.codes = pool, codes
+        self.size, self.stride, self.version = tensor.shape, tensor.stride(), Version(tensor)
+
+    @classmethod
+    def of(cls, tensor: Tensor, window: Window) -> Indices | None:
+        """None where they are not those of ``window``, or not in the memory of the CPU."""
+        if tensor.device.type != "cpu" or tensor.dim() not in (3, 4):
+            return None
+        oh, ow = tensor.shape[-2:]
+        if tensor.is_contiguous():
+            outer, inner = tensor.numel() // (oh * ow), 1
+        elif tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            outer, inner = tensor.shape[0], tensor.shape[1]
+        else:
+            return None
+        pool = _engine.training.PoolShape(
+            outer, (oh, ow), inner, window.input, window.kernel, window.stride, window.padding, window.dilation
+        )
+        if pool.bits == 0:
+            return None
+        codes = empty((tensor.numel() * pool.bits + 7) // 8, torch.uint8)
+        packed = _engine.training.pack_indices(
+            tensor.data_ptr(), pool, codes.data_ptr(), torch.get_num_threads()
+        )
+        return cls(tensor, pool, codes) if packed else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.codes.nbytes
+
+    def restore(self) -> Tensor:
+        self.version.check(self.size, torch.int64)
+        flat = empty(self.size.numel(), torch.int64)
+        _engine.training.unpack_indices(
+            self.codes.data_ptr(), self.pool, flat.data_ptr(), torch.get_num_threads()
+        )
+        return flat.as_strided(self.size, self.stride)
+
+
+class SavedMap:
+    """One run of memory, packed: masks, the values under the mask of the zeros, or their codes.
+
+    ``grew`` is called with every number of bytes that it takes.
+    """
+
+    __slots__ = (
+        "__weakref__", "backend", "coded", "dense", "dense_exact", "dtype", "grew", "masks", "n", "no_gain", "scalar",
+        "values", "version", "zeros",
+    )  # fmt: skip
+
+    def __init__(self, tensor: Tensor, grew: Any) -> None:
+        self.n, self.dtype = tensor.numel(), tensor.dtype
+        self.backend: Backend = backend_for(tensor)
+        self.version = Version(tensor)
+        self.scalar = tensor.new_empty(0)
+        self.grew = grew
+        self.masks: dict[Test, Mask] = {}
+        self.zeros: Mask | None = None  # of the elements that are not zero
+        self.values: Tensor | None = None
+        self.coded: dict[int, Codes] = {}
+        self.no_gain = False
+        self.dense: Tensor | None = None  # as last restored
+        self.dense_exact = False
+
+    # -- packing; `flat` is the memory
+
+    def pack_test(self, flat: Tensor, test: Test) -> None:
+        """The answers to ``test``."""
+        if test not in self.masks:
+            self.masks[test] = mask = self.backend.test(flat, test)
+            self.grew(mask.nbytes)
+
+    def pack_bits(self, flat: Tensor) -> None:
+        """A tensor of bools: the mask is all there is."""
+        if self.zeros is None:
+            self.zeros = self.backend.nonzero(flat)
+            self.grew(self.zeros.nbytes)
+
+    def pack_values(self, flat: Tensor) -> bool:
+        """Exactly; False where that does not gain."""
+        if self.values is not None:
+            return True
+        if self.no_gain or not self._sparse_enough(flat, GAIN):
+            self.no_gain = True
+            return False
+        values, mask = self._compressed(flat)
+        if mask is None:
+            self.no_gain = True
+            return False
+        self._take_zeros(mask)
+        self.values = values
+        self.grew(values.nbytes)
+        return True
+
+    def pack_coded(self, flat: Tensor, bits: int, seed: int) -> bool:
+        """As codes; False where a value is not finite."""
+        if bits in self.coded:
+            return True
+        mask = self._known_zeros()
+        codes = None
+        if mask is not None or self._sparse_enough(flat, 0.98):
+            if mask is not None:
+                codes = self.backend.quantize(flat, bits, seed, mask)  # None too where zeros differ
+            if codes is None:
+                mask = self.backend.nonzero(flat)
+                codes = self.backend.quantize(flat, bits, seed, mask)
+            if codes is not None and mask is not None:
+                self._take_zeros(mask)
+        elif self.zeros is None:
+            codes = self.backend.quantize(flat, bits, seed, None)
+        if codes is None:
+            return False
+        self.coded[bits] = codes
+        self.grew(codes.nbytes)
+        return True
+
+    def _sparse_enough(self, flat: Tensor, limit: float) -> bool:
+        if self._known_zeros() is not None:
+            return True
+        if flat.device.type != "cpu":
+            some = flat[:: max(1, self.n // 512)]
+            return bool((some != 0).double().mean() < limit)
+        return bool(_engine.training.sample_density(flat.data_ptr(), self.n, flat.element_size()) < limit)
+
+    def _known_zeros(self) -> Mask | None:
+        """The mask of the zeros, or what is most likely the same: what a ReLU asked for."""
+        return self.zeros or self.masks.get(RELU)
+
+    def _take_zeros(self, mask: Mask) -> None:
+        if self.zeros is None:
+            if mask is not self.masks.get(RELU):
+                self.grew(mask.nbytes)
+            self.zeros = mask
+
+    def _compressed(self, flat: Tensor) -> tuple[Tensor, Mask] | tuple[None, None]:
+        mask = self._known_zeros()
+        if mask is not None and self._gains(mask):
+            values = self.backend.compress(flat, mask)
+            if values is not None:
+                return values, mask
+        mask = self.backend.nonzero(flat)
+        values = self.backend.compress(flat, mask) if self._gains(mask) else None
+        return (None, None) if values is None else (values, mask)
+
+    def _gains(self, mask: Mask) -> bool:
+        width = self.dtype.itemsize
+        return mask.ones * width + self.n // 8 <= GAIN * self.n * width
+
+    # -- restoring
+
+    def restore_test(self, test: Test) -> Tensor:
+        """Memory that passes ``test`` where the saved one did."""
+        mask = self.masks[test]
+        if self.dense is not None and (self.dense_exact or (test == RELU and mask is self.zeros)):
+            return self.dense  # codes of positive values stay positive
+        on, off = (torch.tensor(v, dtype=self.dtype) for v in (test.on, test.off))
+        return self.backend.fill(mask, self.n, self.scalar, on, off)
+
+    def restore_bits(self) -> Tensor:
+        """Bools."""
+        assert self.zeros is not None
+        on, off = torch.tensor(True), torch.tensor(False)
+        return self.backend.fill(self.zeros, self.n, self.scalar, on, off)
+
+    def restore_values(self) -> Tensor:
+        """The memory, bit for bit."""
+        if self.dense is not None and self.dense_exact:
+            return self.dense
+        assert self.values is not None and self.zeros is not None
+        _forget_others(self)
+        self.dense, self.dense_exact = self.backend.expand(self.values, self.zeros, self.n), True
+        return self.dense
+
+    def restore_coded(self, bits: int) -> Tensor:
+        """Estimates, zeros exact."""
+        if self.dense is not None and not self.dense_exact and len(self.coded) == 1:
+            return self.dense
+        _forget_others(self)
+        self.dense_exact = False
+        self.dense = self.backend.dequantize(self.coded[bits], self.zeros, self.n, self.dtype)
+        return self.dense
+
+
+#: The test of ReLU: where nothing is negative, it is the mask of the zeros.
+RELU = Test(TestKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
+
+# One map keeps what was restored last: the layer before asks for the same one next, as ReLU does after a convolution.
+_last: weakref.ref[SavedMap] | None = None
+
+
+def _forget_others(current: SavedMap) -> None:
+    global _last
+    previous = None if _last is None else _last()
+    if previous is not None:
+        previous.dense = None
+    _last = weakref.ref(current)
+
+
+class Packed(Slot):
+    """A view of a :class:`SavedMap`: ``how`` is a test, a number of bits, "bits" or None for the values."""
+
+    __slots__ = ("how", "map", "size", "stride")
+
+    def __init__(self, saved: SavedMap, tensor: Tensor, how: Test | int | str | None) -> None:
+        self.map, self.how = saved, how
+        self.size, self.stride = tensor.shape, tensor.stride()
+
+    def restore(self) -> Tensor:
+        saved = self.map
+        saved.version.check(self.size, saved.dtype)
+        if isinstance(self.how, Test):
+            flat = saved.restore_test(self.how)
+        elif isinstance(self.how, int):
+            flat = saved.restore_coded(self.how)
+        elif self.how == "bits":
+            flat = saved.restore_bits()
+        else:
+            flat = saved.restore_values()
+        return flat.as_strided(self.size, self.stride, 0)
