@@ -29,6 +29,8 @@ inline void bind(nanobind::module_& parent) {
       "sample_density", [](Address x, int64_t n, int width) { return sample_density(in(x), n, width); },
       "x"_a, "n"_a, "width"_a, Release());
   m.def(
+      "fingerprint", [](Address x, int64_t size) { return fingerprint(in(x), size); }, "x"_a, "bytes"_a);
+  m.def(
       "is_uniform", [](Address x, int64_t n, int width) { return is_uniform(in(x), n, width); }, "x"_a, "n"_a,
       "width"_a, Release());
   m.def(

@@ -97,6 +97,22 @@ double sample_density(const void* x, int64_t n, int width) {
   return double(some) / double(kRuns * kRun);
 }
 
+uint64_t fingerprint(const void* x, int64_t bytes) {
+  constexpr int64_t kPlaces = 64;
+  const int64_t words = bytes / 8, lines = (words + 7) / 8;
+  const int64_t step = lines <= kPlaces ? 1 : (lines - 1) / (kPlaces - 1);
+  uint64_t hash = 0x9e3779b97f4a7c15ull;
+  for (int64_t line = 0; line < lines; line += step) {
+    for (int64_t w = line * 8; w < std::min(words, line * 8 + 8); ++w) {
+      uint64_t word;
+      memcpy(&word, at(x, w * 8), 8);
+      hash = (hash ^ word) * 0xd1342543de82ef95ull;
+      hash ^= hash >> 29;
+    }
+  }
+  return hash;
+}
+
 bool is_uniform(const void* x, int64_t n, int width) {
   return n == 0 || memcmp(x, at(x, width), static_cast<size_t>((n - 1) * width)) == 0;
 }

@@ -16,6 +16,9 @@ inline int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 // The share of elements that are not zero, of some hundreds spread over the tensor.
 double sample_density(const void* x, int64_t n, int width);
 
+// Of some of the memory, spread over all of it: another one where most changes were made.
+uint64_t fingerprint(const void* x, int64_t bytes);
+
 // True where n elements are all the same, bit for bit.
 bool is_uniform(const void* x, int64_t n, int width);
 

@@ -301,7 +301,9 @@ class Portable:
         values = (parts * codes.ranges[:, 1:] + codes.ranges[:, :1]).view(-1)[:count].to(dtype)
         if mask is None:
             return values
-        return torch.zeros(n, dtype=dtype, device=values.device).masked_scatter_(self._answers(mask, n), values)
+        return torch.zeros(n, dtype=dtype, device=values.device).masked_scatter_(
+            self._answers(mask, n), values
+        )
 
 
 NATIVE = Native()

@@ -102,9 +102,7 @@ def _relu6(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
 def _leaky_relu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
     slope = _arg(args, kwargs, 1, "negative_slope", default=0.01)
     # in place the result is saved, which has the input's sign with a positive slope alone
-    return (
-        _tested(TestKind.ABOVE, 0.0, 0.0, 1.0, -1.0) if _number(slope) and slope > 0 else None
-    )
+    return _tested(TestKind.ABOVE, 0.0, 0.0, 1.0, -1.0) if _number(slope) and slope > 0 else None
 
 
 def _threshold(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:

@@ -7,6 +7,7 @@ lives as long as one of the :class:`Slot`\\ s that the graph holds. None of them
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -155,7 +156,14 @@ class Indices(Slot):
         else:
             return None
         pool = _engine.training.PoolShape(
-            outer, (oh, ow), inner, window.input, window.kernel, window.stride, window.padding, window.dilation
+            outer,
+            (oh, ow),
+            inner,
+            window.input,
+            window.kernel,
+            window.stride,
+            window.padding,
+            window.dilation,
         )
         if pool.bits == 0:
             return None
@@ -186,11 +194,12 @@ class SavedMap:
     """
 
     __slots__ = (
-        "__weakref__", "backend", "coded", "dense", "dense_exact", "dtype", "grew", "masks", "n", "no_gain", "scalar",
+        "__weakref__", "backend", "coded", "dense", "dense_of", "dtype", "fingerprint", "grew", "masks", "n", "no_gain", "scalar",
         "values", "version", "zeros",
     )  # fmt: skip
 
-    def __init__(self, tensor: Tensor, grew: Any) -> None:
+    def __init__(self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int) -> None:
+        self.fingerprint = fingerprint
         self.n, self.dtype = tensor.numel(), tensor.dtype
         self.backend: Backend = backend_for(tensor)
         self.version = Version(tensor)
@@ -199,10 +208,10 @@ class SavedMap:
         self.masks: dict[Test, Mask] = {}
         self.zeros: Mask | None = None  # of the elements that are not zero
         self.values: Tensor | None = None
-        self.coded: dict[int, Codes] = {}
+        self.coded: dict[int, tuple[Codes, Mask | None]] = {}
         self.no_gain = False
         self.dense: Tensor | None = None  # as last restored
-        self.dense_exact = False
+        self.dense_of: int | None = None  # from codes of so many bits, or exactly
 
     # -- packing; `flat` is the memory
 
@@ -238,21 +247,19 @@ class SavedMap:
         """As codes; False where a value is not finite."""
         if bits in self.coded:
             return True
-        mask = self._known_zeros()
-        codes = None
-        if mask is not None or self._sparse_enough(flat, 0.98):
-            if mask is not None:
-                codes = self.backend.quantize(flat, bits, seed, mask)  # None too where zeros differ
-            if codes is None:
-                mask = self.backend.nonzero(flat)
-                codes = self.backend.quantize(flat, bits, seed, mask)
-            if codes is not None and mask is not None:
-                self._take_zeros(mask)
-        elif self.zeros is None:
+        mask, codes = self._known_zeros(), None
+        if mask is not None:
+            codes = self.backend.quantize(flat, bits, seed, mask)
+        if codes is None and (mask is not None or self._sparse_enough(flat, 0.98)):
+            mask = self.backend.nonzero(flat)
+            codes = self.backend.quantize(flat, bits, seed, mask)
+        elif codes is None:
             codes = self.backend.quantize(flat, bits, seed, None)
         if codes is None:
             return False
-        self.coded[bits] = codes
+        if mask is not None:
+            self._take_zeros(mask)
+        self.coded[bits] = codes, mask
         self.grew(codes.nbytes)
         return True
 
@@ -293,8 +300,11 @@ class SavedMap:
     def restore_test(self, test: Test) -> Tensor:
         """Memory that passes ``test`` where the saved one did."""
         mask = self.masks[test]
-        if self.dense is not None and (self.dense_exact or (test == RELU and mask is self.zeros)):
-            return self.dense  # codes of positive values stay positive
+        if self.dense is not None:
+            if self.dense_of is None:
+                return self.dense
+            if test == RELU and mask is self.coded[self.dense_of][1]:
+                return self.dense  # codes of positive values stay positive
         on, off = (torch.tensor(v, dtype=self.dtype) for v in (test.on, test.off))
         return self.backend.fill(mask, self.n, self.scalar, on, off)
 
@@ -306,20 +316,20 @@ class SavedMap:
 
     def restore_values(self) -> Tensor:
         """The memory, bit for bit."""
-        if self.dense is not None and self.dense_exact:
+        if self.dense is not None and self.dense_of is None:
             return self.dense
         assert self.values is not None and self.zeros is not None
-        _forget_others(self)
-        self.dense, self.dense_exact = self.backend.expand(self.values, self.zeros, self.n), True
+        _forget_last(self)
+        self.dense, self.dense_of = self.backend.expand(self.values, self.zeros, self.n), None
         return self.dense
 
     def restore_coded(self, bits: int) -> Tensor:
         """Estimates, zeros exact."""
-        if self.dense is not None and not self.dense_exact and len(self.coded) == 1:
+        if self.dense is not None and self.dense_of == bits:
             return self.dense
-        _forget_others(self)
-        self.dense_exact = False
-        self.dense = self.backend.dequantize(self.coded[bits], self.zeros, self.n, self.dtype)
+        _forget_last(self)
+        codes, mask = self.coded[bits]
+        self.dense, self.dense_of = self.backend.dequantize(codes, mask, self.n, self.dtype), bits
         return self.dense
 
 
@@ -330,7 +340,7 @@ RELU = Test(TestKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
 _last: weakref.ref[SavedMap] | None = None
 
 
-def _forget_others(current: SavedMap) -> None:
+def _forget_last(current: SavedMap) -> None:
     global _last
     previous = None if _last is None else _last()
     if previous is not None:
