@@ -4,6 +4,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 
 #include "training/saved.h"
@@ -28,8 +29,7 @@ inline void bind(nanobind::module_& parent) {
   m.def(
       "sample_density", [](Address x, int64_t n, int width) { return sample_density(in(x), n, width); },
       "x"_a, "n"_a, "width"_a, Release());
-  m.def(
-      "fingerprint", [](Address x, int64_t size) { return fingerprint(in(x), size); }, "x"_a, "bytes"_a);
+  m.def("fingerprint", [](Address x, int64_t size) { return fingerprint(in(x), size); }, "x"_a, "bytes"_a);
   m.def(
       "is_uniform", [](Address x, int64_t n, int width) { return is_uniform(in(x), n, width); }, "x"_a, "n"_a,
       "width"_a, Release());
@@ -86,29 +86,23 @@ inline void bind(nanobind::module_& parent) {
       "codes"_a, "ranges"_a, "n"_a, "type"_a, "mask"_a, "counts"_a, "bits"_a, "out"_a, "threads"_a,
       Release());
 
-  nb::class_<PoolShape>(m, "PoolShape")
-      .def(
-          "__init__",
-          [](PoolShape* self, int64_t outer, std::pair<int64_t, int64_t> output, int64_t inner,
-             std::pair<int64_t, int64_t> input, std::pair<int64_t, int64_t> kernel,
-             std::pair<int64_t, int64_t> stride, std::pair<int64_t, int64_t> padding,
-             std::pair<int64_t, int64_t> dilation) {
-            new (self) PoolShape{outer,         output.first,   output.second,  inner,          input.first,
-                                 input.second,  kernel.first,   kernel.second,  stride.first,   stride.second,
-                                 padding.first, padding.second, dilation.first, dilation.second};
-          },
-          "outer"_a, "output"_a, "inner"_a, "input"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a)
-      .def_prop_ro("bits", &PoolShape::bits);
+  // A pool's shape crosses as the members of PoolShape in their order: graphs that outlive the interpreter
+  // hold it.
+  using Members = std::array<int64_t, 14>;
+  static const auto shape = [](const Members& p) {
+    return PoolShape{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13]};
+  };
+  m.def("index_bits", [](const Members& pool) { return shape(pool).bits(); }, "pool"_a);
   m.def(
       "pack_indices",
-      [](Address indices, const PoolShape& pool, Address codes, int threads) {
-        return pack_indices(reinterpret_cast<const int64_t*>(indices), pool, bytes(codes), threads);
+      [](Address indices, const Members& pool, Address codes, int threads) {
+        return pack_indices(reinterpret_cast<const int64_t*>(indices), shape(pool), bytes(codes), threads);
       },
       "indices"_a, "pool"_a, "codes"_a, "threads"_a, Release());
   m.def(
       "unpack_indices",
-      [](Address codes, const PoolShape& pool, Address indices, int threads) {
-        unpack_indices(bytes(codes), pool, reinterpret_cast<int64_t*>(indices), threads);
+      [](Address codes, const Members& pool, Address indices, int threads) {
+        unpack_indices(bytes(codes), shape(pool), reinterpret_cast<int64_t*>(indices), threads);
       },
       "codes"_a, "pool"_a, "indices"_a, "threads"_a, Release());
   m.def(

@@ -15,17 +15,25 @@ from torch import Tensor
 
 from actzip import _engine
 
-__all__ = ["NATIVE", "PORTABLE", "Backend", "Codes", "Mask", "Test", "TestKind", "backend_for", "empty"]
+__all__ = [
+    "NATIVE",
+    "PORTABLE",
+    "Backend",
+    "Codes",
+    "Mask",
+    "Predicate",
+    "PredicateKind",
+    "backend_for",
+    "empty",
+]
 
 _native = _engine.training
 #: Fresh memory of this size and more is worth asking large pages for.
 _LARGE = 4 << 20
 
 
-class TestKind(enum.IntEnum):
+class PredicateKind(enum.IntEnum):
     """What a bit of a mask says of its element; the numbers are those of ``csrc/training/kernels.h``."""
-
-    __test__ = False  # not a test of pytest's
 
     NONZERO = 0
     NOT_BELOW = 1
@@ -34,12 +42,10 @@ class TestKind(enum.IntEnum):
     INSIDE = 4
 
 
-class Test(NamedTuple):
+class Predicate(NamedTuple):
     """A test that is all a backward pass asks of a tensor, and two values that answer it."""
 
-    __test__ = False
-
-    kind: TestKind
+    kind: PredicateKind
     low: float
     high: float
     on: float
@@ -47,11 +53,11 @@ class Test(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """The answers, as a bool tensor."""
-        if self.kind == TestKind.NOT_BELOW:
+        if self.kind == PredicateKind.NOT_BELOW:
             return ~(x <= self.low)
-        if self.kind == TestKind.NOT_BEYOND:
+        if self.kind == PredicateKind.NOT_BEYOND:
             return ~((x <= self.low) | (x >= self.high))
-        if self.kind == TestKind.ABOVE:
+        if self.kind == PredicateKind.ABOVE:
             return x > self.low
         return (x >= self.low) & (x <= self.high)
 
@@ -90,7 +96,7 @@ class Backend(Protocol):
     def nonzero(self, x: Tensor) -> Mask:
         """The elements whose bits are not all zero."""
 
-    def test(self, x: Tensor, test: Test) -> Mask:
+    def test(self, x: Tensor, test: Predicate) -> Mask:
         """The elements that pass."""
 
     def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
@@ -141,7 +147,7 @@ class Native:
         )
         return Mask(bits, counts, ones)
 
-    def test(self, x: Tensor, test: Test) -> Mask:
+    def test(self, x: Tensor, test: Predicate) -> Mask:
         if x.dtype not in _REAL:
             return self.nonzero(test.of(x))
         n = x.numel()
@@ -238,7 +244,7 @@ class Portable:
     def nonzero(self, x: Tensor) -> Mask:
         return self._mask(x if x.dtype == torch.bool else x.view(_QUIET[x.element_size()]) != 0)
 
-    def test(self, x: Tensor, test: Test) -> Mask:
+    def test(self, x: Tensor, test: Predicate) -> Mask:
         return self._mask(test.of(x))
 
     def _mask(self, answers: Tensor) -> Mask:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from actzip import _engine
 from actzip.activations import ROOT, Selector, Site, select_sites
 from actzip.errors import InputError
-from actzip.training.bits import Test
+from actzip.training.bits import Predicate
 from actzip.training.rules import CODED, SHAPE, Rule, Window, rule_of
 from actzip.training.saved import (
     Indices,
@@ -184,12 +184,13 @@ class _Session:
         if not tensor.is_floating_point() or tensor.element_size() not in (2, 4, 8):
             return None
         saved = self._map(flat, storage)
-        if isinstance(need, Test):
+        if isinstance(need, Predicate):
             saved.pack_test(flat, need)
             return Packed(saved, tensor, need)
         bits = self.bits_of.get(self.stack[-1], self.settings.bits) if need is CODED else None
-        lossy = bits is not None and not tensor.is_leaf and tensor.dtype != torch.float64
-        if lossy and saved.pack_coded(flat, bits, self._next_seed()):
+        if tensor.is_leaf or tensor.dtype == torch.float64:
+            bits = None
+        if bits is not None and saved.pack_coded(flat, bits, self._next_seed()):
             return Packed(saved, tensor, bits)
         return Packed(saved, tensor, None) if saved.pack_values(flat) else None
 

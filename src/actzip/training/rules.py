@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from actzip.training.bits import Test, TestKind
+from actzip.training.bits import Predicate, PredicateKind
 
 __all__ = ["CODED", "SHAPE", "Need", "Rule", "Window", "rule_of"]
 
@@ -39,10 +39,10 @@ SHAPE = "shape"
 CODED = "coded"
 
 #: What suffices; None: the values, exactly.
-Need = Union[Test, Window, str, None]
+Need = Union[Predicate, Window, str, None]
 Rule = Callable[[Tensor], Need]
 
-_RELU = Test(TestKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
+_RELU = Predicate(PredicateKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
 #: Backward passes of pools read nothing but sizes there; other devices have kernels of their own.
 _KNOWN_DEVICES = ("cpu", "cuda")
 
@@ -64,8 +64,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _tested(kind: TestKind, low: float, high: float, on: float, off: float) -> Rule:
-    test = Test(kind, float(low), float(high), float(on), float(off))
+def _tested(kind: PredicateKind, low: float, high: float, on: float, off: float) -> Rule:
+    test = Predicate(kind, float(low), float(high), float(on), float(off))
 
     def rule(t: Tensor) -> Need:
         known = t.is_floating_point() and all(
@@ -76,7 +76,7 @@ def _tested(kind: TestKind, low: float, high: float, on: float, off: float) -> R
     return rule
 
 
-def _between(kind: TestKind, low: float, high: float) -> Rule | None:
+def _between(kind: PredicateKind, low: float, high: float) -> Rule | None:
     """A test for an interval: answered by its middle and by minus infinity."""
     if not low < high:
         return None
@@ -92,36 +92,36 @@ def _hardtanh(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
         _arg(args, kwargs, 1, "min_val", default=-1.0),
         _arg(args, kwargs, 2, "max_val", default=1.0),
     )
-    return _between(TestKind.NOT_BEYOND, low, high) if _number(low) and _number(high) else None
+    return _between(PredicateKind.NOT_BEYOND, low, high) if _number(low) and _number(high) else None
 
 
 def _relu6(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
-    return _between(TestKind.NOT_BEYOND, 0.0, 6.0)
+    return _between(PredicateKind.NOT_BEYOND, 0.0, 6.0)
 
 
 def _leaky_relu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
     slope = _arg(args, kwargs, 1, "negative_slope", default=0.01)
     # in place the result is saved, which has the input's sign with a positive slope alone
-    return _tested(TestKind.ABOVE, 0.0, 0.0, 1.0, -1.0) if _number(slope) and slope > 0 else None
+    return _tested(PredicateKind.ABOVE, 0.0, 0.0, 1.0, -1.0) if _number(slope) and slope > 0 else None
 
 
 def _threshold(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
     cut = _arg(args, kwargs, 1, "threshold")
-    return _tested(TestKind.NOT_BELOW, cut, 0.0, math.inf, -math.inf) if _number(cut) else None
+    return _tested(PredicateKind.NOT_BELOW, cut, 0.0, math.inf, -math.inf) if _number(cut) else None
 
 
 def _clamp(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
     low, high = _arg(args, kwargs, 1, "min"), _arg(args, kwargs, 2, "max")
     if _number(low) and high is None:
-        return _tested(TestKind.INSIDE, low, math.inf, math.inf, -math.inf)
+        return _tested(PredicateKind.INSIDE, low, math.inf, math.inf, -math.inf)
     if _number(low) and _number(high):
-        return _between(TestKind.INSIDE, low, high)
+        return _between(PredicateKind.INSIDE, low, high)
     return None
 
 
 def _clamp_min(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
     low = _arg(args, kwargs, 1, "min")
-    return _tested(TestKind.INSIDE, low, math.inf, math.inf, -math.inf) if _number(low) else None
+    return _tested(PredicateKind.INSIDE, low, math.inf, math.inf, -math.inf) if _number(low) else None
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from actzip import _engine
 from actzip.errors import TrainingError
-from actzip.training.bits import Backend, Codes, Mask, Test, TestKind, backend_for, empty
+from actzip.training.bits import Backend, Codes, Mask, Predicate, PredicateKind, backend_for, empty
 from actzip.training.rules import Window
 
 __all__ = ["Indices", "Kept", "Narrowed", "SavedMap", "ShapeOnly", "Slot", "Version", "dense_order"]
@@ -139,7 +139,7 @@ class Indices(Slot):
 
     __slots__ = ("codes", "pool", "size", "stride", "version")
 
-    def __init__(self, tensor: Tensor, pool: Any, codes: Tensor) -> None:
+    def __init__(self, tensor: Tensor, pool: tuple[int, ...], codes: Tensor) -> None:
         self.pool, self.codes = pool, codes
         self.size, self.stride, self.version = tensor.shape, tensor.stride(), Version(tensor)
 
@@ -155,19 +155,13 @@ class Indices(Slot):
             outer, inner = tensor.shape[0], tensor.shape[1]
         else:
             return None
-        pool = _engine.training.PoolShape(
-            outer,
-            (oh, ow),
-            inner,
-            window.input,
-            window.kernel,
-            window.stride,
-            window.padding,
-            window.dilation,
-        )
-        if pool.bits == 0:
+        pool = (
+            outer, oh, ow, inner, *window.input, *window.kernel, *window.stride, *window.padding, *window.dilation
+        )  # fmt: skip
+        bits = _engine.training.index_bits(pool)
+        if bits == 0:
             return None
-        codes = empty((tensor.numel() * pool.bits + 7) // 8, torch.uint8)
+        codes = empty((tensor.numel() * bits + 7) // 8, torch.uint8)
         packed = _engine.training.pack_indices(
             tensor.data_ptr(), pool, codes.data_ptr(), torch.get_num_threads()
         )
@@ -205,7 +199,7 @@ class SavedMap:
         self.version = Version(tensor)
         self.scalar = tensor.new_empty(0)
         self.grew = grew
-        self.masks: dict[Test, Mask] = {}
+        self.masks: dict[Predicate, Mask] = {}
         self.zeros: Mask | None = None  # of the elements that are not zero
         self.values: Tensor | None = None
         self.coded: dict[int, tuple[Codes, Mask | None]] = {}
@@ -215,7 +209,7 @@ class SavedMap:
 
     # -- packing; `flat` is the memory
 
-    def pack_test(self, flat: Tensor, test: Test) -> None:
+    def pack_test(self, flat: Tensor, test: Predicate) -> None:
         """The answers to ``test``."""
         if test not in self.masks:
             self.masks[test] = mask = self.backend.test(flat, test)
@@ -235,7 +229,7 @@ class SavedMap:
             self.no_gain = True
             return False
         values, mask = self._compressed(flat)
-        if mask is None:
+        if values is None or mask is None:
             self.no_gain = True
             return False
         self._take_zeros(mask)
@@ -297,7 +291,7 @@ class SavedMap:
 
     # -- restoring
 
-    def restore_test(self, test: Test) -> Tensor:
+    def restore_test(self, test: Predicate) -> Tensor:
         """Memory that passes ``test`` where the saved one did."""
         mask = self.masks[test]
         if self.dense is not None:
@@ -334,7 +328,7 @@ class SavedMap:
 
 
 #: The test of ReLU: where nothing is negative, it is the mask of the zeros.
-RELU = Test(TestKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
+RELU = Predicate(PredicateKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
 
 # One map keeps what was restored last: the layer before asks for the same one next, as ReLU does after a convolution.
 _last: weakref.ref[SavedMap] | None = None
@@ -353,14 +347,14 @@ class Packed(Slot):
 
     __slots__ = ("how", "map", "size", "stride")
 
-    def __init__(self, saved: SavedMap, tensor: Tensor, how: Test | int | str | None) -> None:
+    def __init__(self, saved: SavedMap, tensor: Tensor, how: Predicate | int | str | None) -> None:
         self.map, self.how = saved, how
         self.size, self.stride = tensor.shape, tensor.stride()
 
     def restore(self) -> Tensor:
         saved = self.map
         saved.version.check(self.size, saved.dtype)
-        if isinstance(self.how, Test):
+        if isinstance(self.how, Predicate):
             flat = saved.restore_test(self.how)
         elif isinstance(self.how, int):
             flat = saved.restore_coded(self.how)
