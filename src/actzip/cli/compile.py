@@ -19,7 +19,7 @@ from actzip.cli.common import (
     print_json,
 )  # fmt: skip
 
-_EPILOG = "Example:  actzip compile resnet18 --data photos/ --threads 2 --out resnet18.pickle"
+_EPILOG = "Example:  actzip compile resnet18 --data photos/ --threads 2 --out resnet18.actzip"
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,10 @@ def register(app: typer.Typer) -> None:
         cache: bool = typer.Option(True, help="Keep what was timed for the next time."),
         runs: int = typer.Option(10, min=1, help="Runs that the table's times are medians of."),
         output: Path | None = typer.Option(
-            None, "--out", "-o", help="Write the compiled model here, for pickle.load."
+            None,
+            "--out",
+            "-o",
+            help="Write the compiled model here, for actzip.runtime.load (.pickle: for pickle.load).",
         ),
         trust: bool = TRUST,
         json: bool = JSON,
@@ -52,8 +55,10 @@ def register(app: typer.Typer) -> None:
         found, _, x = model_and_input(model, weights, data, batch, size, trust)
         fast = compile_model(found, x, threads=threads, tune=tune, cache=cache, storage=storage)
         explanation = fast.explain(x, runs=runs)
-        if output is not None:
+        if output is not None and output.suffix in (".pickle", ".pkl"):
             write_bytes(output, pickle.dumps(fast, protocol=5))
+        elif output is not None:
+            fast.save(output)
         if json:
             print_json(explanation.to_dict())
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actzip.runtime.compiled import CompiledModel, compile, compile_graph
+from actzip.runtime.compiled import CompiledModel, compile, compile_graph, load
 from actzip.runtime.explain import Explanation
 
-__all__ = ["CompiledModel", "Explanation", "compile", "compile_graph"]
+__all__ = ["CompiledModel", "Explanation", "compile", "compile_graph", "load"]

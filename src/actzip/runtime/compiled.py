@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actzip import _engine
-from actzip.errors import InputError, UnsupportedError
+from actzip.errors import DataError, InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.binding import array_of, arrays_of, batch_of, bind, fit, front_end, grows, no_memory
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.explain import Explanation, explain
+from actzip.runtime.graph_data import from_data, to_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
+from actzip.runtime.model_file import read_model_file, write_model_file
 from actzip.runtime.passes import optimize
-from actzip.runtime.tune import nonfinite_parameters, tune
+from actzip.runtime.tree import is_plain, unflattener
+from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 
-__all__ = ["CompiledModel", "advice", "compile", "compile_graph", "peak_gflops"]
+__all__ = ["CompiledModel", "advice", "compile", "compile_graph", "load", "peak_gflops"]
 
 _FORMAT = 1
 _MOST_THREADS = 1024
@@ -73,13 +77,8 @@ def compile(
     # zeros (what a tracer gives) say nothing about densities
     rng = np.random.default_rng(0)
     inputs = [a if a.any() else rng.standard_normal(a.shape, np.float32) for a in inputs]
-    batch = batch_of(graph, inputs)
-    n_threads = _engine.default_threads() if threads is None or threads == 0 else threads
-    if not isinstance(n_threads, int) or not 1 <= n_threads <= _MOST_THREADS:
-        raise InputError(f"threads is {threads!r}; it must be a number from 1 to {_MOST_THREADS}, or None")
-    keep_dense = {n.inputs[0] for n in nonfinite_parameters(graph) if n.inputs}
-    store = TuningCache(identity()) if cache and tune else None
-    tuned = _tune(graph, inputs, batch, shown, n_threads, store, keep_dense, tune)
+    n_threads = _thread_count(threads)
+    tuned = _choose(graph, inputs, shown, n_threads, tune, cache)
     sample = [
         np.asarray(a[:1], order="C") if grows(graph, v) else a
         for v, a in zip(graph.inputs, inputs, strict=True)
@@ -92,19 +91,28 @@ def compile_graph(graph: g.Graph, **options: Any) -> CompiledModel:
     return compile(graph, **{"tune": False, "cache": False, **options})
 
 
-def _tune(
-    graph: g.Graph,
-    inputs: list[Any],
-    batch: int,
-    shown: int,
-    threads: int,
-    store: Any,
-    dense: set[str],
-    trials: bool,
-) -> Any:
+def _thread_count(threads: int | None) -> int:
+    n = _engine.default_threads() if threads is None or threads == 0 else threads
+    if not isinstance(n, int) or not 1 <= n <= _MOST_THREADS:
+        raise InputError(f"threads is {threads!r}; it must be a number from 1 to {_MOST_THREADS}, or None")
+    return n
+
+
+def _choose(graph: g.Graph, inputs: list[Any], shown: int, threads: int, trials: bool, cache: bool) -> Tuned:
+    """Storages and kernels for ``inputs``; trials are timed at the batch ``shown``."""
+    keep_dense = {n.inputs[0] for n in nonfinite_parameters(graph) if n.inputs}
+    store = TuningCache(identity()) if cache and trials else None
+    batch = batch_of(graph, inputs)
     try:
         return tune(
-            graph, inputs, batch, threads, trial_batch=shown, cache=store, keep_dense=dense, trials=trials
+            graph,
+            inputs,
+            batch,
+            threads,
+            trial_batch=shown,
+            cache=store,
+            keep_dense=keep_dense,
+            trials=trials,
         )
     except MemoryError as error:
         raise InputError(f"not enough memory to compile at batch {batch}") from error
@@ -147,12 +155,7 @@ class CompiledModel:
         self._types = [np.dtype(graph.values[v].dtype) for v in graph.outputs]
         self._slots: list[Any] = graph.meta.get("out_slots", list(range(len(graph.outputs))))
         spec = graph.meta.get("out_spec")
-        self._unflatten: Callable[[list[Any]], Any] | None = None
-        if spec is not None:
-            from torch.utils import _pytree as pytree
-
-            tree = pytree.treespec_loads(spec)
-            self._unflatten = lambda leaves: pytree.tree_unflatten(leaves, tree)
+        self._unflatten = None if spec is None else unflattener(spec)
         # the usual case, one input (N, ...) and one output (N, ...): no loops in the call
         one = (
             len(self._in) == 1
@@ -289,6 +292,32 @@ class CompiledModel:
             f"CompiledModel({self.graph.name}, {shapes}, {len(self.graph.nodes)} nodes, {packed} packed maps)"
         )
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the model as one ``.actzip`` file of data, for :func:`actzip.runtime.load`: graph, weights, kernels chosen.
+
+        Weights are in it twice: as the graph has them, for any CPU, and as this CPU's kernels read them, which a process maps
+        instead of copying. Whole or not at all.
+
+        Raises:
+            DataError: the folder does not exist or cannot be written.
+            UnsupportedError: outputs or arguments that are no data (a named tuple, an object of Python).
+        """
+        graph = self.graph
+        if not is_plain(graph.meta.get("out_spec")):
+            raise UnsupportedError(
+                "the model's outputs are of a class of their own; a file holds dicts, lists and tuples only"
+            )
+        data, arrays = to_data(graph)
+        sample = {f"sample.{i}": np.asarray(a) for i, a in enumerate(self._sample)}
+        text = {
+            "graph": data,
+            "variants": self._variants,
+            "why": self._why,
+            "machine": identity(),
+            "sample": list(sample),
+        }
+        return write_model_file(path, text, {**arrays, **sample}, {})
+
     def __getstate__(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
@@ -305,3 +334,36 @@ class CompiledModel:
         self.__init__(  # type: ignore[misc]
             state["graph"], state["variants"], state["why"], state["threads"], state["sample"]
         )
+
+
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, tune: bool = True, cache: bool = True
+) -> CompiledModel:
+    """The model that ``fast.save(path)`` wrote: mapped, not copied, where this CPU is of the kind it was compiled on.
+
+    Args:
+        path: an ``.actzip`` file. Nothing in it is executed.
+        threads: as of :func:`compile`.
+        tune: on another kind of CPU (or version of actzip) storages and kernels are chosen again: by trials of some seconds on
+            the inputs kept in the file, once for the tuning cache; False: from densities alone.
+        cache: as of :func:`compile`.
+
+    Raises:
+        DataError: missing, damaged, no ``.actzip`` file, or written by a newer actzip.
+    """
+    text, tensors = read_model_file(path)
+    n_threads = _thread_count(threads)
+    try:
+        arrays = tensors.folder("graph")
+        graph = from_data(text["graph"], arrays)
+        sample = [arrays[k] for k in text["sample"]]
+        batch = batch_of(graph, sample)
+        variants = {str(k): str(v) for k, v in text["variants"].items()}
+        why = {str(k): str(v) for k, v in text["why"].items()}
+        here = text["machine"] == identity()
+    except (KeyError, TypeError, AttributeError, InputError, DataError) as error:
+        raise DataError(f"{path}: the description of the model is damaged: {error}") from error
+    if not here:
+        found = _choose(graph, sample, batch, n_threads, tune, cache)
+        graph, variants, why = found.graph, found.variants, found.why
+    return CompiledModel(graph, variants, why, n_threads, sample)

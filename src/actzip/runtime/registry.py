@@ -91,3 +91,8 @@ def lowers(node: type[Node]) -> Callable[[_F], _F]:
         return f
 
     return register
+
+
+def node_classes() -> dict[str, type[Node]]:
+    """Every operator of the graph by its name."""
+    return {cls.op: cls for cls in LOWER}

@@ -1,0 +1,171 @@
+"""`.actzip` files: what was saved is what runs, and whatever is wrong with a file is a DataError."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+import actzip
+from actzip.runtime import load
+from actzip.runtime.graph_data import from_data, to_data
+
+
+class Net(nn.Module):
+    """Convolutions, a residual, pools, a threshold, several outputs in nested structures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 16, 3, padding=1)
+        self.b = nn.Conv2d(16, 16, 3, padding=1)
+        self.t = nn.Threshold(0.1, 0.0)
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        y = self.t(self.a(x))
+        z = torch.relu(self.b(y) + y)
+        p = self.pool(z)
+        return {"scores": self.fc(p.mean((2, 3))), "maps": [z, (p, nn.functional.gelu(p))]}
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[actzip.runtime.CompiledModel, torch.Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16, 16)
+    return actzip.compile(Net().eval(), x, tune=False, threads=1), x
+
+
+@pytest.fixture
+def saved(net: tuple[actzip.runtime.CompiledModel, torch.Tensor], tmp_path: Path) -> Path:
+    return net[0].save(tmp_path / "net.actzip")
+
+
+def test_what_was_saved_is_what_runs(
+    net: tuple[actzip.runtime.CompiledModel, torch.Tensor], saved: Path
+) -> None:
+    fast, x = net
+    again = load(saved, threads=1)
+    want, got = fast(x), again(x)
+    assert list(got) == list(want) and torch.equal(got["scores"], want["scores"])
+    assert torch.equal(got["maps"][1][1], want["maps"][1][1])
+    assert again(x[:1])["scores"].shape == (1, 5)
+    assert str(again.graph) == str(fast.graph)
+
+
+def test_graph_as_data_and_back(net: tuple[actzip.runtime.CompiledModel, torch.Tensor]) -> None:
+    data, arrays = to_data(net[0].graph)
+    again = from_data(json.loads(json.dumps(data)), arrays)
+    assert str(again) == str(net[0].graph)
+    assert again.meta == net[0].graph.meta
+
+
+def test_quantized_maps_keep_their_integers(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()).eval()
+    x = torch.randn(4, 3, 12, 12)
+    fast = actzip.compile(actzip.quantize(model, x, bits=8), x, tune=False)
+    assert torch.equal(load(fast.save(tmp_path / "q.actzip"))(x), fast(x))
+
+
+def test_a_file_loads_and_runs_without_torch(saved: Path) -> None:
+    code = (
+        "import sys, numpy as np; from actzip.runtime import load\n"
+        f"f = load({str(saved)!r}); y = f(np.zeros((3, 3, 16, 16), np.float32))\n"
+        "assert y['scores'].shape == (3, 5) and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_on_another_cpu_kernels_are_chosen_again(
+    net: tuple[actzip.runtime.CompiledModel, torch.Tensor], saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actzip.runtime.compiled.identity", lambda: {"cpu": "another"})
+    fast, x = net
+    torch.testing.assert_close(load(saved, tune=False)(x)["scores"], fast(x)["scores"])
+
+
+def test_outputs_of_a_class_of_their_own_are_refused_before_writing(tmp_path: Path) -> None:
+    fast = actzip.compile(nn.ReLU().eval(), torch.rand(1, 3, 4, 4), tune=False)
+    fast.graph.meta["out_spec"] = '[1, {"type": "my.Pair", "context": "null", "children_spec": []}]'
+    with pytest.raises(actzip.errors.UnsupportedError, match="class of their own"):
+        fast.save(tmp_path / "two.actzip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files_are_data_errors(
+    net: tuple[actzip.runtime.CompiledModel, torch.Tensor], saved: Path, tmp_path: Path
+) -> None:
+    fast, x = net
+    good, want = saved.read_bytes(), fast(x)["scores"]
+    rng = np.random.default_rng(0)
+    bad = tmp_path / "bad.actzip"
+    refused = 0
+    for i in range(200):
+        data = bytearray(good)
+        if i % 4 == 0:
+            data = data[: int(rng.integers(0, len(data)))]
+        else:
+            at = int(rng.integers(0, len(data) if i % 2 else 4000))
+            data[at] ^= 1 << int(rng.integers(0, 8))
+        bad.write_bytes(data)
+        try:
+            assert torch.equal(load(bad, threads=1)(x)["scores"], want)  # the damage hit padding
+        except actzip.errors.DataError:
+            refused += 1
+    assert refused > 180
+
+
+def _retold(saved: Path, **changes: object) -> None:
+    """The file with another description, its checksum right: what a forger writes."""
+    from actzip import _codec
+
+    raw = saved.read_bytes()
+    (size,) = struct.unpack_from("<Q", raw)
+    header = json.loads(raw[8 : 8 + size])
+    text = {**json.loads(header["__metadata__"]["actzip"]), **changes}
+    body = json.dumps(text)
+    header["__metadata__"] = {"actzip": body, "crc32c": f"{_codec.crc32c(body.encode()):08x}"}
+    head = json.dumps(header).encode()
+    saved.write_bytes(struct.pack("<Q", len(head)) + head + raw[8 + size :])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 99}, "newer actzip"),
+        ({"format": "x"}, "names no format"),
+        ({"graph": {}}, "damaged"),
+        ({"graph": []}, "damaged"),
+        ({"graph": {"name": "g", "inputs": ["x"], "outputs": ["y"], "values": [], "constants": {}, "meta": {},
+                    "nodes": [{"op": "system", "name": "a", "inputs": [], "output": "y"}]}}, "not known"),
+        ({"variants": 3}, "damaged"),
+        ({"sample": ["no such"]}, "damaged"),
+        ({"crc32c": {}}, "checksums"),
+    ],
+)  # fmt: skip
+def test_forged_descriptions_are_data_errors(saved: Path, changes: dict[str, object], message: str) -> None:
+    _retold(saved, **changes)
+    with pytest.raises(actzip.errors.DataError, match=message):
+        load(saved)
+
+
+def test_foreign_files_are_data_errors(tmp_path: Path) -> None:
+    other = tmp_path / "weights.safetensors"
+    save_file({"w": np.zeros(3, np.float32)}, other)
+    with pytest.raises(actzip.errors.DataError, match="no compiled model"):
+        load(other)
+    for name, content in {"empty": b"", "text": b"hello, world", "pickle": b"\x80\x05K\x01."}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(actzip.errors.DataError, match=name):
+            load(tmp_path / name)
+    with pytest.raises(actzip.errors.DataError, match="absent"):
+        load(tmp_path / "absent")
