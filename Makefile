@@ -46,8 +46,10 @@ $(VENV)/.test-all: $(VENV)/.ready .ci/packages.py
 	} >/dev/null 2>&1 || echo "not installed: Chromium"
 	touch $@
 
+# A process a core (four at most), each with one thread of torch, file by file.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 test: setup $(VENV)/.test-all ## every test
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) fuzz-short
 
 # Native tests under sanitizers: `make asan` builds and runs them all, `make fuzz N=10` runs ten million cases of

@@ -32,6 +32,7 @@ encode:
 
 
 EVERY = sorted(RECIPES.glob("*/*.yaml"))
+assert {"mobilenet-v1-cifar10", "resnet18-imagenet", "lenet5-mnist"} <= {p.parent.name for p in EVERY}
 
 
 @pytest.mark.parametrize("path", EVERY, ids=[f"{p.parent.name}/{p.stem}" for p in EVERY])

@@ -609,21 +609,6 @@ def test_auxiliary_outputs():
     assert sparsify_result(model).history[0].accuracy is not None
 
 
-def test_recipes_are_valid():
-    from pathlib import Path
-
-    from actzip.experiment.recipe import load_recipe
-
-    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-    names = {load_recipe(p).name for p in recipes}
-    assert {
-        "mobilenet-v1-cifar10",
-        "cifar-resnet20-cifar10",
-        "resnet18-imagenet",
-        "inception-v3-imagenet",
-    } <= names
-
-
 @pytest.mark.parametrize("weighting", ["macs", "mixed"])
 def test_alpha_auto_is_steered_to_a_theoretical_speedup(trained: Net, weighting: str) -> None:
     before = measure(trained, loader()).theoretical_speedup
