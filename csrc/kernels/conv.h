@@ -54,6 +54,11 @@ struct ConvProblem {
   int64_t hint_h = 0, hint_w = 0;
   double hint_density = 1.0;
 
+  // The blocks of a packed input.
+  std::vector<ChannelBlock> blocks() const { return in_blocks.empty() ? split_channels(ic) : in_blocks; }
+  // Throws std::invalid_argument for what cannot be computed.
+  void check() const;
+
   int64_t out_h(int64_t ih) const { return (ih + pad_top + pad_bottom - dh * (kh - 1) - 1) / sh + 1; }
   int64_t out_w(int64_t iw) const { return (iw + pad_left + pad_right - dw * (kw - 1) - 1) / sw + 1; }
 };

@@ -6,12 +6,12 @@
 #include <stdexcept>
 
 #include "common/thread_pool.h"
-#include "kernels/ops.h"
+#include "kernels/kernels.h"
 
 namespace actzip {
 
-using kernels::Ops;
-using kernels::ops_for;
+using kernels::Kernels;
+using kernels::kernels_for;
 
 std::vector<ChannelBlock> split_channels(int64_t channels) {
   return split_channels(std::vector<int64_t>{channels});
@@ -135,7 +135,7 @@ size_t pack_row_scratch_bytes(int64_t w) { return round64(static_cast<size_t>(w)
 
 void pack_row(PackedMap& map, int64_t n, int64_t h, int64_t block, const float* src, int64_t pixel_stride,
               void* scratch) {
-  const Ops& o = ops_for(active_isa());
+  const Kernels& o = kernels_for(active_isa());
   const PackedLayout& l = map.layout();
   auto* staged = static_cast<float*>(scratch);
   const int type = static_cast<int>(l.type);
@@ -152,13 +152,13 @@ const float* segment_values(const PackedMap& map, int64_t n, int64_t h, int64_t 
   const PackedLayout& l = map.layout();
   const void* src = map.segment(n, h, block);
   if (l.type == ValueType::f32) return static_cast<const float*>(src);
-  ops_for(active_isa())
+  kernels_for(active_isa())
       .load_values(src, count, static_cast<int>(l.type), l.blocks[static_cast<size_t>(block)].scale, dst);
   return dst;
 }
 
 void unpack_row(const PackedMap& map, int64_t n, int64_t h, int64_t block, float* dst, int64_t pixel_stride) {
-  const Ops& o = ops_for(active_isa());
+  const Kernels& o = kernels_for(active_isa());
   const PackedLayout& l = map.layout();
   const uint64_t* masks = map.masks(n, h, block);
   const ChannelBlock& cb = l.blocks[static_cast<size_t>(block)];

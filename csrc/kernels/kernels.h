@@ -1,4 +1,4 @@
-// Internal: the functions that are compiled once per instruction set, and their table. conv.cpp and
+// Internal: the functions that are compiled once per instruction set, and their table. *_conv.cpp and
 // packed.cpp (compiled for the baseline) arrange the work; everything that touches many floats is here.
 //
 // Scratch and weight pointers are aligned to 64 bytes and padded to whole vectors; `vl` is the vector length
@@ -81,7 +81,7 @@ struct DepthwiseRow {
   int64_t first, count;  // output pixels first .. first + count
 };
 
-struct Ops {
+struct Kernels {
   Isa isa;
   int vl;
   SparseRunFn sparse[kMaxNv + 1];       // by nv; null where the registers do not suffice. values: packed
@@ -114,6 +114,6 @@ struct Ops {
 };
 
 // Of an instruction set compiled in here; the baseline's for others.
-const Ops& ops_for(Isa isa);
+const Kernels& kernels_for(Isa isa);
 
 }  // namespace actzip::kernels

@@ -1,0 +1,73 @@
+// The dense kernel: a tile of pixels times output channels in registers.
+#pragma once
+
+#include "common/vectors.inl.h"
+#include "kernels/kernels.h"
+
+namespace actzip::kernels {
+namespace ACTZIP_ISA_NS {
+namespace {
+
+using namespace actzip::ACTZIP_ISA_NS;
+
+template <int MR, int NV>
+void dense_tile(const DenseTile& t) {
+  vf a[MR][NV];
+  if (t.init != nullptr) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      const vf x = load(t.init + j * VL);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) a[m][j] = x;
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) a[m][j] = load(t.acc + m * t.acc_stride + j * VL);
+  }
+  const float* const* table = t.in;
+  for (int64_t tap = 0; tap < t.taps; ++tap, table += t.in_table_stride) {
+    const float* p[MR];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) p[m] = table[m] + t.in_offset;
+    const float* w = t.weight + t.tap_ids[tap] * t.weight_tap_stride;
+    const int64_t depth = t.depth;
+    for (int64_t k = 0; k < depth; ++k, w += NV * VL) {
+      vf x[NV];
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) x[j] = load(w + j * VL);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        const vf b = splat(p[m][k]);
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; ++j) a[m][j] += b * x[j];
+      }
+    }
+  }
+  if (t.clip) {
+    const vf lo = splat(t.lo), hi = splat(t.hi);
+    if (t.residual != nullptr) {
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; ++j) a[m][j] += load(t.residual + m * t.residual_stride + j * VL);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) {
+        vf x = a[m][j];
+        x = x < lo ? lo : x;
+        a[m][j] = x > hi ? hi : x;
+      }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) store(t.acc + m * t.acc_stride + j * VL, a[m][j]);
+}
+
+}  // namespace
+}  // namespace ACTZIP_ISA_NS
+}  // namespace actzip::kernels

@@ -1,0 +1,73 @@
+// What follows a convolution's sums: bias before them, residual and activation after.
+#pragma once
+
+#include "common/vectors.inl.h"
+#include "kernels/kernels.h"
+
+namespace actzip::kernels {
+namespace ACTZIP_ISA_NS {
+namespace {
+
+using namespace actzip::ACTZIP_ISA_NS;
+
+void fill(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < floats; j += VL) store(acc + i * acc_stride + j, load(row + j));
+}
+
+// Comparisons are written so that NaN stays NaN.
+template <int ACT>
+AZ_INLINE vf activate(vf x, vf lo, vf hi) {
+  const vf zero{};
+  if constexpr (ACT == 1) return x < zero ? zero : x;
+  if constexpr (ACT == 2) {
+    x = x < lo ? lo : x;
+    return x > hi ? hi : x;
+  }
+  if constexpr (ACT == 3) return x <= lo ? zero : x;
+  return x;
+}
+
+template <int ACT>
+void epilogue_act(const EpilogueRow& e) {
+  const vf hi = splat(e.hi);
+  for (int64_t i = 0; i < e.count; ++i) {
+    float* a = e.acc + i * e.acc_stride;
+    const float* res = e.residual == nullptr ? nullptr : e.residual + i * e.residual_stride;
+    float* out = e.out == nullptr ? nullptr : e.out + i * e.out_stride;
+    int64_t j = 0;
+    for (; j + VL <= e.width; j += VL) {
+      vf x = load(a + j);
+      if (res != nullptr) x += load(res + j);
+      const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
+      x = activate<ACT>(x, lo, hi);
+      store(out != nullptr ? out + j : a + j, x);
+    }
+    if (j < e.width) {
+      const vf r = res != nullptr ? load_part(res + j, e.width - j) : vf{};
+      const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
+      const vf x = activate<ACT>(load(a + j) + r, lo, hi);
+      if (out == nullptr)
+        store(a + j, x);
+      else
+        store_part(out + j, x, e.width - j);
+    }
+  }
+}
+
+void epilogue(const EpilogueRow& e) {
+  switch (e.act) {
+    case 1:
+      return epilogue_act<1>(e);
+    case 2:
+      return epilogue_act<2>(e);
+    case 3:
+      return epilogue_act<3>(e);
+    default:
+      return epilogue_act<0>(e);
+  }
+}
+
+}  // namespace
+}  // namespace ACTZIP_ISA_NS
+}  // namespace actzip::kernels

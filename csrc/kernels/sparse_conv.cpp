@@ -1,0 +1,415 @@
+// Sparse convolutions: they skip the zeros of a packed input. An item is a band of output rows of one unit;
+// all share how items are cut and how the input is found, and differ in what one visit of a pixel computes.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/conv_base.h"
+
+namespace actzip {
+namespace {
+
+constexpr int64_t kFirstLevel = 28 << 10;  // bytes of weights for the first-level cache
+constexpr int64_t kRowWeights = 26 << 10;
+constexpr size_t kSecondLevel = 256 << 10;  // weights beyond it are asked for early
+constexpr int64_t kStays = 512 << 10;
+
+class SparseConv : public ConvBase {
+ public:
+  int64_t items(const ConvArgs& a, int threads) const override {
+    const Cut c = cut_units(a, threads);
+    return c.images * c.bands * static_cast<int64_t>(units_.size());
+  }
+  ConvPart part(const ConvArgs& a, int threads, int64_t item) const override {
+    const Cut c = cut_units(a, threads);
+    const auto unit = static_cast<size_t>(item / (c.images * c.bands));
+    return part_of(c, item, unit, unit + 1);
+  }
+  size_t scratch_bytes(const ConvArgs& a, int threads) const override {
+    Carver carver{nullptr};
+    carve(carver, cut_units(a, threads), a);
+    return carver.used;
+  }
+  void run_item(const ConvArgs& a, int threads, int64_t item, void* scratch) const override;
+
+ protected:
+  // Subs of at most `nv` vectors; `across`: taps whose weights lie side by side in a channel's row.
+  SparseConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias, int nv,
+             int64_t across) {
+    init(p, v, isa, bias, nv);
+    pack_weights(weight, across);
+  }
+
+  struct Scratch {
+    float* acc;              // as the algorithm lays them out
+    float* line;             // see line_floats
+    const float** pointers;  // [in_rows][iw]
+    float* values;           // [in_rows][iw * 64 + 16]
+    Finish finish;
+  };
+  // What an item computes: segment [x0, x0 + count) of rows [y0, y0 + rows).
+  struct Band {
+    const ConvArgs& a;
+    const Cut& cut;
+    const Scratch& s;
+    size_t unit;
+    const Unit& u;
+    int64_t n, y0, rows;
+    int64_t iy0, in_rows;  // the input rows of the band
+    bool fetch;            // the weights come from beyond the second-level cache: ask for them early
+    int64_t x0 = 0, count = 0;
+
+    bool inside(int64_t iy) const { return iy >= 0 && iy < a.ih; }
+    // Where input pixels from (iy, x) on lie, block b.
+    void look(kernels::SparseRun& run, int64_t block, int64_t iy, int64_t x) const {
+      run.masks = a.in_map->masks(n, iy, a.in_first_block + block) + x;
+      run.values = s.pointers + (iy - iy0) * a.iw + x;
+    }
+  };
+  // Input channels [first, first + width) of the convolution.
+  struct Block {
+    int64_t index, first, width;
+  };
+
+  // What the algorithms do, each its own way: accumulators beside a row's own on either side; ...
+  virtual int64_t halo() const { return 0; }
+  // ... floats of a row of sums where `sums` gathers them; ...
+  virtual int64_t line_floats(const Cut&) const { return 0; }
+  // ... whether values are read expanded, a channel a place; ...
+  virtual bool expanded() const { return false; }
+  // ... accumulators of the segment, set to the bias; ...
+  virtual void begin(const Band& b) const {
+    kernels_->fill(b.s.acc, b.u.stride, b.rows * b.count, bias_of(b.unit), b.u.stride);
+  }
+  // ... one block of input channels, all taps; `run` knows which channels; ...
+  virtual void accumulate(const Band& b, const Sub& sub, const Block& block,
+                          kernels::SparseRun run) const = 0;
+  // ... and the sums of output row y0 + y, u.stride floats a pixel.
+  virtual float* sums(const Band& b, int64_t y) const { return b.s.acc + y * b.count * b.u.stride; }
+
+  int64_t floats(const Sub& sub) const { return sub.nv * kernels_->vl; }
+  const float* weights_of(const Sub& sub, const Block& block, int64_t tap) const {
+    return weights_.get() + sub.weight + (block.first * taps_ + tap * block.width) * floats(sub);
+  }
+
+ private:
+  void pack_weights(const float* weight, int64_t across);
+  Cut cut_units(const ConvArgs& a, int threads) const {
+    return cut(a, threads, static_cast<int64_t>(units_.size()));
+  }
+  Scratch carve(Carver& carver, const Cut& c, const ConvArgs& a) const;
+  void run_block(const Band& b, const Block& block) const;
+  void point(const ConvArgs& a, int64_t n, int64_t iy, int64_t block, int64_t width, const float** pointers,
+             float* values) const;
+};
+
+// [unit][sub][ic block][tap][channel of the block][nv * vl]; channels outside the sub's group have no rows'
+// use but keep their place. Taps side by side: a channel's row holds those of a kernel row, last first.
+void SparseConv::pack_weights(const float* weight, int64_t across) {
+  const int64_t icg = problem_.ic / problem_.groups;
+  int64_t total = 0;
+  for (Unit& u : units_)
+    for (Sub& s : u.subs) {
+      s.weight = total;
+      total += problem_.ic * taps_ * floats(s);
+    }
+  weights_ = make_weights(total);
+  weight_bytes_ = static_cast<size_t>(total) * 4;
+  for (const Unit& u : units_)
+    for (const Sub& s : u.subs) {
+      float* w = weights_.get() + s.weight;
+      int64_t first = 0;
+      for (const ChannelBlock& b : in_blocks_) {
+        for (int64_t t = 0; t < taps_; t += across)
+          for (int64_t k = 0; k < b.width; ++k)
+            for (int64_t j = across - 1; j >= 0; --j, w += floats(s)) {
+              const int64_t c = first + k - s.group * icg;
+              if (c < 0 || c >= icg) continue;
+              for (int64_t o = 0; o < s.width; ++o) w[o] = weight[((s.first + o) * icg + c) * taps_ + t + j];
+            }
+        first += b.width;
+      }
+    }
+}
+
+SparseConv::Scratch SparseConv::carve(Carver& carver, const Cut& c, const ConvArgs& a) const {
+  Scratch s{};
+  const int64_t slots = c.rows * (c.segment + 2 * halo()) + 1;  // one more is read by pairs
+  s.acc = carver.take<float>(slots * widest_unit());
+  s.line = carver.take<float>(line_floats(c));
+  s.pointers = carver.take<const float*>(c.in_rows * a.iw);
+  const bool values = expanded() || (a.in_map != nullptr && a.in_map->layout().type != ValueType::f32);
+  s.values = carver.take<float>(values ? c.in_rows * (a.iw * 64 + 16) : 0);
+  s.finish = take_finish(carver, c, 1);
+  return s;
+}
+
+void SparseConv::run_item(const ConvArgs& a, int threads, int64_t item, void* scratch) const {
+  const ConvProblem& p = problem_;
+  const Cut c = cut_units(a, threads);
+  Carver carver{static_cast<unsigned char*>(scratch)};
+  const Scratch s = carve(carver, c, a);
+  // Items of one unit follow each other: its weights stay in the cache. Every thread's first band of a unit
+  // brings its weights; where they do not stay, every band does.
+  const int64_t per_unit = c.images * c.bands, at = item % per_unit;
+  const auto unit = static_cast<size_t>(item / per_unit);
+  const Unit& u = units_[unit];
+  const int64_t y0 = c.first_row + at % c.bands * c.rows;
+  const int64_t rows = std::min(c.rows, c.end_row - y0);
+  const bool fetch = weight_bytes_ > kSecondLevel && (at < threads || u.stride * p.ic * taps_ * 4 > kStays);
+  Band b{a,
+         c,
+         s,
+         unit,
+         u,
+         c.first_image + at / c.bands,
+         y0,
+         rows,
+         y0 * p.sh - p.pad_top,
+         (rows - 1) * p.sh + (p.kh - 1) * p.dh + 1,
+         fetch};
+  for (b.x0 = 0; b.x0 < c.ow; b.x0 += c.segment) {
+    b.count = std::min(c.segment, c.ow - b.x0);
+    begin(b);
+    Block block{0, 0, 0};
+    for (const ChannelBlock& cb : in_blocks_) {
+      block.width = cb.width;
+      run_block(b, block);
+      block.first += cb.width;
+      ++block.index;
+    }
+    for (int64_t y = 0; y < rows; ++y)
+      finish(a, c, u, s.finish, {b.n, y0 + y, b.x0, b.count, sums(b, y), u.stride});
+  }
+}
+
+void SparseConv::run_block(const Band& b, const Block& block) const {
+  const int64_t icg = problem_.ic / problem_.groups;
+  bool pointed = false;
+  for (const Sub& sub : b.u.subs) {
+    // Only groups that meet this unit's channels.
+    const int64_t lo = std::max<int64_t>(0, sub.group * icg - block.first);
+    const int64_t hi = std::min(block.width, (sub.group + 1) * icg - block.first);
+    if (lo >= hi) continue;
+    for (int64_t r = 0; r < b.in_rows && !pointed; ++r)
+      if (b.inside(b.iy0 + r) && touched(r, b.rows))
+        point(b.a, b.n, b.iy0 + r, b.a.in_first_block + block.index, block.width, b.s.pointers + r * b.a.iw,
+              b.s.values + r * (b.a.iw * 64 + 16));
+    pointed = true;
+    kernels::SparseRun run{};
+    run.acc_stride = b.u.stride;
+    run.step = problem_.sw;
+    run.clip = (hi - lo == 64 ? ~uint64_t{0} : ((uint64_t{1} << (hi - lo)) - 1)) << lo;
+    accumulate(b, sub, block, run);
+  }
+}
+
+// Where each pixel's values begin, decoded to float32 and expanded as the kernel wants them.
+void SparseConv::point(const ConvArgs& a, int64_t n, int64_t iy, int64_t block, int64_t width,
+                       const float** pointers, float* values) const {
+  const PackedMap& map = *a.in_map;
+  const PackedLayout& l = map.layout();
+  const uint64_t* masks = map.masks(n, iy, block);
+  if (expanded()) {
+    if (l.type == ValueType::f32)
+      kernels_->expand(masks, static_cast<const float*>(map.segment(n, iy, block)), a.iw, width, values, 64);
+    else
+      unpack_pixels(map, n, iy, block, 0, a.iw, values);
+    for (int64_t x = 0; x < a.iw; ++x) pointers[x] = values + x * 64;
+    return;
+  }
+  const float* v = static_cast<const float*>(map.segment(n, iy, block));
+  if (l.type != ValueType::f32) {
+    int64_t count = 0;
+    for (int64_t x = 0; x < a.iw; ++x) count += __builtin_popcountll(masks[x]);
+    kernels_->load_values(map.segment(n, iy, block), count, static_cast<int>(l.type),
+                          l.blocks[static_cast<size_t>(block)].scale, values);
+    v = values;
+  }
+  for (int64_t x = 0; x < a.iw; ++x) {
+    pointers[x] = v;
+    v += __builtin_popcountll(masks[x]);
+  }
+}
+
+// A tap at a time, for one output pixel a visit or for pairs of them.
+class TapConv : public SparseConv {
+ public:
+  TapConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias)
+      : SparseConv(p, v, isa, weight, bias, v.nv, 1), pixels_(v.row.pixel_tile) {}
+
+ protected:
+  bool expanded() const override { return pixels_ == 2 && kernels_->expanded_pairs; }
+
+  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun run) const override {
+    const ConvProblem& p = problem_;
+    const auto kernel = pixels_ == 2 ? kernels_->sparse_pair[sub.nv] : kernels_->sparse[sub.nv];
+    const int64_t weights = block.width * floats(sub);  // of a tap
+    const int64_t visits = std::max<int64_t>(1, b.rows * b.count / pixels_);
+    const int64_t lines = b.fetch ? ceil_div(weights, 16 * visits) : 0;
+    for (int64_t t = 0; t < taps_; ++t) {
+      const int64_t ky = t / p.kw, kx = t % p.kw;
+      const int64_t dx = kx * p.dw - p.pad_left;
+      // Output pixels whose input pixel exists.
+      const int64_t from = std::max(b.x0, dx < 0 ? ceil_div(-dx, p.sw) : 0);
+      const int64_t last = b.a.iw - 1 - dx;
+      const int64_t to = std::min(b.x0 + b.count, last < 0 ? 0 : last / p.sw + 1);
+      if (from >= to) continue;
+      run.weight = weights_of(sub, block, t);
+      run.count = to - from;
+      // The next tap's weights, or the next block's, follow in memory.
+      run.next_weight = run.weight + weights;
+      run.next_lines = lines;
+      for (int64_t y = 0; y < b.rows; ++y) {
+        const int64_t iy = b.iy0 + y * p.sh + ky * p.dh;
+        if (!b.inside(iy)) continue;
+        run.acc = b.s.acc + (y * b.count + from - b.x0) * b.u.stride + sub.offset;
+        b.look(run, block.index, iy, from * p.sw + dx);
+        kernel(run);
+        run.next_weight += lines * 16 * (run.count / pixels_);
+      }
+    }
+  }
+
+ private:
+  int64_t pixels_;  // a visit
+};
+
+// The taps of a kernel row in one visit of an output pixel, where their weights fit the first-level cache.
+class RowConv final : public TapConv {
+ public:
+  using TapConv::TapConv;
+
+ protected:
+  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun run) const override {
+    const ConvProblem& p = problem_;
+    if (block.width * p.kw * floats(sub) * 4 > kRowWeights) return TapConv::accumulate(b, sub, block, run);
+    run.tap_step = p.dw;
+    run.tap_weight = block.width * floats(sub);
+    run.next_lines = b.fetch ? ceil_div(p.kw * run.tap_weight, 16 * b.rows * b.count) : 0;
+    for (int64_t ky = 0; ky < p.kh; ++ky) {
+      const float* weight = weights_of(sub, block, ky * p.kw);
+      run.next_weight = weight + p.kw * run.tap_weight;
+      for (int64_t y = 0; y < b.rows; ++y) {
+        const int64_t iy = b.iy0 + y * p.sh + ky * p.dh;
+        if (b.inside(iy)) run_row(b, sub, block, {y, iy, weight}, run);
+      }
+    }
+  }
+
+ private:
+  struct Row {
+    int64_t y, iy;
+    const float* weight;
+  };
+  void run_row(const Band& b, const Sub& sub, const Block& block, const Row& row,
+               kernels::SparseRun& run) const {
+    const ConvProblem& p = problem_;
+    const auto kernel = kernels_->sparse_row[sub.nv];
+    // Output pixels of which every tap meets the input: [lo, hi).
+    const int64_t end = b.x0 + b.count, last = b.a.iw - 1 + p.pad_left - (p.kw - 1) * p.dw;
+    const int64_t lo = std::clamp(ceil_div(p.pad_left, p.sw), b.x0, end);
+    const int64_t hi = std::clamp(last < 0 ? 0 : last / p.sw + 1, lo, end);
+    const auto part = [&](int64_t from, int64_t to, int64_t t0, int64_t t1) {
+      run.weight = row.weight + t0 * run.tap_weight;
+      run.taps = t1 - t0;
+      run.count = to - from;
+      run.acc = b.s.acc + (row.y * b.count + from - b.x0) * b.u.stride + sub.offset;
+      b.look(run, block.index, row.iy, from * p.sw - p.pad_left + t0 * p.dw);
+      kernel(run);
+      run.next_weight += run.next_lines * 16 * run.count;
+    };
+    const auto border = [&](int64_t x) {
+      const int64_t left = p.pad_left - x * p.sw, right = b.a.iw - 1 + left;
+      const int64_t t0 = left > 0 ? ceil_div(left, p.dw) : 0;
+      const int64_t t1 = right < 0 ? 0 : std::min(p.kw, right / p.dw + 1);
+      if (t0 < t1) part(x, x + 1, t0, t1);
+    };
+    for (int64_t x = b.x0; x < lo; ++x) border(x);
+    if (lo < hi) part(lo, hi, 0, p.kw);
+    for (int64_t x = hi; x < end; ++x) border(x);
+  }
+};
+
+// All taps of a kernel row in one visit of an input pixel, or of two: its outputs lie side by side, and the
+// accumulators have room for those beyond the segment, which are not used. They are laid out
+// [sub][rows][halo, segment, halo][nv * vl].
+class TapsConv final : public SparseConv {
+ public:
+  TapsConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias)
+      : SparseConv(p, v, isa, weight, bias, v.nv / static_cast<int>(p.kw), p.kw), pixels_(v.row.pixel_tile) {}
+
+ protected:
+  int64_t halo() const override { return problem_.kw - 1; }
+  int64_t line_floats(const Cut& c) const override { return c.segment * widest_unit(); }
+
+  void begin(const Band& b) const override {
+    for (const Sub& sub : b.u.subs)
+      kernels_->fill(acc_of(b, sub), floats(sub), b.rows * slots(b), bias_of(b.unit, sub.offset),
+                     floats(sub));
+  }
+
+  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun run) const override {
+    const ConvProblem& p = problem_;
+    const auto kernel = pixels_ == 2 ? kernels_->sparse_taps_pair[sub.nv] : kernels_->sparse[sub.nv * p.kw];
+    const int64_t from = std::max<int64_t>(0, b.x0 - p.pad_left);
+    const int64_t to = std::min(b.a.iw, b.x0 + b.count - p.pad_left + p.kw - 1);
+    if (from >= to) return;
+    run.acc_stride = floats(sub);
+    run.step = 1;
+    run.count = to - from;
+    // As many channels at a time as have weights for the first-level cache.
+    const int64_t channels = floats(sub) * p.kw * 64 * 4 > kFirstLevel ? 32 : 64;
+    const uint64_t clip = run.clip;
+    // The leftmost output of input pixel `from`, in slots of the row.
+    const int64_t slot = from + p.pad_left - (p.kw - 1) - b.x0 + halo();
+    for (int64_t ky = 0; ky < p.kh; ++ky) {
+      run.weight = weights_of(sub, block, ky * p.kw);
+      for (int64_t k = 0; k < block.width; k += channels) {
+        run.clip = channels == 64 ? clip : clip & (uint64_t{0xffffffff} << k);
+        for (int64_t y = 0; y < b.rows; ++y) {
+          const int64_t iy = b.iy0 + y * p.sh + ky * p.dh;
+          if (!b.inside(iy)) continue;
+          run.acc = acc_of(b, sub) + (y * slots(b) + slot) * floats(sub);
+          b.look(run, block.index, iy, from);
+          kernel(run);
+        }
+      }
+    }
+  }
+
+  // A row of the unit's subs side by side.
+  float* sums(const Band& b, int64_t y) const override {
+    const auto row_of = [&](const Sub& sub) {
+      return acc_of(b, sub) + (y * slots(b) + halo()) * floats(sub);
+    };
+    if (b.u.subs.size() == 1) return row_of(b.u.subs[0]);
+    for (const Sub& sub : b.u.subs) {
+      const float* from = row_of(sub);
+      for (int64_t x = 0; x < b.count; ++x)
+        std::memcpy(b.s.line + x * b.u.stride + sub.offset, from + x * floats(sub),
+                    static_cast<size_t>(floats(sub)) * 4);
+    }
+    return b.s.line;
+  }
+
+ private:
+  int64_t slots(const Band& b) const { return b.count + 2 * halo(); }  // accumulators of a row
+  float* acc_of(const Band& b, const Sub& sub) const { return b.s.acc + b.rows * slots(b) * sub.offset; }
+
+  int64_t pixels_;  // a visit
+};
+
+bool packed(const Variant&, const ConvProblem& p) { return p.in_packed; }
+bool wide(const Variant&, const ConvProblem& p) { return p.in_packed && p.kw > 1; }
+bool neighbours(const Variant& v, const ConvProblem& p) {
+  const bool taps = v.row.pixel_tile == 2 ? p.kw == 3 : p.kw > 1 && p.kw <= 4;
+  return p.in_packed && taps && p.sw == 1 && p.dw == 1;
+}
+
+}  // namespace
+
+const Family kSparse = {packed, make_as<TapConv>};
+const Family kSparseRow = {wide, make_as<RowConv>};
+const Family kSparseTaps = {neighbours, make_as<TapsConv>};
+
+}  // namespace actzip
