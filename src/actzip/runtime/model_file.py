@@ -80,8 +80,9 @@ def _padded(a: Array) -> Array:
     return np.pad(flat, (0, -flat.size % (_ALIGN // 4)))
 
 
-def _bytes(a: Array) -> Array:
-    return a.reshape(-1).view(np.uint8)
+def _bytes(a: Array) -> memoryview:
+    flat: Array = a.reshape(-1).view(np.uint8)
+    return flat.data
 
 
 class MappedTensors(Mapping[str, Array]):
@@ -98,8 +99,8 @@ class MappedTensors(Mapping[str, Array]):
         data = self._view[self._at + begin : self._at + end]
         if _codec.crc32c(data) != self.crcs.get(name):
             raise DataError(f"{self._path}: tensor {name!r} is damaged (its checksum differs)")
-        array: Array = np.frombuffer(data, _DTYPES[row["dtype"]])
-        return array.reshape(row["shape"])
+        array: Array = np.frombuffer(data, _DTYPES[row["dtype"]]).reshape(row["shape"])
+        return array
 
     def __iter__(self) -> Any:
         return iter(self._rows)
