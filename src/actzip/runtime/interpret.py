@@ -13,6 +13,7 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import ACTS, Act
+from actzip.runtime.ops.reduce import ArgMax
 
 __all__ = ["apply_act", "interpret"]
 
@@ -162,6 +163,13 @@ def _reduce(n: ops.Reduce, x: Tensor) -> Tensor:
     return f()
 
 
+def _argmax(n: ArgMax, x: Tensor) -> Tensor:
+    f = torch.argmax if n.kind == "max" else torch.argmin
+    if n.last:
+        return (x.shape[n.axis] - 1 - f(x.flip(n.axis), n.axis, n.keepdims)).float()
+    return f(x, n.axis, n.keepdims).float()
+
+
 def _source(size: int, out: int, coordinates: str, scale: float) -> Tensor:
     i = torch.arange(out, dtype=torch.float64)
     if coordinates == "align_corners":
@@ -224,6 +232,7 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.Pad: _pad,
     ops.Transpose: lambda n, x: x.permute(n.perm),
     ops.Reduce: _reduce,
+    ArgMax: _argmax,
     ops.Softmax: _softmax,
     ops.Resize: _resize,
 }

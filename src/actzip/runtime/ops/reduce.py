@@ -1,4 +1,4 @@
-"""Reductions along dimensions, softmax."""
+"""Reductions along dimensions, the place of the greatest, softmax."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from actzip.errors import UnsupportedError
+from actzip.errors import InputError, UnsupportedError
 from actzip.runtime.graph import Node, Shape, Sym, normal_axis, numel, static
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.arithmetic import torch_binary
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from actzip.runtime.from_torch import Builder
     from actzip.runtime.lower import Lowering
 
+MOST_INDICES = 1 << 24  # the engine holds integers as float32
 REDUCE_KINDS = ("mean", "sum", "max", "min", "prod", "l1", "l2", "sum_square", "log_sum_exp")
 
 
@@ -42,6 +43,31 @@ class Reduce(Node):
         if self.keepdims:
             return tuple(1 if i in axes else d for i, d in enumerate(x))
         return tuple(d for i, d in enumerate(x) if i not in axes)
+
+
+@dataclass(eq=False)
+class ArgMax(Node):
+    """The index of the greatest (``kind`` max) or least (min) along ``axis``, never the batch; NaN counts as either.
+
+    Of equals the first, or the last with ``last``.
+    """
+
+    kind: str = "max"
+    axis: int = -1
+    keepdims: bool = False
+    last: bool = False
+
+    op = "argmax"
+    dtype = "int64"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        x = shapes[0]
+        if self.kind not in ("max", "min"):
+            raise InputError(f"kind {self.kind!r} is not 'max' or 'min'")
+        axis = normal_axis(self.axis, len(x))
+        if not 1 <= static(x[axis], "the dimension of an argmax") <= MOST_INDICES:
+            raise UnsupportedError(f"indices of a dimension of {x[axis]}; 1 to {MOST_INDICES} are supported")
+        return (*x[:axis], *((1,) if self.keepdims else ()), *x[axis + 1 :])
 
 
 @dataclass(eq=False)
@@ -74,7 +100,9 @@ def torch_reduce(kind: str) -> TorchHandler:
         axes = torch_axes(a, len(b.shape(x)))
         keep = bool(a.get("keepdim"))
         y = b.emit(Reduce, x, kind=kind, axes=axes, keepdims=keep)
-        return (y, None) if isinstance(b.node.meta["val"], (tuple, list)) else y
+        if not isinstance(b.node.meta["val"], (tuple, list)):
+            return y
+        return y, b.emit(ArgMax, x, kind=kind, axis=axes[0], keepdims=keep)
 
     return handler
 
@@ -91,6 +119,18 @@ _TORCH = {
 }
 for _name, _kind in _TORCH.items():
     torch_op(_name)(torch_reduce(_kind))
+
+
+@torch_op("argmax", "argmin")
+def torch_argmax(b: Builder, a: dict[str, Any]) -> Any:
+    x, axis, keep = a["self"], a["dim"], bool(a["keepdim"])
+    if axis is None:  # of all elements
+        count, power = numel(b.shape(x))
+        if power:
+            raise b.refuse("the index of the greatest of all images is not supported; give a dimension")
+        x, axis, keep = b.reshape(x, (count,)), 0, False
+    kind = b.node.target._schema.name.removeprefix("aten::arg")
+    return b.reshape(b.emit(ArgMax, x, kind=kind, axis=int(axis), keepdims=keep), b.out_shape)
 
 
 @torch_op("linalg_vector_norm")
@@ -138,6 +178,18 @@ def onnx_reduce(imp: Importer, node: OnnxNode) -> Any:
     return imp.act(out, "log") if node.op == "ReduceLogSum" else out
 
 
+@onnx_op("ArgMax", "ArgMin")
+def onnx_argmax(imp: Importer, node: OnnxNode) -> Any:
+    return imp.emit(
+        ArgMax,
+        node.need(0),
+        kind="max" if node.op == "ArgMax" else "min",
+        axis=node.integer("axis", 0),
+        keepdims=bool(node.integer("keepdims", 1)),
+        last=bool(node.integer("select_last_index", 0)),
+    )
+
+
 @onnx_op("Softmax", "LogSoftmax")
 def onnx_softmax(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
@@ -172,6 +224,13 @@ def lower_reduce(low: Lowering, n: Reduce) -> None:
         {"axes": axes},
         strings={"kind": n.kind},
     )
+
+
+@lowers(ArgMax)
+def lower_argmax(low: Lowering, n: ArgMax) -> None:
+    axis = n.axis % len(low.graph.shape(n.inputs[0]))
+    ints, strings = {"axis": [axis], "last": [int(n.last)]}, {"kind": n.kind}
+    low.node("argmax", n.name, [low.dense(n.inputs[0])], low.declare(n.output), n.name, ints, strings=strings)
 
 
 @lowers(Softmax)
