@@ -4,7 +4,8 @@
 #define ACTZIP_OPERATORS(row)                                                                               \
   row(activation) row(adaptive_pool) row(argmax) row(batch_norm) row(binary) row(concat) row(conv)          \
       row(conv_pool) row(copy) row(dilate) row(expand) row(group_norm) row(layer_norm) row(linear) row(lrn) \
-          row(matmul) row(pad) row(pool) row(reduce) row(resize) row(slice) row(softmax) row(transpose)
+          row(matmul) row(pad) row(pool) row(reduce) row(resize) row(slice) row(softmax) row(topk)          \
+              row(transpose)
 
 namespace actzip::engine {
 

@@ -14,6 +14,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import ACTS, Act
 from actzip.runtime.ops.reduce import ArgMax
+from actzip.runtime.ops.topk import TopKIndices, TopKValues
 
 __all__ = ["apply_act", "interpret"]
 
@@ -170,6 +171,11 @@ def _argmax(n: ArgMax, x: Tensor) -> Tensor:
     return f(x, n.axis, n.keepdims).float()
 
 
+def _topk(n: TopKValues | TopKIndices, x: Tensor) -> tuple[Tensor, Tensor]:
+    values, indices = x.sort(stable=True, dim=n.axis, descending=n.largest)
+    return values.narrow(n.axis, 0, n.k), indices.narrow(n.axis, 0, n.k)
+
+
 def _source(size: int, out: int, coordinates: str, scale: float) -> Tensor:
     i = torch.arange(out, dtype=torch.float64)
     if coordinates == "align_corners":
@@ -233,6 +239,8 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.Transpose: lambda n, x: x.permute(n.perm),
     ops.Reduce: _reduce,
     ArgMax: _argmax,
+    TopKValues: lambda n, x: _topk(n, x)[0],
+    TopKIndices: lambda n, x: _topk(n, x)[1].float(),
     ops.Softmax: _softmax,
     ops.Resize: _resize,
 }
