@@ -223,7 +223,7 @@ def _export_error(error: Exception) -> Exception:
 
 
 #: Not supported, and not taken apart either: the message then names what the model says.
-_KEPT = {"upsample_bicubic2d", "grid_sampler_2d", "upsample_linear1d", "upsample_trilinear3d"}
+_KEPT = {"upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d"}
 
 
 def decompositions() -> Any:
