@@ -257,7 +257,7 @@ def codec_bytes() -> list[str]:
         entries.sort(key=lambda e: e["bits"])
         machine = entries[0]["machine"]
         density = ", ".join(f"{e['density']:.3f} at {e['bits']} bits" for e in entries)
-        lines += [f"**{what}** (density {density}; {machine['cpu']}, {machine['isa']})", ""]
+        lines += [f"### {what}", "", f"Density {density}; {machine['cpu']}, {machine['isa']}.", ""]
         head = " | ".join(f"{e['bits']} bits: gain | encode | decode" for e in entries)
         rows = []
         for name in entries[0]["codecs"]:

@@ -5,7 +5,7 @@
 namespace actzip {
 namespace {
 
-const char* const kDesign = "docs/design.md, Kernels";
+const char* const kDesign = "docs/kernels.md";
 const char* const kIndirect = "Dukhan, The Indirect Convolution Algorithm, arXiv:1907.02129";
 const char* const kGoto = "Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008";
 
