@@ -12,29 +12,13 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, Selector, Site
 from actzip.errors import ActzipWarning, InputError
+from actzip.sparsify import terms
 from actzip.sparsify.costs import map_costs
 
 __all__ = ["KINDS", "WEIGHTINGS", "ActivationPenalty"]
 
-KINDS = ("l1", "tl1", "log", "hoyer")
+KINDS = tuple(terms.TERMS)
 WEIGHTINGS = ("macs", "mixed", "elements", "uniform", "paper")
-
-
-class _TransformedL1(torch.autograd.Function):
-    """mean of (1 + b) x / (b s + x) over x >= 0, with s a constant a channel; its derivative in closed form."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bs: Tensor, b: float) -> Tensor:
-        r = torch.add(x, bs).reciprocal_().mul_(bs)
-        ctx.save_for_backward(r, bs)
-        ctx.b = b
-        return (1 + b) * (1 - _mean(r))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        r, bs = ctx.saved_tensors
-        factor = (grads[0] * (1 + ctx.b) / r.numel()).to(r.dtype)
-        return torch.mul(r, r).div_(bs).mul_(factor), None, None
 
 
 class ActivationPenalty:
@@ -97,8 +81,7 @@ class ActivationPenalty:
         stats_every: int = 8,
         dead_after: int = 3,
     ) -> None:
-        if kind not in KINDS:
-            raise InputError(f"penalty must be one of {', '.join(KINDS)}, not {kind!r}")
+        term = terms.get(kind)
         if weighting is None:
             weighting = "macs" if example is not None else "elements"
         if weighting not in WEIGHTINGS:
@@ -123,7 +106,7 @@ class ActivationPenalty:
         self.kind = kind
         self.weighting = weighting
         self.beta = float(beta)
-        self.normalise = kind in ("tl1", "log") if normalise is None else normalise
+        self.normalise = term.normalised if normalise is None else normalise
         self.every = every
         self.stats_every = max(1, stats_every)
         self.dead_after = dead_after
@@ -232,7 +215,7 @@ class ActivationPenalty:
 
     def _count(self, name: str, y: Tensor) -> None:
         # sums in y's own dtype: one in another first makes a copy of y in it, ten times as slow
-        total, nonzero = _by_channel(y), _by_channel((y != 0).to(y.dtype))
+        total, nonzero = terms.by_channel(y), terms.by_channel((y != 0).to(y.dtype))
         packed = torch.cat([total, nonzero, torch.tensor([float(y.numel())], device=y.device)])
         if _distributed():
             dist.all_reduce(packed)
@@ -264,21 +247,10 @@ class ActivationPenalty:
             )
 
     def _term(self, name: str, y: Tensor) -> Tensor:
-        if self.kind == "hoyer":
-            flat = y.flatten(1).float()
-            top, bottom = flat.abs().sum(1).square(), flat.square().sum(1)
-            return (top / bottom.clamp(min=1e-20)).mean() / flat.shape[1]
-        scale: Tensor | float = 1.0
+        scale = None
         if self.normalise:
             scale = self._scales[name].to(y.dtype).reshape(1, -1, *([1] * (y.dim() - 2)))
-        if self.kind == "l1":
-            x = y / scale if self.normalise else y
-            return x.abs().mean(dtype=torch.float32)
-        if self.kind == "tl1":
-            bs = self.beta * scale if isinstance(scale, Tensor) else torch.tensor(self.beta, dtype=y.dtype)
-            return _TransformedL1.apply(y, bs, self.beta)  # type: ignore[no-any-return, no-untyped-call]
-        x = y / scale if self.normalise else y
-        return torch.log1p(x.abs() / self.beta).mean(dtype=torch.float32) / _log1p(1 / self.beta)
+        return terms.get(self.kind).mean(y, scale, self.beta)
 
     # -- the value
 
@@ -288,22 +260,22 @@ class ActivationPenalty:
         A plain zero where nothing was penalised: no pass in training mode with gradients, alpha 0, no ReLU, or between two
         losses of ``every``.
         """
-        terms, self._terms = self._terms, {}
+        seen, self._terms = self._terms, {}
         self._calls += 1
-        if not terms:
+        if not seen:
             self._last = 0.0
             device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
             return torch.zeros((), device=device)
         if self.weighting == "elements":
             whole = sum(self._sizes.values())
-            norm = {n: self._sizes[n] / whole for n in terms}
+            norm = {n: self._sizes[n] / whole for n in seen}
         elif self.weighting == "uniform":
-            norm = {n: 1 / len(self._sizes) for n in terms}
+            norm = {n: 1 / len(self._sizes) for n in seen}
         elif self.weighting == "paper":
-            norm = {n: float(self._sizes[n]) for n in terms}
+            norm = {n: float(self._sizes[n]) for n in seen}
         else:
-            norm = dict.fromkeys(terms, 1.0)
-        total = sum(norm[n] * self._weight(n) * torch.stack(t).mean() for n, t in terms.items())
+            norm = dict.fromkeys(seen, 1.0)
+        total = sum(norm[n] * self._weight(n) * torch.stack(t).mean() for n, t in seen.items())
         value = self._alpha * self.every * total
         assert isinstance(value, Tensor)
         self._last = float(value.detach())
@@ -346,28 +318,11 @@ class ActivationPenalty:
         self._calls = int(state.get("calls", 0))
 
 
-def _by_channel(x: Tensor) -> Tensor:
-    """Sums over all but dimension 1, in float32 from the sums of single maps, which are of x's dtype."""
-    if x.dtype == torch.float16:  # the sum of a large map is beyond it
-        x = x.float()
-    return (x.flatten(2).sum(2) if x.dim() > 2 else x).float().sum(0)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return _by_channel(x).sum() / x.numel()
-
-
 def _strength(value: float) -> float:
     value = float(value)
     if not 0 <= value < float("inf"):
         raise InputError(f"alpha must be finite and >= 0, not {value}")
     return value
-
-
-def _log1p(x: float) -> float:
-    import math
-
-    return math.log1p(x)
 
 
 def _distributed() -> bool:
