@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
-from actzip.files import read_torch, write_with
+from actzip.files import write_with
 from actzip.quantize.linear import _lsq_gradients, _on_grid, _per_scale, _pieces, _shaped
-from actzip.quantize.model import SiteQuantizer, _visiting, quantization
+from actzip.quantize.model import SiteQuantizer, quantization, visiting
+from actzip.training.loop import Pace, read_checkpoint, train_mode
 from actzip.training.mixup import mixed
 from actzip.training.precision import autocast, usable
 
@@ -105,7 +107,7 @@ class RatePenalty:
         return y  # type: ignore[no-any-return]
 
     def __enter__(self) -> RatePenalty:
-        self._context = _visiting(quantization(self.model), self._visit)
+        self._context = visiting(quantization(self.model), self._visit)
         self._context.__enter__()
         return self
 
@@ -195,128 +197,192 @@ def finetune(
         DataError: an epoch without a batch; a checkpoint that cannot be read, or is of a run with other settings.
         TrainingError: the loss is not finite.
     """
-    if epochs < 1:
-        raise InputError(f"epochs must be at least 1, not {epochs}")
-    if not 0 <= distill <= 1:
-        raise InputError(f"distill is a share from 0 to 1, not {distill}")
-    if not 0 <= mixup < math.inf:
-        raise InputError(f"mixup must be finite and >= 0, not {mixup}")
-    if precision not in ("float32", "bfloat16"):
-        raise InputError(f"precision must be float32 or bfloat16, not {precision!r}")
-    quantizers = quantization(model)
-    device = next(model.parameters()).device.type
-    computed = usable(precision, device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, lr, weight_decay, scale_lr))
-    base = [g["lr"] for g in optimizer.param_groups]
-    steps = epochs * len(train)  # type: ignore[arg-type]
-    if steps == 0:
-        raise DataError("the training data has no batch")
-    if teacher is not None:
-        teacher.eval()
-    figures: list[dict[str, float]] = []
-    settings = {"epochs": epochs, "lr": lr, "scale_lr": scale_lr, "weight_decay": weight_decay, "distill": distill,
-                "temperature": temperature, "freeze_norm": freeze_norm, "clip": clip, "steps": steps,
-                "teacher": teacher is not None, "bits": quantizers.bits,
-                # of later versions: where they are not used, checkpoints of earlier ones go on
-                **({"mixup": mixup} if mixup else {}),
-                **({"precision": precision} if precision != "float32" else {})}  # fmt: skip
-    kept = Path(checkpoint) if checkpoint is not None else None
-    if kept is not None and kept.exists():
-        figures = _resume(kept, model, optimizer, settings)
-    per_epoch = steps // epochs
-    step = len(figures) * per_epoch
-    clock, first = time.perf_counter(), step
-    for epoch in range(len(figures) + 1, epochs + 1):
-        model.train()
-        if freeze_norm:
-            for m in model.modules():
-                if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                    m.eval()
+    options = _Options(
+        epochs, lr, scale_lr, weight_decay, distill, temperature, freeze_norm, mixup, precision, clip
+    )
+    path = Path(checkpoint) if checkpoint is not None else None
+    return _Finetuning(model, train, options, penalty, teacher, path).run(on_epoch, on_step)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :func:`finetune` is told, in plain values."""
+
+    epochs: int
+    lr: float
+    scale_lr: float
+    weight_decay: float
+    distill: float
+    temperature: float
+    freeze_norm: bool
+    mixup: float
+    precision: str
+    clip: float
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"epochs must be at least 1, not {self.epochs}")
+        if not 0 <= self.distill <= 1:
+            raise InputError(f"distill is a share from 0 to 1, not {self.distill}")
+        if not 0 <= self.mixup < math.inf:
+            raise InputError(f"mixup must be finite and >= 0, not {self.mixup}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision must be float32 or bfloat16, not {self.precision!r}")
+
+    def mark(self, *, steps: int, teacher: bool, bits: dict[str, int]) -> str:
+        """What identifies a run, for checkpoints."""
+        names = ("epochs", "lr", "scale_lr", "weight_decay", "distill", "temperature", "freeze_norm", "clip")
+        values = {**{n: getattr(self, n) for n in names}, "steps": steps, "teacher": teacher, "bits": bits}
+        # of later versions: where they are not used, checkpoints of earlier ones go on
+        if self.mixup:
+            values["mixup"] = self.mixup
+        if self.precision != "float32":
+            values["precision"] = self.precision
+        return repr(values)
+
+
+class _Finetuning:
+    """One run of :func:`finetune`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Any,
+        options: _Options,
+        penalty: Callable[[], Tensor] | None,
+        teacher: nn.Module | None,
+        checkpoint: Path | None,
+    ) -> None:
+        self.model, self.train, self.options = model, train, options
+        self.penalty, self.teacher, self.checkpoint = penalty, teacher, checkpoint
+        self.quantizers = quantization(model)
+        self.device = next(model.parameters()).device.type
+        self.precision = usable(options.precision, self.device)
+        o = options
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, o.lr, o.weight_decay, o.scale_lr))
+        self.rates = [g["lr"] for g in self.optimizer.param_groups]
+        self.per_epoch = len(train)
+        self.steps = o.epochs * self.per_epoch
+        if self.steps == 0:
+            raise DataError("the training data has no batch")
+        if teacher is not None:
+            teacher.eval()
+        self.mark = o.mark(steps=self.steps, teacher=teacher is not None, bits=self.quantizers.bits)
+        self.figures: list[dict[str, float]] = []
+
+    def run(
+        self,
+        on_epoch: Callable[[int, dict[str, float]], None] | None,
+        on_step: Callable[[dict[str, float]], None] | None,
+    ) -> list[dict[str, float]]:
+        self._resume()
+        done = len(self.figures)
+        pace = Pace()
+
+        def report(epoch: int, batch: int, row: dict[str, float]) -> None:
+            if on_step is not None:
+                step = (epoch - 1) * self.per_epoch + batch
+                left = pace.seconds_left(step - done * self.per_epoch, self.steps - step)
+                place = {
+                    "epoch": epoch,
+                    "epochs": self.options.epochs,
+                    "step": batch,
+                    "steps": self.per_epoch,
+                }
+                on_step({**place, **row, "seconds_left": left})
+
+        for epoch in range(done + 1, self.options.epochs + 1):
+            row = self._epoch(epoch, report)
+            self.figures.append(row)
+            if on_epoch is not None:
+                on_epoch(epoch, row)
+            self._save()
+        self.model.eval()
+        return self.figures
+
+    def _epoch(self, epoch: int, report: Callable[[int, int, dict[str, float]], None]) -> dict[str, float]:
+        train_mode(self.model, freeze_norm=self.options.freeze_norm)
         start, total, right, seen = time.perf_counter(), 0.0, 0, 0
-        for x, y in train.at(epoch) if hasattr(train, "at") else train:
-            factor = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for g, rate in zip(optimizer.param_groups, base):
-                g["lr"] = rate * factor
-            optimizer.zero_grad()
-            other, share = None, 1.0
-            if mixup > 0:
-                x, other, share = mixed(x, y, mixup)
-            with autocast(device) if computed == "bfloat16" else nullcontext():
-                out = model(x)
-                if teacher is not None:
-                    with torch.no_grad():
-                        answer = teacher(x).float()
-            out = out.float()
-            loss = F.cross_entropy(out, y)
-            if other is not None:
-                loss = share * loss + (1 - share) * F.cross_entropy(out, other)
-            if teacher is not None:
-                target = (answer / temperature).softmax(1)
-                soft = F.cross_entropy(out / temperature, target) * temperature**2
-                loss = (1 - distill) * loss + distill * soft
-            if penalty is not None:
-                loss = loss + penalty()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at step {step} (epoch {epoch}): lower the learning rate"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
-            if clip > 0:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            quantizers.clamp_scales_()
-            step += 1
+        batches = self.train.at(epoch) if hasattr(self.train, "at") else self.train
+        for i, (x, y) in enumerate(batches):
+            out, value = self._pass(x, y, epoch, (epoch - 1) * self.per_epoch + i)
+            if self.options.clip > 0:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+            self.optimizer.step()
+            self.quantizers.clamp_scales_()
             total += value * len(y)
             right += int((out.argmax(1) == y).sum())
             seen += len(y)
-            if on_step is not None:
-                left = (time.perf_counter() - clock) / (step - first) * (steps - step)
-                on_step({"epoch": epoch, "epochs": epochs, "step": step - (epoch - 1) * per_epoch, "steps": per_epoch,
-                         "loss": total / seen, "accuracy": right / seen, "seconds_left": left})  # fmt: skip
+            report(epoch, i + 1, {"loss": total / seen, "accuracy": right / seen})
         if not seen:
             raise DataError(f"epoch {epoch} of the training data has no batch")
-        row = {"loss": total / seen, "accuracy": right / seen, "seconds": time.perf_counter() - start}
-        figures.append(row)
-        if on_epoch is not None:
-            on_epoch(epoch, row)
-        if kept is not None:
-            _save(kept, model, optimizer, settings, figures)
-    model.eval()
-    return figures
+        return {"loss": total / seen, "accuracy": right / seen, "seconds": time.perf_counter() - start}
 
+    def _pass(self, x: Tensor, y: Tensor, epoch: int, step: int) -> tuple[Tensor, float]:
+        """Forward and backward of one batch: logits and loss."""
+        factor = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        for g, rate in zip(self.optimizer.param_groups, self.rates):
+            g["lr"] = rate * factor
+        self.optimizer.zero_grad()
+        other, share, answer = None, 1.0, None
+        if self.options.mixup > 0:
+            x, other, share = mixed(x, y, self.options.mixup)
+        with autocast(self.device) if self.precision == "bfloat16" else nullcontext():
+            out = self.model(x)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    answer = self.teacher(x).float()
+        out = out.float()
+        loss = self._loss(out, y, other, share, answer)
+        if self.penalty is not None:
+            loss = loss + self.penalty()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {step} (epoch {epoch}): lower the learning rate"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        return out, value
 
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: dict[str, Any],
-    figures: list[dict[str, float]],
-) -> None:
-    state = {
-        "settings": repr(settings),
-        "model": model.state_dict(),
-        "scales": [p.detach() for p in quantization(model).parameters()],
-        "optimizer": optimizer.state_dict(),
-        "figures": figures,
-        "rng": torch.get_rng_state(),
-    }
-    write_with(path, lambda f: torch.save(state, f))
+    def _loss(
+        self, out: Tensor, y: Tensor, other: Tensor | None, share: float, answer: Tensor | None
+    ) -> Tensor:
+        """Of the labels (those of ``other`` count with 1 - share) and of the teacher's answer."""
+        loss = F.cross_entropy(out, y)
+        if other is not None:
+            loss = share * loss + (1 - share) * F.cross_entropy(out, other)
+        if answer is not None:
+            t, distill = self.options.temperature, self.options.distill
+            soft = F.cross_entropy(out / t, (answer / t).softmax(1)) * t**2
+            loss = (1 - distill) * loss + distill * soft
+        return loss
 
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        state = {
+            "settings": self.mark,
+            "model": self.model.state_dict(),
+            "scales": [p.detach() for p in self.quantizers.parameters()],
+            "optimizer": self.optimizer.state_dict(),
+            "figures": self.figures,
+            "rng": torch.get_rng_state(),
+        }
+        write_with(self.checkpoint, lambda f: torch.save(state, f))
 
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
-) -> list[dict[str, float]]:
-    try:
-        state = read_torch(path)
-    except DataError as error:
-        raise DataError(f"no readable checkpoint: {error}; delete it to start anew") from error
-    if state.get("settings") != repr(settings):
-        raise DataError(f"{path} belongs to a run with other settings; use another file, or delete it")
-    model.load_state_dict(state["model"])
-    with torch.no_grad():
-        for p, value in zip(quantization(model).parameters(), state["scales"]):
-            p.copy_(value)
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    return list(state["figures"])
+    def _resume(self) -> None:
+        """Takes up what an earlier run left, if there was one."""
+        state = read_checkpoint(self.checkpoint)
+        if state is None:
+            return
+        if state.get("settings") != self.mark:
+            raise DataError(
+                f"{self.checkpoint} belongs to a run with other settings; use another file, or delete it"
+            )
+        self.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for p, value in zip(self.quantizers.parameters(), state["scales"]):
+                p.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        self.figures = list(state["figures"])
