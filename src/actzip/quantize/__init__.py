@@ -4,12 +4,14 @@
     maps = integers(quantized, x)                               # site -> IntegerMap, what codecs and engine store
 
 See :mod:`actzip.quantize.linear` (the formula), :mod:`~actzip.quantize.observers` (how scales are chosen),
-:mod:`~actzip.quantize.model` (models), :mod:`~actzip.quantize.allocate` (bits per layer).
+:mod:`~actzip.quantize.calibrate` (what is learned of maps), :mod:`~actzip.quantize.allocate` (bits per layer),
+:mod:`~actzip.quantize.model` (models), :mod:`~actzip.quantize.train` (low-bit training).
 """
 
 from __future__ import annotations
 
 from actzip._module import make_callable
+from actzip.quantize.api import quantize
 from actzip.quantize.linear import (
     IntegerMap,
     QuantRange,
@@ -24,7 +26,6 @@ from actzip.quantize.model import (
     get_quantization,
     integers,
     quantization,
-    quantize,
     remove_quantization,
     watch_saturation,
     without_quantization,

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode
 from actzip.errors import InputError
+from actzip.quantize.calibrate import Calibration, Forward, default_forward, input_of
 from actzip.quantize.linear import MAX_BITS, MIN_BITS, QuantRange
-from actzip.quantize.model import INPUT, Calibration, Forward, Quantization, _default_forward, _input_of
+from actzip.quantize.model import INPUT, Quantization, remove_quantization
 
 __all__ = ["allocate", "bit_path", "sensitivities"]
 
@@ -67,7 +68,7 @@ def sensitivities(
             for i, batch in enumerate(data):
                 if batches is not None and i >= batches:
                     break
-                out = (forward or _default_forward)(model, _tracked(batch))
+                out = (forward or default_forward)(model, _tracked(batch))
                 y = next(iter(_tensors(out)), None)
                 if y is None or not y.requires_grad:
                     raise InputError("the model's output does not depend on its input: bits cannot be chosen")
@@ -91,7 +92,7 @@ def sensitivities(
 
 
 def _tracked(batch: Any) -> Any:
-    x = _input_of(batch)
+    x = input_of(batch)
     if isinstance(x, Tensor) and x.is_floating_point():
         return x.detach().clone().requires_grad_()
     if isinstance(x, dict):
@@ -154,15 +155,7 @@ def allocate(
         raise InputError(f"cost must be 'raw' or 'entropy', not {cost!r}")
     limit = 4 if batches is None else min(4, batches)
     weight = sensitivities(model, calibration, found.observers, batches=limit, forward=forward)
-    harms: dict[str, dict[int, float]] = {}
-    costs: dict[str, dict[int, float]] = {}
-    for name, o in found.observers.items():
-        harms[name], costs[name] = {}, {}
-        for b in range(MIN_BITS, MAX_BITS + 1):
-            r = QuantRange(b, signs[name])
-            quality = o.quality(r, o.scales(r, observer, percentile))
-            harms[name][b] = 0.5 * weight[name] * quality["mse"]
-            costs[name][b] = o.positions * (b if cost == "raw" else quality["entropy"])
+    harms, costs = _tables(found, signs, weight, observer, percentile, cost)
     path = bit_path(harms, costs)
 
     def at(index: int) -> dict[str, int]:
@@ -172,16 +165,7 @@ def allocate(
         return chosen
 
     if budget is not None:
-        total = sum(c[MAX_BITS] for c in costs.values())
-        for index in range(len(path) + 1):
-            if index:
-                name, b = path[index - 1]
-                total += costs[name][b] - costs[name][b + 1]
-            if total <= budget:
-                return at(index)
-        raise InputError(
-            f"budget: {MIN_BITS} bits everywhere take {total:.0f} bits an image ({cost}), more than {budget:.0f}"
-        )
+        return at(_within(path, costs, budget, cost))
     assert floor is not None and evaluate is not None
 
     def good(index: int) -> bool:
@@ -189,17 +173,57 @@ def allocate(
         try:
             return float(evaluate(model)) >= floor
         finally:
-            from actzip.quantize.model import remove_quantization
-
             remove_quantization(model)
 
+    return at(_farthest(good, len(path), floor))
+
+
+def _tables(
+    found: Calibration,
+    signs: Mapping[str, bool],
+    weight: Mapping[str, float],
+    observer: str,
+    percentile: float,
+    cost: str,
+) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
+    """Harm and cost by name and number of bits."""
+    harms: dict[str, dict[int, float]] = {}
+    costs: dict[str, dict[int, float]] = {}
+    for name, o in found.observers.items():
+        harms[name], costs[name] = {}, {}
+        for b in range(MIN_BITS, MAX_BITS + 1):
+            r = QuantRange(b, signs[name])
+            quality = o.quality(r, o.scales(r, observer, percentile))
+            harms[name][b] = 0.5 * weight[name] * quality["mse"]
+            costs[name][b] = o.positions * (b if cost == "raw" else quality["entropy"])
+    return harms, costs
+
+
+def _within(
+    path: list[tuple[str, int]], costs: Mapping[str, Mapping[int, float]], budget: float, cost: str
+) -> int:
+    """How many steps of ``path`` bring the cost down to ``budget``."""
+    total = sum(c[MAX_BITS] for c in costs.values())
+    if total <= budget:
+        return 0
+    for index, (name, b) in enumerate(path, 1):
+        total += costs[name][b] - costs[name][b + 1]
+        if total <= budget:
+            return index
+    raise InputError(
+        f"budget: {MIN_BITS} bits everywhere take {total:.0f} bits an image ({cost}), more than {budget:.0f}"
+    )
+
+
+def _farthest(good: Callable[[int], bool], steps: int, floor: float) -> int:
+    """The last of ``steps`` that is good, by bisection."""
     if not good(0):
         raise InputError(f"floor: {MAX_BITS} bits everywhere do not reach {floor}")
-    low, high = 0, len(path) + 1  # good(low); not good(high), or high past the end
+    low, high = 0, steps + 1  # good(low); not good(high), or high past the end
     while high - low > 1:
         middle = (low + high) // 2
         if good(middle):
             low = middle
         else:
             high = middle
-    return at(low)
+    return low

@@ -12,13 +12,11 @@ The quantizers hang on an :class:`~actzip.activations.ActivationTap` that stays 
 
 from __future__ import annotations
 
-import copy
-import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,13 +25,11 @@ from torch import Tensor, nn
 from actzip.activations import (
     ActivationTap,
     ComputeCall,
-    Selector,
     Site,
     eval_mode,
     run_model,
-    select_sites,
 )
-from actzip.errors import ActzipWarning, DataError, InputError, LayerError
+from actzip.errors import ActzipWarning, InputError, LayerError
 from actzip.quantize.linear import (
     IntegerMap,
     QuantRange,
@@ -41,7 +37,6 @@ from actzip.quantize.linear import (
     fake_quantize,
     quantize_linear,
 )
-from actzip.quantize.observers import OBSERVERS, MapObserver
 
 __all__ = [
     "INPUT",
@@ -54,16 +49,14 @@ __all__ = [
     "integers",
     "marked",
     "quantization",
-    "quantize",
     "remove_quantization",
+    "visiting",
+    "warn_saturated",
     "watch_saturation",
     "without_quantization",
 ]
 
 INPUT, WEIGHT = "@input", "@weight"
-
-Batches = Iterable[Any]
-Forward = Callable[[nn.Module, Any], Any]
 
 
 class SiteQuantizer:
@@ -247,7 +240,7 @@ def without_quantization(model: nn.Module) -> Iterator[Quantization | None]:
 
 
 @contextmanager
-def _visiting(found: Quantization, visit: Callable[[SiteQuantizer, Tensor], Tensor | None]) -> Iterator[None]:
+def visiting(found: Quantization, visit: Callable[[SiteQuantizer, Tensor], Tensor | None]) -> Iterator[None]:
     before = found._local.visit
     found._local.visit = visit
     try:
@@ -279,7 +272,7 @@ def capture(
             maps[q.name] = m
         return m.dequantize().to(y.dtype)
 
-    with _visiting(quantization(model), visit):
+    with visiting(quantization(model), visit):
         yield maps
 
 
@@ -318,14 +311,14 @@ def watch_saturation(model: nn.Module, share: float = 0.01) -> Iterator[dict[str
         total = clipped.setdefault(q.name, [0, 0])
         total[0], total[1] = total[0] + over, total[1] + torch.count_nonzero(y)
 
-    with _visiting(quantization(model), visit):
+    with visiting(quantization(model), visit):
         yield shares
     for name, (over, count) in clipped.items():
         shares[name] = float(over) / max(1, int(count))
-    _warn_saturated(shares, share)
+    warn_saturated(shares, share)
 
 
-def _warn_saturated(shares: Mapping[str, float], share: float) -> None:
+def warn_saturated(shares: Mapping[str, float], share: float) -> None:
     for name, value in shares.items():
         if value > share:
             warnings.warn(
@@ -392,7 +385,7 @@ def marked(model: nn.Module) -> Iterator[list[str]]:
             kept.append((w, w.data))
             with torch.no_grad():
                 w.data = q(w.data.unsqueeze(0)).squeeze(0)
-        with _visiting(found, visit):
+        with visiting(found, visit):
             yield left
     finally:
         found.weights = weights
@@ -405,298 +398,3 @@ def marked(model: nn.Module) -> Iterator[list[str]]:
             ActzipWarning,
             stacklevel=3,
         )
-
-
-# --- quantize -----------------------------------------------------------------------------------------------------
-
-
-def _input_of(batch: Any) -> Any:
-    if isinstance(batch, (list, tuple)):
-        if not batch:
-            raise DataError("a calibration batch is empty")
-        return batch[0]
-    return batch
-
-
-def _default_forward(model: nn.Module, batch: Any) -> Any:
-    return run_model(model, _input_of(batch))
-
-
-@dataclass
-class Calibration:
-    """The observers of all maps that calibration met, by name, and their sites."""
-
-    observers: dict[str, MapObserver]
-    sites: dict[str, Site]
-    images: int = 0
-
-
-def calibrate(
-    model: nn.Module,
-    calibration: Batches | Tensor,
-    *,
-    per: str = "tensor",
-    layers: Selector | Iterable[Selector] | None = None,
-    ignore: Selector | Iterable[Selector] | None = None,
-    inputs: Selector | Iterable[Selector] | None = None,
-    batches: int | None = None,
-    forward: Forward | None = None,
-) -> Calibration:
-    """Runs the calibration data and gives the statistics of each map; see :func:`quantize` for the arguments."""
-    data = [calibration] if isinstance(calibration, Tensor) else calibration
-    if isinstance(inputs, str) and inputs == "all":
-        inputs = ["*"]
-    elif inputs == []:
-        inputs = None
-    run = forward or _default_forward
-    found = Calibration({}, {})
-
-    def observe(name: str, site: Site, x: Tensor) -> None:
-        observer = found.observers.get(name)
-        if observer is None:
-            observer = found.observers[name] = MapObserver(per)
-            found.sites[name] = site
-        observer.update(x, f"layer {name!r}")
-
-    def activation(site: Site, y: Tensor) -> None:
-        observe(site.name, site, y)
-
-    def compute(site: Site, call: ComputeCall) -> None:
-        observe(site.name + INPUT, site, call.input)
-
-    tap = ActivationTap(model, activation, None, layers=layers, ignore=ignore)
-    input_tap = ActivationTap(model, None, compute, layers=inputs) if inputs is not None else None
-    with tap, eval_mode(model), torch.no_grad():
-        if input_tap is not None:
-            input_tap.attach()
-        try:
-            for i, batch in enumerate(data):
-                if batches is not None and i >= batches:
-                    break
-                run(model, batch)
-                found.images += 1
-        finally:
-            if input_tap is not None:
-                input_tap.detach()
-    if not found.images:
-        raise DataError("the calibration data has no batch")
-    if not found.observers:
-        raise LayerError("no activation map was met: the model has none, or `layers` and `ignore` leave none")
-    return found
-
-
-def _site_bits(bits: Any, found: Calibration, model: nn.Module) -> dict[str, int]:
-    if isinstance(bits, Mapping):
-        chosen: dict[str, int] = {}
-        # selectors see inputs under their own names
-        named = [replace(site, name=name) for name, site in found.sites.items()]
-        for selector, value in bits.items():
-            value = check_bits(value, f"bits of {selector!r}")
-            for site in select_sites(named, model, selector):
-                chosen[site.name] = value
-        missing = [n for n in found.observers if n not in chosen]
-        if missing:
-            raise LayerError(
-                f"bits names no number for {len(missing)} layers, {missing[0]!r} among them; "
-                "give '*': 8 first for the rest"
-            )
-        return chosen
-    value = check_bits(bits)
-    return dict.fromkeys(found.observers, value)
-
-
-def _signed(name: str, site: Site, observer: MapObserver) -> bool:
-    """Unsigned after ReLU and its kin; elsewhere signed where a negative value was met or the function has them."""
-    if not name.endswith(INPUT):
-        return not (site.sparse or site.kind in ("sigmoid", "hardsigmoid", "softplus"))
-    return observer.negative > 0
-
-
-def quantize(
-    model: nn.Module,
-    calibration: Batches | Tensor,
-    bits: int | Mapping[str, int] | str = 8,
-    per: str = "tensor",
-    observer: str = "mse",
-    *,
-    layers: Selector | Iterable[Selector] | None = None,
-    ignore: Selector | Iterable[Selector] | None = None,
-    inputs: Selector | Iterable[Selector] | None = None,
-    weights: int | None = None,
-    percentile: float = 99.99,
-    saturation: float = 0.01,
-    budget: float | None = None,
-    cost: str = "raw",
-    floor: float | None = None,
-    evaluate: Callable[[nn.Module], float] | None = None,
-    batches: int | None = None,
-    forward: Forward | None = None,
-    inplace: bool = False,
-) -> nn.Module:
-    """A fake-quantized copy of ``model``: each activation map is rounded to integers of 4 to 16 bits and back.
-
-    Same class, same ``state_dict``; zero stays exactly zero. Maps after ReLU and its kin are unsigned, others signed
-    and symmetric. It can be evaluated and trained (straight-through estimator; the scales of
-    ``quantization(model).parameters()`` are learned step sizes).
-
-    Args:
-        model: any module, thresholded or not; a quantized one is quantized anew from float.
-        calibration: batches: tensors, dicts of keyword arguments, or tuples and lists whose first item is the input; or
-            one tensor. A pass over it, streaming.
-        bits: 4 to 16; or one a layer, as {selector: bits}, later ones win (``{"*": 8, "layer4.*": 6}``); or ``"auto"``
-            with ``budget`` or with ``floor`` and ``evaluate``.
-        per: ``tensor`` or ``channel``: one scale a map, or one a channel.
-        observer: ``minmax``, ``percentile``, ``mse`` or ``entropy`` (see :mod:`actzip.quantize.observers`).
-        layers, ignore: which activation sites (see :mod:`actzip.activations`).
-        inputs: convolutions and linear layers whose input is quantized too, signed where it has negatives: the network's
-            input, residual sums, pooled maps. ``"all"`` for every one. None by default.
-        weights: bits of weights, per output channel and symmetric; None leaves them float.
-        percentile: for ``observer="percentile"``, of the non-zero elements.
-        saturation: share of non-zero elements of a layer above which its clipping is warned of.
-        budget: bits an image that all quantized maps together may take, for ``bits="auto"``.
-        cost: how ``budget`` counts: ``raw`` (elements times bits) or ``entropy`` (order-0 entropy of the integers).
-        floor: least value of ``evaluate(quantized model)`` for ``bits="auto"``: the fewest bits that keep it.
-        batches: how many calibration batches to use at most.
-        forward: ``f(model, batch)`` where the model is not called with a batch's first item.
-        inplace: quantize ``model`` itself instead of a copy.
-
-    Raises:
-        InputError: an option out of range, infinite values or NaN in a map (the layer is named), a budget that 4 bits
-            everywhere exceed, a floor that 16 bits do not reach.
-        LayerError: a layer named that the model does not have; no activation map.
-        DataError: no calibration batch.
-
-    Warns:
-        ActzipWarning: a layer that the calibration data never activates, one that saturates, one whose values mostly
-            vanish because an outlier sets the scale.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if observer not in OBSERVERS:
-        raise InputError(f"observer must be one of {', '.join(OBSERVERS)}, not {observer!r}")
-    if per not in ("tensor", "channel"):
-        raise InputError(f"per must be 'tensor' or 'channel', not {per!r}")
-    if not 0 < percentile <= 100:
-        raise InputError(f"percentile must be above 0 and at most 100, not {percentile}")
-    if not 0 <= saturation <= 1:
-        raise InputError(f"saturation is a share from 0 to 1, not {saturation}")
-    auto = isinstance(bits, str)
-    if auto and bits != "auto":
-        raise InputError(f"bits must be an integer, a mapping or 'auto', not {bits!r}")
-    if auto and (budget is None) == (floor is None):
-        raise InputError("bits='auto' needs either a budget (bits an image) or a floor with evaluate")
-    if floor is not None and evaluate is None:
-        raise InputError("floor needs evaluate: a function that gives the quantized model's accuracy")
-    if not auto and (budget is not None or floor is not None):
-        raise InputError("budget and floor choose the bits: give them with bits='auto'")
-    if not auto and not isinstance(bits, Mapping):
-        check_bits(bits)
-    if weights is not None:
-        check_bits(weights, "weights")
-
-    model = model if inplace else copy.deepcopy(model)
-    remove_quantization(model)
-    first: Batches | Tensor = calibration  # what later passes over a few batches read
-    if isinstance(calibration, Iterator):
-        first = list(itertools.islice(calibration, 4))
-        calibration = itertools.chain(first, calibration)
-    found = calibrate(
-        model,
-        calibration,
-        per=per,
-        layers=layers,
-        ignore=ignore,
-        inputs=inputs,
-        batches=batches,
-        forward=forward,
-    )
-    signs = {n: _signed(n, found.sites[n], o) for n, o in found.observers.items()}
-    weight_quantizers = quantize_weights(model, first, weights, forward) if weights else []
-
-    def build(chosen: Mapping[str, int]) -> Quantization:
-        sites = []
-        for name, o in found.observers.items():
-            r = QuantRange(chosen[name], signs[name])
-            sites.append(SiteQuantizer(name, r, o.scales(r, observer, percentile), found.sites[name].kind))
-        return Quantization(sites, weight_quantizers)
-
-    if auto:
-        from actzip.quantize.allocate import allocate
-
-        chosen = allocate(
-            model,
-            first,
-            found,
-            signs,
-            observer=observer,
-            percentile=percentile,
-            budget=budget,
-            cost=cost,
-            floor=floor,
-            evaluate=evaluate,
-            build=build,
-            forward=forward,
-            batches=batches,
-        )
-    else:
-        chosen = _site_bits(bits, found, model)
-    result = build(chosen)
-    _report(result, found, saturation)
-    return result.attach(model)
-
-
-def _report(result: Quantization, found: Calibration, saturation: float) -> None:
-    """Keeps what calibration found and warns of what is unsound."""
-    shares = {}
-    for name, q in result.sites.items():
-        o = found.observers[name]
-        quality = o.quality(q.range, q.scale.detach())
-        result.info[name] = {"density": o.density, "elements": float(o.positions), **quality}
-        if o.dead:
-            warnings.warn(
-                f"layer {name!r} was never activated by the calibration data (all zeros): its scale is 1.0; "
-                "calibrate on more data, or remove the layer",
-                ActzipWarning,
-                stacklevel=4,
-            )
-            continue
-        shares[name] = quality["saturated"]
-        if quality["vanished"] > 0.9:
-            warnings.warn(
-                f"layer {name!r}: {100 * quality['vanished']:.1f} % of the non-zero elements become zero, since the "
-                f"largest value ({float(o.maximum.max()):.3g}) sets the scale; "  # type: ignore[union-attr]
-                "observer='percentile' or 'mse' leaves outliers out",
-                ActzipWarning,
-                stacklevel=4,
-            )
-    _warn_saturated(shares, saturation)
-
-
-def quantize_weights(
-    model: nn.Module,
-    calibration: Batches | Tensor,
-    bits: int,
-    forward: Forward | None = None,
-) -> list[SiteQuantizer]:
-    """Quantizers of the weights of every convolution and linear layer: symmetric, one scale an output channel.
-
-    The clip of each channel is its largest |w|; channels of zeros get scale 1.
-    """
-    r = QuantRange(check_bits(bits, "weights"), signed=True)
-    made: dict[str, SiteQuantizer] = {}
-
-    def compute(site: Site, call: ComputeCall) -> None:
-        name = site.name + WEIGHT
-        if name not in made:
-            top = call.weight.detach().abs().flatten(1).amax(1).to(torch.float32)
-            if not bool(torch.isfinite(top).all()):
-                raise InputError(f"layer {site.name!r} has infinite or NaN weights")
-            scale = torch.where(top > 0, (top / r.qmax).clamp_min(torch.finfo(torch.float32).tiny), 1.0)
-            made[name] = SiteQuantizer(name, r, scale, site.kind)
-
-    data = [calibration] if isinstance(calibration, Tensor) else calibration
-    with ActivationTap(model, None, compute), eval_mode(model), torch.no_grad():
-        for batch in data:
-            (forward or _default_forward)(model, batch)
-            break
-    return list(made.values())
