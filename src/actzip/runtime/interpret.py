@@ -13,6 +13,7 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import ACTS, Act
+from actzip.runtime.ops.grid_sample import GridSample
 from actzip.runtime.ops.reduce import ArgMax
 from actzip.runtime.ops.topk import TopKIndices, TopKValues
 
@@ -243,6 +244,7 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     TopKIndices: lambda n, x: _topk(n, x)[1].float(),
     ops.Softmax: _softmax,
     ops.Resize: _resize,
+    GridSample: lambda n, x, at: F.grid_sample(x, at, n.mode, n.padding, n.align_corners),
 }
 
 
