@@ -6,32 +6,40 @@ The public API and nothing else. Everything is imported on first use, so that ``
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from actzip._module import lazy
 from actzip.errors import ActzipError
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from actzip._module import as_package
     from actzip.codec.decode import decode as decode
     from actzip.codec.encode import encode as encode
-    from actzip.profile import profile as profile
-    from actzip.quantize import quantize as quantize
+    from actzip.profile import profile as _profile
+    from actzip.quantize import quantize as _quantize
     from actzip.runtime import compile as compile
     from actzip.runtime.models import load as load
     from actzip.sparsify import ActivationPenalty as ActivationPenalty
-    from actzip.sparsify import sparsify as sparsify
+    from actzip.sparsify import sparsify as _sparsify
 
-_LAZY = {
-    "encode": "actzip.codec",
-    "decode": "actzip.codec",
-    "profile": "actzip.profile",
-    "sparsify": "actzip.sparsify",
-    "ActivationPenalty": "actzip.sparsify",
-    "quantize": "actzip.quantize",
-    "compile": "actzip.runtime",
-    "load": "actzip.runtime.models",
-}
+    profile = as_package(_profile)
+    quantize = as_package(_quantize)
+    sparsify = as_package(_sparsify)
+else:
+    #: Functions and classes and their homes. Other public names are packages; ``profile``, ``quantize`` and ``sparsify``
+    #: are called like functions.
+    __getattr__ = lazy(
+        __name__,
+        {
+            "ActivationPenalty": "sparsify",
+            "compile": "runtime",
+            "decode": "codec",
+            "encode": "codec",
+            "load": "runtime.models",
+        },
+    )
 
 __all__ = [
     "ActivationPenalty",
@@ -46,13 +54,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
-
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'actzip' has no attribute {name!r}")
-
-
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    import pkgutil
+
+    packages = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    return sorted({*__all__, *packages, "__version__"})

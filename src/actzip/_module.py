@@ -2,8 +2,8 @@
 
 :func:`lazy` keeps imports quick, and makes every dotted name that the documentation writes exist from the first line
 of a program. :func:`make_callable` is for packages called like the function of the same name: ``actzip.profile``,
-``actzip.sparsify`` and ``actzip.quantize`` are functions of the public API and packages at the same time. Importing a
-package binds it to its name in ``actzip``, so the package itself must be callable.
+``actzip.sparsify`` and ``actzip.quantize`` are functions of the public API and packages at the same time. Each such
+name stands for the package, whoever imports what first, and the package is called.
 """
 
 from __future__ import annotations
@@ -12,24 +12,30 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-__all__ = ["lazy", "make_callable"]
+if TYPE_CHECKING:
+    import inspect
+
+__all__ = ["CallablePackage", "as_package", "lazy", "make_callable"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def lazy(package: str, homes: Mapping[str, str] | None = None) -> Callable[[str], Any]:
     """The ``__getattr__`` of ``package``: names that are imported on first use, and its submodules.
 
     Args:
-        homes: for each name the submodule that defines it (``{"mixed": "mixup"}``). A name that is also a submodule's
-            stands for that submodule, so such a submodule has to be callable.
+        homes: for each name the submodule that defines it (``{"mixed": "mixup"}``). None of them may be a submodule's
+            name itself: importing that submodule would put it into the name's place.
     """
     homes = homes or {}
 
     def __getattr__(name: str) -> Any:
         if name in homes:
             return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
-        if not name.startswith("_"):
+        if name.isidentifier() and not name.startswith("_"):
             path = f"{package}.{name}"
             try:
                 return importlib.import_module(path)
@@ -41,13 +47,30 @@ def lazy(package: str, homes: Mapping[str, str] | None = None) -> Callable[[str]
     return __getattr__
 
 
-class _CallableModule(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, self.__dict__["_call"])(*args, **kwargs)
+class CallablePackage(ModuleType, Generic[P, R]):
+    """A package that can be called; its signature is the function's, and it pickles and copies as itself."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        function: Callable[P, R] = self.__dict__[self.__dict__["_call"]]
+        return function(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        import inspect
+
+        return inspect.signature(self.__dict__[self.__dict__["_call"]])
+
+    def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+        return importlib.import_module, (self.__name__,)
 
 
 def make_callable(module: str, function: str) -> None:
     """Calling the imported ``module`` calls its attribute ``function`` from now on."""
     this = sys.modules[module]
     this.__dict__["_call"] = function
-    this.__class__ = _CallableModule
+    this.__class__ = CallablePackage
+
+
+def as_package(function: Callable[P, R]) -> CallablePackage[P, R]:
+    """For type checkers alone: the type of a package that is called like ``function``."""
+    raise NotImplementedError

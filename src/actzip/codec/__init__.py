@@ -7,6 +7,9 @@ memory order allows it; importing this package does not import torch.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from actzip._module import lazy
 from actzip.codec.decode import decode, decode_many
 from actzip.codec.encode import encode, encode_many
 from actzip.codec.info import Chunk, Info, chunks, inspect
@@ -34,3 +37,6 @@ __all__ = [
     "quantize",
     "save_maps",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__)

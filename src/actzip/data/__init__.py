@@ -11,8 +11,9 @@ Images are uint8 ``N, C, H, W`` in memory (or mapped from the cache on disk); a 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from actzip._module import lazy
 from actzip.data.roots import data_roots
 
 if TYPE_CHECKING:
@@ -21,12 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Images", "Loader", "data_roots", "names", "resolve", "split"]
 
-_LAZY = {"Images": "arrays", "Loader": "arrays", "split": "arrays", "names": "sources", "resolve": "sources"}
-
-
-def __getattr__(name: str) -> Any:  # torch is imported where images are needed, not before
-    import importlib
-
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"actzip.data.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'actzip.data' has no attribute {name!r}")
+if not TYPE_CHECKING:
+    # torch is imported where images are needed, not before
+    __getattr__ = lazy(
+        __name__,
+        {"Images": "arrays", "Loader": "arrays", "split": "arrays", "names": "sources", "resolve": "sources"},
+    )

@@ -6,8 +6,9 @@ results = reproduce(recipe, out="out/lenet5")      # goes on where an earlier ru
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from actzip._module import lazy
 from actzip.experiment.recipe import Recipe, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -15,10 +16,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "load_recipe", "parse_recipe", "reproduce"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "reproduce":
-        from actzip.experiment.run import reproduce
-
-        return reproduce
-    raise AttributeError(f"module 'actzip.experiment' has no attribute {name!r}")
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__, {"reproduce": "run"})

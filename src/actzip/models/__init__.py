@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actzip._module import lazy
 from actzip.errors import DataError, InputError
 from actzip.files import write_bytes
 from actzip.models._torchvision import import_timm, import_torchvision
@@ -35,6 +36,9 @@ __all__ = [
     "resolve",
     "save_weights",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__)
 
 
 @dataclass(frozen=True)

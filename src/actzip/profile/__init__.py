@@ -10,11 +10,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from actzip._module import make_callable
+from actzip._module import lazy, make_callable
 from actzip.activations import Selector, get_thresholds
 from actzip.errors import ActzipError, DataError, InputError
 from actzip.profile.collect import Collection, collect, split_inputs
@@ -273,5 +273,8 @@ def _codec_plan(
             encode(np.zeros((1, 1, 1), dtype=np.uint8), codec=codec)
     return plan
 
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__)
 
 make_callable(__name__, "profile")

@@ -10,7 +10,9 @@ See :mod:`actzip.quantize.linear` (the formula), :mod:`~actzip.quantize.observer
 
 from __future__ import annotations
 
-from actzip._module import make_callable
+from typing import TYPE_CHECKING
+
+from actzip._module import lazy, make_callable
 from actzip.quantize.api import quantize
 from actzip.quantize.linear import (
     IntegerMap,
@@ -51,5 +53,8 @@ __all__ = [
     "watch_saturation",
     "without_quantization",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__)
 
 make_callable(__name__, "quantize")

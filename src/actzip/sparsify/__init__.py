@@ -8,7 +8,9 @@ loss = criterion(model(x), y) + penalty()
 
 from __future__ import annotations
 
-from actzip._module import make_callable
+from typing import TYPE_CHECKING
+
+from actzip._module import lazy, make_callable
 from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import MapCost, Measurement, map_costs, measure
 from actzip.sparsify.learned import LearnedThresholds
@@ -34,5 +36,8 @@ __all__ = [
     "sparsify",
     "sparsify_result",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__)
 
 make_callable(__name__, "sparsify")

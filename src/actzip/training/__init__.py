@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from actzip._module import lazy
 
 if TYPE_CHECKING:
+    from actzip.training.mixup import mixed as mixed
     from actzip.training.packed import PackedForward as PackedForward
     from actzip.training.packed import Packing as Packing
     from actzip.training.packed import pack_saved as pack_saved
     from actzip.training.packed import packed_activations as packed_activations
+    from actzip.training.precision import autocast as autocast
 
 #: Public names and the modules that define them, imported on first use.
 _HOMES: dict[str, str] = {
@@ -29,4 +31,5 @@ _HOMES: dict[str, str] = {
 
 __all__ = ["PackedForward", "Packing", "autocast", "mixed", "pack_saved", "packed_activations"]
 
-__getattr__ = lazy(__name__, _HOMES)
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__, _HOMES)
