@@ -1,7 +1,10 @@
+import asyncio
 import copy
+import inspect
 import io
 import itertools
 import math
+import sys
 import threading
 
 import pytest
@@ -21,7 +24,7 @@ from actzip.activations import (
     threshold_activation,
     without_thresholds,
 )
-from actzip.errors import InputError, LayerError
+from actzip.errors import InputError, LayerError, UnsupportedError
 
 
 class Mixed(nn.Module):
@@ -80,6 +83,7 @@ def test_watching_changes_nothing_and_leaves_nothing(model):
         assert torch.equal(model(X), want)
     assert list(model.state_dict()) == keys
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not any("forward" in vars(m) for m in model.modules())
 
 
 @pytest.mark.parametrize("name", ["relu", "relu:1", "block.1", "block.3", "(model)", "(model):2"])
@@ -142,7 +146,7 @@ def test_an_exception_in_the_model_leaves_no_mode_behind(model):
     with ActivationTap(model, lambda s, y: torch.zeros_like(y)) as tap:
         with pytest.raises(RuntimeError):
             model(torch.zeros(2, 5, 9, 9))
-        assert tap._state().stack == []
+        assert not torch.overrides._get_current_function_mode_stack() and not tap._depth()
         assert (torch.relu(torch.ones(3)) == 1).all()
         model(X)
 
@@ -320,3 +324,127 @@ def test_thresholded_models_pickled_by_version_0_1_load():
     for data in (now, then):
         back = pickle.loads(data)
         assert torch.equal(back(x), model(x)) and get_thresholds(back) == {"1": 0.25}
+
+
+class Interrupted(nn.Module):
+    """Raises what it is told to in the middle of a pass."""
+
+    error: BaseException | None = None
+
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+def _interrupted():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Sequential(Interrupted(), nn.Conv2d(8, 8, 3)), nn.ReLU(inplace=True)
+    ).eval()
+
+
+def _function_modes():
+    return len(torch.overrides._get_current_function_mode_stack())
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, MemoryError, ValueError]
+)
+def test_interrupt_leaks_mode(error):
+    model = set_thresholds(_interrupted(), {"1": 0.5, "3": 0.05})
+    x = torch.randn(2, 3, 12, 12)
+    want = model(x)
+    for call in (model, lambda x: model[2](model[:2](x))):
+        model[2][0].error = error()
+        with pytest.raises(error):
+            call(x)
+        assert _function_modes() == 0  # while the traceback still holds the frames
+        model[2][0].error = None
+        assert torch.equal(model(x), want)
+
+
+def _every_line(run, end):
+    """Calls ``run`` again and again, each time interrupted at a later line of Python, until it is through."""
+    for n in itertools.count(1, 7):
+        left = n
+
+        def trace(frame, event, arg):
+            nonlocal left
+            left -= event in ("line", "call")
+            if not left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        try:
+            sys.settrace(trace)
+            run()
+            through = True
+        except KeyboardInterrupt:
+            through = False
+        finally:
+            sys.settrace(before)
+        end()
+        if through:
+            return n
+    return 0
+
+
+def test_an_interrupt_at_any_line_of_a_pass():
+    model = set_thresholds(_interrupted(), {"1": 0.5, "3": 0.05})
+    x = torch.randn(2, 3, 8, 8)
+    want, seen = model(x), []
+    tap = ActivationTap(model, lambda s, y: seen.append(s.name)).attach()
+
+    def end():
+        seen.clear()
+        assert torch.equal(model(x), want) and seen == ["1", "3"] and _function_modes() == 0
+
+    assert _every_line(lambda: model(x), end) > 200
+    tap.detach()
+    assert torch.equal(model(x), want)
+
+
+def test_a_cancelled_task_in_a_pass():
+    model = set_thresholds(_interrupted(), {"1": 0.5})
+    x = torch.randn(2, 3, 8, 8)
+    want = model(x)
+
+    async def cancelled():
+        model[2][0].error = asyncio.CancelledError()
+        return model(x)
+
+    async def both():
+        task = asyncio.ensure_future(cancelled())
+        await asyncio.wait([task])
+        model[2][0].error = None
+        return task.cancelled(), model(x)
+
+    done, got = asyncio.run(both())
+    assert done and torch.equal(got, want) and _function_modes() == 0
+
+
+def test_replicas_as_of_data_parallel_run_their_own_weights(model):
+    set_thresholds(model, {"relu": 0.2})
+    conv = model.conv._replicate_for_data_parallel()
+    conv.weight, conv.bias = torch.zeros_like(model.conv.weight), model.conv.bias.detach()
+    assert torch.equal(conv(X), F.conv2d(X, conv.weight, conv.bias, padding=1))
+    shallow = copy.copy(model)
+    assert torch.equal(shallow(X), model(X))
+
+
+def test_forward_called_by_itself_is_the_model_without_taps(model):
+    plain = model(X)
+    set_thresholds(model, {"relu": 0.2})
+    assert not torch.equal(model(X), plain)
+    assert torch.equal(model.relu.forward(X), X.relu())
+    assert list(inspect.signature(model.forward).parameters) == ["x"]
+
+
+def test_scripted_modules_are_refused_and_nothing_stays(model):
+    scripted = nn.Sequential(nn.Conv2d(3, 3, 1), torch.jit.script(nn.ReLU()))
+    with pytest.raises(UnsupportedError, match="ScriptModule"):
+        ActivationTap(scripted, lambda s, y: None).attach()
+    assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in [scripted, scripted[0]])

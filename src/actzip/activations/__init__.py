@@ -33,7 +33,7 @@ from actzip.activations.thresholds import (
 )
 
 # under these names they lie in pickles of models with thresholds
-from actzip.activations.tap import _Hook as _Hook  # isort: skip
+from actzip.activations.tap import _Watched as _Watched  # isort: skip
 from actzip.activations.thresholds import _Thresholds as _Thresholds  # isort: skip
 
 _eval_mode = eval_mode

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from actzip.activations.sites import (
     matches,
     select_sites,
 )
-from actzip.errors import InputError
+from actzip.errors import InputError, UnsupportedError
 
 __all__ = ["ActivationFn", "ActivationTap", "ComputeFn", "eval_mode", "find_sites", "run_model"]
 
@@ -32,30 +35,58 @@ ComputeFn = Callable[[Site, ComputeCall], "Tensor | ComputeCall | None"]
 
 
 class _Pass:
-    """The state of one forward pass in one thread."""
+    """The state of one forward pass of one tap in one thread: the modules that are running, outermost first."""
+
+    def __init__(self, mode: _Mode) -> None:
+        self.stack: list[tuple[str, FrameType]] = []
+        self.counts: dict[tuple[str, str], int] = {}
+        self.mode = mode
+        self.enabled = torch._C._is_torch_function_enabled()
+        self.hush: Any = None
+
+    def unseen(self) -> Any:
+        """A block whose calls no tap sees: what a tap computes (a clamp, say) is no activation of the model."""
+        self.hush = torch._C.DisableTorchFunction()
+        return self.hush
+
+    def end(self) -> None:
+        """What the pass began is over, also where an interrupt kept a block from its own end."""
+        if self.hush is not None and torch._C._is_torch_function_enabled() != self.enabled:
+            self.hush.__exit__(None, None, None)
+        while self.mode in torch.overrides._get_current_function_mode_stack():
+            torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
+
+
+class _Passes(threading.local):
+    """What runs in this thread: the passes by tap, and the module whose forward is about to be called."""
 
     def __init__(self) -> None:
-        self.stack: list[str] = []
-        self.counts: dict[tuple[str, str], int] = {}
-        self.mode: _Mode | None = None
+        self.passes: dict[int, _Pass] = {}
+        self.called: nn.Module | None = None
+
+    def clear(self) -> None:
+        """Modes of no pass go: PyTorch puts one back late where an interrupt met it as it set the mode aside."""
+        running = [state.mode for state in self.passes.values()]
+        while (stack := torch.overrides._get_current_function_mode_stack()) and (
+            isinstance(stack[-1], _Mode) and stack[-1] not in running
+        ):
+            torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
 
 
-_PASSES = threading.local()
-
-
-def _no_modes() -> Any:
-    return torch._C.DisableTorchFunction()
+_PASSES = _Passes()
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, tap: ActivationTap, state: _Pass) -> None:
+    def __init__(self, tap: ActivationTap) -> None:
         super().__init__()
         self.tap = tap
-        self.state = state
+        self.state = _Pass(self)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tap = self.tap
+        if not self.state.stack:  # the pass is over
+            return func(*args, **kwargs)
         known = calls.ATEN.get(func._schema.name, func) if isinstance(func, torch._ops.OpOverload) else func
         if tap._compute is not None and (known in calls.CONVOLUTIONS or known in calls.LINEARS):
             found = calls.compute_call(known, args, kwargs)
@@ -63,7 +94,7 @@ class _Mode(TorchFunctionMode):
                 kind, call = found
                 site = tap._site(self.state, "compute", kind, None)
                 if tap._wanted(site):
-                    with _no_modes():
+                    with self.state.unseen():
                         replaced = tap._compute(site, call)
                     if isinstance(replaced, ComputeCall):  # another input and another weight
                         args, kwargs = with_argument(args, kwargs, 1, "weight", replaced.weight)
@@ -99,9 +130,7 @@ class _Mode(TorchFunctionMode):
         site = tap._site(self.state, "activation", kind, high)
         new = None
         if tap._activation is not None and tap._wanted(site):
-            with (
-                _no_modes()
-            ):  # what a tap computes (a clamp, say) is no activation of the model to other taps
+            with self.state.unseen():
                 new = tap._activation(site, out)
         if new is None:
             new = out
@@ -156,28 +185,42 @@ class ActivationTap:
         self._ignore = as_selectors(ignore)
         self._checked = False
         self._decisions: dict[Site, bool] = {}
-        self._handles: list[Any] = []
+        self._watched: list[_Watched] = []
         self._modules: dict[str, nn.Module] = {}
         self.sites: dict[str, Site] = {}
         self.compute_sites: dict[str, Site] = {}
 
     def attach(self) -> ActivationTap:
-        """Starts watching; attaching twice is the same as once."""
-        if self._handles:
+        """Starts watching; attaching twice is the same as once.
+
+        Raises:
+            UnsupportedError: the model holds a ScriptModule, whose calls cannot be seen.
+        """
+        if self._watched:
             return self
         # a module that is registered under two names runs under the first one
         self._modules = dict(self.model.named_modules())
-        for path, module in self._modules.items():
-            hook = _Hook(self, path)
-            self._handles.append(module.register_forward_pre_hook(hook.before))
-            self._handles.append(module.register_forward_hook(hook.after, always_call=True))
+        script = next((n for n, m in self._modules.items() if isinstance(m, torch.jit.ScriptModule)), None)
+        if script is not None:
+            raise UnsupportedError(
+                f"{script or 'the model'} is a ScriptModule, which hides what it computes; give the module it was made of"
+            )
+        try:
+            for path, module in self._modules.items():
+                found = module.__dict__.get("forward")
+                watched = found if isinstance(found, _Watched) else _Watched(module)
+                self._watched.append(watched)
+                watched.taps.append((self, path))
+        except BaseException:
+            self.detach()
+            raise
         return self
 
     def detach(self) -> None:
         """Stops watching and leaves the model as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for watched in self._watched:
+            watched.release(self)
+        self._watched = []
 
     def __enter__(self) -> ActivationTap:
         return self.attach()
@@ -187,39 +230,46 @@ class ActivationTap:
 
     # -- internals
 
-    def _state(self) -> _Pass:
-        passes: dict[int, _Pass] = _PASSES.__dict__.setdefault("passes", {})
-        state = passes.get(id(self))
+    def _depth(self) -> int:
+        """How many modules of the current pass are running; what an interrupt left behind is cleared away."""
+        state = _PASSES.passes.get(id(self))
         if state is None:
-            state = passes[id(self)] = _Pass()
-        return state
+            return 0
+        frame: FrameType | None = sys._getframe(1)
+        while state.stack and frame is not None and frame is not state.stack[-1][1]:
+            frame = frame.f_back
+        if state.stack and frame is not None:
+            return len(state.stack)
+        self._leave(0)
+        return 0
 
-    def _before(self, path: str) -> None:
-        state = self._state()
-        if not state.stack:
-            state.counts = {}
-            state.mode = _Mode(self, state)
+    def _enter(self, path: str, frame: FrameType) -> None:
+        state = _PASSES.passes.get(id(self))
+        if state is None:
+            _PASSES.clear()
+            state = _PASSES.passes[id(self)] = _Mode(self).state
             state.mode.__enter__()  # type: ignore[no-untyped-call]
-        state.stack.append(path)
+        state.stack.append((path, frame))
 
-    def _after(self, path: str, *, ok: bool) -> None:
-        state = self._state()
-        if not state.stack:
+    def _leave(self, depth: int) -> None:
+        """Back to ``depth`` running modules; may be called again where an interrupt cut it short."""
+        state = _PASSES.passes.get(id(self))
+        if state is None:
             return
-        state.stack.pop()
-        if not state.stack:
-            mode, state.mode = state.mode, None
+        if not depth:
+            state.end()
             _PASSES.passes.pop(id(self), None)
-            if mode is not None:
-                mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            if ok and path == "" and not self._checked:
-                self._checked = True
-                seen = [*self.sites.values(), *self.compute_sites.values()]
-                check_names(self._layers, seen)
-                check_names(self._ignore, seen)
+        del state.stack[depth:]
+
+    def _check(self) -> None:
+        if not self._checked:
+            self._checked = True
+            seen = [*self.sites.values(), *self.compute_sites.values()]
+            check_names(self._layers, seen)
+            check_names(self._ignore, seen)
 
     def _site(self, state: _Pass, family: str, kind: str, high: float | None) -> Site:
-        path = state.stack[-1] if state.stack else ""
+        path = state.stack[-1][0] if state.stack else ""
         n = state.counts.get((family, path), 0)
         state.counts[(family, path)] = n + 1
         name = (path or ROOT) + (f":{n}" if n else "")
@@ -241,19 +291,70 @@ class ActivationTap:
         return decision
 
 
-class _Hook:
-    """The two hooks of one module; a class, so that a hooked model still copies and pickles."""
+class _Watched:
+    """Stands before the forward of one module and tells the taps that watch it; it copies and pickles with the module.
 
-    def __init__(self, tap: ActivationTap, path: str) -> None:
-        self.tap = tap
-        self.path = path
+    Forward hooks would not do: PyTorch calls none of them where a pass ends by KeyboardInterrupt or a cancelled task.
+    """
 
-    def before(self, module: nn.Module, args: Any) -> None:
-        self.tap._before(self.path)
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.taps: list[tuple[ActivationTap, str]] = []
+        self.inner = module.__dict__.get("forward")
+        self.handle = module.register_forward_pre_hook(self.note)
+        module.forward = self
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        # with always_call a failed forward comes here with output None; a check must not hide its exception
-        self.tap._after(self.path, ok=output is not None)
+    def release(self, tap: ActivationTap) -> None:
+        """Forget the tap; after the last one the module is as it was."""
+        self.taps = [(t, path) for t, path in self.taps if t is not tap]
+        if self.taps:
+            return
+        self.handle.remove()
+        if self.module.__dict__.get("forward") is self:  # else somebody stands before it
+            del self.module.__dict__["forward"]
+            if self.inner is not None:
+                self.module.forward = self.inner
+
+    def note(self, module: nn.Module, args: Any) -> None:
+        """The forward pre-hook: which module is called, which may be a replica that shares this object."""
+        _PASSES.called = module
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._forward(self.module))
+
+    @property
+    def __code__(self) -> CodeType:  # what torch.export looks at
+        code: CodeType = self._forward(self.module).__code__
+        return code
+
+    def _forward(self, module: nn.Module) -> Callable[..., Any]:
+        found: Callable[..., Any] = type(module).forward.__get__(module) if self.inner is None else self.inner
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, _PASSES.called = _PASSES.called, None
+        if (
+            module is None or module.__dict__.get("forward") is not self
+        ):  # forward() itself was called: not seen
+            return self._forward(self.module)(*args, **kwargs)
+        taps = self.taps
+        depths = [(tap, tap._depth()) for tap, _ in taps]
+        try:
+            try:
+                for tap, path in taps:
+                    tap._enter(path, sys._getframe())
+                result = self._forward(module)(*args, **kwargs)
+            finally:
+                for tap, depth in depths:
+                    tap._leave(depth)
+        finally:  # where the first was interrupted
+            for tap, depth in depths:
+                tap._leave(depth)
+        for (tap, path), (_, depth) in zip(taps, depths):
+            if not path and not depth:
+                tap._check()
+        return result
 
 
 @contextmanager
