@@ -364,9 +364,9 @@ def test_interrupt_leaks_mode(error):
         assert torch.equal(model(x), want)
 
 
-def _every_line(run, end):
+def _every_line(run, end, step=7):
     """Calls ``run`` again and again, each time interrupted at a later line of Python, until it is through."""
-    for n in itertools.count(1, 7):
+    for n in itertools.count(1, step):
         left = n
 
         def trace(frame, event, arg):
@@ -405,6 +405,17 @@ def test_an_interrupt_at_any_line_of_a_pass():
     assert _every_line(lambda: model(x), end) > 200
     tap.detach()
     assert torch.equal(model(x), want)
+
+
+def test_an_interrupt_at_any_line_of_watching_leaves_the_model_as_it_was():
+    model = _interrupted().train()
+    x = torch.randn(2, 3, 8, 8)
+
+    def end():
+        assert model.training and _function_modes() == 0 and torch.is_grad_enabled()
+        assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+
+    assert _every_line(lambda: find_sites(model, x), end, 41) > 1000
 
 
 def test_a_cancelled_task_in_a_pass():

@@ -210,7 +210,7 @@ class ActivationTap:
                 found = module.__dict__.get("forward")
                 watched = found if isinstance(found, _Watched) else _Watched(module)
                 self._watched.append(watched)
-                watched.taps.append((self, path))
+                watched.watch(self, path)
         except BaseException:
             self.detach()
             raise
@@ -218,9 +218,13 @@ class ActivationTap:
 
     def detach(self) -> None:
         """Stops watching and leaves the model as it was."""
-        for watched in self._watched:
-            watched.release(self)
-        self._watched = []
+        try:
+            for watched in self._watched:
+                watched.release(self)
+        finally:  # where the first was interrupted
+            for watched in self._watched:
+                watched.release(self)
+            self._watched = []
 
     def __enter__(self) -> ActivationTap:
         return self.attach()
@@ -301,19 +305,27 @@ class _Watched:
         self.module = module
         self.taps: list[tuple[ActivationTap, str]] = []
         self.inner = module.__dict__.get("forward")
-        self.handle = module.register_forward_pre_hook(self.note)
-        module.forward = self
+        self.handle: Any = None
+
+    def watch(self, tap: ActivationTap, path: str) -> None:
+        """The tap sees the calls of the module from here on."""
+        self.taps.append((tap, path))
+        if self.handle is None:
+            self.module.__dict__["forward"] = self
+            self.handle = self.module.register_forward_pre_hook(self.note)
 
     def release(self, tap: ActivationTap) -> None:
         """Forget the tap; after the last one the module is as it was."""
         self.taps = [(t, path) for t, path in self.taps if t is not tap]
         if self.taps:
             return
-        self.handle.remove()
+        for key in [k for k, hook in self.module._forward_pre_hooks.items() if hook == self.note]:
+            del self.module._forward_pre_hooks[key]
+        self.handle = None
         if self.module.__dict__.get("forward") is self:  # else somebody stands before it
             del self.module.__dict__["forward"]
             if self.inner is not None:
-                self.module.forward = self.inner
+                self.module.__dict__["forward"] = self.inner
 
     def note(self, module: nn.Module, args: Any) -> None:
         """The forward pre-hook: which module is called, which may be a replica that shares this object."""
@@ -361,13 +373,20 @@ class _Watched:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """``model`` in eval mode inside the block; afterwards each module is in the mode it was in."""
     training = {m: m.training for m in model.modules()}
-    with suppress(NotImplementedError):  # the module of an exported program has no modes
-        model.eval()
     try:
+        with suppress(NotImplementedError):  # the module of an exported program has no modes
+            model.eval()
         yield
     finally:
-        for m, was in training.items():
-            m.training = was
+        try:
+            _put_back(training)
+        finally:  # where the first was interrupted
+            _put_back(training)
+
+
+def _put_back(training: dict[nn.Module, bool]) -> None:
+    for m, was in training.items():
+        m.__dict__["training"] = was
 
 
 def run_model(model: nn.Module, example: Any) -> Any:

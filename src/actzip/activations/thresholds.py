@@ -147,8 +147,8 @@ def clear_thresholds(model: nn.Module) -> None:
 def without_thresholds(model: nn.Module) -> Iterator[dict[str, float | Tensor]]:
     """The model without its thresholds (and without hooks) inside the block, which is given them as a dict."""
     values = get_thresholds(model)
-    clear_thresholds(model)
     try:
+        clear_thresholds(model)
         yield values
     finally:
         if values:

@@ -6,7 +6,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Selector, Site
+from actzip.activations import ActivationTap, ComputeCall, Selector, Site, eval_mode
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.profile.stats import CodedStats, ComputeStats, MapStats
 
@@ -247,19 +246,17 @@ def collect(
     collector = _Collector(
         result, codecs=codecs or {}, encode=_quantized_sizes if codecs else None, runs=runs, threads=threads
     )
-    training = {m: m.training for m in model.modules()}
     ran: set[str] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda _m, _a, path=path: ran.add(path))
-        for path, module in model.named_modules()
-        if next(module.children(), None) is None
-    ]
+    handles: list[Any] = []
     tap = ActivationTap(model, collector.activation, None, layers=layers, ignore=ignore)
     compute_tap = ActivationTap(model, None, collector.computation)
-    with suppress(NotImplementedError):  # an exported program's module has no modes
-        model.eval()
     try:
-        with tap, compute_tap, torch.no_grad():
+        with eval_mode(model), tap, compute_tap, torch.no_grad():
+            handles += [
+                module.register_forward_pre_hook(lambda _m, _a, path=path: ran.add(path))
+                for path, module in model.named_modules()
+                if next(module.children(), None) is None
+            ]
             for args, kwargs in _batches(model, loader, max_images, device):
                 model(*args, **kwargs)
                 n = _batch_size(args, kwargs)
@@ -269,11 +266,9 @@ def collect(
                     on_batch(n)
         collector.close()
     finally:
-        collector.close()
         for handle in handles:
             handle.remove()
-        for m, was in training.items():
-            m.training = was
+        collector.close()
     if result.batches == 0 and not empty_ok:
         raise DataError("the loader gave no batch; at least one input is needed to profile a model")
     result.never_run = [

@@ -228,8 +228,9 @@ def remove_quantization(model: nn.Module) -> Quantization | None:
 @contextmanager
 def without_quantization(model: nn.Module) -> Iterator[Quantization | None]:
     """The model without its quantizers (and without their hooks) inside the block, which is given them."""
-    found = remove_quantization(model)
+    found = get_quantization(model)
     try:
+        remove_quantization(model)
         yield found
     finally:
         if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,30 +194,25 @@ def measure(
     loss = 0.0
     labelled = False
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    tap = ActivationTap(model, activation, layers=layers) if work else None
-    counter = ActivationTap(model, compute=compute) if work else None
-    try:
-        if tap is not None and counter is not None:
-            tap.attach()
-            counter.attach()
-        with eval_mode(model), torch.no_grad():
-            for batch in data:
-                x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
-                x = x.to(device)
-                out = model(x)
-                samples += int(x.shape[0])
-                if y is not None:
-                    y = y.to(device)
-                    check_labels(out, y)
-                    labelled = True
-                    right += int((out.argmax(1) == y).sum())
-                    loss += float(nn.functional.cross_entropy(out.float(), y, reduction="sum"))
-                if limit is not None and samples >= limit:
-                    break
-    finally:
-        if tap is not None and counter is not None:
-            tap.detach()
-            counter.detach()
+    with ExitStack() as stack:
+        if work:
+            stack.enter_context(ActivationTap(model, activation, layers=layers))
+            stack.enter_context(ActivationTap(model, compute=compute))
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.no_grad())
+        for batch in data:
+            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+            x = x.to(device)
+            out = model(x)
+            samples += int(x.shape[0])
+            if y is not None:
+                y = y.to(device)
+                check_labels(out, y)
+                labelled = True
+                right += int((out.argmax(1) == y).sum())
+                loss += float(nn.functional.cross_entropy(out.float(), y, reduction="sum"))
+            if limit is not None and samples >= limit:
+                break
     if not samples:
         raise DataError("there is no batch in the data to measure on")
     densities = {name: float(nonzero[name]) / max(1, elements[name]) for name in nonzero}
