@@ -159,6 +159,36 @@ def _work(n: g.Node, x: Any, out: g.Shape) -> tuple[int, int]:
     return 0, 0
 
 
+def _copy_row(graph: g.Graph, value: str, seconds: float) -> LayerRow:
+    storage = graph.values[value].storage if value in graph.values else "dense"
+    return LayerRow(
+        value, "copy", "", "dense", "another layout", storage, "dense", None, None, 0, 0, seconds * 1e3, None, ""
+    )  # fmt: skip
+
+
+def _row(
+    graph: g.Graph,
+    n: g.Node,
+    seconds: float,
+    kernel: tuple[str, str],
+    why: str,
+    kept: dict[str, Any],
+    peak: float,
+) -> LayerRow:
+    """``kernel``: its name and kind; ``kept``: inputs of convolutions and linear layers; ``peak``: GFLOP/s of all threads."""
+    x, y = graph.values[n.inputs[0]], graph.values[n.output]
+    macs, effective, density = 0, 0, x.density
+    if n.inputs[0] in kept and isinstance(n, (ops.Conv2d, ops.Linear)):
+        a = kept[n.inputs[0]].numpy()
+        macs, effective = _work(n, a, y.shape)
+        density = float(np.count_nonzero(a)) / max(a.size, 1)
+    share = 2e-9 * effective / (seconds * peak) if macs and seconds > 0 else None
+    return LayerRow(
+        n.name, n.op, *kernel, why, x.storage, y.storage, density, y.density, macs, effective, seconds * 1e3,
+        share, n.source,
+    )  # fmt: skip
+
+
 def explain(
     graph: g.Graph,
     low: Lowered,
@@ -191,45 +221,12 @@ def explain(
         spent[owner] = spent.get(owner, 0.0) + float(t)
         if owner not in kernels or row[2]:
             kernels[owner] = (row[2], row[3])
-    rows = []
-    for owner, t in spent.items():
-        n = nodes.get(owner)
-        if n is None:
-            storage = graph.values[owner].storage if owner in graph.values else "dense"
-            rows.append(
-                LayerRow(
-                    owner,
-                    "copy",
-                    "",
-                    "dense",
-                    "another layout",
-                    storage,
-                    "dense",
-                    None,
-                    None,
-                    0,
-                    0,
-                    t * 1e3,
-                    None,
-                    "",
-                )
-            )
-            continue
-        x, y = graph.values[n.inputs[0]], graph.values[n.output]
-        macs, effective = 0, 0
-        density = x.density
-        if n.inputs[0] in kept and isinstance(n, (ops.Conv2d, ops.Linear)):
-            a = kept[n.inputs[0]].numpy()
-            macs, effective = _work(n, a, y.shape)
-            density = float(np.count_nonzero(a)) / max(a.size, 1)
-        share = 2e-9 * effective / (t * peak * threads) if macs and t > 0 else None
-        kernel, kind = kernels[owner]
-        rows.append(
-            LayerRow(
-                owner, n.op, kernel, kind, why.get(owner, ""), x.storage, y.storage, density, y.density, macs, effective, t * 1e3,
-                share, n.source,
-            )
-        )  # fmt: skip
+    rows = [
+        _row(graph, nodes[owner], t, kernels[owner], why.get(owner, ""), kept, peak * threads)
+        if owner in nodes
+        else _copy_row(graph, owner, t)
+        for owner, t in spent.items()
+    ]
     return Explanation(
         rows, batch, threads, sum(r.milliseconds for r in rows), sum(r.macs for r in rows), sum(r.effective_macs for r in rows),
         peak, int(low.plan.arena_bytes(batch)), dense_arena_bytes(graph, batch), int(low.plan.weight_bytes()), int(low.plan.spilled_bytes()), advice, cpu.info(),

@@ -361,6 +361,8 @@ class Graph:
         for v in self.outputs:
             if v not in known:
                 raise InputError(f"graph {self.name!r}: output {v!r} is never written")
+            if self.values[v].dtype not in ("float32", "int64"):
+                raise InputError(f"graph {self.name!r}: output {v!r} of type {self.values[v].dtype}")
         if not self.outputs:
             raise InputError(f"graph {self.name!r}: no output")
         for value in self.values.values():

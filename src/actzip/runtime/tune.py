@@ -139,6 +139,67 @@ def _try_variants(
     return best, cost, others
 
 
+def _free_groups(packed: g.Graph) -> dict[str, list[str]]:
+    """Packed values whose storage is to be chosen, those in one memory together, by its root."""
+    if packed.meta.get("pack") == "always":
+        return {}
+    groups: dict[str, list[str]] = {}
+    for v, value in packed.values.items():
+        if value.storage == "packed":
+            groups.setdefault(g.root_of(packed, v)[0], []).append(v)
+    return {r: m for r, m in groups.items() if not keeps_integers(packed, r)}
+
+
+def _by_trials(
+    packed: g.Graph,
+    plain: g.Graph,
+    groups: dict[str, list[str]],
+    keep_dense: set[str],
+    bench: _Bench,
+    cache: TuningCache | None,
+) -> tuple[g.Graph, dict[str, str], dict[str, str]]:
+    """The quickest of all packed, all dense, and each group as its readers and writers ran quicker; kernels; reasons."""
+    dense = set(keep_dense)
+    why: dict[str, str] = {}
+    sv, sc, so = _try_variants(packed, bench, cache)
+    dv, dc, do = _try_variants(plain, bench, cache)
+    for members in groups.values():
+        inside = set(members)
+        readers = [n for n in packed.nodes if set(n.inputs) & inside and n.output not in inside]
+        writers = [
+            n for n in packed.nodes if n.output in inside and not isinstance(n, (ops.Conv2d, ops.Concat))
+        ]
+        names = {n.name for n in (*readers, *writers)}
+        a = sum(sc.get(k, so.get(k, 0.0)) for k in names)
+        b = sum(dc.get(k, do.get(k, 0.0)) for k in names)
+        if b < a * _MARGIN:
+            dense |= inside
+    mixed = choose_storage(packed, dense)
+    variants, _, _ = _try_variants(mixed, bench, cache)
+    for n in mixed.nodes:
+        p, q = sc.get(n.name), dc.get(n.name)
+        if isinstance(n, ops.Conv2d) and p is not None and q is not None:
+            why[n.name] = f"trials: packed {p * 1e3:.3f} ms, dense {q * 1e3:.3f} ms"
+    candidates = [(mixed, variants), (packed, sv), (plain, dv)]
+    totals = [sum(bench.times(lower(gr, names), 5).values()) for gr, names in candidates]
+    return (*candidates[int(np.argmin(totals))], why)
+
+
+def _by_density(
+    packed: g.Graph, groups: dict[str, list[str]], keep_dense: set[str]
+) -> tuple[g.Graph, dict[str, str]]:
+    """Packed where the calibrated density is at most 0.7; reasons."""
+    dense = set(keep_dense)
+    for root, members in groups.items():
+        share = packed.values[root].density
+        if share is not None and share > 0.7:
+            dense |= set(members)
+    mixed = choose_storage(packed, dense)
+    convs = [n for n in mixed.nodes if isinstance(n, ops.Conv2d)]
+    stored = {n.name: mixed.values[n.inputs[0]].storage for n in convs}
+    return mixed, {name: "density" if s == "packed" else "dense input" for name, s in stored.items()}
+
+
 def tune(
     graph: g.Graph,
     inputs: Sequence[np.ndarray[Any, Any]],
@@ -169,19 +230,12 @@ def tune(
         batch = trial_batch
         shapes = [g.concrete(graph.shape(v), batch) for v in graph.inputs]
         bench = _Bench(graph, [np.resize(a, s) for a, s in zip(inputs, shapes, strict=True)], batch, threads)
-    for gr in (packed,):
-        for v, d in densities.items():
-            gr.values[v].density = d
-        _concat_densities(gr)
-    groups: dict[str, list[str]] = {}
-    for v in packed.values:
-        if packed.values[v].storage == "packed":
-            groups.setdefault(g.root_of(packed, v)[0], []).append(v)
-    always = packed.meta.get("pack") == "always"
-    groups = {r: m for r, m in groups.items() if not always and not keeps_integers(packed, r)}
+    for v, d in densities.items():
+        packed.values[v].density = d
+    _concat_densities(packed)
+    groups = _free_groups(packed)
     plain = choose_storage(packed, {v for members in groups.values() for v in members} | keep_dense)
     why: dict[str, str] = {}
-    dense: set[str] = set(keep_dense)
     variants: dict[str, str] = {}
     whole = _plan_key(packed, threads, batch, keep_dense) if trials and cache is not None else ""
     found = cache.get(whole) if cache is not None and whole else None
@@ -190,32 +244,7 @@ def tune(
         dense, variants, why = known
         mixed = choose_storage(packed, dense | keep_dense)
     elif trials:
-        sv, sc, so = _try_variants(packed, bench, cache)
-        dv, dc, do = _try_variants(plain, bench, cache)
-        for members in groups.values():
-            inside = set(members)
-            readers = [n for n in packed.nodes if set(n.inputs) & inside and n.output not in inside]
-            writers = [
-                n for n in packed.nodes if n.output in inside and not isinstance(n, (ops.Conv2d, ops.Concat))
-            ]
-            names = {n.name for n in (*readers, *writers)}
-            a = sum(sc.get(k, so.get(k, 0.0)) for k in names)
-            b = sum(dc.get(k, do.get(k, 0.0)) for k in names)
-            if b < a * _MARGIN:
-                dense |= inside
-        mixed = choose_storage(packed, dense)
-        variants, _, _ = _try_variants(mixed, bench, cache)
-        for n in mixed.nodes:
-            if isinstance(n, ops.Conv2d):
-                p, q = sc.get(n.name), dc.get(n.name)
-                if p is not None and q is not None:
-                    why[n.name] = f"trials: packed {p * 1e3:.3f} ms, dense {q * 1e3:.3f} ms"
-        candidates = [(mixed, variants), (packed, sv), (plain, dv)]
-        totals = []
-        for gr, names_ in candidates:
-            totals.append(sum(bench.times(lower(gr, names_), 5).values()))
-        i = int(np.argmin(totals))
-        mixed, variants = candidates[i]
+        mixed, variants, why = _by_trials(packed, plain, groups, keep_dense, bench, cache)
         if cache is not None:
             kept = sorted(
                 v
@@ -225,14 +254,7 @@ def tune(
             cache.put(whole, {"dense": kept, "variants": variants, "why": why})
             cache.save()
     else:
-        for members in groups.values():
-            share = packed.values[g.root_of(packed, members[0])[0]].density
-            if share is not None and share > 0.7:
-                dense |= set(members)
-        mixed = choose_storage(packed, dense)
-        for n in mixed.nodes:
-            if isinstance(n, ops.Conv2d):
-                why[n.name] = "density" if mixed.values[n.inputs[0]].storage == "packed" else "dense input"
+        mixed, why = _by_density(packed, groups, keep_dense)
     for n in mixed.nodes:
         if isinstance(n, ops.Conv2d) and n.inputs[0] in keep_dense:
             why[n.name] = "weights that are not finite"

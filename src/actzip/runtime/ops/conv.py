@@ -191,56 +191,45 @@ def onnx_conv(imp: Importer, node: OnnxNode) -> Any:
     if n == 1:
         weight = weight.reshape(*weight.shape[:2], 1, weight.shape[2])
     x2 = as_map(imp, x, n)
+    fields: dict[str, Any] = {"stride": onnx_two(strides), "dilation": onnx_two(dilations), "groups": groups}
     if node.op == "Conv":
         pads = onnx_pads(node, shape[2:], kernel, strides, dilations)
-        if min(pads, default=0) < 0:
-            raise node.refuse("negative padding")
-        out = imp.emit(
-            Conv2d,
-            x2,
-            weight=weight,
-            bias=bias,
-            stride=onnx_two(strides),
-            padding=onnx_four(pads),
-            dilation=onnx_two(dilations),
-            groups=groups,
-        )
-        return from_map(imp, out, n)
+    else:
+        pads, extra = _onnx_transposed_pads(node, shape[2:], kernel, strides, dilations)
+        fields["output_padding"] = onnx_two(extra, 0)
+    if min(pads, default=0) < 0:
+        raise node.refuse("negative padding")
+    cls = Conv2d if node.op == "Conv" else ConvTranspose2d
+    out = imp.emit(cls, x2, weight=weight, bias=bias, padding=onnx_four(pads), **fields)
+    return from_map(imp, out, n)
+
+
+def _onnx_transposed_pads(
+    node: OnnxNode, spatial: Shape, kernel: list[int], strides: list[int], dilations: list[int]
+) -> tuple[list[int], list[int]]:
+    """Padding (begins, ends) and output padding of a ConvTranspose, for the output's size that is wanted."""
+    n = len(kernel)
     extra = onnx_spatial(node, "output_padding", n, 0)
-    wanted = node.ints("output_shape")
+    wanted = node.ints("output_shape")[-n:]
     auto = node.attribute("auto_pad", "NOTSET")
     pads = node.ints("pads", [0] * (2 * n))
     if len(pads) != 2 * n:
         raise node.wrong(f"{len(pads)} pads for {n} spatial dimensions")
-    if wanted or auto in ("SAME_UPPER", "SAME_LOWER"):
-        wanted = wanted[-n:]
-        for i in range(n):
-            size = shape[2 + i]
-            if isinstance(size, Sym):
-                raise node.refuse("a spatial dimension depends on the batch")
-            target = wanted[i] if wanted else size * strides[i]
-            total = strides[i] * (size - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - target
-            if total < 0:
-                extra[i] -= total
-                total = 0
-            small, large = total // 2, total - total // 2
-            pads[i], pads[i + n] = (small, large) if auto == "SAME_UPPER" else (large, small)
-    elif auto == "VALID":
-        pads = [0] * (2 * n)
-    if min(pads, default=0) < 0:
-        raise node.refuse("negative padding")
-    out = imp.emit(
-        ConvTranspose2d,
-        x2,
-        weight=weight,
-        bias=bias,
-        stride=onnx_two(strides),
-        padding=onnx_four(pads),
-        output_padding=onnx_two(extra, 0),
-        dilation=onnx_two(dilations),
-        groups=groups,
-    )
-    return from_map(imp, out, n)
+    if auto == "VALID" and not wanted:
+        return [0] * (2 * n), extra
+    if not wanted and auto not in ("SAME_UPPER", "SAME_LOWER"):
+        return pads, extra
+    for i, size in enumerate(spatial):
+        if isinstance(size, Sym):
+            raise node.refuse("a spatial dimension depends on the batch")
+        target = wanted[i] if wanted else size * strides[i]
+        total = strides[i] * (size - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - target
+        if total < 0:
+            extra[i] -= total
+            total = 0
+        small, large = total // 2, total - total // 2
+        pads[i], pads[i + n] = (small, large) if auto == "SAME_UPPER" else (large, small)
+    return pads, extra
 
 
 def _blocks(parts: list[int]) -> list[int]:

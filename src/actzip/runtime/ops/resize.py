@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,24 +68,11 @@ def torch_upsample(b: Builder, a: dict[str, Any]) -> Any:
     return b.emit(Resize, x, size=(oh, ow), mode="nearest", coordinates="asymmetric", scale=scale)
 
 
-@onnx_op("Resize")
-def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
-    x = node.need(0)
-    shape = imp.shape(x)
-    if len(shape) != 4:
-        raise node.refuse(f"an input of shape {shape} (N, C, H, W is supported)")
-    mode = node.attribute("mode", "nearest")
-    coordinates = node.attribute("coordinate_transformation_mode", "half_pixel")
-    if mode not in ("nearest", "linear"):
-        raise node.refuse(f"mode {mode!r}")
-    if node.integer("antialias", 0):
-        raise node.refuse("antialiasing")
-    if node.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise node.refuse("keep_aspect_ratio_policy")
+def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float], list[int]]:
+    """Scales and sizes of height and width, from whichever is given."""
     axes = node.ints("axes") or list(range(4))
     scales = node.floats(2, "the scales")
     sizes = node.integers(3, "the sizes")
-    hw = [int(d) for d in shape[2:]]  # type: ignore[arg-type]
     factors, out = [1.0, 1.0], list(hw)
     for i, axis in enumerate(a % 4 for a in axes):
         if sizes:
@@ -104,6 +91,25 @@ def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
             out[axis - 2] = math.floor(hw[axis - 2] * float(scales[i]))
         else:
             raise node.wrong("neither scales nor sizes are given")
+    return factors, out
+
+
+@onnx_op("Resize")
+def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
+    x = node.need(0)
+    shape = imp.shape(x)
+    if len(shape) != 4:
+        raise node.refuse(f"an input of shape {shape} (N, C, H, W is supported)")
+    mode = node.attribute("mode", "nearest")
+    coordinates = node.attribute("coordinate_transformation_mode", "half_pixel")
+    if mode not in ("nearest", "linear"):
+        raise node.refuse(f"mode {mode!r}")
+    if node.integer("antialias", 0):
+        raise node.refuse("antialiasing")
+    if node.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise node.refuse("keep_aspect_ratio_policy")
+    hw = [int(d) for d in shape[2:]]  # type: ignore[arg-type]
+    factors, out = _onnx_sizes(node, shape, hw)
     imp.check_size((1, shape[1], *out), node.where)
     if min(out) < 1:
         raise node.wrong(f"an output of {out[0]} x {out[1]}")
@@ -143,6 +149,23 @@ def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
     )
 
 
+# source coordinate of output i, by coordinate_transformation_mode: (i, size, out, scale)
+_ONNX_SOURCE: dict[str, Callable[[int, int, int, float], float]] = {
+    "half_pixel": lambda i, size, out, scale: (i + 0.5) / scale - 0.5,
+    "half_pixel_symmetric": lambda i, size, out, scale: (
+        size / 2 * (1 - out / (scale * size)) + (i + 0.5) / scale - 0.5
+    ),
+    "align_corners": lambda i, size, out, scale: 0.0 if out == 1 else i * (size - 1) / (out - 1),
+    "asymmetric": lambda i, size, out, scale: i / scale,
+}
+_ONNX_ROUND: dict[str, Callable[[float], int]] = {
+    "round_prefer_floor": lambda c: math.ceil(c - 0.5),
+    "round_prefer_ceil": lambda c: math.floor(c + 0.5),
+    "floor": math.floor,
+    "ceil": math.ceil,
+}
+
+
 def _onnx_nearest(
     imp: Importer,
     node: OnnxNode,
@@ -155,27 +178,10 @@ def _onnx_nearest(
     rounding: str,
 ) -> Any:
     """Nearest-neighbour along one axis as slices of runs and a concatenation (rare conventions)."""
-    indices = []
-    for i in range(out):
-        if coordinates == "half_pixel":
-            c = (i + 0.5) / scale - 0.5
-        elif coordinates == "half_pixel_symmetric":
-            c = size / 2 * (1 - out / (scale * size)) + (i + 0.5) / scale - 0.5
-        elif coordinates == "align_corners":
-            c = 0.0 if out == 1 else i * (size - 1) / (out - 1)
-        elif coordinates == "asymmetric":
-            c = i / scale
-        else:
-            raise node.refuse(f"coordinates {coordinates!r}")
-        if rounding == "round_prefer_floor":
-            j = math.ceil(c - 0.5)
-        elif rounding == "round_prefer_ceil":
-            j = math.floor(c + 0.5)
-        elif rounding == "floor":
-            j = math.floor(c)
-        else:
-            j = math.ceil(c)
-        indices.append(min(max(j, 0), size - 1))
+    if coordinates not in _ONNX_SOURCE:
+        raise node.refuse(f"coordinates {coordinates!r}")
+    at = (_ONNX_SOURCE[coordinates](i, size, out, scale) for i in range(out))
+    indices = [min(max(_ONNX_ROUND.get(rounding, math.ceil)(c), 0), size - 1) for c in at]
     if indices == list(range(size)):
         return x
     if out > 1024:

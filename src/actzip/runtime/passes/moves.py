@@ -108,6 +108,43 @@ def channels_last(graph: g.Graph) -> g.Graph:
     return merge_moves(graph)
 
 
+def _before_transpose(
+    graph: g.Graph, node: g.Node, source: Callable[[str], str | None]
+) -> ops.Conv2d | ops.LayerNorm | ops.Activation | ops.Binary | None:
+    """``node`` as said of (N, C, H, W), where ``source`` knows what its inputs are views of; its output is to be set."""
+    act = getattr(node, "act", None)
+    if act is not None and act.param is not None and act.param.size > 1:
+        return None  # one number a channel, of dimension 1
+    at = source(node.inputs[0]) if node.inputs else None
+    if isinstance(node, ops.Linear) and len(graph.shape(node.inputs[0])) == 4:
+        found = [s for s in map(source, node.inputs) if s is not None]
+        weight = node.weight.reshape(*node.weight.shape, 1, 1)
+        if len(found) == len(node.inputs):
+            return ops.Conv2d(
+                node.name, tuple(found), "", weight=weight, bias=node.bias, act=node.act, source=node.source
+            )
+    elif isinstance(node, ops.LayerNorm) and len(node.shape) == 1 and not node.channels:
+        if at is not None and len(graph.shape(at)) == 4:
+            return dataclasses.replace(node, inputs=(at,), channels=True)
+    elif isinstance(node, ops.Activation) and at is not None:
+        return dataclasses.replace(node, inputs=(at,))
+    elif isinstance(node, ops.Binary) and len(graph.shape(node.output)) == 4:
+        if any(source(v) is None and v not in graph.constants for v in node.inputs):
+            return None
+        if all(source(v) is None for v in node.inputs):
+            return None
+        inputs = tuple(source(v) or _channels_first(graph, v) for v in node.inputs)
+        return dataclasses.replace(node, inputs=inputs)
+    return None
+
+
+def _channels_first(graph: g.Graph, constant: str) -> str:
+    """A constant that broadcasts along (N, H, W, C) as one along (N, C, H, W)."""
+    a = graph.constants[constant]
+    a = a.reshape([1] * (4 - a.ndim) + list(a.shape)).transpose(_TO_FIRST)
+    return graph.add_constant(np.ascontiguousarray(a), constant + "_nchw")
+
+
 def _sink_transpose(graph: g.Graph) -> bool:
     """In place: one sweep in which every node that reads (N, H, W, C) views is put before the transpose."""
     producers = graph.producers()
@@ -119,45 +156,13 @@ def _sink_transpose(graph: g.Graph) -> bool:
     changed = False
     nodes: list[g.Node] = []
     for node in graph.nodes:
-        new: g.Node | None = None
-        if isinstance(node, ops.Linear) and len(graph.shape(node.inputs[0])) == 4:
-            srcs = [source(v) for v in node.inputs]
-            if all(s is not None for s in srcs):
-                w = node.weight.reshape(*node.weight.shape, 1, 1)
-                p = node.act.param if node.act else None
-                if p is None or p.size == 1:
-                    new = ops.Conv2d(
-                        node.name, tuple(s for s in srcs if s), "", weight=w, bias=node.bias, act=node.act,
-                        source=node.source,
-                    )  # fmt: skip
-        elif isinstance(node, ops.LayerNorm) and len(node.shape) == 1 and not node.channels:
-            s = source(node.inputs[0])
-            if s is not None and len(graph.shape(s)) == 4:
-                new = dataclasses.replace(node, inputs=(s,), channels=True)
-        elif isinstance(node, ops.Activation):
-            s = source(node.inputs[0])
-            if s is not None and (node.act.param is None or node.act.param.size == 1):
-                new = dataclasses.replace(node, inputs=(s,))
-        elif isinstance(node, ops.Binary):
-            shape = graph.shape(node.output)
-            ins: list[str] = []
-            for v in node.inputs:
-                s = source(v)
-                if s is not None and len(shape) == 4:
-                    ins.append(s)
-                elif v in graph.constants and len(shape) == 4 and graph.constants[v].ndim <= 4:
-                    a = graph.constants[v]
-                    a = a.reshape([1] * (4 - a.ndim) + list(a.shape)).transpose(_TO_FIRST)
-                    ins.append(graph.add_constant(np.ascontiguousarray(a), v + "_nchw"))
-            plain = node.act is None or node.act.param is None or node.act.param.size == 1
-            if len(ins) == 2 and plain and any(source(v) is not None for v in node.inputs):
-                new = dataclasses.replace(node, inputs=tuple(ins))
+        new = _before_transpose(graph, node, source)
         if new is None:
             nodes.append(node)
             continue
-        n, h, w_, c = graph.shape(node.output)
+        n, h, w, c = graph.shape(node.output)
         mid = graph.fresh(node.output + "_nchw")
-        graph.values[mid] = g.Value(mid, (n, c, h, w_))
+        graph.values[mid] = g.Value(mid, (n, c, h, w))
         new.output = mid
         back = ops.Transpose(node.name + ":nhwc", (mid,), node.output, perm=_TO_LAST, source=node.source)
         while any(back.name == x.name for x in nodes):
