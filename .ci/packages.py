@@ -1,4 +1,5 @@
-"""The packages of an extra of actzip, one a line, as its metadata has them: python .ci/packages.py test-all"""
+"""The packages of an extra of actzip, one a line, as its metadata has them: python .ci/packages.py
+test-all"""
 
 import re
 import sys

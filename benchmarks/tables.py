@@ -3,8 +3,9 @@
     python benchmarks/tables.py            # write them into the pages
     python benchmarks/tables.py --check    # say which pages differ, with exit code 1 where one does
 
-A table stands in its page between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is around it is written by hand.
-A table is a function below whose name is NAME with ``_`` for ``-``. It returns lines of Markdown.
+A table stands in its page between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is around it
+is written by hand. A table is a function below whose name is NAME with ``_`` for ``-``. It returns
+lines of Markdown.
 """
 
 from __future__ import annotations
@@ -117,7 +118,10 @@ def engine_row(r: dict[str, Any], network: str) -> list[str]:
 
 @table
 def engine_tables() -> list[str]:
-    head = "engine | zeros | density | top-1 | error | median ms | runs | x dense | x AVX2 | of peak | arena | peak MB"
+    head = (
+        "engine | zeros | density | top-1 | error | median ms | runs | x dense | x AVX2 | of "
+        "peak | arena | peak MB"
+    )
     lines = []
     for machine, d in engine_results():
         threads = f"{d['threads']} thread{'s' if d['threads'] > 1 else ''}"
@@ -150,13 +154,19 @@ def headline() -> list[str]:
         rival = min((r for r in timed if r["zeros"] == "dense"), key=lambda r: r["median_ms"])
         for which in wanted:
             r = next(r for r in timed if r["engine"] == "actzip" and r["zeros"] == which)
-            rows.append((
-                network, "none" if r["density"] is None else zeros(r, d["network"]).replace("imposed 0.34", "random weights, imposed"),
-                "" if r["density"] is None else f"{r['density']:.2f}",
-                "" if d["network"] in RANDOM else f"{100 * r['top1_agreement']:.0f} %",
-                f"{NAMES.get(rival['engine'], rival['engine'])} {rival['median_ms']:.2f}", f"{r['median_ms']:.2f}",
-                f"{rival['median_ms'] / r['median_ms']:.2f}x",
-            ))  # fmt: skip
+            rows.append(
+                (
+                    network,
+                    "none"
+                    if r["density"] is None
+                    else zeros(r, d["network"]).replace("imposed 0.34", "random weights, imposed"),
+                    "" if r["density"] is None else f"{r['density']:.2f}",
+                    "" if d["network"] in RANDOM else f"{100 * r['top1_agreement']:.0f} %",
+                    f"{NAMES.get(rival['engine'], rival['engine'])} {rival['median_ms']:.2f}",
+                    f"{r['median_ms']:.2f}",
+                    f"{rival['median_ms'] / r['median_ms']:.2f}x",
+                )
+            )
     return grid(
         "network | zeros | density | same answers | fastest dense engine, ms | actzip, ms | speed-up",
         "llrrrrr",
@@ -183,11 +193,18 @@ def engine_threads() -> list[str]:
 @table
 def engine_no_zeros() -> list[str]:
     rows = [
-        (d["network"], d["batch"], d["threads"], r["isa"], f"{r['median_ms']:.2f}", f"{r['against_pytorch_and_ort']:.2f}")
+        (
+            d["network"],
+            d["batch"],
+            d["threads"],
+            r["isa"],
+            f"{r['median_ms']:.2f}",
+            f"{r['against_pytorch_and_ort']:.2f}",
+        )
         for _, d in engine_results()
         for r in d["rows"]
         if "against_pytorch_and_ort" in r
-    ]  # fmt: skip
+    ]
     head = "network | batch | threads | actzip on | median ms | best of PyTorch, ORT / actzip"
     return grid(head, "lrrlrr", rows)
 
@@ -223,13 +240,21 @@ def resnet20_clock() -> list[str]:
         if key not in best or r["median_ms"] < best[key]["median_ms"]:
             best[key] = r
     return grid(
-        "engine | zeros | density | median ms | against the fastest dense engine", "llrrr",
+        "engine | zeros | density | median ms | against the fastest dense engine",
+        "llrrr",
         (
-            (engine_name(r), "not used" if r["zeros"] == "dense" else r["zeros"], f"{r['density']:.3f}",
-             f"{r['median_ms']:.2f}", f"{r['against_fastest_dense']:.2f}x")
-            for r in sorted(best.values(), key=lambda r: (r["engine"] == "actzip", r["median_ms"] * (r["engine"] != "actzip")))
+            (
+                engine_name(r),
+                "not used" if r["zeros"] == "dense" else r["zeros"],
+                f"{r['density']:.3f}",
+                f"{r['median_ms']:.2f}",
+                f"{r['against_fastest_dense']:.2f}x",
+            )
+            for r in sorted(
+                best.values(), key=lambda r: (r["engine"] == "actzip", r["zeros"], r["median_ms"])
+            )
         ),
-    )  # fmt: skip
+    )
 
 
 # --- codecs ---------------------------------------------------------------------------------------
@@ -288,43 +313,64 @@ def codec_threads() -> list[str]:
 
 # --- sparsification -------------------------------------------------------------------------------
 
-#: Result, what was done, network, stage. The control is the result's stage of that name.
+#: Result, what was done, stage. The control is the result's stage of that name.
 SPARSIFIED = (
-    ("lenet5-mnist/sparsify", "7 epochs", "LeNet-5", "sparse"),
-    ("lenet5-mnist/long", "20 epochs", "LeNet-5", "sparse"),
-    ("mobilenet-v1-cifar10/sparsify", "30 epochs, penalty alone", "MobileNet-V1", "sparse"),
-    ("mobilenet-v1-cifar10/sparsify", "the same, then thresholds", "MobileNet-V1", "thresholded"),
-    ("mobilenet-v1-cifar10/distilled", "20 more epochs, both distilled, penalty alone", "MobileNet-V1", "sparse"),
-    ("mobilenet-v1-cifar10/distilled", "the same, then thresholds", "MobileNet-V1", "thresholded"),
-    ("mobilenet-v1-cifar10/thresholds", "8 more epochs, both distilled, thresholds and no penalty", "MobileNet-V1", "sparse"),
-    ("mobilenet-v1-cifar10/thresholds-1.6x", "the same, milder", "MobileNet-V1", "sparse"),
-    ("mobilenet-v1-cifar10/mixup", "12 more epochs behind the 1.94x thresholds, both distilled, on mixed images", "MobileNet-V1", "sparse"),
-    ("mobilenet-v1-cifar10/macs", "10 epochs", "MobileNet-V1", "sparse"),
-    ("mobilenet-v1-cifar10/10epochs", "an earlier recipe, 10 epochs", "MobileNet-V1", "baseline"),
-    ("cifar-resnet20-cifar10/sparsify", "12 epochs, penalty alone", "ResNet-20", "sparse"),
-    ("cifar-resnet20-cifar10/sparsify", "the same, then thresholds", "ResNet-20", "thresholded"),
-    ("cifar-resnet20-cifar10/bfloat16/sparsify", "the same in bfloat16, penalty alone", "ResNet-20", "sparse"),
-    ("cifar-resnet20-cifar10/bfloat16/sparsify", "the same, then thresholds", "ResNet-20", "thresholded"),
-    ("cifar-resnet20-cifar10/thresholds", "12 more epochs behind thresholds under the penalty, both distilled", "ResNet-20", "sparse"),
-    ("cifar-resnet20-cifar10/bfloat16/thresholds", "the same in bfloat16, asked for 3.48x", "ResNet-20", "sparse"),
-    ("cifar-resnet32-cifar10/sparsify", "12 epochs, penalty alone", "ResNet-32", "sparse"),
-    ("cifar-resnet32-cifar10/sparsify", "the same, then thresholds", "ResNet-32", "thresholded"),
-    ("cifar-resnet20-cifar10/4epochs", "an earlier recipe, 4 epochs", "ResNet-20", "sparse"),
-)  # fmt: skip
+    ("lenet5-mnist/sparsify", "7 epochs", "sparse"),
+    ("lenet5-mnist/long", "20 epochs", "sparse"),
+    ("mobilenet-v1-cifar10/sparsify", "30 epochs, penalty alone", "sparse"),
+    ("mobilenet-v1-cifar10/sparsify", "the same, then thresholds", "thresholded"),
+    ("mobilenet-v1-cifar10/distilled", "20 more epochs, both distilled, penalty alone", "sparse"),
+    ("mobilenet-v1-cifar10/distilled", "the same, then thresholds", "thresholded"),
+    ("mobilenet-v1-cifar10/thresholds", "8 more epochs, both distilled, thresholds and no penalty", "sparse"),
+    ("mobilenet-v1-cifar10/thresholds-1.6x", "the same, milder", "sparse"),
+    ("mobilenet-v1-cifar10/mixup", "12 more epochs behind those of 1.94x, distilled, mixed images", "sparse"),
+    ("mobilenet-v1-cifar10/macs", "10 epochs", "sparse"),
+    ("mobilenet-v1-cifar10/10epochs", "an earlier recipe, 10 epochs", "baseline"),
+    ("cifar-resnet20-cifar10/sparsify", "12 epochs, penalty alone", "sparse"),
+    ("cifar-resnet20-cifar10/sparsify", "the same, then thresholds", "thresholded"),
+    ("cifar-resnet20-cifar10/bfloat16/sparsify", "the same in bfloat16, penalty alone", "sparse"),
+    ("cifar-resnet20-cifar10/bfloat16/sparsify", "the same, then thresholds", "thresholded"),
+    ("cifar-resnet20-cifar10/thresholds", "12 more epochs behind these thresholds, both distilled", "sparse"),
+    ("cifar-resnet20-cifar10/bfloat16/thresholds", "the same in bfloat16, asked for 3.48x", "sparse"),
+    ("cifar-resnet32-cifar10/sparsify", "12 epochs, penalty alone", "sparse"),
+    ("cifar-resnet32-cifar10/sparsify", "the same, then thresholds", "thresholded"),
+    ("cifar-resnet20-cifar10/4epochs", "an earlier recipe, 4 epochs", "sparse"),
+)
+NETWORKS = {
+    "lenet5": "LeNet-5",
+    "mobilenet": "MobileNet-V1",
+    "cifar-resnet20": "ResNet-20",
+    "cifar-resnet32": "ResNet-32",
+}
+
+
+def network_of(name: str) -> str:
+    return next(network for start, network in NETWORKS.items() if name.startswith(start))
 
 
 @table
 def recipes() -> list[str]:
     rows = []
-    for name, what, network, which in SPARSIFIED:
+    for name, what, which in SPARSIFIED:
         result = load(f"recipes/{name}")
         s, control = stage(result, which), stage(result, "control")
-        rows.append((
-            f"`{name}`", what, network, f"{s['theoretical_speedup']:.2f}x", f"{s['speedup_over_control']:.2f}x",
-            f"{s['density']:.3f}", percent(s["accuracy"]), percent(control["accuracy"]),
-            f"{100 * (s['accuracy'] - control['accuracy']):+.2f}",
-        ))  # fmt: skip
-    head = "recipe | what | network | theoretical speed-up | over the control | density | test accuracy | control | points"
+        rows.append(
+            (
+                f"`{name}`",
+                what,
+                network_of(name),
+                f"{s['theoretical_speedup']:.2f}x",
+                f"{s['speedup_over_control']:.2f}x",
+                f"{s['density']:.3f}",
+                percent(s["accuracy"]),
+                percent(control["accuracy"]),
+                f"{100 * (s['accuracy'] - control['accuracy']):+.2f}",
+            )
+        )
+    head = (
+        "recipe | what | network | theoretical speed-up | over the control | density | test "
+        "accuracy | control | points"
+    )
     return grid(head, "lllrrrrrr", rows)
 
 
@@ -332,15 +378,27 @@ def recipes() -> list[str]:
 def inception_thresholds() -> list[str]:
     first, second = load("sparsify/inception-thresholds"), load("sparsify/inception-distilled")
     rows = [
-        ("original", f"{first['density_original']:.3f}", f"{first['theoretical_speedup_original']:.2f}", "", ""),
+        (
+            "original",
+            f"{first['density_original']:.3f}",
+            f"{first['theoretical_speedup_original']:.2f}",
+            "",
+            "",
+        ),
         *(
-            (what, f"{d['density']:.3f}", f"{d['theoretical_speedup']:.2f}", f"{100 * d['agreement']:.1f} %", f"{d['output_error']:.3f}")
+            (
+                what,
+                f"{d['density']:.3f}",
+                f"{d['theoretical_speedup']:.2f}",
+                f"{100 * d['agreement']:.1f} %",
+                f"{d['output_error']:.3f}",
+            )
             for what, d in (
                 ("thresholds, 24 photographs, no training", first),
                 ("thresholds to 0.27, then distilled for 3 epochs on 200 photographs", second),
             )
         ),
-    ]  # fmt: skip
+    ]
     return grid(" | density | theoretical speed-up | agreement | output error", "lrrrr", rows)
 
 
@@ -373,10 +431,16 @@ def paper() -> list[str]:
     for name, network, which in PAPER:
         result = load(f"recipes/{name}")
         s, control, begun = stage(result, which), stage(result, "control"), begun_with(result)
-        rows.append((
-            network, f"actzip, `{name}`", f"{begun['density'] / s['density']:.2f}x", f"{100 * (s['accuracy'] - begun['accuracy']):+.2f}",
-            f"{s['speedup_over_control']:.2f}x", f"{100 * (s['accuracy'] - control['accuracy']):+.2f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                network,
+                f"actzip, `{name}`",
+                f"{begun['density'] / s['density']:.2f}x",
+                f"{100 * (s['accuracy'] - begun['accuracy']):+.2f}",
+                f"{s['speedup_over_control']:.2f}x",
+                f"{100 * (s['accuracy'] - control['accuracy']):+.2f}",
+            )
+        )
     head = "network | by | paper's terms: densities | points | ours: MACs | points"
     return grid(head, "llrrrr", rows)
 
@@ -393,11 +457,21 @@ def demo() -> list[str]:
             if c
             else [(32, 1)] * 2
         )
-        rows.append((
-            s["stage"], "float32" if s["bits"] == 32 else s["bits"], percent(s["accuracy"]), f"{s['density']:.4f}",
-            f"{s['theoretical_speedup']:.2f}x", f"{s['speedup_over_control']:.2f}x",
-            *(cell for bits, gain in sizes for cell in ((f"{bits:.3f}", f"{gain:.1f}x") if c else (bits, f"{gain}x"))),
-        ))  # fmt: skip
+        rows.append(
+            (
+                s["stage"],
+                "float32" if s["bits"] == 32 else s["bits"],
+                percent(s["accuracy"]),
+                f"{s['density']:.4f}",
+                f"{s['theoretical_speedup']:.2f}x",
+                f"{s['speedup_over_control']:.2f}x",
+                *(
+                    cell
+                    for bits, gain in sizes
+                    for cell in ((f"{bits:.3f}", f"{gain:.1f}x") if c else (bits, f"{gain}x"))
+                ),
+            )
+        )
     head = (
         "stage | bits | test accuracy | density | theoretical speed-up | over control"
         " | SEG bits/element | gain on float32 | rANS bits/element | gain on float32"
@@ -409,7 +483,8 @@ def demo() -> list[str]:
 
 
 def coded_rows(name: str, wanted: Iterable[tuple[str, str, int]], digits: int) -> list[tuple[str, ...]]:
-    """(what, bits, accuracy, density, seg, rans) of stages of a recipe's result; ``wanted``: what, stage, bits."""
+    """(what, bits, accuracy, density, seg, rans) of stages of a recipe's result; ``wanted``: what,
+    stage, bits."""
     result = load(f"recipes/{name}")
     rows = []
     for what, which, bits in wanted:
@@ -467,9 +542,11 @@ def quantize_mobilenet() -> list[str]:
     with_thresholds = [("with thresholds", "thresholded", b) for b in (16, 8)]
     alone = [("penalty alone, trained for 2 epochs (`4bit`)", "baseline", 4)]
     return grid(
-        CODED, "lrrrrr",
-        coded_rows("mobilenet-v1-cifar10/sparsify", with_thresholds, 2) + coded_rows("mobilenet-v1-cifar10/4bit", alone, 2),
-    )  # fmt: skip
+        CODED,
+        "lrrrrr",
+        coded_rows("mobilenet-v1-cifar10/sparsify", with_thresholds, 2)
+        + coded_rows("mobilenet-v1-cifar10/4bit", alone, 2),
+    )
 
 
 @table
@@ -502,20 +579,24 @@ def profile() -> list[str]:
     passes = ", ".join(f"{n['ratio']:.2f}x ({n['network']})" for n in overhead["networks"])
     rows = [
         (
-            f"predicted against measured time, one thread, {len(predicted['networks'])} networks ({predicted['layers']} layers)",
+            f"predicted against measured time, one thread, {len(predicted['networks'])} networks "
+            f"({predicted['layers']} layers)",
             f"median absolute error {100 * predicted['median_layer_error']:.1f} % a layer, "
-            f"{100 * predicted['median_network_error']:.1f} % a network; the worst network is {worst['network']}, "
+            f"{100 * predicted['median_network_error']:.1f} % a network; the worst network is "
+            f"{worst['network']}, "
             f"{100 * abs(worst['error']):.0f} % too {'fast' if worst['error'] < 0 else 'slow'}",
         ),
         (
-            f"Inception-V3, trained weights, {inception['images']} photographs, all codecs at 8 and 16 bits, engine timed",
+            f"Inception-V3, trained weights, {inception['images']} photographs, all codecs at 8 "
+            "and 16 bits, engine timed",
             f"{inception['seconds']:.0f} s, {inception['peak_bytes'] / 1e9:.2f} GB peak of the process "
             "(set-up included, cost model calibrated before)",
         ),
         (
             "its densities",
             f"{100 * inception['relu_density']:.1f} % of the ReLUs' outputs, "
-            f"{100 * inception['conv_input_density_by_macs']:.1f} % of the convolutions' inputs weighted by MACs",
+            f"{100 * inception['conv_input_density_by_macs']:.1f} % of the convolutions' inputs "
+            "weighted by MACs",
         ),
         ("one pass with statistics, no codec, over the plain forward pass", passes),
     ]
@@ -556,10 +637,16 @@ def kernels() -> list[str]:
     for path in sorted((RESULTS / "kernels").glob("*/*/sparse.json")):
         d = json.loads(path.read_text())
         for t in d["totals"]:
-            rows.append((
-                t["net"], d["isa"], f"{t['density']:g}", f"{1e3 * t['seconds']:.2f}", f"{100 * t['peak_share']:.0f} %",
-                f"{t['onednn_seconds'] / t['seconds']:.2f}x" if "onednn_seconds" in t else "",
-            ))  # fmt: skip
+            rows.append(
+                (
+                    t["net"],
+                    d["isa"],
+                    f"{t['density']:g}",
+                    f"{1e3 * t['seconds']:.2f}",
+                    f"{100 * t['peak_share']:.0f} %",
+                    f"{t['onednn_seconds'] / t['seconds']:.2f}x" if "onednn_seconds" in t else "",
+                )
+            )
     head = "network | instruction set | density | ms | of peak | against oneDNN, dense"
     return grid(head, "llrrrr", rows)
 

@@ -1,8 +1,9 @@
 """Batch inference over a cluster with Ray Data: python examples/ray_batches.py
 
-The compiled model is made once; ``map_batches`` pickles it with the class's arguments and rebuilds it in each actor, with the kernels that
-it was compiled with where that CPU has them. Ray moves the data, restarts lost workers and scales to the cluster; ``ray.init()`` without
-an address is one machine. Needs ``pip install actzip[ray]``.
+The compiled model is made once; ``map_batches`` pickles it with the class's arguments and rebuilds
+it in each actor, with the kernels that it was compiled with where that CPU has them. Ray moves the
+data, restarts lost workers and scales to the cluster; ``ray.init()`` without an address is one
+machine. Needs ``pip install actzip[ray]``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Predict:
 def classify(
     images: np.ndarray[Any, Any], model: Any, *, actors: int = 2, batch: int = 16
 ) -> list[dict[str, Any]]:
-    """``images`` (N, C, H, W) through ``model`` (of :func:`actzip.compile`, ``threads=1``) in ``actors`` processes."""
+    """``images`` (N, C, H, W) through ``model`` (of :func:`actzip.compile`, ``threads=1``) in
+    ``actors`` processes."""
     import ray
 
     rows = ray.data.from_items([{"id": i, "image": image} for i, image in enumerate(images)])

@@ -1,4 +1,5 @@
-"""Every Python block of the documentation runs, page by page, in order, in an empty folder; of the guide the shell's too."""
+"""Every Python block of the documentation runs, page by page, in order, in an empty folder; of the
+guide the shell's too."""
 
 import os
 import re

@@ -13,7 +13,10 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_codec_does_not_import_torch():
-    code = "import actzip.codec, numpy as np\nb = actzip.codec.encode(np.arange(9, dtype=np.uint8))\nactzip.codec.decode(b)"
+    code = (
+        "import actzip.codec, numpy as np\nb = actzip.codec.encode(np.arange(9, "
+        "dtype=np.uint8))\nactzip.codec.decode(b)"
+    )
     found = modules_after(code)
     assert "actzip.codec" in found
     assert not {"torch", "torchvision", "onnx", "pydantic", "rich"} & found

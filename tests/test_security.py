@@ -1,4 +1,5 @@
-"""Nothing that a file holds is run: every format that is read, with a hostile file of it (docs/security.md)."""
+"""Nothing that a file holds is run: every format that is read, with a hostile file of it
+(docs/security.md)."""
 
 from __future__ import annotations
 
@@ -118,11 +119,14 @@ def test_pickles_in_array_files(mark: Path) -> None:
     "text",
     [
         "!!python/object/apply:os.system ['touch MARK']",
-        "name: x\nmodel: {name: 'os:system', args: {command: touch MARK}}\ndata: {name: digits, validation: 9}\n"
+        "name: x\nmodel: {name: 'os:system', args: {command: touch MARK}}\ndata: {name: digits, "
+        "validation: 9}\n"
         "train: {epochs: 1}\n",
-        "name: x\nmodel: {name: 'subprocess:getoutput', args: {cmd: touch MARK}}\ndata: {name: digits, validation: 9}\n"
+        "name: x\nmodel: {name: 'subprocess:getoutput', args: {cmd: touch MARK}}\ndata: {name: "
+        "digits, validation: 9}\n"
         "train: {epochs: 1}\n",
-        "name: x\nmodel: {name: 'timm:resnet18', args: {checkpoint_path: evil.pth}}\ndata: {name: digits, validation: 9}\n"
+        "name: x\nmodel: {name: 'timm:resnet18', args: {checkpoint_path: evil.pth}}\ndata: {name: "
+        "digits, validation: 9}\n"
         "train: {epochs: 1}\n",
         "a: &a [*a]",
         "a: " + "[" * 5000 + "]" * 5000,

@@ -1,19 +1,20 @@
 """Bytes and speed of every codec on real activation maps, against zstd, lz4, blosc2 and memcpy, in one run.
 
-    python benchmarks/codec/bench.py                                  # Inception-V3 on 20 photographs, CIFAR ResNet-20
-    python benchmarks/codec/bench.py mobilenet_v1=sparse.safetensors  # a network with the weights of a checkpoint
+    python benchmarks/codec/bench.py                 # Inception-V3 on 20 photographs, CIFAR ResNet-20
+    python benchmarks/codec/bench.py mobilenet_v1=sparse.safetensors       # with these weights
     python benchmarks/codec/bench.py inception_v3 --bits 8 --only rans --no-slow --out look.json
-    python benchmarks/codec/bench.py --only-scaling                   # two threads against one, added to the results
+    python benchmarks/codec/bench.py --only-scaling  # two threads against one, added to the results
 
-A map is the output of one ReLU for all images together (N, C, H, W), quantized to 8 and 16 bits with one scale. Each is
-encoded and decoded `--repeats` times (zstd -19 encodes once) into reused memory; the table sums the fastest time of each map.
-GB/s are bytes of the q-bit tensor. One thread on one CPU; seconds are CPU time of that thread, so that other processes count
-only through the caches and the memory that they use. Two threads against one are timed by the clock, memcpy beside the codecs:
-what the memory gains bounds what they can. Rivals are given the same
-q-bit tensor (blosc2: bit shuffle, zstd level 5, element size told). Every map must come back as it was.
+A map is the output of one ReLU for all images together (N, C, H, W), quantized to 8 and 16 bits
+with one scale. Each is encoded and decoded `--repeats` times (zstd -19 encodes once) into reused
+memory; the table sums the fastest time of each map. GB/s are bytes of the q-bit tensor. One thread
+on one CPU; seconds are CPU time of that thread, so that other processes count only through the
+caches and the memory that they use. Two threads against one are timed by the clock, memcpy beside
+the codecs: what the memory gains bounds what they can. Rivals are given the same q-bit tensor
+(blosc2: bit shuffle, zstd level 5, element size told). Every map must come back as it was.
 
-The results of each network and width replace its entry of `benchmarks/results/codec/bench.json`; the figures that the project
-promises follow each table, with what was measured.
+The results of each network and width replace its entry of `benchmarks/results/codec/bench.json`;
+the figures that the project promises follow each table, with what was measured.
 """
 
 from __future__ import annotations
@@ -204,12 +205,13 @@ def compare(
 
 
 def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[str, Any]:
-    """Speed of two threads over one by the clock, all maps together: of every codec into memory that is there already
-    (encode, decode) and into memory that is new in every call (encode_new, decode_new), and of memcpy, half of the array
-    a thread, under the same conditions (copy, copy_new); of one call for all maps, each by one thread, into memory that is
-    there already (encode_many, decode_many), and of memcpy of them all (copy_many); and how many CPUs other processes used
-    meanwhile. Calls with one and two threads take turns; a call of less than 5 ms is made once more before it is timed, so
-    that the pool's thread is awake."""
+    """Speed of two threads over one by the clock, all maps together: of every codec into memory
+    that is there already (encode, decode) and into memory that is new in every call (encode_new,
+    decode_new), and of memcpy, half of the array a thread, under the same conditions (copy,
+    copy_new); of one call for all maps, each by one thread, into memory that is there already
+    (encode_many, decode_many), and of memcpy of them all (copy_many); and how many CPUs other
+    processes used meanwhile. Calls with one and two threads take turns; a call of less than 5 ms is
+    made once more before it is timed, so that the pool's thread is awake."""
     from actzip import _codec
     from actzip.codec import codecs, encode, encode_many
 
@@ -269,7 +271,8 @@ def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[
 
 
 def busy() -> tuple[float, float]:
-    """The time now, and CPU seconds that other processes have used since the system began (0 where it does not say)."""
+    """The time now, and CPU seconds that other processes have used since the system began (0 where
+    it does not say)."""
     own = sum(os.times()[:2])
     try:
         fields = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
@@ -319,12 +322,14 @@ def show(network: str, what: str, r: dict[str, Any]) -> None:
     for name, c in r["codecs"].items():
         e, d = c["encode_gbps"], c["decode_gbps"]
         print(
-            f"  {name:24} {int(c['bytes']):12,} {c['gain']:6.3f} {e:7.3f} {d:7.3f}      {e / copy:5.2f} {d / copy:5.2f}"
+            f"  {name:24} {int(c['bytes']):12,} {c['gain']:6.3f} {e:7.3f} {d:7.3f}      "
+            f"{e / copy:5.2f} {d / copy:5.2f}"
         )
     if "two_threads" in r:
         others = r["two_threads_others"]
         print(
-            f"  {'two threads / one':24} {'encode':>7} {'decode':>7}   into new memory   all maps in one call",
+            f"  {'two threads / one':24} {'encode':>7} {'decode':>7}   into new memory   all maps "
+            "in one call",
             end="",
         )
         print("" if others is None else f"; other processes used {others:.2f} CPUs")

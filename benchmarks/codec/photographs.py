@@ -18,7 +18,8 @@ def size(name: str) -> int:
 
 
 def photographs(name: str, count: int, first: int = 0) -> Tensor:
-    """``count`` images as network ``name`` wants them (N, 3, H, W): the ImageNet sample, or CIFAR-10's test set.
+    """``count`` images as network ``name`` wants them (N, 3, H, W): the ImageNet sample, or
+    CIFAR-10's test set.
 
     Every 500 / count-th of the sample, from ``first``, so that small counts see different classes too.
     """

@@ -1,8 +1,9 @@
 """Which models compile and agree with PyTorch: python benchmarks/engine/coverage.py [names ...]
 
-torchvision's classification, segmentation and detection-backbone models with seeded random weights, compiled without trials
-and run at batch 2. Writes benchmarks/results/engine/coverage.json (for each the largest error relative to the largest output, or
-the reason why not; what was there of other models stays) and the table docs/results/coverage.md from it.
+torchvision's classification, segmentation and detection-backbone models with seeded random weights,
+compiled without trials and run at batch 2. Writes benchmarks/results/engine/coverage.json (for each
+the largest error relative to the largest output, or the reason why not; what was there of other
+models stays) and the table docs/results/coverage.md from it.
 """
 
 from __future__ import annotations
@@ -74,8 +75,13 @@ def check(name: str) -> dict[str, Any]:
         )
         error = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
         packed = sum(v.storage == "packed" for v in fast.graph.values.values())
-        return {"ok": bool(np.isfinite(error) and error < LIMIT), "error": error, "side": side, "packed_maps": packed,
-                "seconds": round(time.time() - start, 1)}  # fmt: skip
+        return {
+            "ok": bool(np.isfinite(error) and error < LIMIT),
+            "error": error,
+            "side": side,
+            "packed_maps": packed,
+            "seconds": round(time.time() - start, 1),
+        }
     except ActzipError as error:
         return {"ok": False, "why": f"{type(error).__name__}: {error}"}
 

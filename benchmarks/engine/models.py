@@ -17,8 +17,8 @@ from actzip.runtime.models import load_model
 
 #: Thresholds of Inception-V3 with what benchmarks/sparsify/inception.py measured of them.
 STORED = Path(__file__).resolve().parent.parent / "results" / "sparsify" / "inception-thresholds.json"
-#: Networks with trained weights: (name for actzip.models, file of weights). All others are torchvision's by their name,
-#: with seeded random ones.
+#: Networks with trained weights: (name for actzip.models, file of weights). All others are
+#: torchvision's by their name, with seeded random ones.
 TRAINED = {
     "inception_v3": ("inception_v3_5class", "inception_v3_5class"),
     "mobilenet_v1": ("mobilenet_v1", "cifar10_mobilenet_v1"),
@@ -53,17 +53,22 @@ def build(name: str, thresholds: dict[str, Any] | None = None, weights: str | No
 
 
 def loader(name: str, part: str, count: int, batch: int) -> Loader:
-    """``count`` images as network ``name`` wants them (N, 3, H, W): of the ImageNet sample, or of CIFAR-10's test set.
+    """``count`` images as network ``name`` wants them (N, 3, H, W): of the ImageNet sample, or of
+    CIFAR-10's test set.
 
-    They are in a fixed random order; the first two fifths are for ``calibration``, the others ``unseen``: the same split of
-    the photographs as in benchmarks/sparsify/inception.py.
+    They are in a fixed random order; the first two fifths are for ``calibration``, the others
+    ``unseen``: the same split of the photographs as in benchmarks/sparsify/inception.py.
     """
     info = model_info(reference(name))
     side = info.input_shape[-1]
     cifar = side == 32
     data = resolve(
-        "cifar10" if cifar else "imagenet_sample", "test", image_size=None if cifar else side, mean=info.mean, std=info.std
-    )  # fmt: skip
+        "cifar10" if cifar else "imagenet_sample",
+        "test",
+        image_size=None if cifar else side,
+        mean=info.mean,
+        std=info.std,
+    )
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(data))
     cut = len(data) * 2 // 5
     chosen = (order[:cut] if part == "calibration" else order[cut:])[:count]
@@ -81,7 +86,8 @@ def images(name: str, part: str, count: int) -> Tensor:
 def measure(
     net: nn.Module, batches: Iterable[tuple[Tensor, Any]]
 ) -> tuple[float | None, dict[str, float], Tensor]:
-    """Density of all ReLU outputs (elements pooled, None where there are none), mean positive value by site, the outputs."""
+    """Density of all ReLU outputs (elements pooled, None where there are none), mean positive value
+    by site, the outputs."""
     from actzip.activations import ActivationTap
 
     counts: dict[str, list[float]] = {}  # site -> non-zeros, elements, sum
@@ -110,8 +116,8 @@ def output_error(want: Tensor, got: Tensor) -> float:
 
 
 def calibrated_thresholds(name: str, density: float) -> dict[str, Any]:
-    """Thresholds that ``actzip.sparsify.calibrate_thresholds`` finds, one a layer, as benchmarks/sparsify/inception.py asks
-    for them; those that it stored are used."""
+    """Thresholds that ``actzip.sparsify.calibrate_thresholds`` finds, one a layer, as
+    benchmarks/sparsify/inception.py asks for them; those that it stored are used."""
     from actzip.sparsify import calibrate_thresholds
 
     if name == "inception_v3" and STORED.exists():
@@ -125,8 +131,9 @@ def calibrated_thresholds(name: str, density: float) -> dict[str, Any]:
 
 
 def scaled_thresholds(name: str, target: float, batches: Loader) -> dict[str, float]:
-    """One scale s for the whole network, threshold of a site = s times its mean positive value, so that the density of all
-    ReLU outputs on ``batches`` together is ``target``: by bisection, the thresholds in force."""
+    """One scale s for the whole network, threshold of a site = s times its mean positive value, so
+    that the density of all ReLU outputs on ``batches`` together is ``target``: by bisection, the
+    thresholds in force."""
     _, means, _ = measure(build(name), batches)
     low, high = 0.0, 1.0
     for _ in range(8):
@@ -138,8 +145,9 @@ def scaled_thresholds(name: str, target: float, batches: Loader) -> dict[str, fl
 
 @torch.no_grad()
 def impose_density(name: str, x: Tensor, density: float) -> dict[str, float]:
-    """Thresholds that give every ReLU site this density on ``x``, one site after the other (a random network has no
-    densities of its own worth measuring). Thresholds are quantiles; a site already sparser stays."""
+    """Thresholds that give every ReLU site this density on ``x``, one site after the other (a
+    random network has no densities of its own worth measuring). Thresholds are quantiles; a site
+    already sparser stays."""
     from actzip.activations import ActivationTap, threshold_activation
 
     thresholds: dict[str, float] = {}

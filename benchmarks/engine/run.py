@@ -1,13 +1,17 @@
-"""Every engine on the same networks in the same run: python benchmarks/engine/run.py [--network inception_v3 ...]
+"""Every engine on the same networks in the same run: python benchmarks/engine/run.py [--network
+inception_v3 ...]
 
-Each engine runs in its own process (actzip.cli._workers) with the same number of threads; rounds are interleaved, so that what else the
-machine does hits all alike. Dense rivals get the plain network, whose speed does not depend on zeros (thresholds would only
-cost them); actzip and DeepSparse get the thresholded one. What is prepared beforehand is prepared in a process of its own for
-all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled compiled model. ACTZIP_DEEPSPARSE_PYTHON names a
-Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on that instruction set too; rivals then run as they come (they may use AVX-512) and, in rows of
-their own, told to use AVX2 at most by the variables that they know for it (AVX2_AT_MOST in actzip.cli._workers). ONNX Runtime
-and ncnn know none, so that they are in the table as they come only. Writes
-benchmarks/results/engine/<machine>/<network>-b<batch>-t<threads>.json and prints the table.
+Each engine runs in its own process (actzip.cli._workers) with the same number of threads; rounds
+are interleaved, so that what else the machine does hits all alike. Dense rivals get the plain
+network, whose speed does not depend on zeros (thresholds would only cost them); actzip and
+DeepSparse get the thresholded one. What is prepared beforehand is prepared in a process of its own
+for all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled compiled model.
+ACTZIP_DEEPSPARSE_PYTHON names a Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on
+that instruction set too; rivals then run as they come (they may use AVX-512) and, in rows of their
+own, told to use AVX2 at most by the variables that they know for it (AVX2_AT_MOST in
+actzip.cli._workers). ONNX Runtime and ncnn know none, so that they are in the table as they come
+only. Writes benchmarks/results/engine/<machine>/<network>-b<batch>-t<threads>.json and prints the
+table.
 """
 
 from __future__ import annotations
@@ -45,8 +49,9 @@ from actzip.files import write_text  # noqa: E402
 RESULTS = HERE.parent / "results" / "engine"
 # Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
 WRONG = 1e-2
-# With thresholds a value within rounding of its threshold is passed by one engine and not by another, a step as high as
-# the threshold: engines differ the more, the higher the thresholds (Inception-V3 at density 0.25: 2 to 4 %).
+# With thresholds a value within rounding of its threshold is passed by one engine and not by
+# another, a step as high as the threshold: engines differ the more, the higher the thresholds
+# (Inception-V3 at density 0.25: 2 to 4 %).
 WRONG_WITH_THRESHOLDS = 1e-1
 
 
@@ -68,8 +73,9 @@ def machine() -> str:
 
 
 def variants(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The network as it is, with other weights, and with thresholds: label, thresholds, weights, and on unseen images
-    density, top-1 agreement with the plain network and the outputs' error against its."""
+    """The network as it is, with other weights, and with thresholds: label, thresholds, weights,
+    and on unseen images density, top-1 agreement with the plain network and the outputs' error
+    against its."""
     name = args.network
     unseen = models.loader(name, "unseen", args.unseen, min(args.unseen, 8))
     calibration = models.loader(name, "calibration", args.photos, min(args.photos, 8))
@@ -84,11 +90,17 @@ def variants(args: argparse.Namespace) -> list[dict[str, Any]]:
         if unknown:
             raise SystemExit(f"{name} has no ReLU {unknown[0]!r}, which has a threshold in {label!r}")
         plain = y if plain is None else plain
-        rows.append({
-            "label": label, "thresholds": thresholds, "weights": weights, "density": density, "unseen": len(y),
-            "agreement": float((y.argmax(1) == plain.argmax(1)).double().mean()) if alike else None,
-            "output_error": models.output_error(plain, y) if alike else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "label": label,
+                "thresholds": thresholds,
+                "weights": weights,
+                "density": density,
+                "unseen": len(y),
+                "agreement": float((y.argmax(1) == plain.argmax(1)).double().mean()) if alike else None,
+                "output_error": models.output_error(plain, y) if alike else None,
+            }
+        )
 
     plain: torch.Tensor | None = None
     add("natural", None)
@@ -110,15 +122,19 @@ def variants(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def prepare(args: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
-    """What the engines load, for every one of :func:`variants`; what lies in the folder already is used, if it was made for
-    the same. Inputs are images that calibration did not see."""
+    """What the engines load, for every one of :func:`variants`; what lies in the folder already is
+    used, if it was made for the same. Inputs are images that calibration did not see."""
     name = args.network
     shared = args.folder / name
     folder = shared / f"b{args.batch}"
     wanted = {
-        "calibrate": args.calibrate, "density": args.density, "impose": args.impose, "photos": args.photos, "unseen": args.unseen,
+        "calibrate": args.calibrate,
+        "density": args.density,
+        "impose": args.impose,
+        "photos": args.photos,
+        "unseen": args.unseen,
         "weights": [[str(w), w.stat().st_mtime_ns] for w in args.weights],
-    }  # fmt: skip
+    }
     known = shared / "variants.json"
     if known.exists() and json.loads(known.read_text())["made_for"] != wanted:
         shutil.rmtree(shared)
@@ -162,8 +178,8 @@ def prepare(args: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
 
 
 def fuse_thresholds(path: Path) -> None:
-    """ONNX file ``path``: Relu, LessOrEqual, Where of a thresholded ReLU as ONNX's one operator for it, ThresholdedRelu, which is the
-    form that an engine can be expected to know."""
+    """ONNX file ``path``: Relu, LessOrEqual, Where of a thresholded ReLU as ONNX's one operator for
+    it, ThresholdedRelu, which is the form that an engine can be expected to know."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -237,9 +253,12 @@ def main() -> None:
         help="thresholds calibrated to this density of all ReLU outputs",
     )
     parser.add_argument(
-        "--density", type=float, action="append",
-        help="thresholds that are one factor times each layer's mean positive output, to this density: without a care for the answers",
-    )  # fmt: skip
+        "--density",
+        type=float,
+        action="append",
+        help="thresholds that are one factor times each layer's mean positive output, to this "
+        "density: without a care for the answers",
+    )
     parser.add_argument(
         "--impose", type=float, action="append", default=[],
         help="this density on every ReLU, for networks whose weights are random (top-1 means nothing then)",
@@ -267,7 +286,8 @@ def main() -> None:
     parser.add_argument("--prepare-only", action="store_true")
     parser.add_argument(
         "--gate",
-        help="shell command that answers a line when the machine is free and keeps it so until its input closes; "
+        help="shell command that answers a line when the machine is free and keeps it so until its "
+        "input closes; "
         "asked for before actzip's trials and the timed rounds",
     )
     parser.add_argument(
@@ -390,9 +410,14 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
     from actzip.runtime.compiled import advice
 
     report = {
-        "network": args.network, "batch": args.batch, "threads": args.threads, "rounds": args.rounds, "machine": machine,
-        "advice": advice(), "rows": rows,
-    }  # fmt: skip
+        "network": args.network,
+        "batch": args.batch,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "machine": machine,
+        "advice": advice(),
+        "rows": rows,
+    }
     args.results = args.results or RESULTS / machine()
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"{args.network}-b{args.batch}-t{args.threads}.json"
@@ -402,8 +427,8 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
     print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {machine['cpu']}, float32")
     heads = ("min", "runs", "x dense", "x AVX2", "MB")
     print(
-        f"{'engine':34} {'version':12} {'zeros':15} {'density':>7} {'top-1':>6} {'error':>6} {'median ms':>9} "
-        + " ".join(f"{h:>8}" for h in heads)
+        f"{'engine':34} {'version':12} {'zeros':15} {'density':>7} {'top-1':>6} {'error':>6} "
+        f"{'median ms':>9} " + " ".join(f"{h:>8}" for h in heads)
     )
     for r in rows:
         name = label(r)
@@ -415,14 +440,16 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
             number(r.get("against_fastest_dense_avx2")), f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
         ]  # fmt: skip
         print(
-            f"{name:34} {str(r['version'])[:12]:12} {r['zeros']:15} {number(r['density'], 3):>7} {number(r['top1_agreement'], 3):>6} "
+            f"{name:34} {str(r['version'])[:12]:12} {r['zeros']:15} {number(r['density'], 3):>7} "
+            f"{number(r['top1_agreement'], 3):>6} "
             f"{number(r['output_error'], 3):>6} "
             f"{r['median_ms']:9.2f} " + " ".join(f"{c:>8}" for c in cells)
         )
     for r in rows:
         if "against_pytorch_and_ort" in r:
             print(
-                f"without zeros: {label(r)} at {r['against_pytorch_and_ort']:.2f} of the best of PyTorch and ONNX Runtime"
+                f"without zeros: {label(r)} at {r['against_pytorch_and_ort']:.2f} of the best of "
+                "PyTorch and ONNX Runtime"
             )
     if report["advice"]:
         print(report["advice"])

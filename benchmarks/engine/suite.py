@@ -5,10 +5,12 @@
     python benchmarks/engine/suite.py mobilenet_v1 --weights mobilenet_v1=FILE.safetensors
     python benchmarks/engine/suite.py --list
 
-One table is one network at one batch and number of threads: run.py makes it, then benchmarks/tables.py writes docs/results/engine.md from
-all results. The timed rounds of a table take about --seconds. Before them every engine is made ready: some seconds each, the first time
-20 more for each row of actzip, whose trials are remembered (the tuning cache), and for torch.compile. What is prepared (ONNX
-files, thresholds and what they do) is kept in --folder; --prepare-only does that alone, for which the machine may be busy.
+One table is one network at one batch and number of threads: run.py makes it, then
+benchmarks/tables.py writes docs/results/engine.md from all results. The timed rounds of a table
+take about --seconds. Before them every engine is made ready: some seconds each, the first time 20
+more for each row of actzip, whose trials are remembered (the tuning cache), and for torch.compile.
+What is prepared (ONNX files, thresholds and what they do) is kept in --folder; --prepare-only does
+that alone, for which the machine may be busy.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ ROUNDS = 6
 
 @dataclass
 class Network:
-    """Tables as (batch, threads), arguments of run.py for all of them, and instruction sets for actzip at batch 1."""
+    """Tables as (batch, threads), arguments of run.py for all of them, and instruction sets for
+    actzip at batch 1."""
 
     tables: tuple[tuple[int, int], ...]
     arguments: tuple[str, ...] = ()
@@ -88,10 +91,22 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
             isa = (
                 network.isa if args.isa is None and batch == 1 else [i for i in args.isa or [] if i != "none"]
             )
-            made.append([
-                "--network", name, "--batch", str(batch), "--threads", str(threads), "--folder", str(args.folder), *network.arguments,
-                *common, *(a for i in isa for a in ("--isa", i)), *(a for w in weights.get(name, []) for a in ("--weights", w)),
-            ])  # fmt: skip
+            made.append(
+                [
+                    "--network",
+                    name,
+                    "--batch",
+                    str(batch),
+                    "--threads",
+                    str(threads),
+                    "--folder",
+                    str(args.folder),
+                    *network.arguments,
+                    *common,
+                    *(a for i in isa for a in ("--isa", i)),
+                    *(a for w in weights.get(name, []) for a in ("--weights", w)),
+                ]
+            )
     return made
 
 

@@ -1,8 +1,9 @@
 """ONNX's own backend node tests on the engine: python benchmarks/integrations/onnx_backend.py
 
-Runs ``onnx.backend.test.BackendTest`` (all node cases, CPU) against ``actzip.onnx_backend`` with ONNX's own runner and tolerances, and
-writes benchmarks/results/integrations/onnx-backend.json: which cases passed, which are reported as unsupported and why, which failed; and the
-counts of each operator that the engine claims.
+Runs ``onnx.backend.test.BackendTest`` (all node cases, CPU) against ``actzip.onnx_backend`` with
+ONNX's own runner and tolerances, and writes benchmarks/results/integrations/onnx-backend.json:
+which cases passed, which are reported as unsupported and why, which failed; and the counts of each
+operator that the engine claims.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "integrations" / 
 
 
 class _Result(unittest.TestResult):
-    """Notes which case runs, and what the backend says of it: ONNX's runner counts an unsupported case as passed."""
+    """Notes which case runs, and what the backend says of it: ONNX's runner counts an unsupported
+    case as passed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +106,8 @@ def main() -> None:
     }
     write_text(RESULTS, json.dumps(document, indent=1) + "\n")
     print(
-        f"{len(passed)} passed, {len(unsupported)} unsupported, {len(failed)} failed of {len(result.ran)} cases (onnx {onnx.__version__})"
+        f"{len(passed)} passed, {len(unsupported)} unsupported, {len(failed)} failed of "
+        f"{len(result.ran)} cases (onnx {onnx.__version__})"
     )
 
 

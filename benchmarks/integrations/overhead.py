@@ -1,8 +1,10 @@
 """What a call of a compiled model costs beside its work: python benchmarks/integrations/overhead.py
 
-A network of one ReLU on 8 numbers, one thread: almost nothing to compute, so the time of a call is the overhead of the call. Tensors
-and arrays, a batch of one. Writes benchmarks/results/integrations/call-overhead.json: microseconds a call, the median and the least of the rounds; beside
-them an empty Python function, the same network in PyTorch, and in ONNX Runtime where that is installed.
+A network of one ReLU on 8 numbers, one thread: almost nothing to compute, so the time of a call is
+the overhead of the call. Tensors and arrays, a batch of one. Writes
+benchmarks/results/integrations/call-overhead.json: microseconds a call, the median and the least of
+the rounds; beside them an empty Python function, the same network in PyTorch, and in ONNX Runtime
+where that is installed.
 """
 
 from __future__ import annotations
@@ -70,9 +72,14 @@ def main() -> None:
             pass
         found[name] = row
     document = {
-        "command": "python benchmarks/integrations/overhead.py", "unit": "microseconds a call", "rounds": ROUNDS, "calls_a_round": CALLS,
-        **{k: cpu.info()[k] for k in ("cpu", "isa", "versions")}, "empty function": microseconds(lambda: None), "networks": found,
-    }  # fmt: skip
+        "command": "python benchmarks/integrations/overhead.py",
+        "unit": "microseconds a call",
+        "rounds": ROUNDS,
+        "calls_a_round": CALLS,
+        **{k: cpu.info()[k] for k in ("cpu", "isa", "versions")},
+        "empty function": microseconds(lambda: None),
+        "networks": found,
+    }
     write_text(RESULTS, json.dumps(document, indent=1) + "\n")
     print(json.dumps({"empty function": document["empty function"], **found}, indent=1))
 

@@ -1,14 +1,18 @@
-"""torch.compile(model, backend="actzip") over timm's and torchvision's CNNs: python benchmarks/integrations/torch_compile.py [names ...]
+"""torch.compile(model, backend="actzip") over timm's and torchvision's CNNs: python
+benchmarks/integrations/torch_compile.py [names ...]
 
-Every model with seeded random weights (statistics of BatchNorm and parameters that are zero at first drawn too) is compiled
-for a batch of two and called with that and with a batch of three; outputs are compared with eager PyTorch, the difference
-relative to the largest output. A model counts where torch.compile found at least one graph, the engine runs a part of each one with
-operators in it, none is left to PyTorch whole, and the difference is below 1e-4; ``agree_distinct`` counts those whose answers on two images differ by ten times that at least
-(``differs``). Each model is a process with a time limit, so
-memory goes back. What is in benchmarks/results/integrations/torch-compile-models.json already is not run again (--again runs it).
+Every model with seeded random weights (statistics of BatchNorm and parameters that are zero at
+first drawn too) is compiled for a batch of two and called with that and with a batch of three;
+outputs are compared with eager PyTorch, the difference relative to the largest output. A model
+counts where torch.compile found at least one graph, the engine runs a part of each one with
+operators in it, none is left to PyTorch whole, and the difference is below 1e-4; ``agree_distinct``
+counts those whose answers on two images differ by ten times that at least (``differs``). Each model
+is a process with a time limit, so memory goes back. What is in
+benchmarks/results/integrations/torch-compile-models.json already is not run again (--again runs
+it).
 
-Names are timm's, or torchvision's with ``torchvision:`` before them. Models that share all shapes of parameters, in order, count
-once.
+Names are timm's, or torchvision's with ``torchvision:`` before them. Models that share all shapes
+of parameters, in order, count once.
 """
 
 from __future__ import annotations
@@ -154,7 +158,8 @@ def differs(net: nn.Module, x: torch.Tensor) -> float:
 
 
 def calibrate(net: nn.Module, x: torch.Tensor) -> None:
-    """Where random statistics make answers that hardly depend on the image, BatchNorms get those of random images."""
+    """Where random statistics make answers that hardly depend on the image, BatchNorms get those of
+    random images."""
     if differs(net, x) >= WEAK:
         return
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

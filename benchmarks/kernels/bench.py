@@ -2,11 +2,13 @@
 
     PYTHONPATH=src python benchmarks/kernels/bench.py --net inception_v3 --out out/kernels.json
 
-Every layer of `layers.txt` at every density, one thread: each kernel of the table that can compute it (or the best
-few), packed input to packed output with bias and ReLU, against oneDNN through PyTorch (the faster of NCHW,
-channels_last and prepacked weights) in the same run. `GFLOP/s` counts non-zero MACs (two operations each, borders and
-strides exact); `% of peak` is against a loop of FMAs in registers measured in the same run on the same instruction
-set. One thread, its own CPU time, best of many. Masks: `smooth` are spatially correlated as those of real maps are, `random` are independent.
+Every layer of `layers.txt` at every density, one thread: each kernel of the table that can compute
+it (or the best few), packed input to packed output with bias and ReLU, against oneDNN through
+PyTorch (the faster of NCHW, channels_last and prepacked weights) in the same run. `GFLOP/s` counts
+non-zero MACs (two operations each, borders and strides exact); `% of peak` is against a loop of
+FMAs in registers measured in the same run on the same instruction set. One thread, its own CPU
+time, best of many. Masks: `smooth` are spatially correlated as those of real maps are, `random` are
+independent.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def layers(path: Path, nets: list[str]) -> list[dict]:
 
 
 def activations(rng: np.random.Generator, row: dict, density: float, masks: str) -> np.ndarray:
-    """(1, H, W, C) float32 with the given fraction of non-zeros, densities varying from channel to channel."""
+    """(1, H, W, C) float32 with the given fraction of non-zeros, densities varying from channel to
+    channel."""
     h, w, c = row["h"], row["w"], row["ic"]
     noise = rng.standard_normal((h + 2, w + 2, c)).astype(np.float32)
     if masks == "smooth":
@@ -152,13 +155,22 @@ def main(argv: list[str] | None = None) -> int:
     rng = np.random.default_rng(0)
     peak = kernels.peak_gflops(0.5)
     info = {
-        "cpu": _engine.cpu_model(), "isa": _engine.isa(), "peak_gflops": peak, "threads": 1, "masks": args.masks,
-        "torch": torch.__version__, "python": platform.python_version(), "layers": [],
-    }  # fmt: skip
+        "cpu": _engine.cpu_model(),
+        "isa": _engine.isa(),
+        "peak_gflops": peak,
+        "threads": 1,
+        "masks": args.masks,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "layers": [],
+    }
     print(f"{info['cpu']}, {info['isa']}, FMA loop {peak:.1f} GFLOP/s, one thread, {args.masks} masks")
     totals: dict[tuple[str, float], list[float]] = {}
     for row in layers(args.layers, args.net):
-        label = f"{row['net']} {row['ic']}->{row['oc']} {row['kh']}x{row['kw']}/{row['sh']} g{row['groups']} {row['h']}x{row['w']}"
+        label = (
+            f"{row['net']} {row['ic']}->{row['oc']} {row['kh']}x{row['kw']}/{row['sh']} "
+            f"g{row['groups']} {row['h']}x{row['w']}"
+        )
         if args.match and args.match not in label:
             continue
         fan = row["ic"] // row["groups"] * row["kh"] * row["kw"]
@@ -220,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
             {"net": net, "density": density, "seconds": mine, "peak_share": share, "onednn_seconds": theirs}
         )
         print(
-            f"{net:14s} d{density:4.2f} {mine * 1e3:8.2f} ms  {100 * share:5.1f} %  oneDNN {theirs * 1e3:8.2f} ms  "
+            f"{net:14s} d{density:4.2f} {mine * 1e3:8.2f} ms  {100 * share:5.1f} %  oneDNN "
+            f"{theirs * 1e3:8.2f} ms  "
             f"{theirs / mine:5.2f}x"
         )
     if args.out:

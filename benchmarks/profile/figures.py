@@ -1,10 +1,12 @@
 """Figures of the profiler (all of them: python benchmarks/profile/figures.py; some: ... predict overhead):
 
-    predict    time that the cost model predicts against the time measured in the engine, layer by layer, over the benchmark networks
-    inception  Inception-V3 with trained weights on 100 photographs, all codecs: seconds, peak memory of the process, densities
-    overhead   one pass with statistics, without codecs, over the plain forward pass
+    predict    time that the cost model predicts against that measured in the engine, layer by layer
+    inception Inception-V3 with trained weights on 100 photographs, all codecs: seconds, peak memory
+    of the process, densities overhead one pass with statistics, without codecs, over the plain
+    forward pass
 
-Results: benchmarks/results/profile/*.json. The machine has to be idle. The first `predict` calibrates the cost model (a minute).
+Results: benchmarks/results/profile/*.json. The machine has to be idle. The first `predict`
+calibrates the cost model (a minute).
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def write(name: str, data: dict[str, Any]) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Layers are the engine's; those below a thousandth of their network's time count for the network alone."""
+    """Layers are the engine's; those below a thousandth of their network's time count for the
+    network alone."""
     import models
 
     from actzip.profile.cost import CostModel
@@ -74,14 +77,21 @@ def predict(args: argparse.Namespace) -> None:
         ]
         every = [r["predicted_ms"] / r["milliseconds"] - 1 for r in found["layers"] if r["macs"]]
         row = {
-            "network": name, "imposed": density, "threads": args.threads, "latency_ms": found["latency_ms"],
-            "layers_ms": measured, "predicted_ms": found["predicted_ms"],
-            "error": found["predicted_ms"] / found["latency_ms"] - 1, "median_layer_error": statistics.median(map(abs, every)),
-            "layer_errors": [round(e, 4) for e in every], "layer_errors_above_a_thousandth": [round(e, 4) for e in errors],
-        }  # fmt: skip
+            "network": name,
+            "imposed": density,
+            "threads": args.threads,
+            "latency_ms": found["latency_ms"],
+            "layers_ms": measured,
+            "predicted_ms": found["predicted_ms"],
+            "error": found["predicted_ms"] / found["latency_ms"] - 1,
+            "median_layer_error": statistics.median(map(abs, every)),
+            "layer_errors": [round(e, 4) for e in every],
+            "layer_errors_above_a_thousandth": [round(e, 4) for e in errors],
+        }
         known.append(row)
         print(
-            f"{name} {density or ''}: measured {row['latency_ms']:.2f} ms, predicted {row['predicted_ms']:.2f}"
+            f"{name} {density or ''}: measured {row['latency_ms']:.2f} ms, predicted "
+            f"{row['predicted_ms']:.2f}"
             f" ({row['error']:+.1%}); layers {row['median_layer_error']:.1%}",
             flush=True,
         )
@@ -110,7 +120,8 @@ start = time.perf_counter()
 import torch
 torch.set_num_threads(2)
 from actzip.cli.profile import available_codecs, run
-report = run("inception_v3_5class", sys.argv[1], "inception_v3_5class", 100, 4, None, "all", [8, 16], None, None, True, 2, True)
+name = "inception_v3_5class"
+report = run(name, sys.argv[1], name, 100, 4, None, "all", [8, 16], None, None, True, 2, True)
 sys.stderr.write("seconds %.1f\\n" % (time.perf_counter() - start))
 relus = [m for m in report.maps if m["can_be_sparse"]]
 convs = [r for r in report.layers if r["kind"] == "conv2d"]

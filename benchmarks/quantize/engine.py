@@ -1,14 +1,18 @@
-"""Inception-V3 in the engine with packed maps as float32, float16 and 8-bit integers, beside dense float32 and int8 engines.
+"""Inception-V3 in the engine with packed maps as float32, float16 and 8-bit integers, beside dense
+float32 and int8 engines.
 
-    python benchmarks/quantize/engine.py prepare out/engine --thresholds benchmarks/results/sparsify/inception-thresholds.json
+    python benchmarks/quantize/engine.py prepare out/engine \\
+        --thresholds benchmarks/results/sparsify/inception-thresholds.json
     python benchmarks/quantize/engine.py run out/engine --out benchmarks/results/quantize/engine.json
 
-`prepare` writes what needs no quiet machine: the photographs, the float network as ONNX (without thresholds, which would only
-cost dense engines time), and two int8 ones: by ONNX Runtime's own static quantization (QDQ, 8-bit activations and weights,
-weights a channel), and our own quantized network as `actzip.quantize.onnx` writes it. `run` times all engines in one process,
-one thread each, in turn, so that the ratios do not depend on when the machine was busy. Peak activation memory of our plans
-is the arena and what packed maps take beyond it. `float32 packed` packs every map that can be; `float32` those where it is
-quicker. Kernels are the defaults (no tuning trials); densities are calibrated on photographs that are not timed.
+`prepare` writes what needs no quiet machine: the photographs, the float network as ONNX (without
+thresholds, which would only cost dense engines time), and two int8 ones: by ONNX Runtime's own
+static quantization (QDQ, 8-bit activations and weights, weights a channel), and our own quantized
+network as `actzip.quantize.onnx` writes it. `run` times all engines in one process, one thread
+each, in turn, so that the ratios do not depend on when the machine was busy. Peak activation memory
+of our plans is the arena and what packed maps take beyond it. `float32 packed` packs every map that
+can be; `float32` those where it is quicker. Kernels are the defaults (no tuning trials); densities
+are calibrated on photographs that are not timed.
 """
 
 from __future__ import annotations
@@ -79,9 +83,14 @@ def prepare(folder: Path, thresholds: Path | None) -> None:
             return self.left.pop() if self.left else None
 
     quantize_static(
-        str(folder / "ready.onnx"), str(folder / "int8.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-    )  # fmt: skip
+        str(folder / "ready.onnx"),
+        str(folder / "int8.onnx"),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
     ours = quantized(plain, images, weights=8, inputs="all")
     export_qdq(ours, images[:1], folder / "qdq.onnx", dynamic_batch=False)
 
@@ -102,8 +111,12 @@ def openvino(path: Path, x: np.ndarray[Any, Any], threads: int) -> Run:
     core = ov.Core()
     model = core.read_model(str(path))
     model.reshape(list(x.shape))
-    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
-              "NUM_STREAMS": "1"}  # fmt: skip
+    config = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": "1",
+    }
     request = core.compile_model(model, "CPU", config).create_infer_request()
     request.set_input_tensor(ov.Tensor(x, shared_memory=True))
 
@@ -178,10 +191,16 @@ def measure(folder: Path, runs: int, threads: int) -> dict[str, Any]:
             f"{name:32s}", {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True
         )
     return {
-        "network": "inception_v3_5class", "thresholds": (folder / "thresholds.json").exists(), "batch": 1, "runs": runs,
-        "threads": threads, "load_average": os.getloadavg(), "machine": cpu.info(),
-        "largest_output": float(np.abs(want["float"]).max()), "rows": rows,
-    }  # fmt: skip
+        "network": "inception_v3_5class",
+        "thresholds": (folder / "thresholds.json").exists(),
+        "batch": 1,
+        "runs": runs,
+        "threads": threads,
+        "load_average": os.getloadavg(),
+        "machine": cpu.info(),
+        "largest_output": float(np.abs(want["float"]).max()),
+        "rows": rows,
+    }
 
 
 def main() -> None:

@@ -2,15 +2,17 @@
 
     python benchmarks/quantize/figures.py mobilenet --stage baseline=cifar10_mobilenet_v1 \\
         --stage control=CONTROL.safetensors --stage sparsified=SPARSE.safetensors --bits 16 8 4
-    python benchmarks/quantize/figures.py lenet --stage baseline=A.safetensors --stage sparsified=B.safetensors
+    python benchmarks/quantize/figures.py lenet --stage baseline=A.safetensors \\
+        --stage sparsified=B.safetensors
     python benchmarks/quantize/figures.py inception --bits 16 8 --stage baseline=inception_v3_5class \\
         --stage thresholds=benchmarks/results/sparsify/inception-thresholds.json
 
-A stage is a name and float weights (a file or a name under the shared weights), or NAME=STEM.json for weights and learned
-scales written by ``save_quantized`` (their own bits are used). Everything is streamed: one batch's maps at a time.
-Inception has no test labels here: its accuracy is top-1 agreement with the original float model on the photographs that
-benchmarks/sparsify/inception.py sets aside (calibration never sees them), and its sparsified stages are results of that
-script, which hold thresholds; NAME=RESULT.json,WEIGHTS adds trained weights.
+A stage is a name and float weights (a file or a name under the shared weights), or NAME=STEM.json
+for weights and learned scales written by ``save_quantized`` (their own bits are used). Everything
+is streamed: one batch's maps at a time. Inception has no test labels here: its accuracy is top-1
+agreement with the original float model on the photographs that benchmarks/sparsify/inception.py
+sets aside (calibration never sees them), and its sparsified stages are results of that script,
+which hold thresholds; NAME=RESULT.json,WEIGHTS adds trained weights.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ def row(
         data.pop("layers")
     best = data["codecs"]["best"]
     print(
-        f"{network:10s} {stage:12s} {bits!s:>5s} bits  accuracy {100 * (report.accuracy or 0):6.2f} %  density "
+        f"{network:10s} {stage:12s} {bits!s:>5s} bits  accuracy "
+        f"{100 * (report.accuracy or 0):6.2f} %  density "
         f"{report.density:.3f}  "
         + "  ".join(f"{c} {v['gain_float32']:.2f}x" for c, v in data["codecs"].items())
         + f"  (best {best['bits_per_element']:.3f} bits/element, {seconds:.0f} s)",

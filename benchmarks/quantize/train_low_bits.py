@@ -1,9 +1,11 @@
-"""Trains sparsity and a low-bit quantizer together (learned steps, rate penalty), and a float control beside it.
+"""Trains sparsity and a low-bit quantizer together (learned steps, rate penalty), and a float
+control beside it.
 
     python benchmarks/quantize/train_low_bits.py --bits 4 --epochs 4 --factor 0.15 --out out/mobilenet-4bit
     python benchmarks/quantize/train_low_bits.py --control --epochs 4 --out out/mobilenet-control
 
-Writes OUT.safetensors (weights), OUT.json (scales; not for the control) and OUT.log.json (figures of each epoch).
+Writes OUT.safetensors (weights), OUT.json (scales; not for the control) and OUT.log.json (figures
+of each epoch).
 """
 
 from __future__ import annotations

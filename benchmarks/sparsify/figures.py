@@ -1,10 +1,11 @@
-"""Test accuracy against work of fine-tuned CIFAR-10 networks (benchmarks/sparsify/finetune.py), beside their control.
+"""Test accuracy against work of fine-tuned CIFAR-10 networks (benchmarks/sparsify/finetune.py),
+beside their control.
 
     python benchmarks/sparsify/figures.py mobilenet_v1 benchmarks/results/sparsify/mobilenet_v1.json \
         --control runs/control --run runs/tl1 --run runs/tl1-milder
 
-The test set (10,000 images) is looked at here and nowhere else. Differences in accuracy come with their standard
-error, from the images that one network has right and the other wrong.
+The test set (10,000 images) is looked at here and nowhere else. Differences in accuracy come with
+their standard error, from the images that one network has right and the other wrong.
 """
 
 from __future__ import annotations

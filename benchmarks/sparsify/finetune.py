@@ -1,11 +1,13 @@
-"""Fine-tunes one CIFAR-10 network with the given settings, resumable; several runs in parallel make a frontier.
+"""Fine-tunes one CIFAR-10 network with the given settings, resumable; several runs in parallel make
+a frontier.
 
     python benchmarks/sparsify/finetune.py mobilenet_v1 runs/control '{"epochs": 2, "lr": 0.02, "alpha": 0}'
     python benchmarks/sparsify/finetune.py mobilenet_v1 runs/tl1 '{"epochs": 2, "lr": 0.02, "alpha": 4.0}'
     python benchmarks/sparsify/figures.py mobilenet_v1 out.json --control runs/control --run runs/tl1
 
-45,000 images train, 5,000 of the training set are the validation split (fixed); the test set is not looked at here.
-Writes OUT/last.pt after each epoch, and OUT/model.safetensors and OUT/result.json at the end.
+45,000 images train, 5,000 of the training set are the validation split (fixed); the test set is not
+looked at here. Writes OUT/last.pt after each epoch, and OUT/model.safetensors and OUT/result.json
+at the end.
 """
 
 from __future__ import annotations

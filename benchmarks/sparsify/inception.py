@@ -5,15 +5,17 @@
     python benchmarks/sparsify/inception.py distilled out/inception-distilled \\
         benchmarks/results/sparsify/inception-distilled.json --density 0.27
 
-`thresholds` calibrates thresholds to --density; `distilled` does that too and then trains the weights so that the network
-with thresholds gives what it gave without them. Both end with an evaluation. What is found in the folder is used, so a run
-that was stopped goes on; `evaluate` does nothing but the last step.
+`thresholds` calibrates thresholds to --density; `distilled` does that too and then trains the
+weights so that the network with thresholds gives what it gave without them. Both end with an
+evaluation. What is found in the folder is used, so a run that was stopped goes on; `evaluate` does
+nothing but the last step.
 
-The 500 photographs are put in a fixed random order. The first 200 are for calibration and distillation (without labels),
-the last 300 are looked at by the evaluation alone: the density of all ReLU outputs, effective MACs, the share of
-photographs with the same highest output as the original, and how far the outputs are from the original's (root mean
-square of the difference of centred outputs, relative to theirs: the class of most photographs is the same, so that
-agreement alone says little).
+The 500 photographs are put in a fixed random order. The first 200 are for calibration and
+distillation (without labels), the last 300 are looked at by the evaluation alone: the density of
+all ReLU outputs, effective MACs, the share of photographs with the same highest output as the
+original, and how far the outputs are from the original's (root mean square of the difference of
+centred outputs, relative to theirs: the class of most photographs is the same, so that agreement
+alone says little).
 """
 
 from __future__ import annotations
@@ -83,12 +85,17 @@ def distil(folder: Path, thresholds: dict[str, Any], args: argparse.Namespace) -
     done = folder / "distilled.json"
     if not done.exists():
         sparse = sparsify(
-            with_thresholds(network(), thresholds), photographs(slice(0, args.train), 10, shuffle=True), None,
-            config, checkpoint_dir=folder, teacher=network(),
+            with_thresholds(network(), thresholds),
+            photographs(slice(0, args.train), 10, shuffle=True),
+            None,
+            config,
+            checkpoint_dir=folder,
+            teacher=network(),
             progress=lambda e: print(
-                epoch_line(e) if e["kind"] == "epoch" else (e["step"], e["loss"], e["penalty"], e["density"]), flush=True
+                epoch_line(e) if e["kind"] == "epoch" else (e["step"], e["loss"], e["penalty"], e["density"]),
+                flush=True,
             ),
-        )  # fmt: skip
+        )
         save_weights(sparse, folder / "model.safetensors")
         write_text(
             done, json.dumps({"config": config, "result": sparsify_result(sparse).as_dict()}, indent=1)
@@ -111,7 +118,9 @@ def evaluate(model: nn.Module, count: int) -> dict[str, Any]:
         "photographs": len(want),
         "agreement": float(same.double().mean()),
         "differing": int((~same).sum()),
-        "output_error": float((centred[1] - centred[0]).square().mean().sqrt() / centred[0].square().mean().sqrt()),
+        "output_error": float(
+            (centred[1] - centred[0]).square().mean().sqrt() / centred[0].square().mean().sqrt()
+        ),
         "original_classes": torch.bincount(want.argmax(1), minlength=5).tolist(),
         "density": after.density,
         "density_original": before.density,
@@ -119,7 +128,7 @@ def evaluate(model: nn.Module, count: int) -> dict[str, Any]:
         "theoretical_speedup_original": before.theoretical_speedup,
         "thresholds": plain(get_thresholds(model)),
         "densities": after.densities,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -95,10 +95,32 @@ def test_a_table(shared_file, tmp_path):
     other.write_bytes(weights.read_bytes())
     other.with_suffix(".thresholds.json").write_text(json.dumps({"layer1.0.relu2": 0.5}))
     command = [
-        sys.executable, str(FOLDER / "run.py"), "--network", "cifar_resnet20", "--batch", "2", "--unseen", "16", "--photos", "4",
-        "--rounds", "1", "--runs", "2", "--engines", "torch,onnxruntime,actzip,deepsparse", "--weights", str(other),
-        "--density", "0.3", "--folder", str(tmp_path / "made"), "--results", str(tmp_path), "--no-zeros",
-    ]  # fmt: skip
+        sys.executable,
+        str(FOLDER / "run.py"),
+        "--network",
+        "cifar_resnet20",
+        "--batch",
+        "2",
+        "--unseen",
+        "16",
+        "--photos",
+        "4",
+        "--rounds",
+        "1",
+        "--runs",
+        "2",
+        "--engines",
+        "torch,onnxruntime,actzip,deepsparse",
+        "--weights",
+        str(other),
+        "--density",
+        "0.3",
+        "--folder",
+        str(tmp_path / "made"),
+        "--results",
+        str(tmp_path),
+        "--no-zeros",
+    ]
     env = {k: v for k, v in os.environ.items() if k != "ACTZIP_DEEPSPARSE_PYTHON"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

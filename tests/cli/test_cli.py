@@ -275,7 +275,8 @@ def test_compile_prints_what_runs_where(run, tmp_path):
 @pytest.fixture
 def sorts(tmp_path, monkeypatch):
     (tmp_path / "model_that_sorts.py").write_text(
-        "import torch\nclass Sorts(torch.nn.Module):\n    def forward(self, x):\n        return x.sort(1)[0]\n"
+        "import torch\nclass Sorts(torch.nn.Module):\n    def forward(self, x):\n        return "
+        "x.sort(1)[0]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     return "model_that_sorts:Sorts"

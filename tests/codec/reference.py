@@ -1,8 +1,9 @@
-"""A decoder of actzip blobs in plain Python, written from docs/bitstream.md; slow, and independent of the native one.
+"""A decoder of actzip blobs in plain Python, written from docs/bitstream.md; slow, and independent
+of the native one.
 
-``decode(blob)`` gives the integers (signed where the blob says so), or the floating-point patterns as unsigned
-integers, as a list in C order with the shape: the container's quantizer is not applied. ``Malformed`` says what is
-wrong. A new codec is one function here and one row in ``CODECS``.
+``decode(blob)`` gives the integers (signed where the blob says so), or the floating-point patterns
+as unsigned integers, as a list in C order with the shape: the container's quantizer is not applied.
+``Malformed`` says what is wrong. A new codec is one function here and one row in ``CODECS``.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Bytes:
 
 
 class Bits:
-    """A cursor over bits: from the lowest of each byte (numbers low bit first), or from the highest (``msb``)."""
+    """A cursor over bits: from the lowest of each byte (numbers low bit first), or from the highest
+    (``msb``)."""
 
     def __init__(self, data: bytes, msb: bool = False) -> None:
         self.data, self.at, self.msb = data, 0, msb

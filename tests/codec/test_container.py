@@ -172,7 +172,8 @@ def test_bad_input(value: object, options: dict, match: str) -> None:
 
 @pytest.mark.parametrize("codec", codecs())
 def test_damage(codec: str) -> None:
-    """Every cut and every altered byte of a small blob is refused; with checksums off it decodes or is refused."""
+    """Every cut and every altered byte of a small blob is refused; with checksums off it decodes or
+    is refused."""
     a = MAP[0, :3, :9, :11]
     blob = encode(a, codec, chunk_elements=100)
     for n in range(len(blob)):

@@ -1,8 +1,9 @@
-"""Golden fixtures: blobs written once and kept. Today's encoder must give the same bytes, today's decoder the same map.
+"""Golden fixtures: blobs written once and kept. Today's encoder must give the same bytes, today's
+decoder the same map.
 
-A failure means that the format or the encoder's choices changed. If that is meant, raise the format version (a decoder
-of old blobs stays) or, for choices alone, say so in CHANGELOG.md and run ``python tests/codec/test_golden.py`` to write
-the fixtures anew.
+A failure means that the format or the encoder's choices changed. If that is meant, raise the format
+version (a decoder of old blobs stays) or, for choices alone, say so in CHANGELOG.md and run
+``python tests/codec/test_golden.py`` to write the fixtures anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The bytes that `rans` and `ebpc` make are fixed: a change of the encoder's output fails here.
 
-`python tests/codec/test_golden_dense.py` writes golden_dense.json anew, for a new format version only. The maps are
-made of integers alone, the same everywhere. Small blobs are kept whole, of large ones their SHA-256.
+`python tests/codec/test_golden_dense.py` writes golden_dense.json anew, for a new format version
+only. The maps are made of integers alone, the same everywhere. Small blobs are kept whole, of large
+ones their SHA-256.
 """
 
 from __future__ import annotations

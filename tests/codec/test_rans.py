@@ -1,4 +1,5 @@
-"""rans: the same bytes everywhere, smaller than what it is measured against, every lane layout, bad payloads refused."""
+"""rans: the same bytes everywhere, smaller than what it is measured against, every lane layout, bad
+payloads refused."""
 
 from __future__ import annotations
 
@@ -27,10 +28,30 @@ def smooth_map(shape: tuple[int, ...], seed: int = 0, top: int = 255) -> np.ndar
 
 # planes below, at and above the number of lanes; a row only; bands of rows; less than 8 rows; all lane counts
 SHAPES = [
-    (1,), (63,), (64,), (65,), (255,), (2047,), (8192,), (33000,), (3, 1, 700), (2, 17), (5, 4000),
-    (1, 1, 3), (1, 2, 5), (3, 7, 300), (1, 9, 4000), (31, 20, 20), (32, 40, 40), (33, 33, 33), (70, 3, 3), (7, 90, 90),
-    (600, 1, 1), (2, 300, 7, 7), (2, 64, 28, 28),
-]  # fmt: skip
+    (1,),
+    (63,),
+    (64,),
+    (65,),
+    (255,),
+    (2047,),
+    (8192,),
+    (33000,),
+    (3, 1, 700),
+    (2, 17),
+    (5, 4000),
+    (1, 1, 3),
+    (1, 2, 5),
+    (3, 7, 300),
+    (1, 9, 4000),
+    (31, 20, 20),
+    (32, 40, 40),
+    (33, 33, 33),
+    (70, 3, 3),
+    (7, 90, 90),
+    (600, 1, 1),
+    (2, 300, 7, 7),
+    (2, 64, 28, 28),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,4 +1,5 @@
-"""The seams to numcodecs and Zarr: whatever they store through Zstandard comes back the same through actzip."""
+"""The seams to numcodecs and Zarr: whatever they store through Zstandard comes back the same
+through actzip."""
 
 from __future__ import annotations
 

@@ -158,7 +158,8 @@ def test_same_seed_same_figures_and_a_second_run_does_nothing_again(whole, tmp_p
 
 @pytest.mark.parametrize("stage", ["baseline", "sparse"])
 def test_killed_run_goes_on_to_the_same_figures(whole, tmp_path, stage):
-    """SIGKILL in the middle of a stage, after its first epoch; the second run must end as an unbroken one does."""
+    """SIGKILL in the middle of a stage, after its first epoch; the second run must end as an
+    unbroken one does."""
     recipe = tmp_path / "digits.yaml"
     recipe.write_text(RECIPE)
     out = tmp_path / "out"
@@ -262,13 +263,20 @@ def test_a_codec_that_lies_is_caught(monkeypatch):
 def test_low_bits_are_trained_beside_a_given_control(whole, tmp_path, capsys):
     out, before = whole
     text = (
-        RECIPE.replace("model: {name: lenet5}", f"model: {{name: lenet5, weights: {out / 'sparse.safetensors'}, "
-                       f"control: {out / 'control.safetensors'}}}")
+        RECIPE.replace(
+            "model: {name: lenet5}",
+            f"model: {{name: lenet5, weights: {out / 'sparse.safetensors'}, "
+            f"control: {out / 'control.safetensors'}}}",
+        )
         .replace("train: {epochs: 2, lr: 0.02}\n", "")
-        .replace("bits: [16, 8], calibration: 100", "bits: [8, 4], calibration: 100, train: {epochs: 2, rate: 0.5}")
-        .replace("density_reduction: 1.0, speedup_over_control: 1.0, gain_8: 2.0",
-                 "gain_4: 3.0, accuracy_4_over_control: -30")
-    )  # fmt: skip
+        .replace(
+            "bits: [16, 8], calibration: 100", "bits: [8, 4], calibration: 100, train: {epochs: 2, rate: 0.5}"
+        )
+        .replace(
+            "density_reduction: 1.0, speedup_over_control: 1.0, gain_8: 2.0",
+            "gain_4: 3.0, accuracy_4_over_control: -30",
+        )
+    )
     text = "\n".join(line for line in text.splitlines() if not line.startswith("sparsify"))
     with progress() as bar:
         results = reproduce(parse_recipe(text), tmp_path, progress=_Display(bar))
@@ -298,25 +306,36 @@ def test_low_bits_are_trained_beside_a_given_control(whole, tmp_path, capsys):
 def test_weights_with_thresholds_learn_from_a_given_teacher(whole, tmp_path):
     out, _before = whole
     first = parse_recipe(
-        RECIPE.replace("model: {name: lenet5}", f"model: {{name: lenet5, weights: {out / 'sparse.safetensors'}, "
-                       f"teacher: {out / 'control.safetensors'}, control: {out / 'control.safetensors'}}}")
+        RECIPE.replace(
+            "model: {name: lenet5}",
+            f"model: {{name: lenet5, weights: {out / 'sparse.safetensors'}, "
+            f"teacher: {out / 'control.safetensors'}, control: {out / 'control.safetensors'}}}",
+        )
         .replace("train: {epochs: 2, lr: 0.02}\n", "")
-        .replace("penalty: l1, weighting: macs, alpha: 0.3", "alpha: 0, distill: 1, thresholds: calibrated, "
-                 "threshold_density: 0.2, control: false")
+        .replace(
+            "penalty: l1, weighting: macs, alpha: 0.3",
+            "alpha: 0, distill: 1, thresholds: calibrated, threshold_density: 0.2, control: false",
+        )
         .replace("[16, 8]", "[8]")
-    )  # fmt: skip
+    )
     results = reproduce(first, tmp_path / "a")
     rows = {(s["stage"], s["bits"]): s for s in results["stages"]}
     assert set(rows) == {("baseline", 32), ("control", 32), ("sparse", 32), ("sparse", 8)}
     assert rows["sparse", 32]["density"] < 0.25 < rows["baseline", 32]["density"]
     other = parse_recipe(
-        RECIPE.replace("model: {name: lenet5}", f"model: {{name: lenet5, weights: {tmp_path / 'a/sparse.safetensors'}, "
-                       f"thresholds: {tmp_path / 'a/sparse.thresholds.json'}}}")
+        RECIPE.replace(
+            "model: {name: lenet5}",
+            f"model: {{name: lenet5, weights: {tmp_path / 'a/sparse.safetensors'}, "
+            f"thresholds: {tmp_path / 'a/sparse.thresholds.json'}}}",
+        )
         .replace("train: {epochs: 2, lr: 0.02}\n", "")
         .replace("sparsify: {epochs: 2, lr: 0.02, penalty: l1, weighting: macs, alpha: 0.3}\n", "")
         .replace("[16, 8]", "[8]")
-        .replace("targets: {density_reduction: 1.0, speedup_over_control: 1.0, gain_8: 2.0}", "targets: {gain_8: 2.0}")
-    )  # fmt: skip
+        .replace(
+            "targets: {density_reduction: 1.0, speedup_over_control: 1.0, gain_8: 2.0}",
+            "targets: {gain_8: 2.0}",
+        )
+    )
     again = {(s["stage"], s["bits"]): s for s in reproduce(other, tmp_path / "b")["stages"]}
     assert again["baseline", 32]["effective_macs"] == rows["sparse", 32]["effective_macs"]
     assert again["baseline", 8]["gain_float32"] == rows["sparse", 8]["gain_float32"]

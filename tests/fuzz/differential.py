@@ -2,9 +2,10 @@
 
     python tests/fuzz/differential.py --cases 20000 --seed 7
 
-Each case encodes a random small map and compares both decoders on it; then it changes the parameters, a payload or
-the header, makes the sizes and checksums right again, and compares what both say: the same values, or an error from
-both (the native one a CodecError that names a place). A case is made from (seed, number) alone.
+Each case encodes a random small map and compares both decoders on it; then it changes the
+parameters, a payload or the header, makes the sizes and checksums right again, and compares what
+both say: the same values, or an error from both (the native one a CodecError that names a place). A
+case is made from (seed, number) alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ FLOATS = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32}
 
 
 def native(blob: bytes) -> np.ndarray[Any, Any]:
-    """What the native decoder makes of ``blob``: integers, or floating-point patterns as unsigned integers."""
+    """What the native decoder makes of ``blob``: integers, or floating-point patterns as unsigned
+    integers."""
     try:
         import torch
     except ImportError:

@@ -1,10 +1,12 @@
 """Mutated ONNX models against the front end and the engine: python tests/fuzz/onnx_models.py CASES [SEED]
 
-Each case damages one of a few small models that hold the operators of CNN exports: bytes of the file, dimensions, attributes,
-edges between nodes (cycles among them), operators, initialisers (lost, cut, absurd), places of external data. It must end with a typed error of
-:mod:`actzip.errors`, or with a plan that runs. Nothing else may happen: no other exception, no crash, no case of more
-than LIMIT seconds of CPU time, no memory beyond BYTES, no byte of a file outside the model's folder. `make fuzz-onnx` runs it with the native modules under
-AddressSanitizer and UndefinedBehaviorSanitizer.
+Each case damages one of a few small models that hold the operators of CNN exports: bytes of the
+file, dimensions, attributes, edges between nodes (cycles among them), operators, initialisers
+(lost, cut, absurd), places of external data. It must end with a typed error of
+:mod:`actzip.errors`, or with a plan that runs. Nothing else may happen: no other exception, no
+crash, no case of more than LIMIT seconds of CPU time, no memory beyond BYTES, no byte of a file
+outside the model's folder. `make fuzz-onnx` runs it with the native modules under AddressSanitizer
+and UndefinedBehaviorSanitizer.
 """
 
 from __future__ import annotations
@@ -64,8 +66,22 @@ def seeds() -> list[ModelProto]:
             n("LRN", ["s0"], ["l0"], size=3),
             n("PRelu", ["s1", "slope"], ["l1"]),
             n("Add", ["l0", "l1"], ["d0"]),
-            n("ConvTranspose", ["d0", "w2"], ["d1"], strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
-            n("Resize", ["d1", "", "scales"], ["d2"], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+            n(
+                "ConvTranspose",
+                ["d0", "w2"],
+                ["d1"],
+                strides=[2, 2],
+                pads=[1, 1, 1, 1],
+                output_padding=[1, 1],
+            ),
+            n(
+                "Resize",
+                ["d1", "", "scales"],
+                ["d2"],
+                mode="nearest",
+                coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            ),
             n("Pad", ["d2", "pads"], ["d3"], mode="reflect"),
             n("Slice", ["d3", "from", "to", "axes"], ["d4"]),
             n("GlobalAveragePool", ["d4"], ["g0"]),
@@ -79,13 +95,27 @@ def seeds() -> list[ModelProto]:
         ],
         ["n", 3, 12, 12],
         {
-            "w0": w(8, 3, 3, 3), "b0": w(8), "one": one, "w1": w(8, 2, 3, 3), "lo": np.float32(-1), "hi": np.float32(6),
-            "slope": w(8, 1, 1), "w2": w(8, 8, 3, 3), "scales": np.array([1, 1, 2, 2], np.float32),
-            "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "from": np.array([1, 1]), "to": np.array([9, 1 << 40]), "axes": np.array([2, 3]),
-            "zero": np.array(0), "zero1": np.array([0]), "minus1": np.array([-1]), "w3": w(5, 8), "b3": w(5),
+            "w0": w(8, 3, 3, 3),
+            "b0": w(8),
+            "one": one,
+            "w1": w(8, 2, 3, 3),
+            "lo": np.float32(-1),
+            "hi": np.float32(6),
+            "slope": w(8, 1, 1),
+            "w2": w(8, 8, 3, 3),
+            "scales": np.array([1, 1, 2, 2], np.float32),
+            "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+            "from": np.array([1, 1]),
+            "to": np.array([9, 1 << 40]),
+            "axes": np.array([2, 3]),
+            "zero": np.array(0),
+            "zero1": np.array([0]),
+            "minus1": np.array([-1]),
+            "w3": w(5, 8),
+            "b3": w(5),
         },
         18,
-    )  # fmt: skip
+    )
     mixed = _model(
         [
             n("QuantizeLinear", ["x", "s", "z"], ["q"]),
@@ -107,11 +137,19 @@ def seeds() -> list[ModelProto]:
         ],
         ["n", 4, 6, 6],
         {
-            "s": np.float32(0.05), "z": np.uint8(7), "w": w(4, 4, 3, 3), "t": np.float32(0.2), "none": np.float32(0), "g": w(4),
-            "mat": w(4, 4), "ex": np.array([1, 6, 6, 4]), "rep": np.array([1, 1, 2, 1]), "ax": np.array([1]),
+            "s": np.float32(0.05),
+            "z": np.uint8(7),
+            "w": w(4, 4, 3, 3),
+            "t": np.float32(0.2),
+            "none": np.float32(0),
+            "g": w(4),
+            "mat": w(4, 4),
+            "ex": np.array([1, 6, 6, 4]),
+            "rep": np.array([1, 1, 2, 1]),
+            "ax": np.array([1]),
         },
         20,
-    )  # fmt: skip
+    )
     return [cnn, mixed]
 
 

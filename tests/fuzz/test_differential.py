@@ -1,4 +1,5 @@
-"""A short round of the differential fuzzer; `python tests/fuzz/differential.py` runs as many as are asked for."""
+"""A short round of the differential fuzzer; `python tests/fuzz/differential.py` runs as many as are
+asked for."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
     python tests/fuzz/zarr_arrays.py --cases 20000 --seed 7
 
-Every dtype that Zarr has, both byte orders and memory orders, chunks that do not divide the shape, shards, fill values,
-filters before the codec and compressors behind it, formats 2 and 3, read whole, in parts, reopened, and by the
-asynchronous interface. The last line says how many ran, by kind.
+Every dtype that Zarr has, both byte orders and memory orders, chunks that do not divide the shape,
+shards, fill values, filters before the codec and compressors behind it, formats 2 and 3, read
+whole, in parts, reopened, and by the asynchronous interface. The last line says how many ran, by
+kind.
 """
 
 from __future__ import annotations
@@ -198,7 +199,8 @@ def _bytes(a: Any) -> tuple[Any, ...]:
 
 
 def check(case: dict[str, Any], tally: Counter[str]) -> None:
-    """One array: whatever Zarr can do with it through Zstandard, it can do through actzip, or refuses when it is made."""
+    """One array: whatever Zarr can do with it through Zstandard, it can do through actzip, or
+    refuses when it is made."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dtype = np.dtype(object) if case["dtype"] == "str" else np.dtype(case["dtype"])

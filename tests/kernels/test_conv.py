@@ -121,9 +121,23 @@ def check(c: Case, variant: str):
     if c.out_type in (U8, U16):
         out_scale = 1 / 16 if c.out_type == U8 else 1 / 2048
     y, _ = kernels.conv(
-        p, variant, x, weight, bias, residual, c.residual == "packed", c.in_type, scale, c.out_type, out_scale,
-        in_pad=c.seed % 3, out_pad=c.seed % 5, out_front=c.front, capacity=c.capacity, threads=c.threads,
-    )  # fmt: skip
+        p,
+        variant,
+        x,
+        weight,
+        bias,
+        residual,
+        c.residual == "packed",
+        c.in_type,
+        scale,
+        c.out_type,
+        out_scale,
+        in_pad=c.seed % 3,
+        out_pad=c.seed % 5,
+        out_front=c.front,
+        capacity=c.capacity,
+        threads=c.threads,
+    )
     want = reference(c, x, weight, bias, residual)
     tolerance = np.float64(2e-5) * max(1.0, np.abs(np.nan_to_num(want)).max(initial=0.0))
     if c.out_packed and c.out_type == F16:
@@ -168,13 +182,31 @@ def random_case(rng, in_packed=None, depthwise=False, taps=False) -> Case:
         parts = [cut, ic - cut]
     packed = bool(rng.random() < 0.5) if in_packed is None else in_packed
     return Case(
-        n=int(pick(1, 1, 2, 3)), h=h, w=w, ic=ic, oc=oc, k=k, s=s, d=d, pad=pad, groups=groups,
-        density=float(pick(0.0, 0.05, 0.3, 0.5, 0.8, 1.0)), in_packed=packed, out_packed=bool(rng.random() < 0.5),
-        act=int(rng.integers(4)), per_channel=bool(rng.random() < 0.5), bias=bool(rng.random() < 0.8),
-        residual=pick("", "", "dense", "packed"), parts=parts, in_type=int(pick(F32, F32, F16, U8, U16)),
-        out_type=int(pick(F32, F32, F16, U8, U16)), capacity=float(pick(0.0, 0.3, 1.0)), threads=int(pick(1, 2, 3)),
-        front=int(pick(0, 0, 2)), seed=int(rng.integers(1 << 30)),
-    )  # fmt: skip
+        n=int(pick(1, 1, 2, 3)),
+        h=h,
+        w=w,
+        ic=ic,
+        oc=oc,
+        k=k,
+        s=s,
+        d=d,
+        pad=pad,
+        groups=groups,
+        density=float(pick(0.0, 0.05, 0.3, 0.5, 0.8, 1.0)),
+        in_packed=packed,
+        out_packed=bool(rng.random() < 0.5),
+        act=int(rng.integers(4)),
+        per_channel=bool(rng.random() < 0.5),
+        bias=bool(rng.random() < 0.8),
+        residual=pick("", "", "dense", "packed"),
+        parts=parts,
+        in_type=int(pick(F32, F32, F16, U8, U16)),
+        out_type=int(pick(F32, F32, F16, U8, U16)),
+        capacity=float(pick(0.0, 0.3, 1.0)),
+        threads=int(pick(1, 2, 3)),
+        front=int(pick(0, 0, 2)),
+        seed=int(rng.integers(1 << 30)),
+    )
 
 
 @pytest.mark.parametrize(("isa", "variant"), ROWS)

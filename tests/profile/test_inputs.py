@@ -136,7 +136,8 @@ def test_an_onnx_file(tmp_path, want, dynamic):
 @QUIET
 def test_an_import_path_and_a_torchvision_name(tmp_path, monkeypatch):
     (tmp_path / "some_nets.py").write_text(
-        "from torch import nn\n\ndef net(width=4):\n    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU())\n"
+        "from torch import nn\n\ndef net(width=4):\n    return nn.Sequential(nn.Conv2d(3, width, "
+        "3), nn.ReLU())\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     report = profile("some_nets:net", [X], codecs=(), engine=False)
@@ -172,7 +173,7 @@ def test_an_unknown_model_name_offers_near_matches():
     assert result.exit_code != 0
 
 
-# --- data -----------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def photos(folder, count=5, side=20):
@@ -332,7 +333,7 @@ def test_control_flow_works_through_hooks_and_the_report_says_what_the_engine_la
     assert "engine cannot run" in report.to_html()
 
 
-# --- the engine beside it ---------------------------------------------------------------------------------------------
+# --- the engine beside it -------------------------------------------------------------------------
 
 
 @QUIET
@@ -362,7 +363,8 @@ def test_the_cost_model_gives_back_what_it_was_made_of(known_cost):
 
 
 def test_calibration_times_sparse_kernels(monkeypatch):
-    """On a grid of one layer: packed input of density 0.1 costs less than at 1, and is kept in the form of samples."""
+    """On a grid of one layer: packed input of density 0.1 costs less than at 1, and is kept in the
+    form of samples."""
     monkeypatch.setattr(cost, "_grid", lambda: [(64, 64, 14, (3, 3), 1, 1), (16, 16, 8, (3, 3), 1, 16)])
     steps = []
     samples, others = cost.calibrate(1, on_step=lambda done, of: steps.append((done, of)))

@@ -302,7 +302,8 @@ window.addEventListener("load", () => {
       out.found = q("#panel-layers tbody tr:not([hidden])").map((r) => r.dataset.name);
       document.getElementById("theme").click();
       out.theme = document.documentElement.dataset.theme;
-      out.requests = performance.getEntriesByType("resource").map((r) => r.name).filter((n) => !n.startsWith("data:"));
+      out.requests = performance.getEntriesByType("resource").map((r) => r.name)
+        .filter((n) => !n.startsWith("data:"));
       const pre = document.createElement("pre");
       pre.id = "result";
       pre.textContent = JSON.stringify(out);
@@ -412,8 +413,9 @@ def test_total_macs_agree_with_fvcore(name):
 @pytest.mark.shared
 @pytest.mark.slow
 def test_densities_of_the_given_inception_within_sampling_error(shared_file):
-    """43.9 % of the ReLU outputs and 38.9 % of the inputs of convolutions, weighted by MACs, over 40 photographs (the data's
-    README); here over 16 others or the same, so the difference has the error of both means."""
+    """43.9 % of the ReLU outputs and 38.9 % of the inputs of convolutions, weighted by MACs, over
+    40 photographs (the data's README); here over 16 others or the same, so the difference has the
+    error of both means."""
     pytest.importorskip("pyarrow")
     from actzip.data import Loader, resolve
     from actzip.models import load_weights

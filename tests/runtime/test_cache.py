@@ -32,8 +32,16 @@ def test_another_identity_has_another_file(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"\x00\xff" * 50, b"[]", b'{"format": 99}', b"[" * 100_000, b'{"format": 2, "identity": {}, "entries": {}}'],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"\x00\xff" * 50,
+        b"[]",
+        b'{"format": 99}',
+        b"[" * 100_000,
+        b'{"format": 2, "identity": {}, "entries": {}}',
+    ],
+)
 def test_damage_is_ignored_and_written_anew(tmp_path, damage):
     path = TuningCache(WHO, tmp_path).path
     path.write_bytes(damage)

@@ -1,4 +1,5 @@
-"""Every way of calling a compiled model, and every wrong one: the right number or a typed error, never a crash."""
+"""Every way of calling a compiled model, and every wrong one: the right number or a typed error,
+never a crash."""
 
 from __future__ import annotations
 
@@ -83,14 +84,26 @@ def test_arguments_are_bound_by_name_as_the_model_binds_them():
     for example in ((x, a, b), {"x": x, "left": a, "right": b}, {"right": b, "x": x, "left": a}):
         fast = compiled(model, example)
         for y in (
-            fast(x, a, b), fast(x, a, right=b), fast(x, right=b, left=a), fast(right=b, left=a, x=x), fast((x, a, b)),
-            fast({"right": b, "x": x, "left": a}), fast(x, a, b, 2.0), fast(x, a, b, mode="sub"),
-        ):  # fmt: skip
+            fast(x, a, b),
+            fast(x, a, right=b),
+            fast(x, right=b, left=a),
+            fast(right=b, left=a, x=x),
+            fast((x, a, b)),
+            fast({"right": b, "x": x, "left": a}),
+            fast(x, a, b, 2.0),
+            fast(x, a, b, mode="sub"),
+        ):
             close(y, model(x, a, b))
         for args, kwargs in (
-            ((x, a), {}), ((x, a), {"left": a, "right": b}), ((x, a, b), {"other": a}), ((x, a, b, 3.0), {}),
-            ((x, a, b), {"mode": "add"}), ((x, a, b, a), {}), ((x, a, b), {"scale": torch.tensor(2.0)}), ((), {}),
-        ):  # fmt: skip
+            ((x, a), {}),
+            ((x, a), {"left": a, "right": b}),
+            ((x, a, b), {"other": a}),
+            ((x, a, b, 3.0), {}),
+            ((x, a, b), {"mode": "add"}),
+            ((x, a, b, a), {}),
+            ((x, a, b), {"scale": torch.tensor(2.0)}),
+            ((), {}),
+        ):
             with pytest.raises(InputError):
                 fast(*args, **kwargs)
     other = compiled(model, {"x": x, "left": a, "right": b, "mode": "add", "scale": 3.0})
@@ -150,10 +163,18 @@ def test_every_kind_of_memory(fast):
 @pytest.mark.parametrize(
     "bad",
     [
-        X.to_sparse(), X.to("meta"), X.half(), X.numpy().astype(">f4"), X.to(torch.complex64), X[:0], X[:0].numpy(), X[0], "x",
+        X.to_sparse(),
+        X.to("meta"),
+        X.half(),
+        X.numpy().astype(">f4"),
+        X.to(torch.complex64),
+        X[:0],
+        X[:0].numpy(),
+        X[0],
+        "x",
     ],
     ids=["sparse", "meta", "half", "big-endian", "complex", "no image", "no image (array)", "rank", "text"],
-)  # fmt: skip
+)
 def test_inputs_that_cannot_be_read(fast, bad):
     with pytest.raises(InputError):
         fast(bad)

@@ -1,4 +1,5 @@
-"""The torch.export front end: graphs that mean what the model does, and refusals that name operator and place."""
+"""The torch.export front end: graphs that mean what the model does, and refusals that name operator
+and place."""
 
 from __future__ import annotations
 
@@ -58,23 +59,38 @@ FUNCTIONS = {
     "gather": lambda x: x[:, [3, 0, 1, 2]],
     "roll": lambda x: torch.roll(x, (1, -2), (2, 3)),
     "permute": lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 2).transpose(1, 2),
-    "means": lambda x: x.mean((2, 3)) + x.amax((2, 3)) + x.sum((2, 3)) + torch.linalg.vector_norm(x, dim=(2, 3)),
-    "pads": lambda x: F.pad(x, (1, 2, 0, 1)) + F.pad(x, (1, 2, 0, 1), mode="reflect") + F.pad(x, (1, 2, 0, 1), mode="replicate"),
+    "means": lambda x: (
+        x.mean((2, 3)) + x.amax((2, 3)) + x.sum((2, 3)) + torch.linalg.vector_norm(x, dim=(2, 3))
+    ),
+    "pads": lambda x: (
+        F.pad(x, (1, 2, 0, 1))
+        + F.pad(x, (1, 2, 0, 1), mode="reflect")
+        + F.pad(x, (1, 2, 0, 1), mode="replicate")
+    ),
     "crop": lambda x: F.pad(x, (-1, -1, 0, 0)),
     "nearest": lambda x: F.interpolate(x, scale_factor=2) + F.interpolate(x, size=(12, 12)),
-    "bilinear": lambda x: F.interpolate(x, size=(9, 7), mode="bilinear") + F.interpolate(x, size=(9, 7), mode="bilinear", align_corners=True),
-    "pools": lambda x: F.max_pool2d(x, 3, 2, 1) + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) + F.adaptive_max_pool2d(x, 3),
+    "bilinear": lambda x: (
+        F.interpolate(x, size=(9, 7), mode="bilinear")
+        + F.interpolate(x, size=(9, 7), mode="bilinear", align_corners=True)
+    ),
+    "pools": lambda x: (
+        F.max_pool2d(x, 3, 2, 1)
+        + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        + F.adaptive_max_pool2d(x, 3)
+    ),
     "adaptive": lambda x: F.adaptive_avg_pool2d(x, (4, 5)),
     "lrn": lambda x: F.local_response_norm(x, 3),
     "shuffle": lambda x: F.pixel_shuffle(x, 2) + F.channel_shuffle(x, 2).reshape(x.shape[0], 1, 12, 12),
-    "expand": lambda x: x.mean((2, 3), keepdim=True).expand_as(x) + x.mean(1, keepdim=True).repeat(1, 4, 1, 1),
+    "expand": lambda x: (
+        x.mean((2, 3), keepdim=True).expand_as(x) + x.mean(1, keepdim=True).repeat(1, 4, 1, 1)
+    ),
     "matmul": lambda x: x @ x.transpose(-1, -2),
     "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1),
     "norms": lambda x: F.group_norm(x, 2) + F.layer_norm(x, (6, 6)) + F.instance_norm(x),
     "threshold": lambda x: torch.where(x > 0.25, x, torch.zeros(())),
     "threshold le": lambda x: torch.where(x <= 0.25, torch.zeros(()), x),
     "eval": lambda x: F.dropout(x, 0.5, training=False).contiguous().clone().to(torch.float32),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -213,9 +229,17 @@ def test_bad_examples(example):
 
 
 MODELS = {
-    "alexnet": 64, "squeezenet1_1": 64, "resnet18": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "mnasnet0_5": 64,
-    "shufflenet_v2_x0_5": 64, "googlenet": 64, "regnet_y_400mf": 64, "convnext_tiny": 64,
-}  # fmt: skip
+    "alexnet": 64,
+    "squeezenet1_1": 64,
+    "resnet18": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "mnasnet0_5": 64,
+    "shufflenet_v2_x0_5": 64,
+    "googlenet": 64,
+    "regnet_y_400mf": 64,
+    "convnext_tiny": 64,
+}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -183,9 +183,15 @@ def test_structured_inputs_and_outputs():
 def test_wrong_inputs_are_typed_errors(net):
     fast = actzip.compile(net, torch.randn(1, 3, 17, 19), tune=False)
     for bad in (
-        torch.randn(1, 3, 17, 18), torch.randn(3, 17, 19), torch.randn(0, 3, 17, 19), torch.randn(1, 3, 17, 19).double(),
-        np.zeros((1, 3, 17, 19), np.int32), [1, 2], None, "x",
-    ):  # fmt: skip
+        torch.randn(1, 3, 17, 18),
+        torch.randn(3, 17, 19),
+        torch.randn(0, 3, 17, 19),
+        torch.randn(1, 3, 17, 19).double(),
+        np.zeros((1, 3, 17, 19), np.int32),
+        [1, 2],
+        None,
+        "x",
+    ):
         with pytest.raises(InputError):
             fast(bad)
     with pytest.raises(InputError, match="inputs given"):
@@ -311,8 +317,8 @@ def test_arena_is_smaller_packed_than_dense(net):
 
 @torch.no_grad()
 def test_between_convolutions_no_dense_map_is_stored():
-    """Every map between two convolutions of the plan is packed, through residuals, pools and concatenations, and no copy of
-    one in another form is made."""
+    """Every map between two convolutions of the plan is packed, through residuals, pools and
+    concatenations, and no copy of one in another form is made."""
 
     class Chain(nn.Module):
         def __init__(self):

@@ -64,7 +64,8 @@ def test_whole_graph_with_changing_batch():
         x = torch.rand(n, 1, 28, 28)
         assert agree(fast(x), model(x))
         assert last_report()["mode"] == "whole"
-    # one graph for the first batch, one for any batch after it, one for a batch of one: torch.compile's own rule
+    # one graph for the first batch, one for any batch after it, one for a batch of one:
+    # torch.compile's own rule
     found = reports()[before:]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(found) <= 3
     assert [r.get("reused", False) for r in found] == [False] + [True] * (
@@ -224,7 +225,8 @@ import torch
 from torch import nn
 
 torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()).eval()
+first, second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU()).eval()
 x = torch.relu(torch.randn(1, 3, 24, 24))
 with torch.no_grad():
     got, want = torch.compile(net, backend="actzip")(x), net(x)

@@ -56,9 +56,18 @@ def test_pooling_is_torchs(ceil, h, k, s, p):
         for include in (True, False):
             graph = base((N, 3, h, h + 1))
             graph.add(
-                ops.Pool("p", ("x",), "y", kind=kind, kernel_size=(k, k), stride=(s, s), padding=(p,) * 4, ceil_mode=ceil,
-                       count_include_pad=include)
-            )  # fmt: skip
+                ops.Pool(
+                    "p",
+                    ("x",),
+                    "y",
+                    kind=kind,
+                    kernel_size=(k, k),
+                    stride=(s, s),
+                    padding=(p,) * 4,
+                    ceil_mode=ceil,
+                    count_include_pad=include,
+                )
+            )
             graph.outputs = ["y"]
             (y,), _ = interpret(graph, {"x": x})
             if kind == "max":

@@ -105,8 +105,14 @@ def test_models_that_onnxruntime_quantized(tmp_path, per_channel):
     quantization = pytest.importorskip("onnxruntime.quantization")
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 5)
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(288, 5),
+    )
     images = [{"x": np.random.default_rng(i).standard_normal((1, 3, 16, 16), np.float32)} for i in range(4)]
 
     class Reader(quantization.CalibrationDataReader):
@@ -227,23 +233,45 @@ RELU = helper.make_node("Relu", ["x"], ["y"], name="r")
         (b"\x08\x07garbage" * 9, DataError, "damaged|no ONNX graph"),
         (make([RELU], [("x", [1, 0, 2])], [("y", None)]), UnsupportedError, "empty"),
         (make([RELU], [("x", [1, 2])], [("y", None)], opset=9), UnsupportedError, "opset 9"),
-        (make([helper.make_node("Relu", ["z"], ["y"])], [("x", [1])], [("y", None)]), InputError, "initialiser is missing"),
         (
-            make([helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])], [("x", [1])], [("b", None)]),
+            make([helper.make_node("Relu", ["z"], ["y"])], [("x", [1])], [("y", None)]),
+            InputError,
+            "initialiser is missing",
+        ),
+        (
+            make(
+                [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])],
+                [("x", [1])],
+                [("b", None)],
+            ),
             InputError,
             "cycle",
         ),
-        (make([helper.make_node("Nope", ["x"], ["y"], name="n")], [("x", [1, 2])], [("y", None)]), UnsupportedError, "Nope node 'n'"),
+        (
+            make([helper.make_node("Nope", ["x"], ["y"], name="n")], [("x", [1, 2])], [("y", None)]),
+            UnsupportedError,
+            "Nope node 'n'",
+        ),
         (make([RELU], [("x", [1, 1 << 40])], [("y", None)]), InputError, "more than"),
         (
-            make([helper.make_node("Expand", ["x", "s"], ["y"])], [("x", [1, 1])], [("y", None)], [tensor("s", np.array([1, 1 << 40]))]),
+            make(
+                [helper.make_node("Expand", ["x", "s"], ["y"])],
+                [("x", [1, 1])],
+                [("y", None)],
+                [tensor("s", np.array([1, 1 << 40]))],
+            ),
             InputError,
             "more than",
         ),
         (
             make(
-                [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])],
-                [("x", [1])], [("y", None)], [tensor("s", np.array([1 << 20, 1 << 20, 1 << 20]))],
+                [
+                    helper.make_node("ConstantOfShape", ["s"], ["c"]),
+                    helper.make_node("Add", ["x", "c"], ["y"]),
+                ],
+                [("x", [1])],
+                [("y", None)],
+                [tensor("s", np.array([1 << 20, 1 << 20, 1 << 20]))],
             ),
             InputError,
             "more than",
@@ -254,13 +282,18 @@ RELU = helper.make_node("Relu", ["x"], ["y"], name="r")
             "axis",
         ),
         (
-            make([helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", [1, 2])], [("y", None)], [tensor("w", np.ones((3, 2), np.float32))]),
+            make(
+                [helper.make_node("MatMul", ["x", "w"], ["y"])],
+                [("x", [1, 2])],
+                [("y", None)],
+                [tensor("w", np.ones((3, 2), np.float32))],
+            ),
             InputError,
             "does not fit",
         ),
         (make([RELU], [("x", [1])], [("other", None)]), InputError, "written by no node"),
     ],
-)  # fmt: skip
+)
 def test_bad_models_get_a_typed_error_that_says_where(model, error, words):
     with pytest.raises(error, match=words):
         from_onnx(model)

@@ -77,11 +77,23 @@ def test_each_pass_alone_keeps_the_meaning(p, model):
     else:
         graph = graph_of(
             nn.Sequential(
-                nn.ZeroPad2d(1), nn.Conv2d(3, 6, 3), nn.Hardswish(), nn.BatchNorm2d(6), nn.ReLU6(), nn.AvgPool2d(2, 2, 1),
-                nn.Conv2d(6, 12, 1, groups=2), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 5),
+                nn.ZeroPad2d(1),
+                nn.Conv2d(3, 6, 3),
+                nn.Hardswish(),
+                nn.BatchNorm2d(6),
+                nn.ReLU6(),
+                nn.AvgPool2d(2, 2, 1),
+                nn.Conv2d(6, 12, 1, groups=2),
+                nn.GELU(),
+                nn.AdaptiveAvgPool2d(2),
+                nn.Flatten(),
+                nn.Linear(48, 5),
                 nn.Softmax(1),
-            ), 3, 9, 9,
-        )  # fmt: skip
+            ),
+            3,
+            9,
+            9,
+        )
     check(graph, p(graph))
 
 

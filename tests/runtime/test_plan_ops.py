@@ -1,5 +1,6 @@
-"""Every operator of the native Plan against PyTorch: random shapes, odd channel counts, batches, dense and packed
-storage, every instruction set of this CPU; concurrent runs; specs and arrays that do not fit."""
+"""Every operator of the native Plan against PyTorch: random shapes, odd channel counts, batches,
+dense and packed storage, every instruction set of this CPU; concurrent runs; specs and arrays that
+do not fit."""
 
 from __future__ import annotations
 
@@ -150,16 +151,25 @@ def test_conv(isa: str, ins: str, outs: str) -> None:
             near = (want - torch.from_numpy(theta)[:, None, None]).abs() < 1e-4
             want = torch.where(want > torch.from_numpy(theta)[:, None, None], want, torch.zeros(()))
         got = run(
-            "conv", xs, tuple(want.shape), ins=ins, outs=outs, extra=outs, arrays=arrays, strings=strings, floats=floats,
+            "conv",
+            xs,
+            tuple(want.shape),
+            ins=ins,
+            outs=outs,
+            extra=outs,
+            arrays=arrays,
+            strings=strings,
+            floats=floats,
             ints={"kernel": k, "stride": s, "padding": pad, "dilation": d, "groups": [groups]},
-        )  # fmt: skip
+        )
         if act == "threshold":
             got = np.where(near.numpy(), want.numpy(), got)
         close(got, want)
 
 
 def test_conv_into_concat(isa: str) -> None:
-    """Two convolutions write their channels of one packed map; a third reads all of them, a fourth one part."""
+    """Two convolutions write their channels of one packed map; a third reads all of them, a fourth
+    one part."""
     n, h, w, parts = 2, 7, 9, (70, 33)
     x = sparse(n, 20, h, w)
     ws = [RNG.standard_normal((c, 20, 3, 3)).astype(np.float32) * 0.1 for c in parts]
@@ -228,9 +238,13 @@ def test_linear(isa: str) -> None:
 def pool(x: np.ndarray, kind: str, want: torch.Tensor, ins: str, outs: str, **kw: Any) -> None:
     k, s, pad, d = kw["kernel"], kw["stride"], kw["padding"], kw.get("dilation", (1, 1))
     ints = {
-        "kernel": list(k), "stride": list(s), "padding": [pad[0], pad[1], pad[0], pad[1]], "dilation": list(d),
-        "count_include_pad": [int(kw.get("include", True))], "divisor": [kw.get("divisor", 0)],
-    }  # fmt: skip
+        "kernel": list(k),
+        "stride": list(s),
+        "padding": [pad[0], pad[1], pad[0], pad[1]],
+        "dilation": list(d),
+        "count_include_pad": [int(kw.get("include", True))],
+        "divisor": [kw.get("divisor", 0)],
+    }
     close(
         run("pool", [x], tuple(want.shape), ins=ins, outs=outs, ints=ints, strings={"kind": kind}), want, 1e-5
     )
@@ -281,7 +295,16 @@ def test_avg_pool_epilogue(isa: str) -> None:
         x, bias = sparse(2, 77, 11, 9), RNG.standard_normal(77).astype(np.float32)
         want = (F.avg_pool2d(torch.from_numpy(x), 3, 1, 1) + torch.from_numpy(bias)[:, None, None]).relu()
         ints = {"kernel": [3, 3], "stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1]}
-        got = run("pool", [x], tuple(want.shape), ins="map", outs=outs, ints=ints, arrays={"bias": bias}, strings={"kind": "avg", "act": "relu"})  # fmt: skip
+        got = run(
+            "pool",
+            [x],
+            tuple(want.shape),
+            ins="map",
+            outs=outs,
+            ints=ints,
+            arrays={"bias": bias},
+            strings={"kind": "avg", "act": "relu"},
+        )
         close(got, want)
 
 
@@ -297,7 +320,7 @@ def test_adaptive_pools(isa: str, ins: str) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------------- elementwise, moves
+# ---------------------------------------- elementwise, moves---
 
 ACTS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, list[float]]]] = {
     "relu": (F.relu, {}),
@@ -390,8 +413,14 @@ def test_activations_per_channel(isa: str, layout: str) -> None:
 @pytest.mark.parametrize("kind", ("add", "sub", "mul", "div", "max", "min", "pow"))
 def test_binary(isa: str, kind: str) -> None:
     f = {
-        "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum, "pow": torch.pow,
-    }[kind]  # fmt: skip
+        "add": torch.add,
+        "sub": torch.sub,
+        "mul": torch.mul,
+        "div": torch.div,
+        "max": torch.maximum,
+        "min": torch.minimum,
+        "pow": torch.pow,
+    }[kind]
     shapes = [
         ((2, 5, 6, 7), (2, 5, 6, 7)),
         ((2, 5, 6, 7), (2, 5, 1, 1)),
@@ -451,7 +480,16 @@ def test_moves(isa: str) -> None:
         ).all()
         for mode, torch_mode in (("constant", "constant"), ("reflect", "reflect"), ("edge", "replicate")):
             want = F.pad(t, (2, 1, 3, 0), mode=torch_mode, **({"value": 0.5} if mode == "constant" else {}))
-            got = run("pad", [x], tuple(want.shape), ins=layout, outs=layout, ints={"before": [0, 0, 3, 2]}, floats={"value": [0.5]}, strings={"mode": mode})  # fmt: skip
+            got = run(
+                "pad",
+                [x],
+                tuple(want.shape),
+                ins=layout,
+                outs=layout,
+                ints={"before": [0, 0, 3, 2]},
+                floats={"value": [0.5]},
+                strings={"mode": mode},
+            )
             assert (got == want.numpy()).all()
         y = RNG.standard_normal((2, 3, 5, 7)).astype(np.float32)
         want = torch.cat([t, torch.from_numpy(y)], 1)
@@ -471,7 +509,7 @@ def test_moves(isa: str) -> None:
     )
 
 
-# ----------------------------------------------------------------------------------- matrices, lines, resizing
+# ---------------------------------------- matrices, lines, resizing---
 
 
 def test_matmul(isa: str) -> None:
@@ -669,7 +707,7 @@ def test_profile_and_densities() -> None:
     assert d[0] == -1  # the caller's input
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------- what is refused---
 
 
 def test_wrong_arrays() -> None:
@@ -677,8 +715,14 @@ def test_wrong_arrays() -> None:
     x, out = np.zeros((2, 3, 16, 18), np.float32), np.zeros((2, 20, 6, 7), np.float32)
     plan.run(2, [x], [out])
     for bad_x, bad_out, batch in (
-        (x[:1], out, 2), (x, out[:1], 2), (x, out, 3), (x.reshape(2, 3, 18, 16), out, 2), (x, out.reshape(2, 20, 42), 2), (x, out, 0), (x, out, -1),
-    ):  # fmt: skip
+        (x[:1], out, 2),
+        (x, out[:1], 2),
+        (x, out, 3),
+        (x.reshape(2, 3, 18, 16), out, 2),
+        (x, out.reshape(2, 20, 42), 2),
+        (x, out, 0),
+        (x, out, -1),
+    ):
         with pytest.raises(ValueError, match="plan"):
             plan.run(batch, [bad_x], [bad_out])
     with pytest.raises(ValueError, match="plan"):
@@ -695,13 +739,25 @@ def test_wrong_arrays() -> None:
     [
         ("nothing", {}, "nothing"),
         ("conv", {}, "stride"),
-        ("conv", {"ints": {"kernel": [1, 1], "stride": [0, 1], "padding": [0] * 4, "dilation": [1, 1]}}, "stride"),
-        ("conv", {"ints": {"kernel": [1, 1], "stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1]}}, "weight"),
+        (
+            "conv",
+            {"ints": {"kernel": [1, 1], "stride": [0, 1], "padding": [0] * 4, "dilation": [1, 1]}},
+            "stride",
+        ),
+        (
+            "conv",
+            {"ints": {"kernel": [1, 1], "stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1]}},
+            "weight",
+        ),
         ("pool", {"strings": {"kind": "median"}}, "kind"),
         ("pool", {"strings": {"kind": "max"}}, "kernel"),
         ("activation", {"strings": {"act": "wobble"}}, "wobble"),
         ("activation", {"strings": {"act": "prelu"}}, "parameters"),
-        ("batch_norm", {"arrays": {"scale": np.ones(3, np.float32), "shift": np.ones(3, np.float32)}}, "scale"),
+        (
+            "batch_norm",
+            {"arrays": {"scale": np.ones(3, np.float32), "shift": np.ones(3, np.float32)}},
+            "scale",
+        ),
         ("group_norm", {"ints": {"groups": [3]}}, "groups"),
         ("binary", {"strings": {"kind": "add"}}, "inputs"),
         ("transpose", {"ints": {"perm": [0, 1, 1, 3]}}, "perm"),
@@ -711,7 +767,7 @@ def test_wrong_arrays() -> None:
         ("softmax", {"ints": {"axis": [0]}}, "axis"),
         ("resize", {}, "y_low"),
     ],
-)  # fmt: skip
+)
 def test_wrong_nodes(op: str, spec: dict[str, Any], what: str) -> None:
     """Every refusal names the node and what is wrong."""
     x = np.zeros((1, 4, 5, 5), np.float32)

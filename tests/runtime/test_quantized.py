@@ -1,4 +1,5 @@
-"""Quantized models in the engine: integers between layers, the arena in proportion, results those of the model."""
+"""Quantized models in the engine: integers between layers, the arena in proportion, results those
+of the model."""
 
 from __future__ import annotations
 

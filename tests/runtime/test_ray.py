@@ -22,9 +22,13 @@ def cluster(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     paths = os.pathsep.join(p for p in sys.path if p)
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=False,
-        object_store_memory=100 << 20, runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
-    )  # fmt: skip
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        ignore_reinit_error=False,
+        object_store_memory=100 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+    )
     yield
     ray.shutdown()
 

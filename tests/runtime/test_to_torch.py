@@ -49,11 +49,17 @@ def assert_same(graph, net=None, batch=3):
 
 
 ACTS = [Act.of(k) for k in g.ACT_KINDS if k not in g.ACT_PARAM and k != "prelu"] + [
-    Act.of("clip", lo=0.0, hi=6.0), Act.of("clip", lo=0.0), Act.of("clip", lo=-0.5, hi=0.25), Act.of("clip", hi=0.3),
-    Act.of("hardsigmoid", alpha=0.2, beta=0.4), Act.of("threshold", param=np.float32([0.3])),
-    Act.of("threshold", param=w(4).clip(0)), Act.of("threshold", param=np.float32([0.3]), hi=0.7),
-    Act.of("prelu", param=np.float32([0.3])), Act.of("prelu", param=w(4)),
-]  # fmt: skip
+    Act.of("clip", lo=0.0, hi=6.0),
+    Act.of("clip", lo=0.0),
+    Act.of("clip", lo=-0.5, hi=0.25),
+    Act.of("clip", hi=0.3),
+    Act.of("hardsigmoid", alpha=0.2, beta=0.4),
+    Act.of("threshold", param=np.float32([0.3])),
+    Act.of("threshold", param=w(4).clip(0)),
+    Act.of("threshold", param=np.float32([0.3]), hi=0.7),
+    Act.of("prelu", param=np.float32([0.3])),
+    Act.of("prelu", param=w(4)),
+]
 
 
 @pytest.mark.parametrize("act", ACTS, ids=str)

@@ -1,4 +1,5 @@
-"""A recipe of ImageNet's form, shrunk: a folder with one folder a class, and WebDataset shards; alpha found by itself."""
+"""A recipe of ImageNet's form, shrunk: a folder with one folder a class, and WebDataset shards;
+alpha found by itself."""
 
 from __future__ import annotations
 

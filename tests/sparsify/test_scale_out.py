@@ -27,10 +27,17 @@ def run_two(script: str, *args: str) -> list[dict]:
     processes = []
     for rank in (0, 1):
         env = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-            "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(path),
-        }  # fmt: skip
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "OMP_NUM_THREADS": "1",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+            "PYTHONPATH": os.pathsep.join(path),
+        }
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", script, *args],
@@ -46,8 +53,9 @@ def run_two(script: str, *args: str) -> list[dict]:
     return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
 
 
-#: How a script ends. Gloo's threads are torn down with the interpreter, where they may abort ("terminate called without an
-#: active exception", seen on a busy machine): both leave together and without that.
+#: How a script ends. Gloo's threads are torn down with the interpreter, where they may abort
+#: ("terminate called without an active exception", seen on a busy machine): both leave together and
+#: without that.
 LEAVE = """
 import os, torch.distributed
 sys.stdout.flush()

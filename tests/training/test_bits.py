@@ -173,8 +173,13 @@ def test_pool_indices_come_back(channels_last):
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for kernel, stride, padding, dilation in [
-        (2, 2, 0, 1), (3, 2, 1, 1), ((1, 2), 1, 0, 1), ((3, 5), (2, 1), (1, 2), 1), (3, 1, 1, 2), (9, 3, 4, 1),
-    ]:  # fmt: skip
+        (2, 2, 0, 1),
+        (3, 2, 1, 1),
+        ((1, 2), 1, 0, 1),
+        ((3, 5), (2, 1), (1, 2), 1),
+        (3, 1, 1, 2),
+        (9, 3, 4, 1),
+    ]:
         x = torch.randn(2, 3, 23, 19).to(memory_format=layout)
         _, indices = F.max_pool2d(x, kernel, stride, padding, dilation, return_indices=True)
 
@@ -183,8 +188,16 @@ def test_pool_indices_come_back(channels_last):
 
         outer, inner = (2, 3) if channels_last else (6, 1)
         pool = (
-            outer, *indices.shape[-2:], inner, 23, 19, *pair(kernel), *pair(stride), *pair(padding), *pair(dilation)
-        )  # fmt: skip
+            outer,
+            *indices.shape[-2:],
+            inner,
+            23,
+            19,
+            *pair(kernel),
+            *pair(stride),
+            *pair(padding),
+            *pair(dilation),
+        )
         bits = _engine.training.index_bits(pool)
         codes = torch.empty((indices.numel() * bits + 7) // 8, dtype=torch.uint8)
         assert _engine.training.pack_indices(indices.data_ptr(), pool, codes.data_ptr(), 2)
