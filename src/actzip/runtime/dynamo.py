@@ -396,15 +396,10 @@ def _growing(graph: Any, inputs: int) -> list[bool]:
     return [bool(s) and isinstance(s[0], Sym) for s in shapes]
 
 
-def _parts(
-    closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[Callable[..., Any], int, int, list[bool]]:
-    """The graph with its largest supported parts on the engine; how many, how many operators are left, and which inputs grow
-    with the batch."""
-    from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+def _support() -> Any:
+    """What the partitioner asks: whether a node may go to the engine."""
     from torch.fx.passes.operator_support import OperatorSupportBase
 
-    from actzip.runtime.from_torch import decompositions
     from actzip.runtime.registry import TORCH
 
     class Support(OperatorSupportBase):
@@ -416,6 +411,18 @@ def _parts(
             if schema is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
                 return False
             return schema.name.removeprefix("aten::") in TORCH
+
+    return Support()
+
+
+def _parts(
+    closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
+) -> tuple[Callable[..., Any], int, int, list[bool]]:
+    """The graph with its largest supported parts on the engine; how many, how many operators are left, and which inputs grow
+    with the batch."""
+    from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+
+    from actzip.runtime.from_torch import decompositions
 
     batch = examples[0].shape[0] if examples[0].ndim else None
     shapes = tuple(
@@ -429,7 +436,7 @@ def _parts(
         exported = torch.export.export(closed, examples, dynamic_shapes=(shapes,), strict=False)
         exported = exported.run_decompositions(decompositions())
         gm = exported.module()
-        partitioner = CapabilityBasedPartitioner(gm, Support(), allows_single_node_partition=False)
+        partitioner = CapabilityBasedPartitioner(gm, _support(), allows_single_node_partition=False)
         fused = partitioner.fuse_partitions(partitioner.propose_partitions(), prefix="fused_")
     nodes = [n for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")]
     seen: dict[str, tuple[Any, ...]] = {}
