@@ -97,8 +97,8 @@ fuzz: ## N million fuzz cases of every codec, under the same sanitizers
 fuzz-onnx: ## N thousand damaged ONNX models, compiled and run with the native modules under the same sanitizers
 	$(subst build/asan,build/asan-python,$(subst -DACTZIP_PYTHON=OFF -DACTZIP_NATIVE_TESTS=ON,-DPython_EXECUTABLE=$$(command -v python),$(SANITIZED))) >/dev/null
 	cmake --build build/asan-python --target _engine _codec
-	mkdir -p build/asan-python/site && cp -r src/actzip build/asan-python/site/ && rm -f build/asan-python/site/actzip/*.so
-	cp build/asan-python/csrc/bindings/*.so build/asan-python/site/actzip/
+	mkdir -p build/asan-python/site && cp -r src/actzip build/asan-python/site/ && rm -f build/asan-python/site/actzip/_native/*.so
+	cp build/asan-python/csrc/bindings/*.so build/asan-python/site/actzip/_native/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/asan-python/site python tests/fuzz/onnx_models.py $$(( $(N) * 1000 )) $(SEED)
 
@@ -130,7 +130,7 @@ bench-engine: setup ## every table of the engine (hours are not needed, an idle 
 lint: setup ## ruff, clang-format, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
-	cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/actzip/_*.pyi src/actzip/  # the native modules' stubs, which the build made
+	cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/actzip/_native/*.pyi src/actzip/_native/  # the native modules' stubs, which the build made
 	$(BIN)/mypy
 
 format: setup ## rewrite the sources in the project's format

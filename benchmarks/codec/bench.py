@@ -95,7 +95,7 @@ def contenders(bits: int, slow: bool) -> dict[str, Pair]:
     import lz4.frame
     import zstandard
 
-    from actzip import _codec
+    from actzip._native import _codec
     from actzip import codec as actzip
 
     buffer = [bytearray(0)]
@@ -212,7 +212,7 @@ def scaling(maps: list[Array], bits: int, repeats: int, only: set[str]) -> dict[
     (encode_many, decode_many), and of memcpy of them all (copy_many); and how many CPUs other
     processes used meanwhile. Calls with one and two threads take turns; a call of less than 5 ms is
     made once more before it is timed, so that the pool's thread is awake."""
-    from actzip import _codec
+    from actzip._native import _codec
     from actzip.codec import codecs, encode, encode_many
 
     sums: dict[str, dict[str, dict[int, float]]] = {}

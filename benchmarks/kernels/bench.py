@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from actzip import _engine
+from actzip._native import _engine
 
 kernels = _engine.kernels
 HERE = Path(__file__).parent

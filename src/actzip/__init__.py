@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actzip._module import lazy
+from actzip._version import __version__ as __version__
 from actzip.errors import ActzipError
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from actzip._module import as_package

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from actzip import _codec, _engine
+from actzip._native import _codec, _engine
 from actzip.errors import InputError
 
 __all__ = ["force", "forced", "info", "isa", "isas"]
@@ -53,7 +53,7 @@ def info() -> dict[str, Any]:
     """CPU, instruction sets, threads and versions, as they are printed with every measurement."""
     import importlib.metadata
 
-    from actzip import __version__
+    from actzip._version import __version__
 
     versions = {"actzip": __version__, "python": platform.python_version()}
     for name in ("numpy", "torch", "torchvision", "onnx", "onnxruntime", "openvino"):

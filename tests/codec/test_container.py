@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from actzip import _codec, cpu
+from actzip import cpu
+from actzip._native import _codec
 from actzip.codec import available, chunks, codecs, decode, encode, inspect, quantize
 from actzip.errors import CodecError, InputError
 
@@ -203,7 +204,7 @@ def test_claims_are_checked_before_memory_is_taken() -> None:
     code = """
 import resource
 import numpy as np
-from actzip import _codec
+from actzip._native import _codec
 from actzip.codec import decode, encode
 from actzip.errors import CodecError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from actzip import _engine
+from actzip._native import _engine
 
 kernels = _engine.kernels
 ISAS = _engine.isas()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from actzip import _engine, cpu
+from actzip import cpu
+from actzip._native import _engine
 from actzip.codec import decode, encode
 from actzip.codec import quantize as codec_quantize
 from actzip.quantize import QuantRange, fake_quantize, quantize_linear

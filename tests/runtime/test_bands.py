@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actzip import _engine
+from actzip._native import _engine
 from actzip.errors import UnsupportedError
 from actzip.runtime import compile_graph
 from actzip.runtime.explain import dense_arena_bytes

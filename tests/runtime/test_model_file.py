@@ -126,7 +126,7 @@ def test_damaged_files_are_data_errors(
 
 def _retold(saved: Path, **changes: object) -> None:
     """The file with another description, its checksum right: what a forger writes."""
-    from actzip import _codec
+    from actzip._native import _codec
 
     raw = saved.read_bytes()
     (size,) = struct.unpack_from("<Q", raw)

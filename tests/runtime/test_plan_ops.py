@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from actzip import _engine
+from actzip._native import _engine
 
 RNG = np.random.default_rng(5)
 ISAS = _engine.isas()

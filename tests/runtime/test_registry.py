@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import actzip
-from actzip import _engine
+from actzip._native import _engine
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import ops, registry

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from actzip import _engine, cpu
+from actzip import cpu
+from actzip._native import _engine
 from actzip.training.bits import NATIVE, PORTABLE, Predicate, PredicateKind
 
 SIZES = [1, 7, 8, 63, 64, 65, 255, 256, 1000, 8191, 8192, 8193, 70001]

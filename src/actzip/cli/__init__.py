@@ -63,7 +63,7 @@ def build() -> typer.Typer:
         ),
     ) -> None:
         if version:
-            from actzip import __version__
+            from actzip._version import __version__
 
             typer.echo(__version__)
             raise typer.Exit

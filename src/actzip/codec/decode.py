@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actzip import _codec
+from actzip._native import _codec
 from actzip.codec import arrays, quantizer
 from actzip.codec.info import Info, info_of, read_header
 from actzip.errors import CodecError, InputError

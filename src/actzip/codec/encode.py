@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from actzip import _codec
+from actzip._native import _codec
 from actzip.codec import arrays, quantizer, registry
 from actzip.errors import InputError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from actzip import _codec
+from actzip._native import _codec
 from actzip.errors import InputError
 
 __all__ = ["Chunk", "Info", "chunks", "info_of", "inspect", "read_header"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from actzip import _codec
+from actzip._native import _codec
 from actzip.codec.decode import decode
 from actzip.codec.encode import encode
 from actzip.codec.info import Info, inspect

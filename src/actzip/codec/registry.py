@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from actzip import _codec
+from actzip._native import _codec
 from actzip.errors import InputError
 
 __all__ = ["CodecInfo", "available", "codecs", "get"]

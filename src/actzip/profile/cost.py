@@ -202,7 +202,8 @@ class CostModel:
         Args:
             on_step: called with (steps done, steps in all) while the engine is being timed.
         """
-        from actzip import __version__, cpu
+        from actzip import cpu
+        from actzip._version import __version__
 
         info = cpu.info()
         key = f"{_FORMAT}|{__version__}|{info['cpu']}|{info['isa']}|{threads}"

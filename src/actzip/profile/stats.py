@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actzip import _codec
+from actzip._native import _codec
 from actzip.activations import ComputeCall, Site, count_macs, output_size
 
 __all__ = ["BINS_PER_OCTAVE", "CodedStats", "ComputeStats", "MapStats", "bin_edges"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actzip import _engine
+from actzip._native import _engine
 from actzip.errors import DataError, InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.binding import array_of, arrays_of, batch_of, bind, fit, front_end, grows, no_memory

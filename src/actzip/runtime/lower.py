@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from actzip import _engine
+from actzip._native import _engine
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import ops

@@ -7,12 +7,13 @@ import math
 import threading
 import warnings
 
-from actzip import _engine, cpu
+from actzip import cpu
+from actzip._native import _engine
 from actzip.errors import ActzipWarning
 
 
 def identity() -> dict[str, str]:
-    from actzip import __version__
+    from actzip._version import __version__
 
     info = {"cpu": str(_engine.cpu_model()), "isa": str(_engine.isa()), "version": __version__}
     kernels = getattr(_engine, "kernels", None)

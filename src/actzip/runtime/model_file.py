@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from actzip import _codec
+from actzip._native import _codec
 from actzip.errors import DataError
 from actzip.files import write_with
 from actzip.runtime.graph import Array

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from actzip import _engine
+from actzip._native import _engine
 
 __all__ = [
     "NATIVE",

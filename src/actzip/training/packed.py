@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from actzip import _engine
+from actzip._native import _engine
 from actzip.activations import ROOT, Selector, Site, select_sites
 from actzip.errors import InputError
 from actzip.training.bits import Predicate

@@ -13,7 +13,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from actzip import _engine
+from actzip._native import _engine
 from actzip.errors import TrainingError
 from actzip.training.bits import Backend, Codes, Mask, Predicate, PredicateKind, backend_for, empty
 from actzip.training.rules import Window
