@@ -95,8 +95,8 @@ def contenders(bits: int, slow: bool) -> dict[str, Pair]:
     import lz4.frame
     import zstandard
 
-    from actzip._native import _codec
     from actzip import codec as actzip
+    from actzip._native import _codec
 
     buffer = [bytearray(0)]
 
