@@ -1,4 +1,5 @@
-"""Every dotted name that README and docs write exists in a fresh interpreter, whatever is imported before it."""
+"""Every dotted name that README and docs write exists in a fresh interpreter, whatever was imported
+before."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ NOT_NAMES = {
     "html",
 }  # files and hosts
 
-# Forks one process a line before anything of actzip is imported; torch may be, so that each line takes milliseconds.
+# Forks one process a line before anything of actzip is imported; torch may be, so that each line
+# takes milliseconds.
 RUNNER = """
 import json, os, sys, warnings
 warnings.simplefilter("ignore")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     quantize = as_package(_quantize)
     sparsify = as_package(_sparsify)
 else:
-    #: Functions and classes and their homes. Other public names are packages; ``profile``, ``quantize`` and ``sparsify``
-    #: are called like functions.
+    #: Functions and classes and their homes. Other public names are packages; ``profile``,
+    #: ``quantize`` and ``sparsify`` are called like functions.
     __getattr__ = lazy(
         __name__,
         {

@@ -1,9 +1,11 @@
-"""What modules of the package can do that plain modules cannot: load names when they are asked for, and be called.
+"""What modules of the package can do that plain modules cannot: load names when they are asked for,
+and be called.
 
-:func:`lazy` keeps imports quick, and makes every dotted name that the documentation writes exist from the first line
-of a program. :func:`make_callable` is for packages called like the function of the same name: ``actzip.profile``,
-``actzip.sparsify`` and ``actzip.quantize`` are functions of the public API and packages at the same time. Each such
-name stands for the package, whoever imports what first, and the package is called.
+:func:`lazy` keeps imports quick, and makes every dotted name that the documentation writes exist
+from the first line of a program. :func:`make_callable` is for packages called like the function of
+the same name: ``actzip.profile``, ``actzip.sparsify`` and ``actzip.quantize`` are functions of the
+public API and packages at the same time. Each such name stands for the package, whoever imports
+what first, and the package is called.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ def lazy(package: str, homes: Mapping[str, str] | None = None) -> Callable[[str]
     """The ``__getattr__`` of ``package``: names that are imported on first use, and its submodules.
 
     Args:
-        homes: for each name the submodule that defines it (``{"mixed": "mixup"}``). None of them may be a submodule's
-            name itself: importing that submodule would put it into the name's place.
+        homes: for each name the submodule that defines it (``{"mixed": "mixup"}``). None of them
+            may be a submodule's name itself: importing that submodule would put it into the name's
+            place.
     """
     homes = homes or {}
 

@@ -53,7 +53,8 @@ class RecipeError(ActzipError, ValueError):
 
 
 class LayerError(ActzipError, KeyError):
-    """A layer was named that the model does not have, or that cannot be used for this; near matches are named."""
+    """A layer was named that the model does not have, or that cannot be used for this; near matches
+    are named."""
 
     exit_code = 6
 
@@ -62,7 +63,8 @@ class LayerError(ActzipError, KeyError):
 
 
 class UnsupportedError(ActzipError, NotImplementedError):
-    """The engine cannot run an operator, shape or dtype of this model; the message names it and where it is."""
+    """The engine cannot run an operator, shape or dtype of this model; the message names it and
+    where it is."""
 
     exit_code = 7
 
@@ -74,4 +76,5 @@ class TrainingError(ActzipError, RuntimeError):
 
 
 class ActzipWarning(UserWarning):
-    """Something worth knowing that does not stop the work: a dead layer, a saturated quantizer, a slower path."""
+    """Something worth knowing that does not stop the work: a dead layer, a saturated quantizer, a
+    slower path."""

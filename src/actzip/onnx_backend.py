@@ -1,4 +1,5 @@
-"""``actzip.onnx_backend``: ONNX's own backend interface, so that its test suite and tools run against the engine.
+"""``actzip.onnx_backend``: ONNX's own backend interface, so that its test suite and tools run
+against the engine.
 
     import actzip.onnx_backend as backend
     outputs = backend.run_model(model, [x])

@@ -1,4 +1,5 @@
-"""The progress display of the command line and of a profile. Imported where one is shown: rich takes its time."""
+"""The progress display of the command line and of a profile. Imported where one is shown: rich
+takes its time."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["display"]
 
 
 def display(console: Console, *more: ProgressColumn, quiet: bool = False) -> Progress:
-    """Description, bar, count and times, then ``more``; nothing is shown off a terminal, or with ``quiet``."""
+    """Description, bar, count and times, then ``more``; nothing is shown off a terminal, or with
+    ``quiet``."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,21 +1,24 @@
 """How activation maps are found, watched and changed, in any ``nn.Module``, without touching its code.
 
 A :class:`ActivationTap` puts a torch function mode around the model's forward pass. It therefore sees every
-call, whether it comes from a module (``nn.ReLU``), a function (``F.relu``, ``torch.clamp``) or a method, in place
-or not, and can put another tensor in the place of its result. The model's class, ``state_dict`` and code stay
-as they are. Everything else of the project (penalties, thresholds, quantizers, the profiler) stands on this.
+call, whether it comes from a module (``nn.ReLU``), a function (``F.relu``, ``torch.clamp``) or a
+method, in place or not, and can put another tensor in the place of its result. The model's class,
+``state_dict`` and code stay as they are. Everything else of the project (penalties, thresholds,
+quantizers, the profiler) stands on this.
 
 Names of sites
-    A site is one activation (or one convolution or linear) call of a forward pass. Its name is the path of the
-    innermost module that runs it, as in ``named_modules()``; later calls of the same kind inside the same module
-    in the same pass get ``:1``, ``:2`` ... So ``nn.ReLU`` called ``layer1.0.relu`` twice gives
-    ``layer1.0.relu`` and ``layer1.0.relu:1``; a functional ``F.relu`` in ``Conv2d_1a_3x3`` gives that name. Calls in
-    the root module itself are named ``(model)``. Activations and computations are counted apart.
+    A site is one activation (or one convolution or linear) call of a forward pass. Its name is the
+    path of the innermost module that runs it, as in ``named_modules()``; later calls of the same
+    kind inside the same module in the same pass get ``:1``, ``:2`` ... So ``nn.ReLU`` called
+    ``layer1.0.relu`` twice gives ``layer1.0.relu`` and ``layer1.0.relu:1``; a functional ``F.relu``
+    in ``Conv2d_1a_3x3`` gives that name. Calls in the root module itself are named ``(model)``.
+    Activations and computations are counted apart.
 
 Choosing sites
-    ``layers`` and ``ignore`` take any mix of: an exact name, a glob (``layer1.*``), a regular expression (``re:...``,
-    full match), a module type (``nn.ReLU``, matched against the innermost module) or its class name (``type:ReLU``).
-    ``ignore`` wins. A plain name that no site has raises :class:`~actzip.errors.LayerError` with near matches.
+    ``layers`` and ``ignore`` take any mix of: an exact name, a glob (``layer1.*``), a regular
+    expression (``re:...``, full match), a module type (``nn.ReLU``, matched against the innermost
+    module) or its class name (``type:ReLU``). ``ignore`` wins. A plain name that no site has raises
+    :class:`~actzip.errors.LayerError` with near matches.
 """
 
 from __future__ import annotations

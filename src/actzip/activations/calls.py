@@ -1,4 +1,5 @@
-"""Which of torch's functions are activations, convolutions and linear layers, and how their arguments read."""
+"""Which of torch's functions are activations, convolutions and linear layers, and how their
+arguments read."""
 
 from __future__ import annotations
 
@@ -78,13 +79,42 @@ LINEARS = {F.linear}
 ATEN: dict[str, Any] = {
     f"aten::{name}": found
     for name in (
-        "relu", "relu_", "clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_", "prelu", "sigmoid", "tanh",
-        "relu6", "hardtanh", "hardtanh_", "silu", "gelu", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu",
-        "hardswish", "hardsigmoid", "softplus", "mish", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
-        "conv_transpose2d", "conv_transpose3d", "linear",
+        "relu",
+        "relu_",
+        "clamp",
+        "clamp_",
+        "clamp_min",
+        "clamp_min_",
+        "threshold",
+        "threshold_",
+        "prelu",
+        "sigmoid",
+        "tanh",
+        "relu6",
+        "hardtanh",
+        "hardtanh_",
+        "silu",
+        "gelu",
+        "leaky_relu",
+        "leaky_relu_",
+        "elu",
+        "elu_",
+        "selu",
+        "celu",
+        "hardswish",
+        "hardsigmoid",
+        "softplus",
+        "mish",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "linear",
     )
     if (found := getattr(torch, name, None) or getattr(F, name, None)) is not None
-}  # fmt: skip
+}
 ATEN |= {f"aten::{n}": getattr(F, n) for n in ("selu", "celu")}
 _CONV_ARGS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_T_ARGS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")

@@ -47,12 +47,13 @@ def output_size(call: ComputeCall) -> tuple[int, ...]:
 def count_macs(call: ComputeCall) -> tuple[int, int, int]:
     """(MACs, border MACs, effective MACs) of one convolution or linear call, counted exactly.
 
-    MACs is the usual count: output elements times the inputs of each, padding included. Border MACs are those of
-    them whose activation operand is padding. Effective MACs are those whose activation operand is an element of the
-    input and not zero (NaN counts as non-zero); stride, dilation, groups and borders are counted position by
-    position. So effective MACs <= MACs - border MACs, with equality at density 1. The theoretical speed-up is MACs /
-    effective MACs. For transposed convolutions, MACs is input elements times taps times output channels a group, and
-    border MACs are those that fall outside the output.
+    MACs is the usual count: output elements times the inputs of each, padding included. Border MACs
+    are those of them whose activation operand is padding. Effective MACs are those whose activation
+    operand is an element of the input and not zero (NaN counts as non-zero); stride, dilation,
+    groups and borders are counted position by position. So effective MACs <= MACs - border MACs,
+    with equality at density 1. The theoretical speed-up is MACs / effective MACs. For transposed
+    convolutions, MACs is input elements times taps times output channels a group, and border MACs
+    are those that fall outside the output.
     """
     x, weight = call.input, call.weight
     if weight.dim() == 2 and not call.stride:

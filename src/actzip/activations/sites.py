@@ -36,9 +36,10 @@ class Site:
 
     Attributes:
         name: see "Names of sites" in the module's documentation.
-        kind: ``relu``, ``relu6`` (clipped to [0, 6] or any [0, hi]), ``threshold``, or for activations that are not
-            zero for half of their inputs their own name (``silu``, ``gelu``, ``leaky_relu`` ...); for computations
-            ``conv1d`` .. ``conv3d``, ``conv_transpose1d`` .. ``conv_transpose3d`` or ``linear``.
+        kind: ``relu``, ``relu6`` (clipped to [0, 6] or any [0, hi]), ``threshold``, or for
+            activations that are not zero for half of their inputs their own name (``silu``,
+            ``gelu``, ``leaky_relu`` ...); for computations ``conv1d`` .. ``conv3d``,
+            ``conv_transpose1d`` .. ``conv_transpose3d`` or ``linear``.
         module: path of the innermost module (``""`` for the root).
         module_type: class name of that module.
         high: upper clip value (``relu6``), else None.
@@ -62,9 +63,10 @@ class ComputeCall:
 
     Attributes:
         input: ``N, C, *spatial`` (convolutions, batch dimension always there) or ``..., features`` (linear).
-        weight: as the operator has it: ``OC, IC / groups, *kernel`` (transposed: ``IC, OC / groups, *kernel``), or
-            ``out, in``.
-        stride, padding, dilation, output_padding: one int a spatial dimension; ``padding`` holds (before, after).
+        weight: as the operator has it: ``OC, IC / groups, *kernel`` (transposed:
+            ``IC, OC / groups, *kernel``), or ``out, in``.
+        stride, padding, dilation, output_padding: one int a spatial dimension; ``padding`` holds
+            (before, after).
         groups: number of groups.
         transposed: a transposed convolution.
     """

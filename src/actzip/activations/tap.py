@@ -35,7 +35,8 @@ ComputeFn = Callable[[Site, ComputeCall], "Tensor | ComputeCall | None"]
 
 
 class _Pass:
-    """The state of one forward pass of one tap in one thread: the modules that are running, outermost first."""
+    """The state of one forward pass of one tap in one thread: the modules that are running,
+    outermost first."""
 
     def __init__(self, mode: _Mode) -> None:
         self.stack: list[tuple[str, FrameType]] = []
@@ -45,7 +46,8 @@ class _Pass:
         self.hush: Any = None
 
     def unseen(self) -> Any:
-        """A block whose calls no tap sees: what a tap computes (a clamp, say) is no activation of the model."""
+        """A block whose calls no tap sees: what a tap computes (a clamp, say) is no activation of
+        the model."""
         self.hush = torch._C.DisableTorchFunction()
         return self.hush
 
@@ -65,7 +67,8 @@ class _Passes(threading.local):
         self.called: nn.Module | None = None
 
     def clear(self) -> None:
-        """Modes of no pass go: PyTorch puts one back late where an interrupt met it as it set the mode aside."""
+        """Modes of no pass go: PyTorch puts one back late where an interrupt met it as it set the
+        mode aside."""
         running = [state.mode for state in self.passes.values()]
         while (stack := torch.overrides._get_current_function_mode_stack()) and (
             isinstance(stack[-1], _Mode) and stack[-1] not in running
@@ -118,8 +121,8 @@ class _Mode(TorchFunctionMode):
         in_place = calls.is_in_place(known, args, kwargs)
         tracked = in_place and isinstance(target, Tensor) and torch.is_grad_enabled() and target.requires_grad
         if tracked:
-            # an in-place activation keeps its result for the backward pass, so it must not be overwritten later:
-            # it works on a copy, and the caller's tensor gets the final values
+            # an in-place activation keeps its result for the backward pass, so it must not be
+            # overwritten later: it works on a copy, and the caller's tensor gets the final values
             key = next((k for k in ("input", "self") if k in kwargs), None)
             copy = target.clone()
             out = func(*args, **{**kwargs, key: copy}) if key else func(copy, *args[1:], **kwargs)
@@ -148,15 +151,18 @@ class _Mode(TorchFunctionMode):
 class ActivationTap:
     """Watches, and may change, the activation maps and the operands of convolutions of any ``nn.Module``.
 
-    Use it as a context manager, or :meth:`attach` and :meth:`detach`. Several taps may be attached to one model: the
-    one attached first sees a map first. Forward passes may run in several threads.
+    Use it as a context manager, or :meth:`attach` and :meth:`detach`. Several taps may be attached
+    to one model: the one attached first sees a map first. Forward passes may run in several
+    threads.
 
     Args:
         model: any module; calls of the model and of its submodules on their own are both seen.
-        activation: ``f(site, y)`` is called with the result ``y`` of each activation function (``N, C, H, W`` or any
-            other shape; autograd is on as in the model); a tensor that it returns takes the place of ``y``.
-        compute: ``f(site, call)`` is called before each convolution and linear with its operands; a tensor that it
-            returns takes the place of the input, a :class:`ComputeCall` that of input and weight.
+        activation: ``f(site, y)`` is called with the result ``y`` of each activation function
+            (``N, C, H, W`` or any other shape; autograd is on as in the model); a tensor that it
+            returns takes the place of ``y``.
+        compute: ``f(site, call)`` is called before each convolution and linear with its operands; a
+            tensor that it returns takes the place of the input, a :class:`ComputeCall` that of
+            input and weight.
         layers, ignore: which sites, see the module's documentation.
 
     Attributes:
@@ -164,7 +170,8 @@ class ActivationTap:
             (activations), and ``compute_sites`` likewise.
 
     Raises:
-        LayerError: after a complete pass of ``model``: a plain name in ``layers`` or ``ignore`` that no site has.
+        LayerError: after a complete pass of ``model``: a plain name in ``layers`` or ``ignore``
+            that no site has.
     """
 
     def __init__(
@@ -203,7 +210,8 @@ class ActivationTap:
         script = next((n for n, m in self._modules.items() if isinstance(m, torch.jit.ScriptModule)), None)
         if script is not None:
             raise UnsupportedError(
-                f"{script or 'the model'} is a ScriptModule, which hides what it computes; give the module it was made of"
+                f"{script or 'the model'} is a ScriptModule, which hides what it computes; give "
+                "the module it was made of"
             )
         try:
             for path, module in self._modules.items():
@@ -296,9 +304,11 @@ class ActivationTap:
 
 
 class _Watched:
-    """Stands before the forward of one module and tells the taps that watch it; it copies and pickles with the module.
+    """Stands before the forward of one module and tells the taps that watch it; it copies and
+    pickles with the module.
 
-    Forward hooks would not do: PyTorch calls none of them where a pass ends by KeyboardInterrupt or a cancelled task.
+    Forward hooks would not do: PyTorch calls none of them where a pass ends by KeyboardInterrupt or
+    a cancelled task.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -405,7 +415,8 @@ def find_sites(
     layers: Selector | Iterable[Selector] | None = None,
     ignore: Selector | Iterable[Selector] | None = None,
 ) -> tuple[list[Site], list[Site]]:
-    """The activation sites and the computation sites that one pass of ``example`` meets, in order of execution.
+    """The activation sites and the computation sites that one pass of ``example`` meets, in order
+    of execution.
 
     Args:
         example: the model's input: a tensor, a tuple of inputs or a dict of keyword arguments.

@@ -26,11 +26,13 @@ __all__ = [
 
 
 class _Keep(torch.autograd.Function):
-    """``y`` where ``y > t``, else 0, in vectorised passes: ``where`` over a broadcast mask takes ten times as long."""
+    """``y`` where ``y > t``, else 0, in vectorised passes: ``where`` over a broadcast mask takes
+    ten times as long."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, t: Tensor) -> Tensor:
-        # the sign of a rounded difference is that of the comparison, and threshold_backward keeps y beside a NaN
+        # the sign of a rounded difference is that of the comparison, and threshold_backward keeps y
+        # beside a NaN
         kept = torch.ops.aten.threshold_backward(y, y - t, 0)
         ctx.save_for_backward(kept)
         return kept  # type: ignore[no-any-return]
@@ -72,8 +74,9 @@ def set_thresholds(model: nn.Module, thresholds: dict[str, float | Tensor], exam
     """Makes the named ReLUs of ``model`` thresholded ones, in place: 0 if x <= T else x.
 
     The model's ``state_dict`` and class stay as they are: the thresholds are kept beside it in
-    ``model._actzip_thresholds`` (a dict from site name to a float, or a tensor with one a channel) and are applied
-    at every forward pass. Calling it again replaces them; :func:`clear_thresholds` removes them.
+    ``model._actzip_thresholds`` (a dict from site name to a float, or a tensor with one a channel)
+    and are applied at every forward pass. Calling it again replaces them; :func:`clear_thresholds`
+    removes them.
 
     Args:
         example: an input; where it is given the names are checked against the sites that it meets.
@@ -119,7 +122,8 @@ def get_thresholds(model: nn.Module) -> dict[str, float | Tensor]:
 
 
 def load_thresholds(path: str | os.PathLike[str]) -> dict[str, float | Tensor]:
-    """The thresholds in a JSON file, as ``actzip reproduce`` writes them (``NAME.thresholds.json``), for :func:`set_thresholds`.
+    """The thresholds in a JSON file, as ``actzip reproduce`` writes them
+    (``NAME.thresholds.json``), for :func:`set_thresholds`.
 
     Raises:
         DataError: the file cannot be read, is not JSON, or is no object of numbers and lists of numbers.
@@ -145,7 +149,8 @@ def clear_thresholds(model: nn.Module) -> None:
 
 @contextmanager
 def without_thresholds(model: nn.Module) -> Iterator[dict[str, float | Tensor]]:
-    """The model without its thresholds (and without hooks) inside the block, which is given them as a dict."""
+    """The model without its thresholds (and without hooks) inside the block, which is given them as
+    a dict."""
     values = get_thresholds(model)
     try:
         clear_thresholds(model)

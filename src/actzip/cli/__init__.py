@@ -1,8 +1,9 @@
 """The command line: ``actzip VERB``. One file a verb, each with ``register(app)``; add its name to ``VERBS``.
 
-Exit codes: 0 done, 1 any other error of actzip, 2 a wrong value or option, 3 a damaged blob, 4 missing or unreadable
-data, 5 a wrong recipe, 6 an unknown layer, 7 something the engine cannot run, 8 training that cannot go on, 130
-interrupted, 143 ended by SIGTERM. Errors are one line on standard error; ``--debug`` anywhere on the line shows the traceback instead.
+Exit codes: 0 done, 1 any other error of actzip, 2 a wrong value or option, 3 a damaged blob, 4
+missing or unreadable data, 5 a wrong recipe, 6 an unknown layer, 7 something the engine cannot run,
+8 training that cannot go on, 130 interrupted, 143 ended by SIGTERM. Errors are one line on standard
+error; ``--debug`` anywhere on the line shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ VERBS = (
 )
 
 _EPILOG = (
-    "Exit codes: 0 done, 1 other error, 2 wrong value or option, 3 damaged blob, 4 missing data, 5 wrong recipe, "
-    "6 unknown layer, 7 unsupported operator, 8 training failed, 130 interrupted, 143 ended by SIGTERM. --debug shows tracebacks."
+    "Exit codes: 0 done, 1 other error, 2 wrong value or option, 3 damaged blob, 4 missing data, 5 "
+    "wrong recipe, "
+    "6 unknown layer, 7 unsupported operator, 8 training failed, 130 interrupted, 143 ended by "
+    "SIGTERM. --debug shows tracebacks."
 )
 
 
@@ -111,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debug:
             raise
         errors.print(
-            f"[red]error:[/red] {type(error).__name__}: {one_line(error)} (not foreseen: --debug shows where)",
+            f"[red]error:[/red] {type(error).__name__}: {one_line(error)} (not foreseen: --debug "
+            "shows where)",
             highlight=False,
             soft_wrap=True,
         )

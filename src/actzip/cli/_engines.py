@@ -1,14 +1,16 @@
 """One engine in a process of its own: makes itself ready, then times runs when asked.
 
 Run as a script (by :class:`actzip.cli._workers.Worker`), by any Python >= 3.8 that has the engine and NumPy:
-``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy), ``output`` (where the answer on it goes), ``threads``, and what
-the engine needs: ``model`` (a name, as for ``actzip bench``) with ``state`` (its state dict) and ``thresholds`` (site ->
-number or list) where there are any, ``onnx``, ``ncnn`` (without .param and .bin), ``compiled`` (a pickled compiled model),
+``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy), ``output`` (where the answer on it
+goes), ``threads``, and what the engine needs: ``model`` (a name, as for ``actzip bench``) with
+``state`` (its state dict) and ``thresholds`` (site -> number or list) where there are any,
+``onnx``, ``ncnn`` (without .param and .bin), ``compiled`` (a pickled compiled model),
 ``calibration`` (a .npy).
 
-Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason}; then for each line ``run N SECONDS``
-on standard input the milliseconds of N runs, or of as many as SECONDS allow (one at least), and the peak memory of the
-process; for ``explain`` what the compiled model says of itself.
+Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason}; then for
+each line ``run N SECONDS`` on standard input the milliseconds of N runs, or of as many as SECONDS
+allow (one at least), and the peak memory of the process; for ``explain`` what the compiled model
+says of itself.
 """
 
 from __future__ import annotations
@@ -87,9 +89,11 @@ def _openvino(spec: dict[str, Any]) -> tuple[Any, ...]:
     model = core.read_model(spec["onnx"])
     model.reshape(list(x.shape))
     config = {
-        "INFERENCE_NUM_THREADS": spec["threads"], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": spec["threads"],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": "1",
-    }  # fmt: skip
+    }
     request = core.compile_model(model, "CPU", config).create_infer_request()
     request.set_input_tensor(ov.Tensor(x))  # a copy: a shared one does not keep the array alive
 

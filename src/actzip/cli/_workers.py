@@ -1,4 +1,5 @@
-"""Engines in processes of their own (``_engines.py``), timed in turns: what ``actzip bench`` and benchmarks/engine share."""
+"""Engines in processes of their own (``_engines.py``), timed in turns: what ``actzip bench`` and
+benchmarks/engine share."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ __all__ = ["AVX2_AT_MOST", "DENSE", "NO_AVX2_CAP", "Worker", "export_ncnn", "exp
 DENSE = ("torch", "torch channels_last", "torch.compile", "onnxruntime", "openvino", "ncnn")
 
 _TORCH = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-#: Variables that keep an engine from using more than AVX2 (oneDNN's, and each one's own for its other kernels).
+#: Variables that keep an engine from using more than AVX2 (oneDNN's, and each one's own for its
+#: other kernels).
 AVX2_AT_MOST = {
     "torch": _TORCH,
     "torch channels_last": _TORCH,
@@ -133,9 +135,11 @@ def take_turns(
     seconds: float,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Times ``runs`` runs of each worker, ``rounds`` times in turns, so that what else the machine does hits all alike.
+    """Times ``runs`` runs of each worker, ``rounds`` times in turns, so that what else the machine
+    does hits all alike.
 
-    Once ``seconds`` have passed no other round begins; in a round each worker gets an equal share of them, and does one run at least.
+    Once ``seconds`` have passed no other round begins; in a round each worker gets an equal share
+    of them, and does one run at least.
     """
     end = time.monotonic() + seconds
     live = sum("skip" not in w.info for w in workers)

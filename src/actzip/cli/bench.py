@@ -28,7 +28,8 @@ _PERCENTILES = (50, 90, 95, 99)
 _SHORT = {"ort": "onnxruntime"}
 _EPILOG = (
     "Example:  actzip bench resnet18 --data photos/ --threads 1\n\n"
-    "ACTZIP_DEEPSPARSE_PYTHON may name a Python that has DeepSparse. The tables of the documentation come from "
+    "ACTZIP_DEEPSPARSE_PYTHON may name a Python that has DeepSparse. The tables of the "
+    "documentation come from "
     "benchmarks/engine, which also sets thresholds."
 )
 
@@ -58,7 +59,8 @@ def register(app: typer.Typer) -> None:
         trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
-        """Time a model here against PyTorch, ONNX Runtime, OpenVINO, ncnn and DeepSparse, as far as they are installed."""
+        """Time a model here against PyTorch, ONNX Runtime, OpenVINO, ncnn and DeepSparse, as far as
+        they are installed."""
         names = [e.strip() for e in engines.split(",") if e.strip()]
         result = run(model, data, weights, batch, size, threads, names, rounds, runs, seconds, trust, json)
         if json:
@@ -77,10 +79,16 @@ def register(app: typer.Typer) -> None:
             if "skip" not in r:
                 ratio = r["against_best_dense"]
                 table.add_row(
-                    r["engine"], r["version"].split("-")[0].split("+")[0], f"{r['median_ms']:.3f}", f"{r['percentiles_ms']['95']:.3f}",
-                    f"{r['images_per_second']:.1f}", str(r["runs"]), "-" if ratio is None else f"{ratio:.2f}x",
-                    f"{r['peak_bytes'] / 1e6:.0f}", f"{r['error']:.0e}",
-                )  # fmt: skip
+                    r["engine"],
+                    r["version"].split("-")[0].split("+")[0],
+                    f"{r['median_ms']:.3f}",
+                    f"{r['percentiles_ms']['95']:.3f}",
+                    f"{r['images_per_second']:.1f}",
+                    str(r["runs"]),
+                    "-" if ratio is None else f"{ratio:.2f}x",
+                    f"{r['peak_bytes'] / 1e6:.0f}",
+                    f"{r['error']:.0e}",
+                )
         out.print(table)
         out.print(
             "ms: median; dense: speed against the quickest engine that does not skip zeros; MB: peak.",
@@ -173,17 +181,35 @@ def run(
                 continue
             y = np.load(w.output).reshape(want.shape)
             error = float(np.abs(y - want.numpy()).max() / max(float(want.abs().max()), 1e-30))
-            rows.append({
-                **row, "version": w.info["version"], "ready_seconds": w.info["seconds"], "median_ms": statistics.median(w.ms),
-                "fastest_ms": min(w.ms), "mean_ms": statistics.fmean(w.ms), "stdev_ms": statistics.pstdev(w.ms),
-                "percentiles_ms": {str(p): float(np.percentile(w.ms, p)) for p in _PERCENTILES},
-                "images_per_second": 1e3 * batch / statistics.fmean(w.ms), "runs": len(w.ms), "peak_bytes": w.peak, "error": error,
-            })  # fmt: skip
+            rows.append(
+                {
+                    **row,
+                    "version": w.info["version"],
+                    "ready_seconds": w.info["seconds"],
+                    "median_ms": statistics.median(w.ms),
+                    "fastest_ms": min(w.ms),
+                    "mean_ms": statistics.fmean(w.ms),
+                    "stdev_ms": statistics.pstdev(w.ms),
+                    "percentiles_ms": {str(p): float(np.percentile(w.ms, p)) for p in _PERCENTILES},
+                    "images_per_second": 1e3 * batch / statistics.fmean(w.ms),
+                    "runs": len(w.ms),
+                    "peak_bytes": w.peak,
+                    "error": error,
+                }
+            )
     dense = [r["median_ms"] for r in rows if r["engine"] in DENSE and "skip" not in r]
     for r in rows:
         if "skip" not in r:
             r["against_best_dense"] = min(dense) / r["median_ms"] if dense else None
     return {
-        "model": model, "batch": batch, "threads": n_threads, "input": "random numbers" if data is None else data,
-        "cpu": info["cpu"], "isa": info["isa"], "isas": info["isas"], "extras": info["extras"], "advice": advice(), "engines": rows,
-    }  # fmt: skip
+        "model": model,
+        "batch": batch,
+        "threads": n_threads,
+        "input": "random numbers" if data is None else data,
+        "cpu": info["cpu"],
+        "isa": info["isa"],
+        "isas": info["isas"],
+        "extras": info["extras"],
+        "advice": advice(),
+        "engines": rows,
+    }

@@ -71,13 +71,15 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress]:
-    """A progress display on standard error; nothing is shown where that is not a terminal, or with ``quiet``."""
+    """A progress display on standard error; nothing is shown where that is not a terminal, or with
+    ``quiet``."""
     with display(errors, TextColumn("{task.fields[note]}"), quiet=quiet) as bar:
         yield bar
 
 
 def read_arrays(path: Path, name: str | None = None) -> dict[str, Any]:
-    """The arrays in a ``.npy``, ``.npz``, ``.pt``/``.pth`` (a tensor or a dict of them) or ``.safetensors`` file.
+    """The arrays in a ``.npy``, ``.npz``, ``.pt``/``.pth`` (a tensor or a dict of them) or
+    ``.safetensors`` file.
 
     The one of a ``.npy`` file, or a lone tensor, is called ``""``. With ``name`` only that one is read.
 
@@ -168,12 +170,13 @@ def read_blob(path: Path) -> bytes:
 def model_and_input(
     ref: str, weights: str | None, data: str | None, batch: int, size: int | None, trust: bool
 ) -> tuple[Any, Any, Any]:
-    """What ``actzip.compile`` takes for the model ``ref`` (a module, a graph, or the path of an ONNX file), the same as a
-    module in eval mode, and a batch of ``data`` (random numbers, with a warning, where that is None) as float32 (N, C, H, W).
+    """What ``actzip.compile`` takes for the model ``ref`` (a module, a graph, or the path of an
+    ONNX file), the same as a module in eval mode, and a batch of ``data`` (random numbers, with a
+    warning, where that is None) as float32 (N, C, H, W).
 
     Raises:
-        InputError: unknown model or data, or data that does not fit the model. DataError: a file is missing, damaged or
-            not trusted.
+        InputError: unknown model or data, or data that does not fit the model. DataError: a file is
+            missing, damaged or not trusted.
     """
     import warnings
 
@@ -203,9 +206,13 @@ def model_and_input(
     if len(shape) != 3:
         raise InputError(f"the model takes inputs of shape {shape}, not images")
     images = resolve(
-        data, "test", image_size=None if data in ("mnist", "cifar10", "digits") else size or shape[-1], mean=mean, std=std,
+        data,
+        "test",
+        image_size=None if data in ("mnist", "cifar10", "digits") else size or shape[-1],
+        mean=mean,
+        std=std,
         limit=batch,
-    )  # fmt: skip
+    )
     if images.shape[0] != shape[0]:
         raise InputError(f"{images.source} has {images.shape[0]} channels, the model takes {shape[0]}")
     if len(images) < batch:

@@ -46,7 +46,8 @@ def register(app: typer.Typer) -> None:
         trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
-        """Compile a model and print, layer by layer, kernel, reason, density, effective MACs, time and share of peak."""
+        """Compile a model and print, layer by layer, kernel, reason, density, effective MACs, time
+        and share of peak."""
         import pickle
 
         from actzip import compile as compile_model

@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
         source: Path = typer.Argument(..., help="A blob or file of maps written by actzip encode."),
         target: Path | None = typer.Argument(
             None,
-            help="A .npy, .npz, .pt or .safetensors file, replaced in one step if it exists; default: the source's name "
+            help="A .npy, .npz, .pt or .safetensors file, replaced in one step if it exists; "
+            "default: the source's name "
             "with .npy, or .npz for several maps.",
         ),
         name: str | None = typer.Option(None, help="Decode only this map of a file of maps."),

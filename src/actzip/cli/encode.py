@@ -18,7 +18,8 @@ def register(app: typer.Typer) -> None:
         source: Path = typer.Argument(..., help="A .npy, .npz, .pt or .safetensors file."),
         target: Path | None = typer.Argument(
             None,
-            help="The file to write, replaced in one step if it exists; default: the source's name with .acz, or .azm "
+            help="The file to write, replaced in one step if it exists; default: the source's name "
+            "with .acz, or .azm "
             "for several arrays.",
         ),
         codec: str = typer.Option("auto", help="A codec (see actzip info), or auto for the smallest result."),

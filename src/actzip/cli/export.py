@@ -10,8 +10,10 @@ import typer
 from actzip.cli.common import JSON, TRUST, WEIGHTS, errors, print_json
 
 _EPILOG = (
-    "Example:  actzip export resnet18 resnet18.onnx --weights sparse.safetensors --thresholds sparse.thresholds.json\n\n"
-    "`actzip reproduce` writes weights, thresholds and scales of every stage into its folder; `actzip quantize` writes scales."
+    "Example:  actzip export resnet18 resnet18.onnx --weights sparse.safetensors --thresholds "
+    "sparse.thresholds.json\n\n"
+    "`actzip reproduce` writes weights, thresholds and scales of every stage into its folder; "
+    "`actzip quantize` writes scales."
 )
 
 
@@ -97,6 +99,9 @@ def run(
         export_onnx(net, example, target, opset=opset or 17, dynamic_batch=dynamic)
     written = load_onnx(target)
     return {
-        "out": str(target), "opset": written.opset_import[0].version, "input": [None if dynamic else 1, *shape],
-        "thresholds": len(cuts), "operators": dict(sorted(Counter(n.op_type for n in written.graph.node).items())),
-    }  # fmt: skip
+        "out": str(target),
+        "opset": written.opset_import[0].version,
+        "input": [None if dynamic else 1, *shape],
+        "thresholds": len(cuts),
+        "operators": dict(sorted(Counter(n.op_type for n in written.graph.node).items())),
+    }

@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
 
     @app.command(epilog="Example:  ACTZIP_ISA=avx2 actzip info --json")
     def info(json: bool = JSON) -> None:
-        """CPU, the instruction set in use (forced by ACTZIP_ISA=NAME), threads, versions, codecs, data folders."""
+        """CPU, the instruction set in use (forced by ACTZIP_ISA=NAME), threads, versions, codecs,
+        data folders."""
         from actzip import codec, cpu
         from actzip.files import cache_dir
 

@@ -25,7 +25,8 @@ def register(app: typer.Typer) -> None:
     def profile(
         model: str | None = typer.Argument(
             None,
-            help="A torchvision or timm name, one of ours, package.module:attribute, a .pt2 or an .onnx file.",
+            help="A torchvision or timm name, one of ours, package.module:attribute, a .pt2 or an "
+            ".onnx file.",
         ),
         data: str | None = typer.Option(
             None,

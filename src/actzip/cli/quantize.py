@@ -14,7 +14,8 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(
-        epilog="Example:  actzip quantize mobilenet_v1 --weights cifar10_mobilenet_v1 --data cifar10 --bits 8 "
+        epilog="Example:  actzip quantize mobilenet_v1 --weights cifar10_mobilenet_v1 --data "
+        "cifar10 --bits 8 "
         "--out mobilenet.quant.json"
     )
     def quantize(
@@ -38,7 +39,8 @@ def register(app: typer.Typer) -> None:
         ),
         json: bool = JSON,
     ) -> None:
-        """Quantize activation maps to 4 to 16 bits, zero exactly zero; writes scales, says what it changes."""
+        """Quantize activation maps to 4 to 16 bits, zero exactly zero; writes scales, says what it
+        changes."""
         import torch
 
         from actzip import data as datasets
@@ -82,6 +84,7 @@ def register(app: typer.Typer) -> None:
             )
         out.print(table)
         out.print(
-            f"{target}; the same answer as the float model on {100 * agreement:.2f} % of {len(others)} images",
+            f"{target}; the same answer as the float model on {100 * agreement:.2f} % of "
+            f"{len(others)} images",
             highlight=False,
         )

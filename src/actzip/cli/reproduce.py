@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Repeat an experiment: train, sparsify, quantize, encode, decode; results.json and report.html.
 
-        The same recipe and seed give the same figures on the same machine. A run that was stopped, even killed, goes
-        on where it was.
+        The same recipe and seed give the same figures on the same machine. A run that was stopped,
+        even killed, goes on where it was.
         """
         from actzip.errors import RecipeError
         from actzip.experiment.recipe import load_recipe
@@ -165,8 +165,10 @@ def _print(results: dict[str, Any], folder: Path) -> None:
         blobs = sum(x["blobs"] for x in c)
         same = all(x["same_predictions"] for x in c)
         out.print(
-            f"Every activation map of {c[0]['images']:,} test images encoded and decoded: {blobs:,} blobs, all equal bit "
-            f"for bit; predictions of the layers run on the decoded maps: {'all the same' if same else 'DIFFERENT'}. "
+            f"Every activation map of {c[0]['images']:,} test images encoded and decoded: "
+            f"{blobs:,} blobs, all equal bit "
+            "for bit; predictions of the layers run on the decoded maps: "
+            f"{'all the same' if same else 'DIFFERENT'}. "
             "Sizes include every header.",
             highlight=False,
         )

@@ -14,7 +14,8 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(
-        epilog="Example:  actzip sparsify cifar_resnet20 --weights cifar10_resnet20 --data cifar10 --epochs 5 "
+        epilog="Example:  actzip sparsify cifar_resnet20 --weights cifar10_resnet20 --data cifar10 "
+        "--epochs 5 "
         "--alpha auto --out sparse.safetensors"
     )
     def sparsify(

@@ -1,4 +1,5 @@
-"""numpy arrays and torch tensors as the native codec sees them, without copies and without importing torch."""
+"""numpy arrays and torch tensors as the native codec sees them, without copies and without
+importing torch."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ _KNOWN = _INTEGERS | FLOATS
 
 @dataclass
 class View:
-    """An array to encode: its elements (bfloat16 as uint16 patterns), its dtype's name, where it came from."""
+    """An array to encode: its elements (bfloat16 as uint16 patterns), its dtype's name, where it
+    came from."""
 
     array: np.ndarray[Any, Any]
     dtype: str
@@ -59,10 +61,12 @@ def has_torch() -> bool:
 
 
 def view(x: Any) -> View:
-    """The array in ``x`` (numpy array, torch tensor, or anything with ``__array__`` or a buffer), shared, not copied.
+    """The array in ``x`` (numpy array, torch tensor, or anything with ``__array__`` or a buffer),
+    shared, not copied.
 
     Raises:
-        InputError: dtype that cannot be coded, no elements, more than 16 dimensions, sparse or quantized tensor.
+        InputError: dtype that cannot be coded, no elements, more than 16 dimensions, sparse or
+            quantized tensor.
     """
     if is_tensor(x):
         return _view_tensor(x)

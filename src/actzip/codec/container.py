@@ -1,4 +1,5 @@
-"""Where :class:`Info` and :class:`Chunk` lived when version 0.1 pickled them; import them from ``actzip.codec``."""
+"""Where :class:`Info` and :class:`Chunk` lived when version 0.1 pickled them; import them from
+``actzip.codec``."""
 
 from actzip.codec.info import Chunk, Info
 

@@ -70,7 +70,8 @@ def decode_many(
     verify: bool = True,
     threads: int = 0,
 ) -> list[Any]:
-    """The arrays in many blobs, as :func:`decode` gives them, each blob by one thread; see :func:`encode_many`.
+    """The arrays in many blobs, as :func:`decode` gives them, each blob by one thread; see
+    :func:`encode_many`.
 
     Raises:
         CodecError: a blob is damaged; the message names the blob and the byte, chunk or bit.

@@ -1,8 +1,9 @@
 """``ebpc``: extended bit-plane compression, as in hardware (Cavigelli et al., arXiv:1908.11645).
 
-A zero run-length stream says where zeros are; the other symbols go in blocks of 8 (option ``block``: 8, 16, 32):
-the first as it is, then the bit planes of the differences, each xored with the plane below and coded by the
-symbol table of the paper (table III a, as in the authors' encoder). Integers of 1 to 16 bits.
+A zero run-length stream says where zeros are; the other symbols go in blocks of 8 (option
+``block``: 8, 16, 32): the first as it is, then the bit planes of the differences, each xored with
+the plane below and coded by the symbol table of the paper (table III a, as in the authors'
+encoder). Integers of 1 to 16 bits.
 
 :func:`block_code` writes one block, :func:`zero_code` the zero stream:
 
@@ -32,7 +33,8 @@ __all__ = ["block_code", "zero_code"]
 
 
 def zero_code(symbols: Sequence[int]) -> str:
-    """The zero stream of ``symbols`` as a string of bits: ``1`` for a non-zero, ``0`` and four bits for 1..16 zeros."""
+    """The zero stream of ``symbols`` as a string of bits: ``1`` for a non-zero, ``0`` and four bits
+    for 1..16 zeros."""
     out, i = "", 0
     while i < len(symbols):
         run = 0

@@ -60,7 +60,8 @@ def encode(
     threads: int = 0,
     out: Any = None,
 ) -> bytes | memoryview:
-    """The blob of ``tensor``: every element comes back from :func:`decode` exactly, unless ``bits`` quantizes.
+    """The blob of ``tensor``: every element comes back from :func:`decode` exactly, unless ``bits``
+    quantizes.
 
     ``tensor`` is a numpy array or torch tensor of any shape up to 16 dimensions; the last two are rows and
     columns, the one before the channels. Integers (bool, 8 to 64 bits wide, values of at most 16 bits) are
@@ -82,7 +83,8 @@ def encode(
             for less overhead.
         threads: 0 for all. The bytes do not depend on it.
         out: a writable buffer (bytearray, uint8 array) to write the blob to; the result is then a view of
-            the part used. With about three times the size of the q-bit tensor, nothing is copied or allocated.
+            the part used. With about three times the size of the q-bit tensor, nothing is copied or
+            allocated.
 
     Returns:
         ``bytes``, or a ``memoryview`` of ``out``.
@@ -148,23 +150,27 @@ def encode_many(
     threads: int = 0,
     out: Sequence[Any] | None = None,
 ) -> list[Any]:
-    """The blobs of many tensors, as :func:`encode` makes them, each map by one thread: threads need not agree on anything.
+    """The blobs of many tensors, as :func:`encode` makes them, each map by one thread: threads need
+    not agree on anything.
 
-    That is what scales where one map is too small to be shared among threads (below a megabyte). Maps that are too large
-    for the work to be shared out by maps are encoded by all threads together. The bytes are those of :func:`encode`.
+    That is what scales where one map is too small to be shared among threads (below a megabyte).
+    Maps that are too large for the work to be shared out by maps are encoded by all threads
+    together. The bytes are those of :func:`encode`.
 
     Args:
         tensors: as for :func:`encode`; shapes and dtypes may differ.
         scale: one for all, or one a tensor (None: by its greatest magnitude).
         threads: 0 for all. Floating point is quantized by one thread.
         out: a writable buffer a tensor; the result is then views of the parts used.
-        codec, bits, signed, options, min_speed, chunk_elements: see :func:`encode`. ``auto`` chooses for each tensor.
+        codec, bits, signed, options, min_speed, chunk_elements: see :func:`encode`. ``auto``
+            chooses for each tensor.
 
     Returns:
         A list of ``bytes``, or of ``memoryview``.
 
     Raises:
-        InputError: as :func:`encode`, with the number of the tensor; another number of scales or buffers than of tensors.
+        InputError: as :func:`encode`, with the number of the tensor; another number of scales or
+            buffers than of tensors.
 
     >>> import numpy as np
     >>> from actzip.codec import decode_many
@@ -343,7 +349,8 @@ def _integers(
 
 
 def _stored(a: np.ndarray[Any, Any], bits: int, is_signed: bool) -> np.ndarray[Any, Any]:
-    """The elements in the width that the native codec expects for ``bits``; shared where that is theirs already."""
+    """The elements in the width that the native codec expects for ``bits``; shared where that is
+    theirs already."""
     want = quantizer.storage(bits, is_signed)
     if a.dtype == want:
         return a

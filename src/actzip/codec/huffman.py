@@ -1,9 +1,11 @@
-"""``huffman``: canonical Huffman code of at most 12 bits, one table a map, the best of all such codes (package-merge).
+"""``huffman``: canonical Huffman code of at most 12 bits, one table a map, the best of all such
+codes (package-merge).
 
 Symbols of more than 8 bits are coded as a magnitude class (:func:`split`) and raw low bits.
 
-Of the symbols 0, 0, 0, 5, 2 the most frequent has the code ``0``, the others ``10`` (2) and ``11`` (5). A chunk has
-four streams of a quarter of the symbols each, here ``0 0``, ``0 11``, ``10`` and nothing:
+Of the symbols 0, 0, 0, 5, 2 the most frequent has the code ``0``, the others ``10`` (2) and ``11``
+(5). A chunk has four streams of a quarter of the symbols each, here ``0 0``, ``0 11``, ``10`` and
+nothing:
 
 >>> import numpy as np
 >>> from actzip.codec import encode, inspect

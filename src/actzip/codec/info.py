@@ -15,8 +15,9 @@ __all__ = ["Chunk", "Info", "chunks", "info_of", "inspect", "read_header"]
 class Info:
     """What a blob's header says.
 
-    ``shape`` is the array's, ``dtype`` what :func:`~actzip.codec.decode` returns; ``bits``/``signed`` are those of the coded
-    integers, ``scale`` the quantizer's step or None. ``chunk_shape`` is (planes, rows, columns).
+    ``shape`` is the array's, ``dtype`` what :func:`~actzip.codec.decode` returns;
+    ``bits``/``signed`` are those of the coded integers, ``scale`` the quantizer's step or None.
+    ``chunk_shape`` is (planes, rows, columns).
     """
 
     version: int

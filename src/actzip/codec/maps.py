@@ -35,8 +35,9 @@ _RECORD, _INDEX = b"M", b"I"
 class MapWriter:
     """Writes named maps to ``target``, a path or a binary stream, one after another, in constant memory.
 
-    A path is written under a temporary name and renamed when the ``with`` block ends without an error; otherwise
-    nothing is left. ``defaults`` are keyword arguments for every :func:`~actzip.codec.encode`.
+    A path is written under a temporary name and renamed when the ``with`` block ends without an
+    error; otherwise nothing is left. ``defaults`` are keyword arguments for every
+    :func:`~actzip.codec.encode`.
 
     >>> import io, numpy as np
     >>> file = io.BytesIO()
@@ -87,7 +88,8 @@ class MapWriter:
         self._at += len(data)
 
     def add(self, name: str, tensor: Any, **options: Any) -> None:
-        """Encode ``tensor`` and append it under ``name``, which must be new and 1 to 4096 bytes long in UTF-8."""
+        """Encode ``tensor`` and append it under ``name``, which must be new and 1 to 4096 bytes
+        long in UTF-8."""
         self.add_blob(name, encode(tensor, **{**self._defaults, **options}))
 
     def add_blob(self, name: str, blob: bytes) -> None:
@@ -263,10 +265,11 @@ class MapReader(Mapping[str, Any]):
 def iter_maps(
     stream: IO[bytes], *, blobs: bool = False, max_bytes: int = 1 << 40, **options: Any
 ) -> Iterator[tuple[str, Any]]:
-    """The maps of a binary stream in order as (name, array), or (name, blob) with ``blobs``; the stream need not seek.
+    """The maps of a binary stream in order as (name, array), or (name, blob) with ``blobs``; the
+    stream need not seek.
 
-    ``options`` are those of :func:`~actzip.codec.decode`. A blob longer than ``max_bytes`` is refused; no more
-    memory is taken than bytes arrive.
+    ``options`` are those of :func:`~actzip.codec.decode`. A blob longer than ``max_bytes`` is
+    refused; no more memory is taken than bytes arrive.
 
     Raises:
         CodecError: the stream is damaged or ends early; what came before was complete.

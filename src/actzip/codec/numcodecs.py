@@ -1,4 +1,5 @@
-"""numcodecs codec, so that Zarr arrays (and everything that numcodecs serves) store activation maps with actzip.
+"""numcodecs codec, so that Zarr arrays (and everything that numcodecs serves) store activation maps
+with actzip.
 
 Found by numcodecs through the entry point ``actzip``; importing ``actzip.codec`` does not import this module.
 
@@ -36,13 +37,15 @@ _MAX_HEADER = 10_000  # bytes: what numpy reads without being told that the file
 class Actzip(Codec):  # type: ignore[misc]
     """Lossless compression of an array's chunks by one of actzip's codecs.
 
-    ``codec`` is a name from :func:`actzip.codec.available`; the blob keeps shape and dtype. Types that actzip does not
-    code (float64, complex, strings, 64-bit integers, structures ...), and floating point with a codec of integers, are
-    kept as their bytes and come back as such. What a blob cannot say (Fortran order, foreign byte order, no elements)
-    stands before it as a header of the ``.npy`` format, and the array comes back as it was.
+    ``codec`` is a name from :func:`actzip.codec.available`; the blob keeps shape and dtype. Types
+    that actzip does not code (float64, complex, strings, 64-bit integers, structures ...), and
+    floating point with a codec of integers, are kept as their bytes and come back as such. What a
+    blob cannot say (Fortran order, foreign byte order, no elements) stands before it as a header of
+    the ``.npy`` format, and the array comes back as it was.
 
     Raises:
-        InputError: an unknown codec, or another setting: ``bits`` would lose information, so quantize before storing.
+        InputError: an unknown codec, or another setting: ``bits`` would lose information, so
+            quantize before storing.
     """
 
     codec_id = "actzip"
@@ -140,7 +143,8 @@ def _takes(codec: str, dtype: np.dtype[Any]) -> bool:
 
 
 def _header(a: np.ndarray[Any, Any], fortran: bool) -> bytes:
-    """What a blob does not say of ``a``; nothing where no reader could take it in: then the bytes come back."""
+    """What a blob does not say of ``a``; nothing where no reader could take it in: then the bytes
+    come back."""
     file = io.BytesIO()
     about = {"descr": np.lib.format.dtype_to_descr(a.dtype), "fortran_order": fortran, "shape": a.shape}
     try:

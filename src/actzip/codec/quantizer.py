@@ -1,7 +1,8 @@
 """The linear quantizer of the codec: float to q-bit integers with zero exactly zero.
 
 ``q = clip(round_half_even(x / scale), qmin, qmax)`` in float32; ``x' = q * scale``. Maps without negative
-values are unsigned (``0 .. 2**bits - 1``), others signed and symmetric (``-(2**(bits-1) - 1) .. 2**(bits-1) - 1``).
+values are unsigned (``0 .. 2**bits - 1``), others signed and symmetric
+(``-(2**(bits-1) - 1) .. 2**(bits-1) - 1``).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def quantize(
     int8, uint16 or int16, in the memory order of ``x``.
 
     Raises:
-        InputError: NaN or infinity in ``x``, ``bits`` outside 1..16 (2..16 where signed), ``scale`` not positive.
+        InputError: NaN or infinity in ``x``, ``bits`` outside 1..16 (2..16 where signed), ``scale``
+            not positive.
     """
     if not 1 <= bits <= 16:
         raise InputError(f"bits={bits}: 1 to 16 are possible")

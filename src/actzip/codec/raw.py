@@ -2,8 +2,8 @@
 
 The fallback that nothing can be larger than, and the measure of the others.
 
-The three 3-bit symbols 1, 0, 6 are the bits ``100 000 011`` in the order of the stream, and its bytes are filled
-from their least significant bit:
+The three 3-bit symbols 1, 0, 6 are the bits ``100 000 011`` in the order of the stream, and its
+bytes are filled from their least significant bit:
 
 >>> import numpy as np
 >>> from actzip.codec import encode, inspect

@@ -16,7 +16,8 @@ class CodecInfo:
     """One codec: its id in blobs, its name, what it codes, its options and nominal speeds.
 
     ``encode_gbps`` and ``decode_gbps`` are (8-bit, 16-bit) nominal speeds in GB/s of the q-bit tensor on one
-    core: constants by which ``auto`` chooses when a least speed is asked for, not measurements of this machine.
+    core: constants by which ``auto`` chooses when a least speed is asked for, not measurements of
+    this machine.
     """
 
     id: int

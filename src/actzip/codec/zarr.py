@@ -1,9 +1,10 @@
 """Zarr 3 codec (array to bytes), so that arrays of format 3 store activation maps with actzip.
 
-Found by Zarr through the entry point ``actzip``; importing ``actzip.codec`` does not import this module. Arrays of
-format 2 take the numcodecs codec of :mod:`actzip.codec.numcodecs` instead.
+Found by Zarr through the entry point ``actzip``; importing ``actzip.codec`` does not import this
+module. Arrays of format 2 take the numcodecs codec of :mod:`actzip.codec.numcodecs` instead.
 
-    zarr.create_array(store, shape=..., chunks=..., dtype="u1", serializer=Actzip(codec="seg"), compressors=None)
+    zarr.create_array(store, shape=..., chunks=..., dtype="u1", serializer=Actzip(codec="seg"),
+    compressors=None)
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ __all__ = ["Actzip"]
 
 @dataclass(frozen=True, init=False)
 class Actzip(ArrayBytesCodec):  # type: ignore[misc]
-    """Lossless coding of an array's chunks by one of actzip's codecs, as that of :mod:`actzip.codec.numcodecs`.
+    """Lossless coding of an array's chunks by one of actzip's codecs, as that of
+    :mod:`actzip.codec.numcodecs`.
 
-    ``codec`` is a name from :func:`actzip.codec.available`. Types that actzip does not code are kept as bytes, least
-    significant first.
+    ``codec`` is a name from :func:`actzip.codec.available`. Types that actzip does not code are
+    kept as bytes, least significant first.
 
     Raises:
-        InputError: an unknown codec, or another setting; when an array is made, elements without a fixed size.
+        InputError: an unknown codec, or another setting; when an array is made, elements without a
+            fixed size.
     """
 
     is_fixed_size = False

@@ -1,8 +1,11 @@
-"""``zvc``: zero-value compression: a bit a symbol, set where it is not zero, then the symbols that are not zero.
+"""``zvc``: zero-value compression: a bit a symbol, set where it is not zero, then the symbols that
+are not zero.
 
-The fastest, and the runtime's packed layout. It takes floating point as well (a zero is the all-zero bit pattern).
+The fastest, and the runtime's packed layout. It takes floating point as well (a zero is the
+all-zero bit pattern).
 
-The symbols 0, 3, 0, 1 of 2 bits are the mask ``0101`` and the values ``11``, ``10`` (least significant bit first):
+The symbols 0, 3, 0, 1 of 2 bits are the mask ``0101`` and the values ``11``, ``10`` (least
+significant bit first):
 
 >>> import numpy as np
 >>> from actzip.codec import encode, inspect

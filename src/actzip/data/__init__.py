@@ -5,8 +5,8 @@
     data = resolve("folder:/data/imagenet/val", image_size=224)
     for x, y in Loader(data, batch_size=128, seed=1, epoch=3, augment="crop_flip"): ...
 
-Images are uint8 ``N, C, H, W`` in memory (or mapped from the cache on disk); a :class:`Loader` makes float32 batches
-``(x - mean) / std`` of them, with x in [0, 1].
+Images are uint8 ``N, C, H, W`` in memory (or mapped from the cache on disk); a :class:`Loader`
+makes float32 batches ``(x - mean) / std`` of them, with x in [0, 1].
 """
 
 from __future__ import annotations

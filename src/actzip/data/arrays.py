@@ -90,8 +90,8 @@ def split(data: Images, validation: int, seed: int) -> tuple[Images, Images]:
 class Loader:
     """Batches of one epoch: ``(x, y)`` with x float32 ``N, C, H, W``.
 
-    Order and augmentation are functions of ``seed``, ``epoch`` and the batch's number alone, so a run that starts
-    again at ``start`` sees what it would have seen.
+    Order and augmentation are functions of ``seed``, ``epoch`` and the batch's number alone, so a
+    run that starts again at ``start`` sees what it would have seen.
 
     Args:
         data: the images.

@@ -11,7 +11,8 @@ __all__ = ["data_roots"]
 
 
 def data_roots(folder: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Folders that are searched for data, in order: ``folder``, ``$ACTZIP_DATA``, ``$ACTZIP_SHARED/data``, ``../shared/data``.
+    """Folders that are searched for data, in order: ``folder``, ``$ACTZIP_DATA``,
+    ``$ACTZIP_SHARED/data``, ``../shared/data``.
 
     Raises:
         DataError: ``folder`` or ``$ACTZIP_DATA`` is given and is no folder.

@@ -48,18 +48,21 @@ def resolve(
     """The data set called ``name``.
 
     Args:
-        name: ``mnist``, ``cifar10``, ``digits``, ``imagenet_sample``; or ``parquet:PATH`` (Hugging Face layout:
-            ``image.bytes``/``img.bytes`` and ``label``), ``folder:PATH`` (one folder a class, or images alone),
-            ``wds:PATTERN`` (WebDataset shards), ``npy:PATH`` (an array N, C, H, W). A plain path is one of the latter
-            four, by what lies there.
+        name: ``mnist``, ``cifar10``, ``digits``, ``imagenet_sample``; or ``parquet:PATH`` (Hugging
+            Face layout: ``image.bytes``/``img.bytes`` and ``label``), ``folder:PATH`` (one folder a
+            class, or images alone), ``wds:PATTERN`` (WebDataset shards), ``npy:PATH`` (an array N,
+            C, H, W). A plain path is one of the latter four, by what lies there.
         split: ``train`` or ``test``.
         folder: where to look first (the command line's ``--data``).
-        image_size: images are resized (shorter side) and cropped to this square; needed where they differ in size.
+        image_size: images are resized (shorter side) and cropped to this square; needed where they
+            differ in size.
         mean, std: normalisation; the data set's usual one where not given.
         limit: at most this many images, the first.
-        sample: at most about this many images, spread evenly over the set (of shards: the first); no others are decoded
-            or held in memory, however many a folder, parquet file or shard has.
-        download: ask torchvision to download a named set that is nowhere (MNIST); otherwise a stand-in is used.
+        sample: at most about this many images, spread evenly over the set (of shards: the first);
+            no others are decoded or held in memory, however many a folder, parquet file or shard
+            has.
+        download: ask torchvision to download a named set that is nowhere (MNIST); otherwise a
+            stand-in is used.
 
     Raises:
         InputError: an unknown name or split.
@@ -115,7 +118,7 @@ def _by_path(name: str, split: str, image_size: int | None, sample: int | None) 
     raise InputError(f"no data set is called {name!r}{hint} There are: {', '.join(names())}")
 
 
-# --- named sets ---------------------------------------------------------------------------------------------------
+# --- named sets -----------------------------------------------------------------------------------
 
 
 def _idx(path: Path) -> npt.NDArray[Any]:
@@ -169,7 +172,8 @@ def _mnist(roots: list[Path], split: str, image_size: int | None, download: bool
         except Exception as error:
             why = f"cannot be downloaded ({type(error).__name__})"
     warnings.warn(
-        f"MNIST is in none of {[str(r) for r in roots]} and {why}; scikit-learn's digits (1,797 images of 8x8, "
+        f"MNIST is in none of {[str(r) for r in roots]} and {why}; scikit-learn's digits (1,797 "
+        "images of 8x8, "
         "enlarged) stand in for it",
         ActzipWarning,
         stacklevel=3,
@@ -225,7 +229,8 @@ def _imagenet_sample(roots: list[Path], split: str, image_size: int | None, down
                 data.images, data.labels, 1000, *_IMAGENET, "imagenet_sample", f"photographs in {path}"
             )
     raise DataError(
-        f"imagenet_sample/test.parquet is in none of {[str(r) for r in roots]}; set ACTZIP_DATA or give --data"
+        f"imagenet_sample/test.parquet is in none of {[str(r) for r in roots]}; set ACTZIP_DATA or "
+        "give --data"
     )
 
 
@@ -237,7 +242,7 @@ _NAMED: dict[str, Callable[[list[Path], str, int | None, bool], Images]] = {
 }
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _decode(data: bytes | Path, image_size: int | None) -> npt.NDArray[np.uint8]:
@@ -293,7 +298,8 @@ def _stack(
 def _cached(
     key: str, files: list[Path], make: Callable[[], tuple[Any, Any, tuple[str, ...]]]
 ) -> tuple[Any, Any, tuple[str, ...]]:
-    """Decoded arrays, made once for the same files (by path, size and time) and mapped from the disk afterwards."""
+    """Decoded arrays, made once for the same files (by path, size and time) and mapped from the
+    disk afterwards."""
     state = "|".join(f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)
     digest = hashlib.sha256(f"{key}|{state}".encode()).hexdigest()[:24]
     base = cache_dir("data")

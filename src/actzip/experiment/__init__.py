@@ -1,4 +1,5 @@
-"""Experiments: a recipe (one YAML file), run stage by stage, resumable, with results as JSON and a report as HTML.
+"""Experiments: a recipe (one YAML file), run stage by stage, resumable, with results as JSON and a
+report as HTML.
 
 recipe = load_recipe("recipes/lenet5-mnist/sparsify.yaml")
 results = reproduce(recipe, out="out/lenet5")      # goes on where an earlier run was stopped

@@ -1,4 +1,5 @@
-"""Stages 2 and 3 on real maps: quantize, encode, decode, compare, and run the rest of the network on what was decoded."""
+"""Stages 2 and 3 on real maps: quantize, encode, decode, compare, and run the rest of the network
+on what was decoded."""
 
 from __future__ import annotations
 
@@ -48,8 +49,9 @@ class Coding:
     Attributes:
         images, blobs, elements: how many were coded. ``density``: of the integers.
         bits_per_element, gain_float32: by codec, headers included, over all maps.
-        accuracy: of the network whose later layers ran on the decoded maps; ``quantized_accuracy``: of the quantized
-            network on the same images, and ``same_predictions`` whether every prediction is the same.
+        accuracy: of the network whose later layers ran on the decoded maps; ``quantized_accuracy``:
+            of the quantized network on the same images, and ``same_predictions`` whether every
+            prediction is the same.
         maps: a row a layer.
     """
 
@@ -74,10 +76,12 @@ def code_maps(
     images_per_blob: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> Coding:
-    """Encode every quantized map of every image, decode it, compare bit for bit, and go on with what was decoded.
+    """Encode every quantized map of every image, decode it, compare bit for bit, and go on with
+    what was decoded.
 
-    Each map of ``model`` (quantized) is turned into its integers, encoded by each codec in ``names`` and decoded
-    again; the integers must be equal, and the map that the following layers see is made from the decoded ones.
+    Each map of ``model`` (quantized) is turned into its integers, encoded by each codec in
+    ``names`` and decoded again; the integers must be equal, and the map that the following layers
+    see is made from the decoded ones.
 
     Args:
         batches: ``(x, y)``, y int64 class indices.

@@ -1,8 +1,9 @@
 """Recipes: one YAML file an experiment, checked before anything runs.
 
-A wrong key or value raises :class:`~actzip.errors.RecipeError` that names the file, the line, the key and what is
-allowed there. The settings of training stages are the fields of :class:`actzip.sparsify.SparsifyConfig`, so a method
-added there can be used in a recipe at once. docs/recipes.md describes every key.
+A wrong key or value raises :class:`~actzip.errors.RecipeError` that names the file, the line, the
+key and what is allowed there. The settings of training stages are the fields of
+:class:`actzip.sparsify.SparsifyConfig`, so a method added there can be used in a recipe at once.
+docs/recipes.md describes every key.
 """
 
 from __future__ import annotations
@@ -29,11 +30,33 @@ Where = tuple[Any, ...]
 #: Fields of SparsifyConfig that belong to the penalty; a training stage without one does not have them.
 PENALTY_FIELDS = frozenset(
     {
-        "penalty", "alpha", "weighting", "elements_share", "penalty_every", "beta", "normalise", "layers", "ignore", "ramp", "release", "thresholds", "learned_per",
-        "threshold_speedup", "threshold_density", "threshold_samples",
-        "floor", "floor_margin", "alpha_start", "alpha_step", "checks", "check_samples", "speedup", "distill", "temperature",
+        "penalty",
+        "alpha",
+        "weighting",
+        "elements_share",
+        "penalty_every",
+        "beta",
+        "normalise",
+        "layers",
+        "ignore",
+        "ramp",
+        "release",
+        "thresholds",
+        "learned_per",
+        "threshold_speedup",
+        "threshold_density",
+        "threshold_samples",
+        "floor",
+        "floor_margin",
+        "alpha_start",
+        "alpha_step",
+        "checks",
+        "check_samples",
+        "speedup",
+        "distill",
+        "temperature",
     }
-)  # fmt: skip
+)
 
 
 class _Part(BaseModel):
@@ -43,9 +66,10 @@ class _Part(BaseModel):
 class ModelPart(_Part):
     """Which network: a name or import path, constructor arguments, and weights to begin with.
 
-    ``control``: weights of a control that another recipe trained, measured beside. ``teacher``: weights of the network that
-    ``distill`` of the stage ``sparsify`` learns from; that which training begins with where not given. ``thresholds``: the
-    file of thresholds that another recipe wrote beside ``weights``.
+    ``control``: weights of a control that another recipe trained, measured beside. ``teacher``:
+    weights of the network that ``distill`` of the stage ``sparsify`` learns from; that which
+    training begins with where not given. ``thresholds``: the file of thresholds that another recipe
+    wrote beside ``weights``.
     """
 
     name: str
@@ -73,8 +97,9 @@ class DataPart(_Part):
 
 
 class ThresholdsPart(_Part):
-    """Stage 1b, after ``sparsify`` or of the baseline: thresholds without training, exactly one of the targets ``density``,
-    ``speedup`` (theoretical) and ``agree``; calibrated on validation images (:func:`actzip.sparsify.calibrate_thresholds`).
+    """Stage 1b, after ``sparsify`` or of the baseline: thresholds without training, exactly one of
+    the targets ``density``, ``speedup`` (theoretical) and ``agree``; calibrated on validation
+    images (:func:`actzip.sparsify.calibrate_thresholds`).
     """
 
     density: float | None = Field(None, gt=0, le=1)
@@ -97,10 +122,11 @@ class ThresholdsPart(_Part):
 class LowBitsPart(_Part):
     """Training with the quantizers in place, of the widths in ``bits``, on the training images.
 
-    Weights by the straight-through estimator, scales as learned step sizes; ``rate`` is the weight in the loss of the
-    estimated bits an element (:class:`actzip.quantize.train.RatePenalty`), looked at on ``rate_share`` of each batch;
-    ``distill`` the share of the loss that is the divergence from the float network's outputs. ``mixup``, ``precision`` and
-    ``freeze_norm`` as in :func:`actzip.quantize.train.finetune`.
+    Weights by the straight-through estimator, scales as learned step sizes; ``rate`` is the weight
+    in the loss of the estimated bits an element (:class:`actzip.quantize.train.RatePenalty`),
+    looked at on ``rate_share`` of each batch; ``distill`` the share of the loss that is the
+    divergence from the float network's outputs. ``mixup``, ``precision`` and ``freeze_norm`` as in
+    :func:`actzip.quantize.train.finetune`.
     """
 
     bits: list[int] = Field([4], min_length=1)
@@ -119,14 +145,16 @@ class LowBitsPart(_Part):
     freeze_norm: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """The settings by name; those of later versions only where they are used, so that earlier runs stay valid."""
+        """The settings by name; those of later versions only where they are used, so that earlier
+        runs stay valid."""
         later = {"mixup", "precision", "freeze_norm"}
         used = later & self.model_dump(exclude_defaults=True).keys()
         return self.model_dump(exclude=later - used)
 
 
 class QuantizePart(_Part):
-    """Stage 2: at which widths, by which observer; ``train``: some of them with training; ``control``: the control too."""
+    """Stage 2: at which widths, by which observer; ``train``: some of them with training;
+    ``control``: the control too."""
 
     bits: list[int] = Field([16, 8], min_length=1)
     observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
@@ -158,10 +186,11 @@ class EncodePart(_Part):
 class TargetsPart(_Part):
     """What the experiment must reach; each is compared with what was measured and reported as met or not.
 
-    ``density_reduction``: density of the baseline / density of the sparsified network. ``speedup_over_control``:
-    effective MACs of the control / effective MACs of the sparsified network. ``accuracy_over_control``: points (0.1
-    is a tenth of a percent). ``gain_BITS``: compression gain against float32 of the sparsified network at that
-    width, headers included, best codec of the recipe; ``accuracy_BITS_over_control``: points, at that width.
+    ``density_reduction``: density of the baseline / density of the sparsified network.
+    ``speedup_over_control``: effective MACs of the control / effective MACs of the sparsified
+    network. ``accuracy_over_control``: points (0.1 is a tenth of a percent). ``gain_BITS``:
+    compression gain against float32 of the sparsified network at that width, headers included, best
+    codec of the recipe; ``accuracy_BITS_over_control``: points, at that width.
     """
 
     density_reduction: float | None = None
@@ -222,7 +251,8 @@ SparsifyPart = _training_part(
 
 
 class Recipe(_Part):
-    """An experiment: train (or load), sparsify beside a control, threshold, quantize, encode; and what it must reach.
+    """An experiment: train (or load), sparsify beside a control, threshold, quantize, encode; and
+    what it must reach.
 
     ``continues``: the files of the recipes, beside this one, whose runs made what ``model`` begins with.
     """
@@ -278,8 +308,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe in a YAML file.
 
     Raises:
-        RecipeError: the file cannot be read, is not YAML, or holds a wrong key or value: file, line, key and what is
-            allowed are named.
+        RecipeError: the file cannot be read, is not YAML, or holds a wrong key or value: file,
+            line, key and what is allowed are named.
     """
     file = Path(path)
     try:
@@ -297,10 +327,12 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def made_by(recipe: Recipe, file: Path) -> dict[str, Path]:
-    """Name -> file of the recipes that ``recipe``, read from ``file``, continues; those that they continue included.
+    """Name -> file of the recipes that ``recipe``, read from ``file``, continues; those that they
+    continue included.
 
     Raises:
-        RecipeError: one is missing or wrong, they continue each other in a circle, or ``model`` names the run of another.
+        RecipeError: one is missing or wrong, they continue each other in a circle, or ``model``
+            names the run of another.
     """
     found: dict[str, Path] = {}
 
@@ -319,7 +351,8 @@ def made_by(recipe: Recipe, file: Path) -> dict[str, Path]:
     for key, (path, run) in runs_of(recipe).items():
         if recipe.continues and run not in found:
             raise RecipeError(
-                f"{file}: model.{key}: {path} is of the run {run!r}, which none of the recipes under continues makes: "
+                f"{file}: model.{key}: {path} is of the run {run!r}, which none of the recipes "
+                "under continues makes: "
                 f"they make {', '.join(found)}"
             )
     return found
@@ -342,7 +375,8 @@ def _moved(file: Path) -> Path | None:
 
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:
-    """The recipe in YAML ``text``; ``name`` stands for the file in messages. Errors as :func:`load_recipe`."""
+    """The recipe in YAML ``text``; ``name`` stands for the file in messages. Errors as
+    :func:`load_recipe`."""
     try:
         loader = _Loader(text)
     except yaml.YAMLError as error:  # characters that YAML does not allow
@@ -382,7 +416,8 @@ def _walk(node: yaml.Node, where: Where, lines: dict[Where, int], name: str) -> 
             path = (*where, key.value)
             if path in lines:
                 raise RecipeError(
-                    f"{name}, line {key.start_mark.line + 1}: {_dotted(path)} is there twice (line {lines[path]})"
+                    f"{name}, line {key.start_mark.line + 1}: {_dotted(path)} is there twice (line "
+                    f"{lines[path]})"
                 )
             lines[path] = key.start_mark.line + 1
             _walk(value, path, lines, name)

@@ -1,4 +1,5 @@
-"""The report of an experiment: one self-contained HTML page (no request leaves it), light and dark, plots as SVG."""
+"""The report of an experiment: one self-contained HTML page (no request leaves it), light and dark,
+plots as SVG."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def render(results: Mapping[str, Any], models: Mapping[str, nn.Module], example:
 
 
 def map_images(model: nn.Module, example: Tensor, *, channels: int = 16, side: int = 32) -> dict[str, str]:
-    """The first channels of each activation map of ``example`` as a PNG data URI; zeros have a colour of their own."""
+    """The first channels of each activation map of ``example`` as a PNG data URI; zeros have a
+    colour of their own."""
     found: dict[str, str] = {}
 
     def see(site: Site, y: Tensor) -> None:
@@ -106,7 +108,8 @@ def map_images(model: nn.Module, example: Tensor, *, channels: int = 16, side: i
 
 
 def _grid(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Maps side by side as RGB: zeros slate, values from dark to bright yellow, borders transparent-looking grey."""
+    """Maps side by side as RGB: zeros slate, values from dark to bright yellow, borders
+    transparent-looking grey."""
     count, height, width = tiles.shape
     columns = min(4, count)
     rows = -(-count // columns)

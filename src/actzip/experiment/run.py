@@ -1,10 +1,11 @@
-"""Runs a recipe: each stage once, its result kept on disk, so that a run killed at any moment goes on where it was.
+"""Runs a recipe: each stage once, its result kept on disk, so that a run killed at any moment goes
+on where it was.
 
 What a run writes into its folder:
-    results.json                every figure; the same on the same machine for the same recipe and seed, but for "run"
-    report.html                 the same as one page, without anything from the network
-    baseline.safetensors ...    weights after each training stage (and NAME.thresholds.json, NAME.BITS.quant.json)
-    stages/NAME/                last.pt after each epoch (weights, optimiser, random state), result.json when done
+    results.json              every figure; for one recipe, seed and machine the same, but for "run"
+    report.html               the same as one page, without anything from the network
+    baseline.safetensors ...  weights after each stage (and NAME.thresholds.json, NAME.BITS.quant.json)
+    stages/NAME/              last.pt after each epoch (weights, optimiser, random state), then result.json
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ SCHEMA = "actzip-experiment-1"
 #: How often an epoch passes over a stand-in, so that training takes steps enough to learn something.
 _STAND_IN_PASSES = 10
 
-#: Called with plain dicts: {"stage": name, "kind": "start" | "done" | "cached" | "step" | "epoch" | "low_bits_epoch" |
-#: "images", ...}.
+#: Called with plain dicts: {"stage": name, "kind": "start" | "done" | "cached" | "step" | "epoch" |
+#: "low_bits_epoch" | "images", ...}.
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -65,16 +66,18 @@ def reproduce(
 ) -> dict[str, Any]:
     """Run ``recipe`` in the folder ``out`` and give its results, which are in ``out/results.json`` too.
 
-    Stages that an earlier run in ``out`` finished with the same settings and data are not done again; a training stage
-    that was stopped goes on after its last complete epoch. Either way the figures are those of an unbroken run.
+    Stages that an earlier run in ``out`` finished with the same settings and data are not done
+    again; a training stage that was stopped goes on after its last complete epoch. Either way the
+    figures are those of an unbroken run.
 
     Args:
         data: where to look for data sets first.
         fresh: forget earlier runs in ``out``.
         download: whether a data set that is nowhere may be downloaded.
-        only: train this stage (``baseline``, ``control`` or ``sparse``) and what it begins from, and leave the rest, with
-            an empty result, to a later run without ``only``. Control and sparse may be trained at the same time, also in
-            the same folder once its baseline is there.
+        only: train this stage (``baseline``, ``control`` or ``sparse``) and what it begins from,
+            and leave the rest, with an empty result, to a later run without ``only``. Control and
+            sparse may be trained at the same time, also in the same folder once its baseline is
+            there.
         trust: whether a recipe may name Python code to import and call as its model.
 
     Raises:
@@ -104,7 +107,8 @@ _READ_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "c
 
 
 def _check_trust(recipe: Recipe, trust: bool) -> None:
-    """A recipe from elsewhere must not run code: neither an attribute of a module, nor a pickle that timm opens."""
+    """A recipe from elsewhere must not run code: neither an attribute of a module, nor a pickle
+    that timm opens."""
     name, args = recipe.model.name, recipe.model.args
     code = ":" in name and name.partition(":")[0] not in ("timm", "torchvision")
     if not trust and (code or not _READ_FILES.isdisjoint(args)):
@@ -165,7 +169,8 @@ class _Experiment:
             validation, passes = min(validation, len(everything) // 5), _STAND_IN_PASSES
         if validation >= len(everything):
             raise RecipeError(
-                f"data.validation: {d.validation} images are to be set aside, but {everything.source} has only "
+                f"data.validation: {d.validation} images are to be set aside, but "
+                f"{everything.source} has only "
                 f"{len(everything)}"
             )
         self.train, self.val = split(everything, validation, recipe.seed)
@@ -176,7 +181,8 @@ class _Experiment:
                 raise DataError(f"{part.source} has no labels, which an experiment needs")
 
     def _lock(self) -> None:
-        """Two runs in one folder would write over each other: the second is refused (a killed run leaves no lock)."""
+        """Two runs in one folder would write over each other: the second is refused (a killed run
+        leaves no lock)."""
         try:
             import fcntl
         except ModuleNotFoundError:  # not on this platform: nothing is guarded
@@ -280,7 +286,8 @@ class _Experiment:
     def _kept(
         self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """A stage that ends in a network: read from its files, whether ``make`` has just written them or an earlier run."""
+        """A stage that ends in a network: read from its files, whether ``make`` has just written
+        them or an earlier run."""
         files = self.out / f"{stage}.safetensors", self.out / f"{stage}.thresholds.json"
         if not all(f.exists() for f in files):  # a result without its weights is no result
             (self.out / "stages" / stage / "result.json").unlink(missing_ok=True)
@@ -302,7 +309,8 @@ class _Experiment:
     def _threshold(
         self, model: nn.Module, part: ThresholdsPart, key: str
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """``model`` with calibrated thresholds, as the stage ``thresholded``; the network given stays as it is."""
+        """``model`` with calibrated thresholds, as the stage ``thresholded``; the network given
+        stays as it is."""
 
         def make(folder: Path) -> dict[str, Any]:
             made = copy.deepcopy(model)
@@ -488,7 +496,8 @@ class _Experiment:
     def _train_low(
         self, name: str, quantized: nn.Module, teacher: nn.Module, part: LowBitsPart, key: str
     ) -> dict[str, Any]:
-        """Trains ``quantized`` in place; its weights and scales are ``NAME.safetensors`` and ``NAME.json``."""
+        """Trains ``quantized`` in place; its weights and scales are ``NAME.safetensors`` and
+        ``NAME.json``."""
         stem = self.out / name
         done = self.out / "stages" / f"{name}.train" / "result.json"
         if not stem.with_name(f"{name}.safetensors").exists() or not stem.with_name(f"{name}.json").exists():
@@ -513,18 +522,45 @@ class _Experiment:
                     row["rate"] = sum(rates) / max(1, len(rates))
                     rates.clear()
                     left = row["seconds"] * (part.epochs - epoch)
-                    self.progress({"stage": stage, "kind": "low_bits_epoch", "epoch": epoch, "epochs": part.epochs,
-                                   "seconds_left": left, **row})  # fmt: skip
+                    self.progress(
+                        {
+                            "stage": stage,
+                            "kind": "low_bits_epoch",
+                            "epoch": epoch,
+                            "epochs": part.epochs,
+                            "seconds_left": left,
+                            **row,
+                        }
+                    )
 
                 figures = finetune(
-                    quantized, batches, epochs=part.epochs, lr=part.lr, scale_lr=part.scale_lr,
-                    weight_decay=part.weight_decay, penalty=cost if part.rate > 0 else None,
-                    teacher=teacher if part.distill > 0 else None, distill=part.distill,
-                    temperature=part.temperature, clip=part.clip, mixup=part.mixup,
-                    precision=part.precision, freeze_norm=part.freeze_norm, checkpoint=folder / "last.pt", on_epoch=on_epoch,
-                    on_step=lambda e: self.progress({"stage": stage, "kind": "step", "penalty": penalty.rate * part.rate,
-                                                     **e, "accuracy": None, "training_accuracy": e["accuracy"]}),
-                )  # fmt: skip
+                    quantized,
+                    batches,
+                    epochs=part.epochs,
+                    lr=part.lr,
+                    scale_lr=part.scale_lr,
+                    weight_decay=part.weight_decay,
+                    penalty=cost if part.rate > 0 else None,
+                    teacher=teacher if part.distill > 0 else None,
+                    distill=part.distill,
+                    temperature=part.temperature,
+                    clip=part.clip,
+                    mixup=part.mixup,
+                    precision=part.precision,
+                    freeze_norm=part.freeze_norm,
+                    checkpoint=folder / "last.pt",
+                    on_epoch=on_epoch,
+                    on_step=lambda e: self.progress(
+                        {
+                            "stage": stage,
+                            "kind": "step",
+                            "penalty": penalty.rate * part.rate,
+                            **e,
+                            "accuracy": None,
+                            "training_accuracy": e["accuracy"],
+                        }
+                    ),
+                )
             save_quantized(quantized, stem)
             return {"epochs": figures}
 

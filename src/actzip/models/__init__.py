@@ -90,7 +90,8 @@ def _inception_v3_5class(classes: int = 5) -> nn.Module:
 
 
 def available() -> list[str]:
-    """Names that :func:`resolve` knows without a prefix: our own, and torchvision's classifiers if installed."""
+    """Names that :func:`resolve` knows without a prefix: our own, and torchvision's classifiers if
+    installed."""
     names = list(OWN)
     try:
         import_torchvision()
@@ -202,7 +203,8 @@ def _unknown(name: str, known: list[str]) -> InputError:
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     return InputError(
         f"no model is called {name!r}{hint} "
-        f"(ours: {', '.join(OWN)}; torchvision and timm names; or an import path like package.module:attribute)"
+        f"(ours: {', '.join(OWN)}; torchvision and timm names; or an import path like "
+        "package.module:attribute)"
     )
 
 
@@ -219,8 +221,8 @@ def model_info(name: str) -> ModelInfo:
 def find_weights(ref: str | os.PathLike[str]) -> Path:
     """The weights file ``ref``: a path, or a file name looked for under the shared weights folders.
 
-    Looked for as given, then in ``$ACTZIP_SHARED/weights``, ``$ACTZIP_DATA/weights`` and ``../shared/weights``;
-    ``.safetensors`` may be left out.
+    Looked for as given, then in ``$ACTZIP_SHARED/weights``, ``$ACTZIP_DATA/weights`` and
+    ``../shared/weights``; ``.safetensors`` may be left out.
 
     Raises:
         DataError: there is no such file; the places tried are named.

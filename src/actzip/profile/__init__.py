@@ -1,8 +1,9 @@
 """Where the zeros, the bits and the time are: per-layer statistics of activation maps, and reports of them.
 
-``profile(model, loader)``, or ``profile("resnet18", "photos/")``, runs the model over the inputs and counts, layer by layer: density and its spread,
-effective MACs (exactly, borders and strides included), what each codec makes of each map, and what the engine gains
-by the clock. See ``docs/profile.md`` for every figure's definition and the JSON's schema.
+``profile(model, loader)``, or ``profile("resnet18", "photos/")``, runs the model over the inputs
+and counts, layer by layer: density and its spread, effective MACs (exactly, borders and strides
+included), what each codec makes of each map, and what the engine gains by the clock. See
+``docs/profile.md`` for every figure's definition and the JSON's schema.
 """
 
 from __future__ import annotations
@@ -70,17 +71,21 @@ def profile(
     """Counts where the zeros, the bits and the time of ``model`` are over the inputs of ``loader``.
 
     Args:
-        model: any ``nn.Module``; it is run in eval mode, without gradient, and left as it was. Or what the command line
-            takes: a torchvision or timm name, an import path, a ``.pt2`` or ``.onnx`` file.
+        model: any ``nn.Module``; it is run in eval mode, without gradient, and left as it was. Or
+            what the command line takes: a torchvision or timm name, an import path, a ``.pt2`` or
+            ``.onnx`` file.
         loader: batches of inputs ``N, C, H, W``; (input, label) pairs, tuples and dicts are understood
-            (:func:`actzip.profile.collect.split_inputs`). Or a folder of images, a parquet file, WebDataset shards, an
-            ``.npy``, a data set's name: 100 images of it, or ``max_images``. None, for a model given by name: random
-            numbers, with a warning that densities mean nothing.
+            (:func:`actzip.profile.collect.split_inputs`). Or a folder of images, a parquet file,
+            WebDataset shards, an ``.npy``, a data set's name: 100 images of it, or ``max_images``.
+            None, for a model given by name: random numbers, with a warning that densities mean
+            nothing.
         name, source: how the model and the data are named in the report.
-        codecs: names of codecs, each tried at all of ``bits``; or a mapping from name to bit widths; empty for none.
-            Each map of each image is quantized by its own largest magnitude, coded whole, and measured with headers.
+        codecs: names of codecs, each tried at all of ``bits``; or a mapping from name to bit
+            widths; empty for none. Each map of each image is quantized by its own largest
+            magnitude, coded whole, and measured with headers.
         bits: bit widths for entropies and codecs.
-        layers, ignore: the activation maps to look at (:mod:`actzip.activations`); MACs are always counted for all.
+        layers, ignore: the activation maps to look at (:mod:`actzip.activations`); MACs are always
+            counted for all.
         max_images: stop after this many images.
         engine: compile the model too and measure its layers; where it cannot be compiled the report says why.
         whatif_images: images of the first batches used for the threshold what-if (0: none).
@@ -88,24 +93,28 @@ def profile(
         threads: threads for codecs and engine; None for all.
         random: the inputs are random numbers: the report warns that densities mean nothing.
         skipped: inputs that could not be read, each with the reason: the report counts and names them.
-        distributed: under ``torch.distributed``, each process with its part of the data: counts are merged exactly, and
-            every process gets the report of all (what-if and times are of its own inputs).
+        distributed: under ``torch.distributed``, each process with its part of the data: counts are
+            merged exactly, and every process gets the report of all (what-if and times are of its
+            own inputs).
         progress: show progress bars on standard error, where that is a terminal.
         on_batch: called with the number of images after each batch.
-        on_step: called with (done, all) while the engine is calibrated, for a minute the first time on a machine.
+        on_step: called with (done, all) while the engine is calibrated, for a minute the first time
+            on a machine.
         skipped: inputs that could not be read, each with the reason: the report counts and names them.
-        distributed: under ``torch.distributed``, each process with its part of the data: counts are merged exactly and
-            every process gets the same report.
+        distributed: under ``torch.distributed``, each process with its part of the data: counts are
+            merged exactly and every process gets the same report.
         progress: show progress bars on standard error, where that is a terminal.
         on_batch: called with the number of images after each batch.
-        on_step: called with (done, all) while the engine is calibrated, some fifty seconds the first time on a machine.
+        on_step: called with (done, all) while the engine is calibrated, some fifty seconds the
+            first time on a machine.
 
     Returns:
         A :class:`Report`. Units: MACs and bytes per image, bits/element, milliseconds at batch 1.
 
     Raises:
         DataError: the loader gives no batch; data that is missing or unreadable.
-        InputError: a batch that the model cannot take, an unknown bit width, an unknown name (near matches are named).
+        InputError: a batch that the model cannot take, an unknown bit width, an unknown name (near
+            matches are named).
         LayerError: a layer name that the model does not have.
     """
     from actzip import cpu
@@ -127,10 +136,25 @@ def profile(
     if progress:
         with _bars(max_images, on_batch, on_step) as (each_batch, each_step):
             return profile(
-                model, loader, name=name, source=source, codecs=codecs, bits=bits, layers=layers, ignore=ignore,
-                max_images=max_images, engine=engine, whatif_images=whatif_images, runs=runs, threads=threads, random=random,
-                skipped=skipped, distributed=distributed, on_batch=each_batch, on_step=each_step,
-            )  # fmt: skip
+                model,
+                loader,
+                name=name,
+                source=source,
+                codecs=codecs,
+                bits=bits,
+                layers=layers,
+                ignore=ignore,
+                max_images=max_images,
+                engine=engine,
+                whatif_images=whatif_images,
+                runs=runs,
+                threads=threads,
+                random=random,
+                skipped=skipped,
+                distributed=distributed,
+                on_batch=each_batch,
+                on_step=each_step,
+            )
     plan = _codec_plan(codecs, bits)
     info = cpu.info()
     used = threads or int(info["threads"])

@@ -61,7 +61,8 @@ class Collection:
         self.batches += other.batches
 
     def merge_processes(self) -> Collection:
-        """What all processes of ``torch.distributed`` have counted together, the same in each; itself where there is one.
+        """What all processes of ``torch.distributed`` have counted together, the same in each;
+        itself where there is one.
 
         Every process has to call it. Counts are integers, so it is what one process would have counted.
         """
@@ -80,9 +81,9 @@ class Collection:
 def split_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments for ``model`` in a batch of a loader: tensors, (inputs, labels) pairs, tuples or dicts.
 
-    A dict gives keyword arguments: those keys that ``forward`` takes (all of them where it takes ``**kwargs``).
-    A tuple or list gives as many positional arguments as ``forward`` requires, at least one; what follows (labels)
-    is left out. numpy arrays become tensors.
+    A dict gives keyword arguments: those keys that ``forward`` takes (all of them where it takes
+    ``**kwargs``). A tuple or list gives as many positional arguments as ``forward`` requires, at
+    least one; what follows (labels) is left out. numpy arrays become tensors.
 
     Raises:
         InputError: nothing in the batch can be an input.
@@ -226,12 +227,14 @@ def collect(
     on_batch: Callable[[int], None] | None = None,
     empty_ok: bool = False,
 ) -> Collection:
-    """Counts zeros, magnitudes, MACs and coded sizes over ``loader``; the model is run in eval mode without gradient.
+    """Counts zeros, magnitudes, MACs and coded sizes over ``loader``; the model is run in eval mode
+    without gradient.
 
     Args:
         loader: batches as :func:`split_inputs` takes them.
         layers, ignore: sites to count (:mod:`actzip.activations`); computations are always all counted.
-        codecs: codec name -> bit widths; each map of each image is quantized by its own maximum and coded whole.
+        codecs: codec name -> bit widths; each map of each image is quantized by its own maximum and
+            coded whole.
         max_images: stop after this many.
         runs: count zero runs and bursts too.
         on_batch: called with the number of images after each batch (progress).

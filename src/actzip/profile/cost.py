@@ -1,10 +1,12 @@
 """A cost model of the engine, calibrated by timing convolutions of many shapes and densities on this machine.
 
-Calibration (about a minute, once for each CPU, instruction set and number of threads; kept in the cache folder) puts a
-grid of convolutions into plans of the engine's own and times the kernels that it offers for each: with dense input,
-and with packed input of several densities. In the large plan weights come from memory, as in large networks; in the
-small ones they stay in the CPU's caches. Milliseconds an operation are then a smooth function of the shape and the density
-(a Gaussian process in the logarithms, with a linear trend): predicted is the time of the better of the two storages.
+Calibration (about a minute, once for each CPU, instruction set and number of threads; kept in the
+cache folder) puts a grid of convolutions into plans of the engine's own and times the kernels that
+it offers for each: with dense input, and with packed input of several densities. In the large plan
+weights come from memory, as in large networks; in the small ones they stay in the CPU's caches.
+Milliseconds an operation are then a smooth function of the shape and the density (a Gaussian
+process in the logarithms, with a linear trend): predicted is the time of the better of the two
+storages.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Conv:
-    """The geometry of a convolution or linear layer: channels, output height and width, kernel, stride, groups."""
+    """The geometry of a convolution or linear layer: channels, output height and width, kernel,
+    stride, groups."""
 
     inputs: int
     outputs: int
@@ -84,7 +87,8 @@ class Conv:
 
 @dataclass(frozen=True)
 class Sample:
-    """One timing: milliseconds of a convolution with ``dense`` or ``packed`` input in a ``small`` or the large plan."""
+    """One timing: milliseconds of a convolution with ``dense`` or ``packed`` input in a ``small``
+    or the large plan."""
 
     conv: Conv
     storage: str
@@ -100,12 +104,13 @@ def _work(conv: Conv, storage: str, density: float) -> float:
 
 
 def is_small(convs: Iterable[Conv]) -> bool:
-    """Whether a network of these layers stays in the caches: weights, and what branch predictors learn of its zeros."""
+    """Whether a network of these layers stays in the caches: weights, and what branch predictors
+    learn of its zeros."""
     layers = list(convs)
     return sum(4 * c.weights for c in layers) <= SMALL_BYTES and sum(c.macs for c in layers) <= SMALL_MACS
 
 
-# --- regression ---------------------------------------------------------------------------------------------------
+# --- regression -----------------------------------------------------------------------------------
 
 # how far apart two layers may be and still tell of each other, in the units of Conv.features
 _SCALES = np.array([3.0, 3.0, 4.0, 3.0, 2.0, 2.0, 1.5])
@@ -140,8 +145,9 @@ class CostModel:
 
     Args:
         samples: timings of convolutions.
-        others: for other operators, milliseconds an element read or written (by operator; ``""`` for all others); and
-            ``call small``, ``call large``: time of a call over that of its nodes.
+        others: for other operators, milliseconds an element read or written (by operator; ``""``
+            for all others); and ``call small``, ``call large``: time of a call over that of its
+            nodes.
     """
 
     def __init__(self, samples: Sequence[Sample], others: dict[str, float] | None = None) -> None:
@@ -234,7 +240,7 @@ def hash_text(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-# --- calibration --------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 def _grid() -> list[tuple[int, int, int, tuple[int, int], int, int]]:
@@ -250,18 +256,48 @@ def _grid() -> list[tuple[int, int, int, tuple[int, int], int, int]]:
     strided = ((16, 32, 32), (64, 128, 56), (128, 256, 28), (256, 512, 14), (192, 320, 17))
     out += [(i, o, size, (3, 3), 2, 1) for i, o, size in strided]
     pointwise = (
-        (16, 64, 56), (32, 16, 112), (64, 64, 56), (64, 256, 28), (256, 64, 56), (64, 64, 8), (128, 128, 16), (128, 512, 28),
-        (512, 128, 28), (192, 48, 35), (288, 64, 35), (256, 1024, 14), (1024, 256, 14), (512, 512, 14), (768, 192, 17),
-        (512, 2048, 7), (2048, 512, 7), (1280, 320, 8), (2048, 192, 8), (256, 256, 4), (1024, 1024, 2), (96, 24, 56),
-        (24, 144, 56), (64, 384, 14), (384, 96, 14), (960, 160, 7), (160, 960, 7), (32, 64, 32),
-    )  # fmt: skip
+        (16, 64, 56),
+        (32, 16, 112),
+        (64, 64, 56),
+        (64, 256, 28),
+        (256, 64, 56),
+        (64, 64, 8),
+        (128, 128, 16),
+        (128, 512, 28),
+        (512, 128, 28),
+        (192, 48, 35),
+        (288, 64, 35),
+        (256, 1024, 14),
+        (1024, 256, 14),
+        (512, 512, 14),
+        (768, 192, 17),
+        (512, 2048, 7),
+        (2048, 512, 7),
+        (1280, 320, 8),
+        (2048, 192, 8),
+        (256, 256, 4),
+        (1024, 1024, 2),
+        (96, 24, 56),
+        (24, 144, 56),
+        (64, 384, 14),
+        (384, 96, 14),
+        (960, 160, 7),
+        (160, 960, 7),
+        (32, 64, 32),
+    )
     out += [(i, o, size, (1, 1), 1, 1) for i, o, size in pointwise]
     halved = ((64, 128, 56), (256, 512, 28), (512, 1024, 14), (1024, 2048, 14))
     out += [(i, o, size, (1, 1), 2, 1) for i, o, size in halved]
     shaped = (
-        (48, 64, 35, (5, 5)), (128, 128, 17, (1, 7)), (128, 192, 17, (7, 1)), (192, 192, 17, (1, 7)), (192, 192, 17, (7, 1)),
-        (384, 384, 8, (1, 3)), (384, 384, 8, (3, 1)), (16, 32, 14, (5, 5)),
-    )  # fmt: skip
+        (48, 64, 35, (5, 5)),
+        (128, 128, 17, (1, 7)),
+        (128, 192, 17, (7, 1)),
+        (192, 192, 17, (1, 7)),
+        (192, 192, 17, (7, 1)),
+        (384, 384, 8, (1, 3)),
+        (384, 384, 8, (3, 1)),
+        (16, 32, 14, (5, 5)),
+    )
     out += [(i, o, size, kernel, 1, 1) for i, o, size, kernel in shaped]
     stems = (
         (32, 224, 3, 2),
@@ -273,10 +309,24 @@ def _grid() -> list[tuple[int, int, int, tuple[int, int], int, int]]:
     )
     out += [(3, o, size, (k, k), stride, 1) for o, size, k, stride in stems]
     depthwise = (
-        (32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (64, 32, 3, 1), (128, 16, 3, 1), (256, 8, 3, 1), (512, 4, 3, 1),
-        (384, 14, 3, 1), (960, 7, 3, 1), (144, 28, 5, 1), (480, 14, 5, 1), (96, 56, 7, 1), (128, 32, 3, 2), (576, 14, 3, 2),
-        (512, 4, 3, 2), (256, 8, 3, 2), (1024, 2, 3, 1),
-    )  # fmt: skip
+        (32, 112, 3, 1),
+        (96, 112, 3, 2),
+        (144, 56, 3, 1),
+        (64, 32, 3, 1),
+        (128, 16, 3, 1),
+        (256, 8, 3, 1),
+        (512, 4, 3, 1),
+        (384, 14, 3, 1),
+        (960, 7, 3, 1),
+        (144, 28, 5, 1),
+        (480, 14, 5, 1),
+        (96, 56, 7, 1),
+        (128, 32, 3, 2),
+        (576, 14, 3, 2),
+        (512, 4, 3, 2),
+        (256, 8, 3, 2),
+        (1024, 2, 3, 1),
+    )
     out += [(c, c, size, (k, k), stride, c) for c, size, k, stride in depthwise]
     linear = ((64, 10), (256, 128), (512, 1000), (2048, 1000), (1024, 10), (4096, 1024))
     return out + [(i, o, 1, (1, 1), 1, 1) for i, o in linear]
@@ -403,7 +453,8 @@ class _Plan:
 def calibrate(
     threads: int, on_step: Callable[[int, int], None] | None = None
 ) -> tuple[list[Sample], dict[str, float]]:
-    """Times the grid of convolutions, and other operators, in the engine: (samples, milliseconds an element)."""
+    """Times the grid of convolutions, and other operators, in the engine: (samples, milliseconds an
+    element)."""
     grid = _grid()
     plans = [(grid, False)]
     macs = _LITTLE
@@ -471,7 +522,8 @@ def _others(threads: int) -> dict[str, float]:
 
 
 def elements(graph: Any) -> dict[str, float]:
-    """Elements that every node reads and writes at batch 1, by name; for copies of inputs by the value's name."""
+    """Elements that every node reads and writes at batch 1, by name; for copies of inputs by the
+    value's name."""
     from actzip.runtime import graph as g
 
     def size(value: str) -> float:

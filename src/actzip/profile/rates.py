@@ -1,7 +1,8 @@
-"""Accuracy and coded size of a quantized model over a data set: the table accuracy x bits x codec, a layer at a time.
+"""Accuracy and coded size of a quantized model over a data set: the table accuracy x bits x codec,
+a layer at a time.
 
-One pass, streaming: each batch's integer maps are coded as they are made and dropped. Sizes are those of whole blobs,
-headers, chunk index and checksums included, one blob a map and batch.
+One pass, streaming: each batch's integer maps are coded as they are made and dropped. Sizes are
+those of whole blobs, headers, chunk index and checksums included, one blob a map and batch.
 """
 
 from __future__ import annotations
@@ -155,8 +156,10 @@ def measure_rates(
         chunk_elements: symbols a chunk; the codecs' default where None.
 
     Raises:
-        InputError: the model is not quantized, an unknown codec, NaN or infinite values in a map (the layer is named).
-        DataError: no batch, or with ``verify`` a blob that does not decode to what was encoded (the layer is named).
+        InputError: the model is not quantized, an unknown codec, NaN or infinite values in a map
+            (the layer is named).
+        DataError: no batch, or with ``verify`` a blob that does not decode to what was encoded (the
+            layer is named).
     """
     from actzip.codec import available, decode, encode
 

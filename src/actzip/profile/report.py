@@ -1,4 +1,5 @@
-"""The profile's result: a table, JSON with a published schema, one self-contained HTML file, CSV and Parquet."""
+"""The profile's result: a table, JSON with a published schema, one self-contained HTML file, CSV
+and Parquet."""
 
 from __future__ import annotations
 
@@ -188,7 +189,8 @@ def build_totals(maps: list[dict[str, Any]], layers: list[dict[str, Any]]) -> di
 class Report:
     """What :func:`actzip.profile` returns: the numbers in ``data`` (see ``docs/profile.md`` for the schema).
 
-    In a notebook it shows itself; :meth:`table` is the Rich table, :meth:`to_json` and :meth:`to_html` write files.
+    In a notebook it shows itself; :meth:`table` is the Rich table, :meth:`to_json` and
+    :meth:`to_html` write files.
     """
 
     data: dict[str, Any]
@@ -271,7 +273,8 @@ class Report:
         run = self.data["engine"] or {}
         if run.get("latency_ms") and run.get("imposed"):
             said.append(
-                f"Engine at batch {run['batch']}, {run['threads']} threads: {run['latency_ms']:.2f} ms measured,"
+                f"Engine at batch {run['batch']}, {run['threads']} threads: "
+                f"{run['latency_ms']:.2f} ms measured,"
                 f" {run['predicted_ms']:.2f} ms predicted; with every ReLU's map at density "
                 + ", ".join(
                     f"{p['density']:g}: {p['predicted_ms']:.2f}"
@@ -298,7 +301,8 @@ class Report:
         info = self.data["environment"]
         source = self.data["data"]["source"]
         foot = Text(
-            f"{self.data['model']['name']}: {self.data['data']['images']} images from {source}; coded columns are"
+            f"{self.data['model']['name']}: {self.data['data']['images']} images from {source}; "
+            "coded columns are"
             f" bits/element, headers included. {info['cpu']}, {info['isa']}, {info['threads']} threads."
         )
         return Group(layers, maps, *notes, foot)
@@ -315,7 +319,8 @@ class Report:
         return text
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The report as one HTML page that opens without network; written to ``path`` too where one is given."""
+        """The report as one HTML page that opens without network; written to ``path`` too where one
+        is given."""
         from actzip.profile.html import render
 
         text = render(self)
@@ -365,8 +370,9 @@ class Report:
         return out
 
     def frames(self) -> dict[str, list[dict[str, Any]]]:
-        """The report as flat rows: ``maps``, ``layers``, ``runs`` (zero runs and bursts), ``values`` (magnitudes),
-        ``channels`` (density of each) and ``thresholds`` (density if values up to a threshold were zero)."""
+        """The report as flat rows: ``maps``, ``layers``, ``runs`` (zero runs and bursts),
+        ``values`` (magnitudes), ``channels`` (density of each) and ``thresholds`` (density if
+        values up to a threshold were zero)."""
         maps, runs, values = [], [], []
         keys = list(self.totals["coded"])
         for m in self.maps:
@@ -435,7 +441,10 @@ class Report:
         import html as escape
 
         page = escape.escape(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0" title="actzip profile"></iframe>'
+        return (
+            f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0" title="actzip '
+            'profile"></iframe>'
+        )
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -476,7 +485,8 @@ def load_report(path: str | os.PathLike[str]) -> Report:
     """Reads a report that :meth:`Report.to_json` wrote.
 
     Raises:
-        DataError: the file is missing, is not JSON or is not an actzip profile of a schema that this version knows.
+        DataError: the file is missing, is not JSON or is not an actzip profile of a schema that
+            this version knows.
     """
     data = read_json(path)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:

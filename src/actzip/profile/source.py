@@ -1,4 +1,5 @@
-"""What to profile, by name: the model, and batches of images from files or, without any, of random numbers."""
+"""What to profile, by name: the model, and batches of images from files or, without any, of random
+numbers."""
 
 from __future__ import annotations
 
@@ -48,8 +49,9 @@ def open_subject(
     """The model and its inputs for names, as the command line and :func:`actzip.profile.profile` take them.
 
     Args:
-        model: a name, import path, ``.pt2`` or ``.onnx`` file (:func:`actzip.runtime.models.load_model`), or a module
-            (``data`` is needed then, and ``size`` for files of unlike images).
+        model: a name, import path, ``.pt2`` or ``.onnx`` file
+            (:func:`actzip.runtime.models.load_model`), or a module (``data`` is needed then, and
+            ``size`` for files of unlike images).
         data: a folder of images, a parquet file, WebDataset shards, an ``.npy`` or a data set's name
             (:func:`actzip.data.resolve`); None: random numbers, with a warning that densities mean nothing.
         weights: a safetensors file for the model.
@@ -59,7 +61,8 @@ def open_subject(
         trust: whether an exported program may be read (:func:`actzip.load`).
 
     Raises:
-        InputError: an unknown name; a model that takes no images while ``data`` is given; a module without ``data``.
+        InputError: an unknown name; a model that takes no images while ``data`` is given; a module
+            without ``data``.
         DataError: the data is missing, empty or unreadable.
     """
     from actzip.data import Loader, resolve
@@ -94,7 +97,8 @@ def open_subject(
     if isinstance(module, GraphNet) and len(module.graph.inputs) > 1:
         names = ", ".join(module.graph.inputs)
         raise InputError(
-            f"the model has {len(module.graph.inputs)} inputs ({names}); give actzip.profile a loader of tuples"
+            f"the model has {len(module.graph.inputs)} inputs ({names}); give actzip.profile a "
+            "loader of tuples"
         )
     side = size or (shape[-1] if shape is not None else None)
     named = data in ("mnist", "cifar10", "digits")
@@ -106,7 +110,8 @@ def open_subject(
         count -= count % fixed
         if count == 0:
             raise DataError(
-                f"the model was exported for batches of {fixed}; {found.source} gives {min(images, len(found))} images"
+                f"the model was exported for batches of {fixed}; {found.source} gives "
+                f"{min(images, len(found))} images"
             )
     if count < len(found):
         chosen = torch.linspace(0, len(found) - 1, count).round().long().numpy()

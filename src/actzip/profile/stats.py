@@ -1,8 +1,8 @@
 """Streaming statistics of activation maps: integers only, so that two halves of a data set merge exactly.
 
-Everything is a count, a sum of counts or a maximum. Memory is fixed by the model, not by the number of images:
-magnitudes go into bins of an eighth of an octave (the upper bits of the float32 pattern), per-image densities and
-coded sizes into bins of a thousandth.
+Everything is a count, a sum of counts or a maximum. Memory is fixed by the model, not by the number
+of images: magnitudes go into bins of an eighth of an octave (the upper bits of the float32
+pattern), per-image densities and coded sizes into bins of a thousandth.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _NONE = np.zeros(0, dtype=np.int64)
 
 
 def bin_edges() -> npt.NDArray[np.float64]:
-    """Lower edges of the magnitude bins (``_BINS`` of them); bin 0 holds exact zeros and the least subnormals."""
+    """Lower edges of the magnitude bins (``_BINS`` of them); bin 0 holds exact zeros and the least
+    subnormals."""
     patterns = (np.arange(_BINS, dtype=np.uint32) << np.uint32(_SHIFT)).astype(np.uint32)
     with np.errstate(invalid="ignore"):  # the patterns above infinity are NaN
         return np.asarray(patterns.view(np.float32), np.float64)
@@ -214,7 +215,8 @@ class MapStats:
         return {"min": self.density_min if self.images else 0.0, **q, "max": self.density_max}
 
     def density_at(self, threshold: float) -> float:
-        """Density if values at or below ``threshold`` were zero too (to the resolution of a bin: 1/8 octave)."""
+        """Density if values at or below ``threshold`` were zero too (to the resolution of a bin:
+        1/8 octave)."""
         if threshold <= 0:
             return self.density
         pattern = int(np.array(threshold, dtype=np.float32).view(np.uint32)) >> _SHIFT
@@ -230,10 +232,11 @@ class MapStats:
         return float(bin_edges()[min(index, 0x7F800000 >> _SHIFT)])
 
     def entropy(self, bits: int) -> float:
-        """Order-0 entropy, bits/element, of the map quantized to ``bits`` by its largest magnitude over all images.
+        """Order-0 entropy, bits/element, of the map quantized to ``bits`` by its largest magnitude
+        over all images.
 
-        Computed from the magnitude bins with values spread evenly inside a bin: an estimate, for choosing; the coded
-        sizes are measured.
+        Computed from the magnitude bins with values spread evenly inside a bin: an estimate, for
+        choosing; the coded sizes are measured.
         """
         if self.max_abs == 0 or self.elements == 0:
             return 0.0

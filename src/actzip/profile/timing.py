@@ -30,17 +30,20 @@ def measure_engine(
     cost: CostModel | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Compiles ``model``, times it at batch 1, and fills ``measured_ms``, ``predicted_ms``, ``kernel``, ``why`` into ``rows``.
+    """Compiles ``model``, times it at batch 1, and fills ``measured_ms``, ``predicted_ms``,
+    ``kernel``, ``why`` into ``rows``.
 
     Args:
         batch: a batch of the loader; its first image is used.
         rows: the report's layers; matched by name (a layer that the compiler has merged away keeps None).
         threads: of the engine.
-        cost: the cost model; this machine's where it is None (calibrated the first time, which ``on_step`` follows).
+        cost: the cost model; this machine's where it is None (calibrated the first time, which
+            ``on_step`` follows).
 
     Returns:
         ``latency_ms`` (median of ``runs`` calls), ``predicted_ms`` (the cost model's, of the whole network),
-        ``threads``, ``peak_gflops``, ``arena_bytes``, ``advice``, ``layers`` (all rows of ``explain()``, each with
+        ``threads``, ``peak_gflops``, ``arena_bytes``, ``advice``, ``layers`` (all rows of
+            ``explain()``, each with
         ``predicted_ms``) and ``imposed`` (:func:`impose`).
 
     Raises:
@@ -146,8 +149,9 @@ def impose(
 ) -> list[dict[str, Any]]:
     """What if every map that can be sparse had this density: predicted time, and MACs over effective MACs.
 
-    Inputs of convolutions that no ReLU makes (the image, sums without one) keep the density that they have. Nothing
-    is run: sparser maps than the network's own would need other weights or thresholds.
+    Inputs of convolutions that no ReLU makes (the image, sums without one) keep the density that
+    they have. Nothing is run: sparser maps than the network's own would need other weights or
+    thresholds.
 
     Returns:
         A dict a density: ``density``, ``predicted_ms``, ``theoretical_speedup``.

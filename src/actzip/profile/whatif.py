@@ -23,15 +23,17 @@ def what_if(
     keep: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
     max_images: int = 8,
 ) -> dict[str, Any]:
-    """Runs ``model`` with every ReLU thresholded so that a share of its non-zeros is kept, and compares outputs.
+    """Runs ``model`` with every ReLU thresholded so that a share of its non-zeros is kept, and
+    compares outputs.
 
-    Thresholds come from the histograms of ``collection`` (one a map, at the same share of non-zeros in every map:
-    FATReLU of Kurtz et al., ICML 2020, without any calibration of which map bears it best; ``sparsify`` does
-    better). Nothing of the model is changed.
+    Thresholds come from the histograms of ``collection`` (one a map, at the same share of non-zeros
+    in every map: FATReLU of Kurtz et al., ICML 2020, without any calibration of which map bears it
+    best; ``sparsify`` does better). Nothing of the model is changed.
 
     Returns:
         ``{"images": n, "points": [...]}``, a point for each share: ``kept``, ``density`` (of all ReLU maps),
-        ``theoretical_speedup``, ``output_change`` (L2 of the change / L2 of the output) and ``top1_agreement``
+        ``theoretical_speedup``, ``output_change`` (L2 of the change / L2 of the output) and
+            ``top1_agreement``
         (share of rows whose largest output stays the same; None where outputs are not rows of scores).
     """
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []

@@ -1,11 +1,12 @@
 """Stage 2: activation maps as integers of 4 to 16 bits, zero exactly zero.
 
-    quantized = actzip.quantize(model, calibration, bits=8)     # fake-quantized, same class and state_dict
-    maps = integers(quantized, x)                               # site -> IntegerMap, what codecs and engine store
+    quantized = actzip.quantize(model, calibration, bits=8)   # fake-quantized, same class and state_dict
+    maps = integers(quantized, x)                             # site -> IntegerMap: what codecs store
 
 See :mod:`actzip.quantize.linear` (the formula), :mod:`~actzip.quantize.observers` (how scales are chosen),
-:mod:`~actzip.quantize.calibrate` (what is learned of maps), :mod:`~actzip.quantize.allocate` (bits per layer),
-:mod:`~actzip.quantize.model` (models), :mod:`~actzip.quantize.train` (low-bit training).
+:mod:`~actzip.quantize.calibrate` (what is learned of maps), :mod:`~actzip.quantize.allocate` (bits
+per layer), :mod:`~actzip.quantize.model` (models), :mod:`~actzip.quantize.train` (low-bit
+training).
 """
 
 from __future__ import annotations

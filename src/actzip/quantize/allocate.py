@@ -1,11 +1,13 @@
-"""Bits per layer, chosen: the fewest wrong outputs for a bit budget, or the fewest bits for an accuracy floor.
+"""Bits per layer, chosen: the fewest wrong outputs for a bit budget, or the fewest bits for an
+accuracy floor.
 
-The harm of b bits at a layer is estimated as half its Fisher information times the expected squared error of its map:
-sum over elements of E[g^2] * mse(b) / 2, g the gradient of the log-likelihood of a label drawn from the network's own
-output (for outputs that are not ``N, classes``: of a random signed sum of the outputs). One backward pass a batch
-gives g for every layer at once, the observers' histograms give mse(b) for every b. Starting at 16 bits everywhere,
-the layer whose next bit does least harm a bit saved loses it; that order gives a path from 16 to 4 bits, on which
-the budget or, by bisection, the floor picks a point.
+The harm of b bits at a layer is estimated as half its Fisher information times the expected squared
+error of its map: sum over elements of E[g^2] * mse(b) / 2, g the gradient of the log-likelihood of
+a label drawn from the network's own output (for outputs that are not ``N, classes``: of a random
+signed sum of the outputs). One backward pass a batch gives g for every layer at once, the
+observers' histograms give mse(b) for every b. Starting at 16 bits everywhere, the layer whose next
+bit does least harm a bit saved loses it; that order gives a path from 16 to 4 bits, on which the
+budget or, by bisection, the floor picks a point.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def sensitivities(
     forward: Forward | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Sum over a map's elements of the mean squared gradient (see the module's documentation), by name, an image."""
+    """Sum over a map's elements of the mean squared gradient (see the module's documentation), by
+    name, an image."""
     wanted = set(names)
     sums: dict[str, Tensor] = {}
     images = 0
@@ -150,7 +153,8 @@ def allocate(
     forward: Forward | None,
     batches: int | None,
 ) -> dict[str, int]:
-    """Bits by name under ``budget`` or ``floor``; arguments and errors as :func:`actzip.quantize.quantize`."""
+    """Bits by name under ``budget`` or ``floor``; arguments and errors as
+    :func:`actzip.quantize.quantize`."""
     if cost not in ("raw", "entropy"):
         raise InputError(f"cost must be 'raw' or 'entropy', not {cost!r}")
     limit = 4 if batches is None else min(4, batches)

@@ -50,42 +50,46 @@ def quantize(
     forward: Forward | None = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """A fake-quantized copy of ``model``: each activation map is rounded to integers of 4 to 16 bits and back.
+    """A fake-quantized copy of ``model``: each activation map is rounded to integers of 4 to 16
+    bits and back.
 
-    Same class, same ``state_dict``; zero stays exactly zero. Maps after ReLU and its kin are unsigned, others signed
-    and symmetric. It can be evaluated and trained (straight-through estimator; the scales of
-    ``quantization(model).parameters()`` are learned step sizes).
+    Same class, same ``state_dict``; zero stays exactly zero. Maps after ReLU and its kin are
+    unsigned, others signed and symmetric. It can be evaluated and trained (straight-through
+    estimator; the scales of ``quantization(model).parameters()`` are learned step sizes).
 
     Args:
         model: any module, thresholded or not; a quantized one is quantized anew from float.
-        calibration: batches: tensors, dicts of keyword arguments, or tuples and lists whose first item is the input; or
-            one tensor. A pass over it, streaming.
-        bits: 4 to 16; or one a layer, as {selector: bits}, later ones win (``{"*": 8, "layer4.*": 6}``); or ``"auto"``
-            with ``budget`` or with ``floor`` and ``evaluate``.
+        calibration: batches: tensors, dicts of keyword arguments, or tuples and lists whose first
+            item is the input; or one tensor. A pass over it, streaming.
+        bits: 4 to 16; or one a layer, as {selector: bits}, later ones win
+            (``{"*": 8, "layer4.*": 6}``); or ``"auto"`` with ``budget`` or with ``floor`` and
+            ``evaluate``.
         per: ``tensor`` or ``channel``: one scale a map, or one a channel.
         observer: ``minmax``, ``percentile``, ``mse`` or ``entropy`` (see :mod:`actzip.quantize.observers`).
         layers, ignore: which activation sites (see :mod:`actzip.activations`).
-        inputs: convolutions and linear layers whose input is quantized too, signed where it has negatives: the network's
-            input, residual sums, pooled maps. ``"all"`` for every one. None by default.
+        inputs: convolutions and linear layers whose input is quantized too, signed where it has
+            negatives: the network's input, residual sums, pooled maps. ``"all"`` for every one.
+            None by default.
         weights: bits of weights, per output channel and symmetric; None leaves them float.
         percentile: for ``observer="percentile"``, of the non-zero elements.
         saturation: share of non-zero elements of a layer above which its clipping is warned of.
         budget: bits an image that all quantized maps together may take, for ``bits="auto"``.
-        cost: how ``budget`` counts: ``raw`` (elements times bits) or ``entropy`` (order-0 entropy of the integers).
+        cost: how ``budget`` counts: ``raw`` (elements times bits) or ``entropy`` (order-0 entropy
+            of the integers).
         floor: least value of ``evaluate(quantized model)`` for ``bits="auto"``: the fewest bits that keep it.
         batches: how many calibration batches to use at most.
         forward: ``f(model, batch)`` where the model is not called with a batch's first item.
         inplace: quantize ``model`` itself instead of a copy.
 
     Raises:
-        InputError: an option out of range, infinite values or NaN in a map (the layer is named), a budget that 4 bits
-            everywhere exceed, a floor that 16 bits do not reach.
+        InputError: an option out of range, infinite values or NaN in a map (the layer is named), a
+            budget that 4 bits everywhere exceed, a floor that 16 bits do not reach.
         LayerError: a layer named that the model does not have; no activation map.
         DataError: no calibration batch.
 
     Warns:
-        ActzipWarning: a layer that the calibration data never activates, one that saturates, one whose values mostly
-            vanish because an outlier sets the scale.
+        ActzipWarning: a layer that the calibration data never activates, one that saturates, one
+            whose values mostly vanish because an outlier sets the scale.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -188,7 +192,8 @@ def _report(result: Quantization, found: Calibration, saturation: float) -> None
         shares[name] = quality["saturated"]
         if quality["vanished"] > 0.9:
             warnings.warn(
-                f"layer {name!r}: {100 * quality['vanished']:.1f} % of the non-zero elements become zero, since the "
+                f"layer {name!r}: {100 * quality['vanished']:.1f} % of the non-zero elements "
+                "become zero, since the "
                 f"largest value ({float(o.maximum.max()):.3g}) sets the scale; "  # type: ignore[union-attr]
                 "observer='percentile' or 'mse' leaves outliers out",
                 ActzipWarning,

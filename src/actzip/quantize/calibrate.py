@@ -63,7 +63,8 @@ def calibrate(
     batches: int | None = None,
     forward: Forward | None = None,
 ) -> Calibration:
-    """Runs the calibration data and gives the statistics of each map; see :func:`quantize` for the arguments."""
+    """Runs the calibration data and gives the statistics of each map; see :func:`quantize` for the
+    arguments."""
     data = [calibration] if isinstance(calibration, Tensor) else calibration
     if isinstance(inputs, str) and inputs == "all":
         inputs = ["*"]
@@ -127,7 +128,8 @@ def site_bits(bits: Any, found: Calibration, model: nn.Module) -> dict[str, int]
 
 
 def is_signed(name: str, site: Site, observer: MapObserver) -> bool:
-    """Unsigned after ReLU and its kin; elsewhere signed where a negative value was met or the function has them."""
+    """Unsigned after ReLU and its kin; elsewhere signed where a negative value was met or the
+    function has them."""
     if not name.endswith(INPUT):
         return not (site.sparse or site.kind in ("sigmoid", "hardsigmoid", "softplus"))
     return observer.negative > 0
@@ -139,7 +141,8 @@ def quantize_weights(
     bits: int,
     forward: Forward | None = None,
 ) -> list[SiteQuantizer]:
-    """Quantizers of the weights of every convolution and linear layer: symmetric, one scale an output channel.
+    """Quantizers of the weights of every convolution and linear layer: symmetric, one scale an
+    output channel.
 
     The clip of each channel is its largest |w|; channels of zeros get scale 1.
     """

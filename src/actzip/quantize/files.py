@@ -4,9 +4,10 @@
     save_quantized(model, "net")                          # net.safetensors (weights), net.json (scales)
     load_quantized(model, "net")
 
-The JSON has one entry a map: ``{"name": {"bits": 8, "signed": false, "kind": "relu", "scale": [0.0123]}}``; the decimal
-numbers are exact for float32. The safetensors form holds each scale as a float32 tensor of its name, and the rest
-as JSON in the metadata key ``actzip.quantization``.
+The JSON has one entry a map:
+``{"name": {"bits": 8, "signed": false, "kind": "relu", "scale": [0.0123]}}``; the decimal numbers
+are exact for float32. The safetensors form holds each scale as a float32 tensor of its name, and
+the rest as JSON in the metadata key ``actzip.quantization``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     q = clip(round_half_to_even(x / scale), qmin, qmax)         x' = float32(q) * scale
 
 ``scale`` is a positive float32, one a map or one a channel; the division and the product are IEEE float32
-operations, so the same map gives the same integers wherever it is quantized. Unsigned maps (after ReLU and its kin)
-have qmin = 0 and qmax = 2^bits - 1; signed maps are symmetric, qmax = 2^(bits-1) - 1 and qmin = -qmax.
+operations, so the same map gives the same integers wherever it is quantized. Unsigned maps (after
+ReLU and its kin) have qmin = 0 and qmax = 2^bits - 1; signed maps are symmetric, qmax = 2^(bits-1)
+- 1 and qmin = -qmax.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class QuantRange:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """uint8, int8 or int16; int32 for unsigned ones of more than 8 bits (torch's uint16 has few operators)."""
+        """uint8, int8 or int16; int32 for unsigned ones of more than 8 bits (torch's uint16 has few
+        operators)."""
         if self.bits <= 8:
             return torch.int8 if self.signed else torch.uint8
         return torch.int16 if self.signed else torch.int32
@@ -152,7 +154,8 @@ def _on_grid(x: Tensor, shaped: Tensor, qmin: int, qmax: int) -> Tensor:
 
 
 class _Lsq(torch.autograd.Function):
-    """Fake quantization: straight-through for x, learned step size for the scale (Esser et al., ICLR 2020, eq. 1-5)."""
+    """Fake quantization: straight-through for x, learned step size for the scale (Esser et al.,
+    ICLR 2020, eq. 1-5)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -201,7 +204,8 @@ def fake_quantize(x: Tensor, scale: Tensor, r: QuantRange) -> Tensor:
     """``x`` on the grid of ``scale``: dequantized integers, in x's dtype.
 
     Gradients: of ``x``, one inside the range and zero outside (straight-through estimator); of ``scale``, the
-    learned step size's, scaled by 1 / sqrt(elements a scale * qmax). NaN stays NaN; infinities become the bounds.
+    learned step size's, scaled by 1 / sqrt(elements a scale * qmax). NaN stays NaN; infinities
+    become the bounds.
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _Lsq.apply(x, scale, r.qmin, r.qmax)  # type: ignore[no-untyped-call, no-any-return]

@@ -5,9 +5,9 @@
     integers(quantized, x)["layer1.0.relu"].values  # the integers of each map
     quantization(quantized).scales                  # the scales by site
 
-The quantizers hang on an :class:`~actzip.activations.ActivationTap` that stays attached; thresholds set before
-(``set_thresholds``) act first. Activation sites bear their own names, inputs of convolutions and linear layers
-``NAME@input``, weights ``NAME@weight``.
+The quantizers hang on an :class:`~actzip.activations.ActivationTap` that stays attached; thresholds
+set before (``set_thresholds``) act first. Activation sites bear their own names, inputs of
+convolutions and linear layers ``NAME@input``, weights ``NAME@weight``.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ class SiteQuantizer:
 
     def __repr__(self) -> str:
         per = "tensor" if self.scale.numel() == 1 else f"{self.scale.numel()} channels"
-        return f"SiteQuantizer({self.name!r}, {self.bits} bits, {'signed' if self.signed else 'unsigned'}, per {per})"
+        return (
+            f"SiteQuantizer({self.name!r}, {self.bits} bits, "
+            f"{'signed' if self.signed else 'unsigned'}, per {per})"
+        )
 
 
 class Quantization:
@@ -237,7 +240,7 @@ def without_quantization(model: nn.Module) -> Iterator[Quantization | None]:
             found.attach(model)
 
 
-# --- integers -----------------------------------------------------------------------------------------------------
+# --- integers -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -257,8 +260,8 @@ def capture(
     """Inside the block, forward passes (of this thread) record the integers of each quantized map.
 
     Args:
-        sink: called with each map as it is made, so that none is kept; else they are kept in the dict that the block is
-            given, by name, those of the latest pass.
+        sink: called with each map as it is made, so that none is kept; else they are kept in the
+            dict that the block is given, by name, those of the latest pass.
 
     Raises:
         InputError: the model is not quantized; in the pass: NaN or infinite values, with the layer's name.
@@ -278,7 +281,8 @@ def capture(
 
 
 def integers(model: nn.Module, x: Any) -> dict[str, IntegerMap]:
-    """The integers of each quantized map for one input, in order of execution (evaluation mode, no gradients).
+    """The integers of each quantized map for one input, in order of execution (evaluation mode, no
+    gradients).
 
     Args:
         x: the model's input: a tensor, a tuple of inputs or a dict of keyword arguments.
@@ -295,8 +299,9 @@ def integers(model: nn.Module, x: Any) -> dict[str, IntegerMap]:
 def watch_saturation(model: nn.Module, share: float = 0.01) -> Iterator[dict[str, float]]:
     """Counts, inside the block, the share of non-zero elements that each map clips; warns at its end.
 
-    The dict that the block is given holds the shares by name once the block has ended. A layer above ``share`` is named
-    in an :class:`~actzip.errors.ActzipWarning`. Infinite values count as clipped.
+    The dict that the block is given holds the shares by name once the block has ended. A layer
+    above ``share`` is named in an :class:`~actzip.errors.ActzipWarning`. Infinite values count as
+    clipped.
     """
     clipped: dict[str, list[Tensor | int]] = {}
     shares: dict[str, float] = {}
@@ -343,11 +348,13 @@ def _(x: Tensor, scale: float, bits: int) -> Tensor:
 
 @contextmanager
 def marked(model: nn.Module) -> Iterator[list[str]]:
-    """For the runtime's capture: inside the block quantizers are marks in the trace, and weights are on their grids.
+    """For the runtime's capture: inside the block quantizers are marks in the trace, and weights
+    are on their grids.
 
-    Unsigned maps with one scale become a call of ``actzip::quantized_map``; others (signed, a scale a channel, inputs of
-    convolutions) are left out, since the engine stores unsigned integers with one scale a block. The block is given
-    their names once a pass has run, and a warning says how many. A model that is not quantized is left alone.
+    Unsigned maps with one scale become a call of ``actzip::quantized_map``; others (signed, a scale
+    a channel, inputs of convolutions) are left out, since the engine stores unsigned integers with
+    one scale a block. The block is given their names once a pass has run, and a warning says how
+    many. A model that is not quantized is left alone.
 
     Raises:
         LayerError: a quantized weight that is no parameter ``weight`` of its module.
@@ -394,7 +401,8 @@ def marked(model: nn.Module) -> Iterator[list[str]]:
             w.data = data
     if left:
         warnings.warn(
-            f"{len(left)} quantized maps ({', '.join(left[:3])}{' ...' if len(left) > 3 else ''}) are signed or have a scale "
+            f"{len(left)} quantized maps ({', '.join(left[:3])}{' ...' if len(left) > 3 else ''}) "
+            "are signed or have a scale "
             "a channel: the engine keeps them as floats",
             ActzipWarning,
             stacklevel=3,

@@ -1,18 +1,21 @@
 """Streaming observers: one pass over the calibration data, memory that does not grow with it.
 
-An observer keeps a histogram of |x| over logarithmic bins (the exponent and the first mantissa bits of the float32
-pattern), the exact maximum, and counts of elements, zeros and negatives; one row a map or one a channel. Logarithmic bins
-need no range beforehand, so an outlier costs no resolution, and histograms of several batches or processes add up.
-Scales for any number of bits, expected errors, entropies and saturation are then computed from the histogram.
+An observer keeps a histogram of |x| over logarithmic bins (the exponent and the first mantissa bits
+of the float32 pattern), the exact maximum, and counts of elements, zeros and negatives; one row a
+map or one a channel. Logarithmic bins need no range beforehand, so an outlier costs no resolution,
+and histograms of several batches or processes add up. Scales for any number of bits, expected
+errors, entropies and saturation are then computed from the histogram.
 
 How a scale is chosen (``choose_scale``), with clip = scale * qmax:
 
 ``minmax``       clip = the largest |x|: nothing saturates.
 ``percentile``   clip = the given percentile of the non-zero |x|.
 ``mse``          clip minimises the expected squared error of the quantized map.
-``entropy``      clip minimises the Kullback-Leibler divergence between the histogram and its quantized form (the method
-                 of TensorRT's calibrator: 2048 linear bins, tail folded into the last). At or above 2048 levels
-                 it is ``minmax``, since then the quantized form is the histogram itself.
+``entropy`` clip minimises the Kullback-Leibler divergence between the histogram and its quantized
+form (the method
+                 of TensorRT's calibrator: 2048 linear bins, tail folded into the last). At or above
+                 2048 levels it is ``minmax``, since then the quantized form is the histogram
+                 itself.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class _Row:
-    """One histogram, empty bins left out: lower edges, upper edges, counts of the non-zero values; and totals."""
+    """One histogram, empty bins left out: lower edges, upper edges, counts of the non-zero values;
+    and totals."""
 
     low: _F64
     high: _F64
@@ -56,8 +60,8 @@ class MapObserver:
     """Statistics of one activation map over any number of batches.
 
     Args:
-        per: ``tensor`` (one histogram of 16384 bins, resolution 1/64 to 1/128) or ``channel`` (2048 bins each,
-            resolution 1/8 to 1/16; channels are dimension 1).
+        per: ``tensor`` (one histogram of 16384 bins, resolution 1/64 to 1/128) or ``channel`` (2048
+            bins each, resolution 1/8 to 1/16; channels are dimension 1).
 
     Attributes:
         negative: how many elements were below zero; ``elements``, ``images``: how many were seen.
@@ -202,7 +206,8 @@ class MapObserver:
         )
 
     def scales(self, r: QuantRange, observer: str, percentile: float = 99.99) -> Tensor:
-        """float32 scales, one a row; channels without a non-zero value get the map's largest (1.0 if all are dead)."""
+        """float32 scales, one a row; channels without a non-zero value get the map's largest (1.0
+        if all are dead)."""
         rows = [self.row(i) for i in range(self.rows)]
         values = np.array(
             [choose_scale(row, r, observer, percentile) if row.nonzero else np.nan for row in rows]
@@ -218,7 +223,8 @@ class MapObserver:
 
         Returns:
             ``mse`` (mean squared error an element), ``signal`` (mean square an element), ``saturated`` and
-            ``vanished`` (shares of the non-zero elements that are clipped by more than half a step, and that become
+            ``vanished`` (shares of the non-zero elements that are clipped by more than half a step,
+                and that become
             zero), ``entropy`` (bits an element of the integers, order 0, signs included).
         """
         error = signal = saturated = vanished = entropy = nonzero = 0.0
@@ -295,7 +301,8 @@ def _errors(row: _Row, scales: _F64, qmax: int) -> _F64:
 
 
 def _candidates(row: _Row, most: int) -> _F64:
-    """Clip values to try: upper edges of the used bins in the top half of the sorted values, the maximum last."""
+    """Clip values to try: upper edges of the used bins in the top half of the sorted values, the
+    maximum last."""
     below = np.cumsum(row.count) / row.count.sum()
     edges: _F64 = row.high[below >= 0.5]
     if len(edges) > most:
@@ -329,7 +336,8 @@ def _entropy_clip(row: _Row, r: QuantRange, bins: int = 2048) -> float:
         sums = np.bincount(group, body, levels)
         counts = np.bincount(group, used, levels)
         q = np.where(used, (sums / np.maximum(counts, 1))[group], 0.0)
-        # a little mass everywhere, so that folded outliers in an empty bin do not make the divergence infinite
+        # a little mass everywhere, so that folded outliers in an empty bin do not make the
+        # divergence infinite
         p, q = p / p.sum() + 1e-9, q / max(q.sum(), 1e-30) + 1e-9
         divergence = float((p * np.log(p / q)).sum())
         if divergence < best:

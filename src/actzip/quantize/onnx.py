@@ -1,13 +1,15 @@
 """ONNX QuantizeLinear / DequantizeLinear, both ways.
 
-``export_qdq`` writes a quantized model as a float ONNX graph with a (Clip, QuantizeLinear, DequantizeLinear) triple at
-each quantized map, and 8-bit weights as int8 initialisers with DequantizeLinear. Clip keeps ranges that are narrower than
-the integer type (4 to 7, 9 to 15 bits; symmetric signed ones) exact: ONNX rounds half to even and divides, as actzip does,
-so the integers are the same. Maps of more than 8 bits need opset 21.
+``export_qdq`` writes a quantized model as a float ONNX graph with a (Clip, QuantizeLinear,
+DequantizeLinear) triple at each quantized map, and 8-bit weights as int8 initialisers with
+DequantizeLinear. Clip keeps ranges that are narrower than the integer type (4 to 7, 9 to 15 bits;
+symmetric signed ones) exact: ONNX rounds half to even and divides, as actzip does, so the integers
+are the same. Maps of more than 8 bits need opset 21.
 
-``import_qdq`` reads the scales of any QDQ graph and puts them onto a PyTorch model. A map is found by the name that
-``export_qdq`` gave its QuantizeLinear node, else by ``names``, else by the module path in the name of the node before it
-(as PyTorch's exporter writes it), else by order where there are as many as the model has activations.
+``import_qdq`` reads the scales of any QDQ graph and puts them onto a PyTorch model. A map is found
+by the name that ``export_qdq`` gave its QuantizeLinear node, else by ``names``, else by the module
+path in the name of the node before it (as PyTorch's exporter writes it), else by order where there
+are as many as the model has activations.
 """
 
 from __future__ import annotations
@@ -175,7 +177,8 @@ def _marks_to_identity(onnx: Any, graph: Any) -> dict[str, str]:
 
 
 def _insert_qdq(onnx: Any, graph: Any, held: Quantization, marked: Mapping[str, str]) -> None:
-    """Identities of ``marked`` become Clip, QuantizeLinear, DequantizeLinear (maps) or DequantizeLinear (weights)."""
+    """Identities of ``marked`` become Clip, QuantizeLinear, DequantizeLinear (maps) or
+    DequantizeLinear (weights)."""
     g = graph.graph
     arrays = {t.name: t for t in g.initializer}
     nodes: list[Any] = []
@@ -251,7 +254,7 @@ def _rank(onnx: Any, graph: Any, tensor: str) -> int:
     return 4
 
 
-# --- import -------------------------------------------------------------------------------------------------------
+# --- import ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -259,8 +262,9 @@ class QdqMap:
     """One QuantizeLinear of an ONNX graph.
 
     Attributes:
-        node: its name; ``tensor``: what it quantizes, before any Clip; ``producer``: name of the node that makes that
-            (empty for graph inputs and initialisers) and ``producer_op``, its operator.
+        node: its name; ``tensor``: what it quantizes, before any Clip; ``producer``: name of the
+            node that makes that (empty for graph inputs and initialisers) and ``producer_op``, its
+            operator.
         scale: float32, 1 or C numbers; ``bits``, ``signed``: the range.
         weight: it quantizes an initialiser, or is a DequantizeLinear of one.
     """
@@ -280,8 +284,9 @@ def read_qdq(path: str | Path) -> list[QdqMap]:
 
     Raises:
         DataError: no such file, or it is no ONNX model.
-        InputError: a zero point that is neither 0 (signed, symmetric) nor the type's least value (unsigned): zero would not be
-            at the end or the middle of the range, which these quantizers need; the tensor is named.
+        InputError: a zero point that is neither 0 (signed, symmetric) nor the type's least value
+            (unsigned): zero would not be at the end or the middle of the range, which these
+            quantizers need; the tensor is named.
     """
     onnx = _onnx()
     try:
@@ -417,8 +422,8 @@ def import_qdq(
         names: {tensor or QuantizeLinear node: site name} where the graph's own names do not tell.
         weights: also take over weights quantized per output channel, where ``export_qdq`` named them.
 
-    Quantized tensors that no activation of the model makes (network inputs, sums, pooled maps of other tools) are left out
-    with a warning that counts them.
+    Quantized tensors that no activation of the model makes (network inputs, sums, pooled maps of
+    other tools) are left out with a warning that counts them.
 
     Raises:
         DataError, InputError: as :func:`read_qdq`, and a site given two different scales.

@@ -1,8 +1,9 @@
 """Training with quantizers in place: weights by the straight-through estimator, scales as learned step sizes.
 
-A small loop for those who have none. People with their own add ``quantization(model).parameters()`` to their optimiser and call
-``quantization(model).clamp_scales_()`` after each step. A sparsity penalty goes on working on a quantized model
-(it sees the maps before or after the quantizer, depending on which was attached first), so both can be trained together.
+A small loop for those who have none. People with their own add ``quantization(model).parameters()``
+to their optimiser and call ``quantization(model).clamp_scales_()`` after each step. A sparsity
+penalty goes on working on a quantized model (it sees the maps before or after the quantizer,
+depending on which was attached first), so both can be trained together.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ __all__ = ["RatePenalty", "finetune", "parameter_groups"]
 
 
 class _QuantizedRate(torch.autograd.Function):
-    """The map on the grid of its scale (:func:`fake_quantize`), and the sum of log2(1 + |x| / s) over its first samples.
+    """The map on the grid of its scale (:func:`fake_quantize`), and the sum of log2(1 + |x| / s)
+    over its first samples.
 
     Both in one, because apart from each other their gradients would meet in two more passes over every map.
     """
@@ -68,17 +70,18 @@ class _QuantizedRate(torch.autograd.Function):
 class RatePenalty:
     """A differentiable estimate of the coded size of a quantized model's maps, in bits an element.
 
-    The mean over all elements of all quantized maps of log2(1 + |x| / scale): nearly what a Golomb-like code of the
-    integer spends, and 0 for zeros. Its gradient makes small values zero, large ones smaller, and scales coarser.
-    Multiplied by a factor and added to the loss, it trains sparsity and quantizer together.
+    The mean over all elements of all quantized maps of log2(1 + |x| / scale): nearly what a
+    Golomb-like code of the integer spends, and 0 for zeros. Its gradient makes small values zero,
+    large ones smaller, and scales coarser. Multiplied by a factor and added to the loss, it trains
+    sparsity and quantizer together.
 
         with RatePenalty(model, 0.1) as penalty:
             finetune(model, train, epochs=5, penalty=penalty)
 
     Args:
         factor: of the loss, a bit an element.
-        share: of the samples of a batch (the first ones, at least one) that it looks at; the estimate stays unbiased for
-            shuffled batches, and the time falls with it.
+        share: of the samples of a batch (the first ones, at least one) that it looks at; the
+            estimate stays unbiased for shuffled batches, and the time falls with it.
 
     Attributes:
         rate: the estimate of the last forward pass, bits an element.
@@ -136,8 +139,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for AdamW: weights (decayed), BatchNorm and biases (not decayed), and each scale on its own.
 
-    Scales of different maps differ by orders of magnitude; the rate of each is ``scale_lr`` times its present value,
-    so one step of Adam moves it by at most about that share.
+    Scales of different maps differ by orders of magnitude; the rate of each is ``scale_lr`` times
+    its present value, so one step of Adam moves it by at most about that share.
     """
     weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
@@ -173,28 +176,31 @@ def finetune(
     """Fine-tunes a quantized classifier, in place: Adam, cosine learning rate to zero, cross-entropy.
 
     Args:
-        train: batches (images ``N, C, H, W``, labels ``N``), iterated once an epoch; its ``len`` must be known. Where it has
-            a method ``at(epoch)`` (:class:`actzip.data.Loader`), that gives the epoch's batches.
+        train: batches (images ``N, C, H, W``, labels ``N``), iterated once an epoch; its ``len``
+            must be known. Where it has a method ``at(epoch)`` (:class:`actzip.data.Loader`), that
+            gives the epoch's batches.
         lr, scale_lr: first learning rates of the weights and, relative to each, of the scales.
         penalty: added to the loss after each forward pass (an ``ActivationPenalty``, say).
         teacher: a float model whose outputs are learned too, with share ``distill`` of the loss.
         freeze_norm: BatchNorm keeps its statistics (for the last epochs of low-bit training).
         mixup: samples and losses of labels are mixed, with shares of Beta(mixup, mixup), as in
             :class:`~actzip.sparsify.SparsifyConfig`; 0: off.
-        precision: ``float32`` or ``bfloat16`` (autocast: convolutions and what lies between; the quantizers divide and round
-            in float32; on a CPU without fast bfloat16 all is float32, with a warning). The trained model runs in float32.
+        precision: ``float32`` or ``bfloat16`` (autocast: convolutions and what lies between; the
+            quantizers divide and round in float32; on a CPU without fast bfloat16 all is float32,
+            with a warning). The trained model runs in float32.
         clip: largest norm of the gradient (0: no clipping).
-        checkpoint: a file written after each epoch, whole or not at all; a run that finds it goes on from there, and ends
-            with the weights and scales that an unbroken run gives.
-        on_epoch: called with (epoch from 1, figures) after each; on_step: with epoch, step, steps (of the epoch), loss
-            and seconds_left after each step.
+        checkpoint: a file written after each epoch, whole or not at all; a run that finds it goes
+            on from there, and ends with the weights and scales that an unbroken run gives.
+        on_epoch: called with (epoch from 1, figures) after each; on_step: with epoch, step, steps
+            (of the epoch), loss and seconds_left after each step.
 
     Returns:
         figures of each epoch: ``loss``, ``accuracy`` (of training, 0 to 1), ``seconds``.
 
     Raises:
         InputError: the model is not quantized, or an option is out of range.
-        DataError: an epoch without a batch; a checkpoint that cannot be read, or is of a run with other settings.
+        DataError: an epoch without a batch; a checkpoint that cannot be read, or is of a run with
+            other settings.
         TrainingError: the loss is not finite.
     """
     options = _Options(

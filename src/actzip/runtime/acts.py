@@ -1,7 +1,8 @@
 """Elementwise functions: one row each, and an :class:`Act` with its numbers.
 
-Everything that enumerates them reads the rows: both front ends, the reference interpreter, the passes and the engine's lowering.
-Their arithmetic is elsewhere twice, on purpose: in the engine (``csrc``) and in PyTorch, which the interpreter calls.
+Everything that enumerates them reads the rows: both front ends, the reference interpreter, the
+passes and the engine's lowering. Their arithmetic is elsewhere twice, on purpose: in the engine
+(``csrc``) and in PyTorch, which the interpreter calls.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from actzip.runtime.graph import Array, show
 class ActRow:
     """An elementwise function.
 
-    ``numbers``: what it takes, in PyTorch's order, with PyTorch's defaults. ``keeps_zero``: f(0) = 0. ``sparsifies``: exact zeros for
-    a whole range of inputs. ``param``: takes the array ``Act.param``. ``torch``: aten operators that are this function of one tensor;
-    ``torch_numbers``: what these call the numbers. ``onnx``: ONNX's operator; ``onnx_numbers``: its attributes, with its defaults.
+    ``numbers``: what it takes, in PyTorch's order, with PyTorch's defaults. ``keeps_zero``: f(0) =
+    0. ``sparsifies``: exact zeros for a whole range of inputs. ``param``: takes the array
+    ``Act.param``. ``torch``: aten operators that are this function of one tensor;
+    ``torch_numbers``: what these call the numbers. ``onnx``: ONNX's operator; ``onnx_numbers``: its
+    attributes, with its defaults.
     """
 
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -51,8 +54,8 @@ ACTS: dict[str, ActRow] = {
     "elu": ActRow({"alpha": 1.0}, onnx="Elu", onnx_numbers={"alpha": 1.0}),
     "selu": _row("selu"),
     "celu": _row("celu", "Celu", {"alpha": 1.0}, torch_numbers=("alpha",), onnx_numbers={"alpha": 1.0}),
-    "softplus": _row("softplus", "Softplus", {"beta": 1.0, "limit": 20.0}, torch_numbers=("beta", "threshold"),
-                     keeps_zero=False),
+    "softplus": _row("softplus", "Softplus", {"beta": 1.0, "limit": 20.0},
+                     torch_numbers=("beta", "threshold"), keeps_zero=False),
     "softsign": _row("softsign", "Softsign"),
     "sigmoid": _row("sigmoid", "Sigmoid", keeps_zero=False),
     "logsigmoid": ActRow(torch=("log_sigmoid", "log_sigmoid_forward"), keeps_zero=False),

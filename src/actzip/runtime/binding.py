@@ -58,7 +58,8 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
 
 
 def _own_graph(model: Any) -> g.Graph | None:
-    """The Graph that a module was made from (:func:`actzip.load`), with its parameters and thresholds of now."""
+    """The Graph that a module was made from (:func:`actzip.load`), with its parameters and
+    thresholds of now."""
     from actzip.runtime.to_torch import GraphNet
 
     plain = isinstance(model, GraphNet) and "_actzip_quantization" not in model.__dict__
@@ -66,8 +67,8 @@ def _own_graph(model: Any) -> g.Graph | None:
 
 
 def bind(graph: g.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """What a call gives for the graph's inputs, in their order. Arguments are bound as the model binds them; those that are
-    no tensors must be as they were when it was captured.
+    """What a call gives for the graph's inputs, in their order. Arguments are bound as the model
+    binds them; those that are no tensors must be as they were when it was captured.
 
     Raises:
         InputError: an argument too many, missing, unknown or changed.

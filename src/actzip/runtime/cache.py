@@ -1,8 +1,9 @@
 """The tuning cache: which kernel won which trial, on disk, one file per CPU, instruction set and version.
 
-Where: the folder of ``ACTZIP_CACHE``, else ``actzip`` in the platform's cache folder. A file that cannot be read, is
-damaged or belongs to something else counts as empty and is written anew; a folder that cannot be written to costs
-nothing but the trials. Files are written under another name and renamed, so readers never see half of one.
+Where: the folder of ``ACTZIP_CACHE``, else ``actzip`` in the platform's cache folder. A file that
+cannot be read, is damaged or belongs to something else counts as empty and is written anew; a
+folder that cannot be written to costs nothing but the trials. Files are written under another name
+and renamed, so readers never see half of one.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ def cache_dir() -> Path:
 
 
 class TuningCache:
-    """Winners of trials by key, for one ``identity`` (CPU, instruction set, version ...). Safe from several threads.
+    """Winners of trials by key, for one ``identity`` (CPU, instruction set, version ...). Safe from
+    several threads.
 
-    ``get(key)`` -> a dict as it was put, or None. ``save()`` merges what was put with what is on disk by then.
+    ``get(key)`` -> a dict as it was put, or None. ``save()`` merges what was put with what is on
+    disk by then.
     """
 
     def __init__(self, identity: dict[str, str], folder: Path | None = None) -> None:

@@ -43,20 +43,24 @@ def compile(
     """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
 
     Args:
-        model: an ``nn.Module`` (taken in eval mode; thresholds set by ``actzip.activations`` count), the path of an ONNX
-            file, or a :class:`~actzip.runtime.graph.Graph`.
-        example: an input, float32, (N, ...): tensor or numpy array; a tuple of several, a dict of keyword arguments. For
-            ONNX and graphs it may be left out: random numbers are then calibrated with.
-        threads: for each call; None: ``ACTZIP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else all CPUs of the process.
-        calibration: typical inputs in the form of ``example`` (any batch), for the densities that decide how maps are
-            stored and which kernels run; None: ``example``. Results do not depend on it, speed and memory do.
-        tune: time kernels here at the example's batch, for some seconds the first time; False: decide from densities alone.
+        model: an ``nn.Module`` (taken in eval mode; thresholds set by ``actzip.activations``
+            count), the path of an ONNX file, or a :class:`~actzip.runtime.graph.Graph`.
+        example: an input, float32, (N, ...): tensor or numpy array; a tuple of several, a dict of
+            keyword arguments. For ONNX and graphs it may be left out: random numbers are then
+            calibrated with.
+        threads: for each call; None: ``ACTZIP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else all
+            CPUs of the process.
+        calibration: typical inputs in the form of ``example`` (any batch), for the densities that
+            decide how maps are stored and which kernels run; None: ``example``. Results do not
+            depend on it, speed and memory do.
+        tune: time kernels here at the example's batch, for some seconds the first time; False:
+            decide from densities alone.
         cache: keep what was measured in the tuning cache (:mod:`actzip.runtime.cache`).
         dynamic: any batch size; False: the example's only.
         storage: ``float32`` or ``float16``: how packed maps keep their values. Maps of a model quantized by
             ``actzip.quantize`` (unsigned, one scale a map) are kept as 8- or 16-bit integers either way.
-        pack: ``auto``: maps are packed where that is quicker, or where they are kept as integers; ``always``: wherever the
-            engine can, for the least memory.
+        pack: ``auto``: maps are packed where that is quicker, or where they are kept as integers;
+            ``always``: wherever the engine can, for the least memory.
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
@@ -121,9 +125,10 @@ def _choose(graph: g.Graph, inputs: list[Any], shown: int, threads: int, trials:
 class CompiledModel:
     """A compiled network. ``fast(x)`` gives what the model gives, within float rounding.
 
-    Takes torch tensors or numpy arrays (float32, the shapes of the example but for the batch) and gives the same kind; the
-    outputs are structured as the model's. May be called from several threads at once; pickles (the plan is rebuilt
-    where it is loaded, kernels as they were chosen if that CPU has them).
+    Takes torch tensors or numpy arrays (float32, the shapes of the example but for the batch) and
+    gives the same kind; the outputs are structured as the model's. May be called from several
+    threads at once; pickles (the plan is rebuilt where it is loaded, kernels as they were chosen if
+    that CPU has them).
 
     Attributes:
         graph: the optimised :class:`~actzip.runtime.graph.Graph`, densities and storages in its values.
@@ -293,10 +298,11 @@ class CompiledModel:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the model as one ``.actzip`` file of data, for :func:`actzip.runtime.load`: graph, weights, kernels chosen.
+        """Writes the model as one ``.actzip`` file of data, for :func:`actzip.runtime.load`: graph,
+        weights, kernels chosen.
 
-        Weights are in it twice: as the graph has them, for any CPU, and as this CPU's kernels read them, which a process maps
-        instead of copying. Whole or not at all.
+        Weights are in it twice: as the graph has them, for any CPU, and as this CPU's kernels read
+        them, which a process maps instead of copying. Whole or not at all.
 
         Raises:
             DataError: the folder does not exist or cannot be written.
@@ -339,13 +345,15 @@ class CompiledModel:
 def load(
     path: str | os.PathLike[str], *, threads: int | None = None, tune: bool = True, cache: bool = True
 ) -> CompiledModel:
-    """The model that ``fast.save(path)`` wrote: mapped, not copied, where this CPU is of the kind it was compiled on.
+    """The model that ``fast.save(path)`` wrote: mapped, not copied, where this CPU is of the kind
+    it was compiled on.
 
     Args:
         path: an ``.actzip`` file. Nothing in it is executed.
         threads: as of :func:`compile`.
-        tune: on another kind of CPU (or version of actzip) storages and kernels are chosen again: by trials of some seconds on
-            the inputs kept in the file, once for the tuning cache; False: from densities alone.
+        tune: on another kind of CPU (or version of actzip) storages and kernels are chosen again:
+            by trials of some seconds on the inputs kept in the file, once for the tuning cache;
+            False: from densities alone.
         cache: as of :func:`compile`.
 
     Raises:

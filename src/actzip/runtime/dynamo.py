@@ -1,10 +1,13 @@
-"""``torch.compile(model, backend="actzip")``: whole graphs where the engine has every operator, else the largest parts.
+"""``torch.compile(model, backend="actzip")``: whole graphs where the engine has every operator,
+else the largest parts.
 
-Registered through the ``torch_dynamo_backends`` entry point, so nothing has to be imported. Inference runs on the
-engine; a graph that needs gradients, another device or another type than float32 is left to PyTorch, with one warning
-that says why. The batch may change without a new compilation of the engine, also where torch.compile traces the model again.
-Weights that change afterwards (an optimiser's step, ``load_state_dict``, another tensor in their place) are noticed, and the engine is
-made again; only writing through ``weight.data`` in place is not, as nothing tells of it.
+Registered through the ``torch_dynamo_backends`` entry point, so nothing has to be imported.
+Inference runs on the engine; a graph that needs gradients, another device or another type than
+float32 is left to PyTorch, with one warning that says why. The batch may change without a new
+compilation of the engine, also where torch.compile traces the model again. Weights that change
+afterwards (an optimiser's step, ``load_state_dict``, another tensor in their place) are noticed,
+and the engine is made again; only writing through ``weight.data`` in place is not, as nothing tells
+of it.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ _HEAVY = ("convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm", "ma
 
 
 def reports() -> list[dict[str, Any]]:
-    """What became of the graphs that torch.compile handed over in this process, oldest first (the last 256): see
-    :func:`last_report`."""
+    """What became of the graphs that torch.compile handed over in this process, oldest first (the
+    last 256): see :func:`last_report`."""
     return [dict(r) for r in _REPORTS]
 
 
 def last_report() -> dict[str, Any]:
-    """What became of the last graph that torch.compile handed over: ``mode`` (whole, parts, eager), ``why``, ``parts``."""
+    """What became of the last graph that torch.compile handed over: ``mode`` (whole, parts, eager),
+    ``why``, ``parts``."""
     return dict(_REPORTS[-1]) if _REPORTS else {}
 
 
@@ -113,7 +117,8 @@ def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[i
 
 
 def _real(value: Any) -> Tensor:
-    """A real tensor like an example: its own numbers where it has some, random ones where it is a fake tensor."""
+    """A real tensor like an example: its own numbers where it has some, random ones where it is a
+    fake tensor."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     shape = [int(d) for d in value.shape]
@@ -178,8 +183,8 @@ def backend(
 
 @dataclass
 class _Built:
-    """An engine with what it was made for: these weights, as they were then, and inputs of these shapes, the first dimension
-    of those that grow with the batch aside."""
+    """An engine with what it was made for: these weights, as they were then, and inputs of these
+    shapes, the first dimension of those that grow with the batch aside."""
 
     call: Callable[..., Any]
     static: list[Tensor]
@@ -200,16 +205,18 @@ class _Built:
 
 
 def _stamp(t: Tensor) -> tuple[int, int]:
-    """Another one once a tensor was written to in place or got other storage (tensors of inference mode tell only the latter)."""
+    """Another one once a tensor was written to in place or got other storage (tensors of inference
+    mode tell only the latter)."""
     return (-1 if t.is_inference() else t._version), t.data_ptr()
 
 
 class _Runner:
     """The compiled graph: picks the tensors out of the arguments, and the engine that was made for such ones.
 
-    torch.compile calls a graph with other weights too (another instance of the module) and, once it took sizes for symbols, with
-    other heights and widths: each gets an engine of its own, the last few are kept. Where another runner of the same
-    computation has an engine that fits it is taken: that torch.compile traced again for another batch makes none.
+    torch.compile calls a graph with other weights too (another instance of the module) and, once it
+    took sizes for symbols, with other heights and widths: each gets an engine of its own, the last
+    few are kept. Where another runner of the same computation has an engine that fits it is taken:
+    that torch.compile traced again for another batch makes none.
     """
 
     def __init__(
@@ -268,7 +275,8 @@ class _Runner:
         self.seen.add(tuple(shapes))
         if len(self.seen) > _MOST_SHAPES:
             warnings.warn(
-                f"torch.compile backend actzip leaves a graph to PyTorch: more than {_MOST_SHAPES} sizes of its inputs",
+                f"torch.compile backend actzip leaves a graph to PyTorch: more than {_MOST_SHAPES} "
+                "sizes of its inputs",
                 ActzipWarning,
                 stacklevel=2,
             )
@@ -285,8 +293,9 @@ _RUNNERS: deque[weakref.ref[_Runner]] = deque(maxlen=64)
 
 
 def _text(gm: fx.GraphModule, plan: list[tuple[str, int, int]]) -> Any:
-    """What the graph computes, to be compared with another's: operators and arguments, nodes by number. Sizes that nothing uses
-    do not count, so a graph traced for one batch may equal one for any. None where it holds tensors or modules of its own."""
+    """What the graph computes, to be compared with another's: operators and arguments, nodes by
+    number. Sizes that nothing uses do not count, so a graph traced for one batch may equal one for
+    any. None where it holds tensors or modules of its own."""
     numbers: dict[fx.Node, int] = {}
 
     def value(v: Any) -> Any:
@@ -354,7 +363,8 @@ def _flat(call: Callable[..., Any], single: bool) -> Callable[..., Any]:
 
 
 def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f`` away from the compilation in progress: what it runs is not compiled, what it traces guards nothing."""
+    """``f`` away from the compilation in progress: what it runs is not compiled, what it traces
+    guards nothing."""
 
     def run(*args: Any) -> Any:
         with torch._guards.tracing(None):
@@ -378,7 +388,8 @@ def _build(
     if parts == 0:
         return closed, {"mode": "eager", "why": why, "parts": 0}, []
     warnings.warn(
-        f"torch.compile backend actzip runs {parts} parts of a graph; PyTorch runs the rest ({kept} operators): {why}",
+        f"torch.compile backend actzip runs {parts} parts of a graph; PyTorch runs the rest "
+        f"({kept} operators): {why}",
         ActzipWarning,
         stacklevel=4,
     )
@@ -418,8 +429,8 @@ def _support() -> Any:
 def _parts(
     closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
 ) -> tuple[Callable[..., Any], int, int, list[bool]]:
-    """The graph with its largest supported parts on the engine; how many, how many operators are left, and which inputs grow
-    with the batch."""
+    """The graph with its largest supported parts on the engine; how many, how many operators are
+    left, and which inputs grow with the batch."""
     from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 
     from actzip.runtime.from_torch import decompositions

@@ -18,9 +18,10 @@ __all__ = ["Explanation", "LayerRow", "explain"]
 
 @dataclass
 class LayerRow:
-    """One node. ``density``: of its (first) input; ``effective_macs``: multiply-accumulates whose activation operand is not
-    zero, borders and strides counted exactly, of the run explained (all images); ``peak_share``: 2 * effective_macs / time over
-    the measured peak of the threads used."""
+    """One node. ``density``: of its (first) input; ``effective_macs``: multiply-accumulates whose
+    activation operand is not zero, borders and strides counted exactly, of the run explained (all
+    images); ``peak_share``: 2 * effective_macs / time over the measured peak of the threads
+    used."""
 
     name: str
     op: str
@@ -113,11 +114,14 @@ class Explanation:
         isa = self.machine.get("isa", "")
         lines += [
             "",
-            f"{self.milliseconds:.2f} ms, batch {self.batch}, {self.threads} thread(s), {self.machine.get('cpu', '')} ({isa}), peak "
+            f"{self.milliseconds:.2f} ms, batch {self.batch}, {self.threads} thread(s), "
+            f"{self.machine.get('cpu', '')} ({isa}), peak "
             f"{self.peak_gflops:.0f} GFLOP/s a core",
             f"{self.macs / 1e6:.0f} MMACs, {self.effective_macs / 1e6:.0f} effective (theoretical speed-up "
-            f"{self.theoretical_speedup:.2f}); convolutions run them at {100 * self.peak_share:.0f} % of the peak",
-            f"activations {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB if all were dense), weights "
+            f"{self.theoretical_speedup:.2f}); convolutions run them at "
+            f"{100 * self.peak_share:.0f} % of the peak",
+            f"activations {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB "
+            "if all were dense), weights "
             f"{self.weight_bytes / 1e6:.1f} MB",
         ]
         if self.advice:
@@ -162,8 +166,21 @@ def _work(n: g.Node, x: Any, out: g.Shape) -> tuple[int, int]:
 def _copy_row(graph: g.Graph, value: str, seconds: float) -> LayerRow:
     storage = graph.values[value].storage if value in graph.values else "dense"
     return LayerRow(
-        value, "copy", "", "dense", "another layout", storage, "dense", None, None, 0, 0, seconds * 1e3, None, ""
-    )  # fmt: skip
+        value,
+        "copy",
+        "",
+        "dense",
+        "another layout",
+        storage,
+        "dense",
+        None,
+        None,
+        0,
+        0,
+        seconds * 1e3,
+        None,
+        "",
+    )
 
 
 def _row(
@@ -175,7 +192,8 @@ def _row(
     kept: dict[str, Any],
     peak: float,
 ) -> LayerRow:
-    """``kernel``: its name and kind; ``kept``: inputs of convolutions and linear layers; ``peak``: GFLOP/s of all threads."""
+    """``kernel``: its name and kind; ``kept``: inputs of convolutions and linear layers; ``peak``:
+    GFLOP/s of all threads."""
     x, y = graph.values[n.inputs[0]], graph.values[n.output]
     macs, effective, density = 0, 0, x.density
     if n.inputs[0] in kept and isinstance(n, (ops.Conv2d, ops.Linear)):
@@ -228,6 +246,17 @@ def explain(
         for owner, t in spent.items()
     ]
     return Explanation(
-        rows, batch, threads, sum(r.milliseconds for r in rows), sum(r.macs for r in rows), sum(r.effective_macs for r in rows),
-        peak, int(low.plan.arena_bytes(batch)), dense_arena_bytes(graph, batch), int(low.plan.weight_bytes()), int(low.plan.spilled_bytes()), advice, cpu.info(),
-    )  # fmt: skip
+        rows,
+        batch,
+        threads,
+        sum(r.milliseconds for r in rows),
+        sum(r.macs for r in rows),
+        sum(r.effective_macs for r in rows),
+        peak,
+        int(low.plan.arena_bytes(batch)),
+        dense_arena_bytes(graph, batch),
+        int(low.plan.weight_bytes()),
+        int(low.plan.spilled_bytes()),
+        advice,
+        cpu.info(),
+    )

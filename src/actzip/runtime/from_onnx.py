@@ -1,9 +1,10 @@
 """The ONNX front end: a model file, its bytes or a ``ModelProto`` -> :class:`~actzip.runtime.graph.Graph`.
 
-Opset 11 and newer. Shapes may be static or dynamic: a dynamic first dimension of an input becomes the symbolic
-batch, other dynamic dimensions are taken from an example. What depends on initialisers alone is computed here;
-shape arithmetic (Shape, Gather, Concat ... Reshape) is followed symbolically. Quantized graphs (QuantizeLinear,
-DequantizeLinear) become the same arithmetic in float32.
+Opset 11 and newer. Shapes may be static or dynamic: a dynamic first dimension of an input becomes
+the symbolic batch, other dynamic dimensions are taken from an example. What depends on initialisers
+alone is computed here; shape arithmetic (Shape, Gather, Concat ... Reshape) is followed
+symbolically. Quantized graphs (QuantizeLinear, DequantizeLinear) become the same arithmetic in
+float32.
 
 Nothing in a file is trusted: sizes are checked before memory is taken, external data must lie in the model's
 folder, and whatever does not fit raises a typed error that names the node.
@@ -46,7 +47,8 @@ def from_onnx(
 
     Args:
         source: path, bytes or ``ModelProto``.
-        shapes: shapes of the inputs, by name or in order; they fill in dynamic dimensions that are not the batch.
+        shapes: shapes of the inputs, by name or in order; they fill in dynamic dimensions that are
+            not the batch.
         constants: inputs of the graph to be taken as constants.
 
     Raises:
@@ -69,7 +71,8 @@ def from_onnx(
 
 
 class Importer:
-    """A Graph as it is built from an ONNX model: what :data:`~actzip.runtime.registry.ONNX`'s functions work with."""
+    """A Graph as it is built from an ONNX model: what :data:`~actzip.runtime.registry.ONNX`'s
+    functions work with."""
 
     def __init__(self, model: Any, shapes: Any, constants: Mapping[str, Array], name: str) -> None:
         self.onnx = onnx_package()
@@ -162,7 +165,8 @@ class Importer:
                 lost = ", ".join(repr(i) for i in node.input if i not in known and i not in written)
                 if lost:
                     raise InputError(
-                        f"{node.op_type} node {node.name!r} reads {lost}, which nothing writes: an initialiser is missing"
+                        f"{node.op_type} node {node.name!r} reads {lost}, which nothing writes: an "
+                        "initialiser is missing"
                     )
             node = stuck[0]
             names = ", ".join(i for i in node.input if i not in known)
@@ -310,7 +314,8 @@ class Importer:
         return any(name in n.input for n in proto.node) or any(o.name == name for o in proto.output)
 
     def fold(self, node: OnnxNode, inputs: list[Any]) -> list[Any] | None:
-        """The outputs of a node that reads constants alone, computed by ONNX's own reference implementation."""
+        """The outputs of a node that reads constants alone, computed by ONNX's own reference
+        implementation."""
         if node.op in SHAPE_OPS or not all(x is None or isinstance(x, np.ndarray) for x in inputs):
             return None
         if node.op in _GROWING and not self._small(node, inputs):
@@ -355,7 +360,8 @@ class Importer:
         return out
 
     def _small(self, node: OnnxNode, inputs: list[Any]) -> bool:
-        """Whether an operator whose output's size is data (Expand, Tile ...) asks for something reasonable."""
+        """Whether an operator whose output's size is data (Expand, Tile ...) asks for something
+        reasonable."""
         try:
             if node.op in ("ConstantOfShape", "Expand"):
                 wanted = inputs[0] if node.op == "ConstantOfShape" else inputs[1]

@@ -1,11 +1,13 @@
 """The torch.export front end: any ``nn.Module`` -> :class:`~actzip.runtime.graph.Graph`.
 
-The model is exported in eval mode with a symbolic batch and decomposed to a small set of aten operators; those
-with a node of their own (hard-swish, layer norm, attention ...) are kept whole. What depends on parameters alone is
-computed here and becomes a constant. Shapes are those that torch.export inferred.
+The model is exported in eval mode with a symbolic batch and decomposed to a small set of aten
+operators; those with a node of their own (hard-swish, layer norm, attention ...) are kept whole.
+What depends on parameters alone is computed here and becomes a constant. Shapes are those that
+torch.export inferred.
 
-Thresholded ReLUs (``actzip.activations.set_thresholds``) are seen as they run: ``where(y <= t, 0, y)``. In code of
-one's own ``where(y > t, y, 0)`` is taken for the same, though PyTorch makes 0 of a NaN there, which the engine keeps.
+Thresholded ReLUs (``actzip.activations.set_thresholds``) are seen as they run:
+``where(y <= t, 0, y)``. In code of one's own ``where(y > t, y, 0)`` is taken for the same, though
+PyTorch makes 0 of a NaN there, which the engine keeps.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
 
     Args:
         example: a float32 tensor or array (N, ...); a tuple of several; a dict of keyword arguments.
-        dynamic: keep the batch symbolic. Where the model itself fixes it (a reshape to a constant, say) the graph
-            is made for the example's batch.
+        dynamic: keep the batch symbolic. Where the model itself fixes it (a reshape to a constant,
+            say) the graph is made for the example's batch.
 
     Raises:
         InputError: ``model`` or ``example`` is of another kind, or the model does not run on it.
@@ -170,8 +172,9 @@ class _Fixed:
 
 
 def _call(model: nn.Module, exported: Any, graph: g.Graph) -> dict[str, Any]:
-    """How calls are bound: names of the positional parameters, the place (a path in the bound arguments) of every graph input,
-    and what else was given, or is the default, and therefore fixed."""
+    """How calls are bound: names of the positional parameters, the place (a path in the bound
+    arguments) of every graph input, and what else was given, or is the default, and therefore
+    fixed."""
     from torch.export.graph_signature import ConstantArgument, InputKind
 
     specs = [s.arg for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
@@ -270,7 +273,8 @@ def from_exported(exported: Any, name: str = "graph") -> g.Graph:
 
 
 class Builder:
-    """A Graph as it is built from an exported program: what :data:`~actzip.runtime.registry.TORCH`'s functions work with."""
+    """A Graph as it is built from an exported program: what
+    :data:`~actzip.runtime.registry.TORCH`'s functions work with."""
 
     def __init__(self, exported: Any, name: str) -> None:
         self.exported = exported

@@ -60,7 +60,8 @@ class Sym:
 Dim = int | Sym
 Shape = tuple[Dim, ...]
 
-#: Memory of a value of rank 4: ``map`` channels last, dense or packed; ``plain`` row-major; ``either`` as the operands come.
+#: Memory of a value of rank 4: ``map`` channels last, dense or packed; ``plain`` row-major;
+#: ``either`` as the operands come.
 Layout = Literal["map", "plain", "either"]
 
 
@@ -105,14 +106,15 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
 class Value:
     """A tensor of the graph.
 
-    ``dtype`` is what a caller sees: the engine computes in float32, which holds integers to 2^24 exactly; an ``int64`` output
-    is converted when it is handed out.
+    ``dtype`` is what a caller sees: the engine computes in float32, which holds integers to 2^24
+    exactly; an ``int64`` output is converted when it is handed out.
 
-    ``storage`` is what the engine keeps: ``dense``, ``packed`` (mask and non-zero values, channels last) or ``band`` (some rows at a time, between a
-    convolution and a pool).
-    ``place`` = (parent, first channel): the value is no memory of its own but a channel range of ``parent``,
-    the output of the :class:`Concat` that gathers it. ``density`` is the calibrated fraction of non-zeros.
-    ``quant`` = (scale, bits): an unsigned linear quantizer rounds the value; the engine stores it as integers.
+    ``storage`` is what the engine keeps: ``dense``, ``packed`` (mask and non-zero values, channels
+    last) or ``band`` (some rows at a time, between a convolution and a pool). ``place`` = (parent,
+    first channel): the value is no memory of its own but a channel range of ``parent``, the output
+    of the :class:`Concat` that gathers it. ``density`` is the calibrated fraction of non-zeros.
+    ``quant`` = (scale, bits): an unsigned linear quantizer rounds the value; the engine stores it
+    as integers.
     """
 
     name: str
@@ -226,8 +228,9 @@ class Node:
 class Graph:
     """Nodes in execution order, the values that they read and write, and constants.
 
-    ``inputs`` and ``outputs`` are value names. Every constant has a value too. ``meta`` carries what belongs to the
-    model but not to the computation (how to rebuild a structured output, say); passes keep it.
+    ``inputs`` and ``outputs`` are value names. Every constant has a value too. ``meta`` carries
+    what belongs to the model but not to the computation (how to rebuild a structured output, say);
+    passes keep it.
     """
 
     name: str = "graph"
@@ -407,7 +410,8 @@ def root_of(graph: g.Graph, value: str) -> tuple[str, int]:
 
 
 def __getattr__(name: str) -> Any:
-    """Names that once were here: pickles of compiled models say ``actzip.runtime.graph.Conv2d`` and the like."""
+    """Names that once were here: pickles of compiled models say ``actzip.runtime.graph.Conv2d`` and
+    the like."""
     for module in ("actzip.runtime.ops", "actzip.runtime.acts"):
         found = getattr(import_module(module), name, None) if name[:1].isupper() else None
         if found is not None:

@@ -1,7 +1,8 @@
 """A Graph as plain data: what JSON can say, and the arrays beside it. Nothing of it is ever executed.
 
-``to_data(graph)`` gives ``(data, arrays)``: ``data`` of dicts, lists, numbers and strings, in which an array stands as
-``{"array": key}``; ``from_data(data, arrays)`` gives the graph back and checks it as any other.
+``to_data(graph)`` gives ``(data, arrays)``: ``data`` of dicts, lists, numbers and strings, in which
+an array stands as ``{"array": key}``; ``from_data(data, arrays)`` gives the graph back and checks
+it as any other.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ def from_data(data: Mapping[str, Any], arrays: Mapping[str, g.Array]) -> g.Graph
     """The graph that :func:`to_data` described.
 
     Raises:
-        DataError: not the description of a graph: a field missing, unknown or of another type, a shape that does not fit.
+        DataError: not the description of a graph: a field missing, unknown or of another type, a
+            shape that does not fit.
     """
     try:
         graph = _Decoder(arrays).graph(dict(data))

@@ -1,4 +1,5 @@
-"""The meaning of a Graph, node by node with PyTorch: slow, plain, and what every pass and the engine are checked with."""
+"""The meaning of a Graph, node by node with PyTorch: slow, plain, and what every pass and the
+engine are checked with."""
 
 from __future__ import annotations
 

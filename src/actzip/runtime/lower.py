@@ -1,7 +1,9 @@
-"""Graph -> native Plan: layouts, storage of every edge, placement, and nodes in the executor's terms (docs/engine.md).
+"""Graph -> native Plan: layouts, storage of every edge, placement, and nodes in the executor's
+terms (docs/engine.md).
 
-Every value of rank 4 that a map operator (convolution, pool, resize ...) touches is kept channels last, dense or packed;
-all others row-major. Where a reader needs another layout than the writer gives, a copy is put between.
+Every value of rank 4 that a map operator (convolution, pool, resize ...) touches is kept channels
+last, dense or packed; all others row-major. Where a reader needs another layout than the writer
+gives, a copy is put between.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _BAND_BYTES = 768 << 10  # of a banded map: what stays in the second-level cache
 class Lowered:
     """A native plan, and what belongs to its nodes and values.
 
-    ``nodes``: for each native node in order, the name of the graph's node (or of the copy that lowering put in).
-    ``values``: graph value -> index of the native value that holds it.
+    ``nodes``: for each native node in order, the name of the graph's node (or of the copy that
+    lowering put in). ``values``: graph value -> index of the native value that holds it.
     """
 
     plan: Any
@@ -97,7 +99,8 @@ class Lowering:
         return i
 
     def band(self, name: str) -> int:
-        """Rows of a banded map that are kept: those of eight rows of the pool, fewer where they would leave the cache."""
+        """Rows of a banded map that are kept: those of eight rows of the pool, fewer where they
+        would leave the cache."""
         pool = self.pools[name]
         c, h, w = (int(d) for d in self.graph.shape(name)[1:])  # type: ignore[arg-type]
         reach = (pool.kernel_size[0] - 1) * pool.dilation[0] + 1
@@ -165,9 +168,13 @@ class Lowering:
         if key in self.copies:
             return self.copies[key]
         shape = v.shape
-        if {have, want} == {"plain", "map"} and len(shape) == 4 and shape[2:] == (1, 1) and v.place is None and (
-            name not in self.graph.inputs
-        ):  # fmt: skip
+        if (
+            {have, want} == {"plain", "map"}
+            and len(shape) == 4
+            and shape[2:] == (1, 1)
+            and v.place is None
+            and (name not in self.graph.inputs)
+        ):
             j = self.add_value(f"{name}:{want}", shape, want, parent=i)
         elif have == "packed" and want == "plain":
             mid = self.read(name, "map")
@@ -276,7 +283,8 @@ def lower(
 
 
 def _split_late_acts(graph: g.Graph) -> g.Graph:
-    """A convolution with an activation before its residual becomes two nodes: the engine adds before it applies one."""
+    """A convolution with an activation before its residual becomes two nodes: the engine adds
+    before it applies one."""
     graph = graph.copy()
     nodes: list[g.Node] = []
     for n in graph.nodes:

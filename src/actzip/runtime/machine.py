@@ -26,8 +26,8 @@ _advised = False
 
 
 def advise() -> None:
-    """Once a process: on CPUs with matrix units dense low-precision engines are quicker than any float32 (a warning), with
-    dot-product instructions they may be (a line in the log)."""
+    """Once a process: on CPUs with matrix units dense low-precision engines are quicker than any
+    float32 (a warning), with dot-product instructions they may be (a line in the log)."""
     global _advised
     if _advised:
         return
@@ -59,7 +59,10 @@ def advice() -> str:
         if strong
         else "may be quicker than float32, at its loss of accuracy"
     )
-    return f"this CPU has {', '.join(strong or extras)}: dense {' or '.join(kinds)} (OpenVINO, ONNX Runtime) {how}"
+    return (
+        f"this CPU has {', '.join(strong or extras)}: dense {' or '.join(kinds)} (OpenVINO, "
+        f"ONNX Runtime) {how}"
+    )
 
 
 _peak_lock = threading.Lock()

@@ -1,8 +1,10 @@
-"""``.actzip``: a compiled model as one file of data. Read as any other input: checked, mapped, never executed.
+"""``.actzip``: a compiled model as one file of data. Read as any other input: checked, mapped,
+never executed.
 
-It is a safetensors file. Its metadata holds ``actzip``, a JSON text (the graph as :mod:`actzip.runtime.graph_data` says it,
-the kernels chosen, the CPU they were chosen on), and ``crc32c`` of that text; its tensors are the graph's arrays and, under
-``packed/``, the weights in the order in which this CPU's kernels read them, which are mapped and not copied. Each tensor's own
+It is a safetensors file. Its metadata holds ``actzip``, a JSON text (the graph as
+:mod:`actzip.runtime.graph_data` says it, the kernels chosen, the CPU they were chosen on), and
+``crc32c`` of that text; its tensors are the graph's arrays and, under ``packed/``, the weights in
+the order in which this CPU's kernels read them, which are mapped and not copied. Each tensor's own
 CRC-32C is in the text and is checked when the tensor is first used.
 """
 
@@ -86,7 +88,8 @@ def _bytes(a: Array) -> memoryview:
 
 
 class MappedTensors(Mapping[str, Array]):
-    """The file's tensors by name, as read-only arrays on the mapped file. A tensor's checksum is compared when it is taken."""
+    """The file's tensors by name, as read-only arrays on the mapped file. A tensor's checksum is
+    compared when it is taken."""
 
     def __init__(self, path: Path, view: memoryview, header: dict[str, Any], at: int) -> None:
         self._path, self._view, self._at = path, view, at
@@ -184,6 +187,7 @@ def _text(path: Path, header: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f"{path}: the description of the model names no format")
     if text["format"] > MODEL_FORMAT:
         raise DataError(
-            f"{path} has format {text['format']}, written by a newer actzip; this one reads up to {MODEL_FORMAT}"
+            f"{path} has format {text['format']}, written by a newer actzip; this one reads up to "
+            f"{MODEL_FORMAT}"
         )
     return text

@@ -23,15 +23,17 @@ def load(
 ) -> nn.Module:
     """The ``nn.Module``, in eval mode, of a name, an import path, or a ``.pt2`` or ``.onnx`` file.
 
-    The module of a file has one submodule a node, under the node's name (:class:`actzip.runtime.to_torch.GraphNet`):
-    :func:`actzip.profile`, ``calibrate_thresholds``, ``sparsify``, ``quantize``, ``accelerate`` and ``compile`` take it.
+    The module of a file has one submodule a node, under the node's name
+    (:class:`actzip.runtime.to_torch.GraphNet`): :func:`actzip.profile`, ``calibrate_thresholds``,
+    ``sparsify``, ``quantize``, ``accelerate`` and ``compile`` take it.
 
     Args:
-        model: a torchvision or timm name, one of ours, ``package.module:attribute``, or the path of an exported program or
-            an ONNX file (opset 7 or newer).
+        model: a torchvision or timm name, one of ours, ``package.module:attribute``, or the path of
+            an exported program or an ONNX file (opset 7 or newer).
         weights: a safetensors file for it.
         shape: the first input's shape without the batch, C, H, W, where a file leaves it open.
-        trust: whether an exported program may be read: PyTorch runs code that its file holds. ONNX files hold none.
+        trust: whether an exported program may be read: PyTorch runs code that its file holds. ONNX
+            files hold none.
 
     Raises:
         InputError: an unknown name (near matches are named).
@@ -57,7 +59,8 @@ def load_model(
         shape: input shape C, H, W where it is not the usual one for the name.
         trust: see :func:`load`.
 
-    A file gives a :class:`GraphNet` where its operators are known. Of several inputs the shape given is that of the first.
+    A file gives a :class:`GraphNet` where its operators are known. Of several inputs the shape
+    given is that of the first.
 
     Raises:
         InputError: an unknown name (near matches are named).
@@ -80,13 +83,16 @@ def load_model(
             raise DataError(f"there is no file {path}")
         if path.suffix != ".pt2":
             raise DataError(
-                f"{path}: a pickled model runs code when it is read; give an ONNX file, or a name and its weights "
+                f"{path}: a pickled model runs code when it is read; give an ONNX file, or a name "
+                "and its weights "
                 "as safetensors"
             )
         if not trust:
             raise DataError(
-                f"{path}: reading an exported program runs code that the file holds, and it is not said to be trusted: "
-                "--trust on the command line, actzip.load(path, trust=True) in Python; an ONNX file holds no code"
+                f"{path}: reading an exported program runs code that the file holds, and it is not "
+                "said to be trusted: "
+                "--trust on the command line, actzip.load(path, trust=True) in Python; an ONNX "
+                "file holds no code"
             )
         net, dims = _exported(path)
         return _with_shape(net, shape or dims)
@@ -98,7 +104,8 @@ def load_model(
 def _with_shape(
     net: nn.Module, dims: tuple[int, ...]
 ) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-    """What :func:`load_model` gives for a file; three channels are taken for photographs, normalised as usual."""
+    """What :func:`load_model` gives for a file; three channels are taken for photographs,
+    normalised as usual."""
     from actzip.models import model_info
 
     info = model_info("resnet18")
@@ -109,7 +116,8 @@ def _with_shape(
 
 
 def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
-    """(module, input shape C, H, W) of an exported program: its graph, or its own module where an operator is unknown."""
+    """(module, input shape C, H, W) of an exported program: its graph, or its own module where an
+    operator is unknown."""
     from actzip.runtime.from_torch import capture, flat_inputs
 
     try:

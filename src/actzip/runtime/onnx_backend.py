@@ -3,10 +3,11 @@
     import actzip.onnx_backend as backend
     outputs = backend.run_model(model, [x])
 
-Inputs that the engine must know when a graph is made (weights, axes, shapes ...) may be inputs of the ONNX graph: the
-model is then compiled for the values of the first run and compiled again when they change. At least one float32 input
-stays an input of the engine; a model that has none is not for it. Outputs are float32, the
-int64 of operators that give indices, or integers of at most 16 bits, which float32 holds exactly (QuantizeLinear).
+Inputs that the engine must know when a graph is made (weights, axes, shapes ...) may be inputs of
+the ONNX graph: the model is then compiled for the values of the first run and compiled again when
+they change. At least one float32 input stays an input of the engine; a model that has none is not
+for it. Outputs are float32, the int64 of operators that give indices, or integers of at most 16
+bits, which float32 holds exactly (QuantizeLinear).
 """
 
 from __future__ import annotations

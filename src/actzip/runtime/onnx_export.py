@@ -1,7 +1,8 @@
 """A PyTorch model as an ONNX file that other engines run too: thresholded ReLUs become standard operators.
 
-A threshold that is one number is ONNX's ``ThresholdedRelu`` (x where x > T, else 0), in the place of the ReLU; one a channel is
-``Where(LessOrEqual(x, T), 0, x)``. Quantized models: :func:`actzip.quantize.onnx.export_qdq`.
+A threshold that is one number is ONNX's ``ThresholdedRelu`` (x where x > T, else 0), in the place
+of the ReLU; one a channel is ``Where(LessOrEqual(x, T), 0, x)``. Quantized models:
+:func:`actzip.quantize.onnx.export_qdq`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class _Threshold(torch.autograd.Function):
 
 @contextmanager
 def _any_threshold() -> Iterator[None]:
-    """torch's exporter takes ``nn.Threshold`` with threshold 0 only; inside the block it takes all that have value 0."""
+    """torch's exporter takes ``nn.Threshold`` with threshold 0 only; inside the block it takes all
+    that have value 0."""
 
     onnx: Any = torch.onnx
 
@@ -77,7 +79,8 @@ def export_onnx(
         dynamic_batch: the first dimension of inputs and outputs may vary.
 
     Raises:
-        InputError: the opset is too old or not known to the installed onnx, or the model does not take the example.
+        InputError: the opset is too old or not known to the installed onnx, or the model does not
+            take the example.
         UnsupportedError: PyTorch cannot export an operator of the model.
         DataError: onnx is not installed, or the file cannot be written.
     """
@@ -119,9 +122,15 @@ def export_onnx(
             with warnings.catch_warnings(), _any_threshold():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(
-                    plain, inputs, str(raw), input_names=ins, output_names=outs, opset_version=min(opset, _TRACED), dynamo=False,
+                    plain,
+                    inputs,
+                    str(raw),
+                    input_names=ins,
+                    output_names=outs,
+                    opset_version=min(opset, _TRACED),
+                    dynamo=False,
                     dynamic_axes={n: {0: "N"} for n in (*ins, *outs)} if dynamic_batch else None,
-                )  # fmt: skip
+                )
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
             raise UnsupportedError(
@@ -136,7 +145,8 @@ def export_onnx(
 
 
 def _without_relus(model: Any) -> None:
-    """In place: Relu that a ThresholdedRelu alone reads goes; every threshold is at least 0, so it changes nothing."""
+    """In place: Relu that a ThresholdedRelu alone reads goes; every threshold is at least 0, so it
+    changes nothing."""
     nodes = model.graph.node
     readers: dict[str, int] = {}
     for node in nodes:

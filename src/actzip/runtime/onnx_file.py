@@ -40,8 +40,8 @@ def load_onnx(source: Any) -> Any:
     """A checked ``ModelProto`` from a path, bytes or a ``ModelProto``, external data included.
 
     Raises:
-        DataError: no such file, not an ONNX model, damaged or truncated; external data that is missing, outside the
-            model's folder, or shorter than the tensor needs.
+        DataError: no such file, not an ONNX model, damaged or truncated; external data that is
+            missing, outside the model's folder, or shorter than the tensor needs.
     """
     onnx = onnx_package()
     folder: Path | None = None

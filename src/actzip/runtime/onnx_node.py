@@ -70,7 +70,8 @@ class OnnxNode:
         return i < len(self.proto.input) and self.proto.input[i] != ""
 
     def input(self, i: int) -> Any:
-        """A value of the graph (its name as ``str``), an array, or :class:`Dims`; None where it is left out."""
+        """A value of the graph (its name as ``str``), an array, or :class:`Dims`; None where it is
+        left out."""
         if not self.has(i):
             return None
         name = self.proto.input[i]
@@ -159,7 +160,8 @@ def scale_and_zero(node: OnnxNode, shape: g.Shape) -> tuple[Array, Array, int, i
 
 
 def dequantized(node: OnnxNode, x: Any, scale: Any = None, zero: Any = None) -> Array | None:
-    """(x - zero) * scale of integer constants, which ONNX's reference has from opset 19 on alone; None of other types."""
+    """(x - zero) * scale of integer constants, which ONNX's reference has from opset 19 on alone;
+    None of other types."""
     if (
         scale is None
         or x.dtype.kind not in "iu"

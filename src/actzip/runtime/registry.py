@@ -1,7 +1,9 @@
-"""The table of operators: which function reads PyTorch's, which ONNX's, and which makes the engine's of a node.
+"""The table of operators: which function reads PyTorch's, which ONNX's, and which makes the
+engine's of a node.
 
-The functions are in :mod:`actzip.runtime.ops`, one file a family, and enter the table where they are defined. The front ends
-and the lowering look there and nowhere else; what the table lacks, they refuse.
+The functions are in :mod:`actzip.runtime.ops`, one file a family, and enter the table where they
+are defined. The front ends and the lowering look there and nowhere else; what the table lacks, they
+refuse.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Compare:
 
 @dataclass(frozen=True)
 class Mask:
-    """``x > limit``, kept until the Where or Mul that makes a threshold of it; ``inverse``: where that is false."""
+    """``x > limit``, kept until the Where or Mul that makes a threshold of it; ``inverse``: where
+    that is false."""
 
     x: str
     limit: Array

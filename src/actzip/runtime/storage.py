@@ -15,7 +15,8 @@ def _is_map(shape: g.Shape) -> bool:
 
 
 def layouts(graph: g.Graph) -> dict[str, str]:
-    """value -> "map" or "plain": maps where a map operator writes or reads them, and on from there through elementwise ones."""
+    """value -> "map" or "plain": maps where a map operator writes or reads them, and on from there
+    through elementwise ones."""
     kind = dict.fromkeys(graph.values, "plain")
     for n in graph.nodes:
         layout = n.works_on()
@@ -47,7 +48,8 @@ def _zeros(graph: g.Graph, producers: Mapping[str, g.Node], v: str) -> bool:
 
 
 def can_pack(graph: g.Graph, value: str) -> bool:
-    """Whether ``value`` may be stored packed: every writer can write it so, and every reader can read it so."""
+    """Whether ``value`` may be stored packed: every writer can write it so, and every reader can
+    read it so."""
     if value in graph.inputs or value in graph.constants or value in graph.outputs:
         return False
     producers = graph.producers()
@@ -65,7 +67,8 @@ def can_pack(graph: g.Graph, value: str) -> bool:
 
 
 def keeps_integers(graph: g.Graph, name: str) -> bool:
-    """Whether all that is written into a value is quantized, so that it is stored as integers once it is packed."""
+    """Whether all that is written into a value is quantized, so that it is stored as integers once
+    it is packed."""
     producers = graph.producers()
 
     def quantized(v: str) -> bool:
@@ -80,7 +83,8 @@ def keeps_integers(graph: g.Graph, name: str) -> bool:
 
 
 def banded(graph: g.Graph) -> set[str]:
-    """Values that one convolution writes and one pool reads, and nothing else: they need never be there in whole."""
+    """Values that one convolution writes and one pool reads, and nothing else: they need never be
+    there in whole."""
     producers = graph.producers()
     readers: dict[str, list[g.Node]] = {}
     for n in graph.nodes:
@@ -105,11 +109,11 @@ def banded(graph: g.Graph) -> set[str]:
 
 
 def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset()) -> g.Graph:
-    """Sets ``Value.storage``: packed where zeros are expected, the engine can, and nobody said ``dense``; band between a
-    convolution and a pool.
+    """Sets ``Value.storage``: packed where zeros are expected, the engine can, and nobody said
+    ``dense``; band between a convolution and a pool.
 
-    What is placed in one Concat is stored alike. Maps that only pools and the like read are packed where they are quantized, or
-    where ``meta["pack"]`` is ``always``.
+    What is placed in one Concat is stored alike. Maps that only pools and the like read are packed
+    where they are quantized, or where ``meta["pack"]`` is ``always``.
     """
     graph = graph.copy()
     producers = graph.producers()

@@ -1,8 +1,10 @@
-"""A Graph as a torch module: the other way round of the front ends, so that what works on modules works on ONNX files.
+"""A Graph as a torch module: the other way round of the front ends, so that what works on modules
+works on ONNX files.
 
-Convolutions, linear layers, BatchNorm, activations and pools become modules of ``torch.nn`` under the names of their
-nodes, with parameters of their own; every other node runs as in :mod:`actzip.runtime.interpret`. :meth:`GraphNet.to_graph`
-gives the Graph back with the parameters as they are then, and with thresholds.
+Convolutions, linear layers, BatchNorm, activations and pools become modules of ``torch.nn`` under
+the names of their nodes, with parameters of their own; every other node runs as in
+:mod:`actzip.runtime.interpret`. :meth:`GraphNet.to_graph` gives the Graph back with the parameters
+as they are then, and with thresholds.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ __all__ = ["GraphNet", "to_torch"]
 def to_torch(graph: g.Graph) -> GraphNet:
     """``graph`` as an ``nn.Module`` in eval mode, one submodule a node.
 
-    Inputs and outputs are float32 in the graph's order and shapes; a single output is given as a tensor, several as a tuple.
+    Inputs and outputs are float32 in the graph's order and shapes; a single output is given as a
+    tensor, several as a tuple.
     """
     return GraphNet(graph)
 
 
-# --- modules --------------------------------------------------------------------------------------------------------
+# --- modules --------------------------------------------------------------------------------------
 
 
 class _NodeModule(nn.Module):
@@ -187,11 +190,23 @@ def _activation(n: ops.Activation, shape: g.Shape) -> nn.Module | None:
     if a.kind == "hardsigmoid" and (abs(a.alpha - 1 / 6) > 1e-6 or a.beta != 0.5):
         return None
     table: dict[str, Callable[[], nn.Module]] = {
-        "relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(a.alpha), "elu": lambda: nn.ELU(a.alpha), "selu": nn.SELU,
-        "celu": lambda: nn.CELU(a.alpha), "softplus": lambda: nn.Softplus(a.beta, a.limit), "softsign": nn.Softsign,
-        "sigmoid": nn.Sigmoid, "logsigmoid": nn.LogSigmoid, "hardsigmoid": nn.Hardsigmoid, "tanh": nn.Tanh, "silu": nn.SiLU,
-        "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "hardswish": nn.Hardswish, "mish": nn.Mish,
-    }  # fmt: skip
+        "relu": nn.ReLU,
+        "leaky_relu": lambda: nn.LeakyReLU(a.alpha),
+        "elu": lambda: nn.ELU(a.alpha),
+        "selu": nn.SELU,
+        "celu": lambda: nn.CELU(a.alpha),
+        "softplus": lambda: nn.Softplus(a.beta, a.limit),
+        "softsign": nn.Softsign,
+        "sigmoid": nn.Sigmoid,
+        "logsigmoid": nn.LogSigmoid,
+        "hardsigmoid": nn.Hardsigmoid,
+        "tanh": nn.Tanh,
+        "silu": nn.SiLU,
+        "gelu": nn.GELU,
+        "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+        "hardswish": nn.Hardswish,
+        "mish": nn.Mish,
+    }
     return table[a.kind]() if a.kind in table else None
 
 
@@ -231,13 +246,14 @@ _BUILDERS: dict[type[g.Node], Callable[[Any, g.Shape], nn.Module | None]] = {
 }
 
 
-# --- the network ----------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 class GraphNet(nn.Module):
     """A :class:`actzip.runtime.graph.Graph` (of an ONNX file, say) as a module, one submodule a node.
 
-    Inputs and outputs in the graph's order, float32 ``N, C, H, W`` as there; a single output is given as a tensor.
+    Inputs and outputs in the graph's order, float32 ``N, C, H, W`` as there; a single output is
+    given as a tensor.
 
     Attributes:
         graph: as it was given; :meth:`to_graph` has the parameters of now.
@@ -286,7 +302,8 @@ class GraphNet(nn.Module):
         return path
 
     def _free(self, path: str) -> bool:
-        """Whether a submodule can be put at ``path``: only plain containers lie on the way, and nothing is there."""
+        """Whether a submodule can be put at ``path``: only plain containers lie on the way, and
+        nothing is there."""
         at: Any = self
         parts = path.split(".")
         for i, part in enumerate(parts):

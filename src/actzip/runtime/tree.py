@@ -1,4 +1,5 @@
-"""Nested outputs (dicts, lists, tuples) from a flat list, as PyTorch's tree specifications in JSON say it, without PyTorch."""
+"""Nested outputs (dicts, lists, tuples) from a flat list, as PyTorch's tree specifications in JSON
+say it, without PyTorch."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def is_plain(spec: str | None) -> bool:
 
 
 def unflattener(spec: str) -> Callable[[list[Any]], Any]:
-    """``leaves -> structure``; other types than the plain ones (named tuples, registered classes) are PyTorch's business."""
+    """``leaves -> structure``; other types than the plain ones (named tuples, registered classes)
+    are PyTorch's business."""
     if not is_plain(spec):
         from torch.utils import _pytree as pytree
 

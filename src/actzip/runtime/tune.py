@@ -1,8 +1,10 @@
-"""Choosing storages and kernels by measurement: densities from calibration, then short trials in the plan itself.
+"""Choosing storages and kernels by measurement: densities from calibration, then short trials in
+the plan itself.
 
-A trial runs the whole plan with some assignment of kernel variants to layers and takes every layer's own time from it, so
-that all layers are tried at once and each with the cache contents that it meets in use. Winners go to the tuning cache under
-a key that says all that matters to the time: shape, storages, density (in steps of 0.05), threads, batch.
+A trial runs the whole plan with some assignment of kernel variants to layers and takes every
+layer's own time from it, so that all layers are tried at once and each with the cache contents that
+it meets in use. Winners go to the tuning cache under a key that says all that matters to the time:
+shape, storages, density (in steps of 0.05), threads, batch.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _MARGIN = 0.98  # another storage or kernel must be this much quicker than the s
 
 @dataclass
 class Tuned:
-    """What was decided: the graph with storages and densities set, variant and reason of every convolution."""
+    """What was decided: the graph with storages and densities set, variant and reason of every
+    convolution."""
 
     graph: g.Graph
     variants: dict[str, str] = field(default_factory=dict)
@@ -80,9 +83,22 @@ def _key(graph: g.Graph, n: ops.Conv2d, threads: int, batch: int) -> str:
     density = 1.0 if x.density is None or x.storage == "dense" else round(x.density * 20) / 20
     residual = graph.values[n.inputs[1]].storage if len(n.inputs) > 1 else ""
     what = [
-        "conv", *map(int, n.weight.shape), n.groups, *n.stride, *n.padding, *n.dilation, *map(str, x.shape[2:]), x.storage,
-        y.storage, residual, "" if n.act is None else n.act.kind, density, threads, batch, _parts(graph, n.inputs[0]),
-    ]  # fmt: skip
+        "conv",
+        *map(int, n.weight.shape),
+        n.groups,
+        *n.stride,
+        *n.padding,
+        *n.dilation,
+        *map(str, x.shape[2:]),
+        x.storage,
+        y.storage,
+        residual,
+        "" if n.act is None else n.act.kind,
+        density,
+        threads,
+        batch,
+        _parts(graph, n.inputs[0]),
+    ]
     return json.dumps(what)
 
 
@@ -97,7 +113,8 @@ def _parts(graph: g.Graph, v: str) -> list[int]:
 def _try_variants(
     graph: g.Graph, bench: _Bench, cache: TuningCache | None, fixed: dict[str, str] | None = None
 ) -> tuple[dict[str, str], dict[str, float], dict[str, float]]:
-    """Best variant of every convolution of ``graph`` as stored, its time, and the time of every other node."""
+    """Best variant of every convolution of ``graph`` as stored, its time, and the time of every
+    other node."""
     fixed = fixed or {}
     base = lower(graph, fixed, want_variants=True)
     convs = [n for n in graph.nodes if isinstance(n, ops.Conv2d)]
@@ -158,7 +175,8 @@ def _by_trials(
     bench: _Bench,
     cache: TuningCache | None,
 ) -> tuple[g.Graph, dict[str, str], dict[str, str]]:
-    """The quickest of all packed, all dense, and each group as its readers and writers ran quicker; kernels; reasons."""
+    """The quickest of all packed, all dense, and each group as its readers and writers ran quicker;
+    kernels; reasons."""
     dense = set(keep_dense)
     why: dict[str, str] = {}
     sv, sc, so = _try_variants(packed, bench, cache)
@@ -218,9 +236,10 @@ def tune(
         inputs: arrays for the graph's inputs with this ``batch``.
         trial_batch: the batch that trials are timed at (None: ``batch``), of the inputs over and over.
         keep_dense: values that must not be packed (non-finite weights read them).
-        trials: False: no timing; packed where the calibrated density is below 0.7, the engine's first choice of kernel.
-            Either way maps that are stored as integers stay packed (they are rounded by that, and smaller at any density),
-            and so does every map where ``graph.meta["pack"]`` is ``always``.
+        trials: False: no timing; packed where the calibrated density is below 0.7, the engine's
+            first choice of kernel. Either way maps that are stored as integers stay packed (they
+            are rounded by that, and smaller at any density), and so does every map where
+            ``graph.meta["pack"]`` is ``always``.
         storage: a last rewrite of the storages (quantized values, say), before kernels are chosen.
     """
     bench = _Bench(graph, inputs, batch, threads)

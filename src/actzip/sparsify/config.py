@@ -25,42 +25,54 @@ class SparsifyConfig:
     Training:
         epochs, lr: passes over the training data, and the highest learning rate.
         optimizer: ``sgd`` (Nesterov), ``adam`` or ``adamw``; ``momentum``, ``weight_decay`` (not on vectors).
-        schedule: ``cosine`` (to 0), ``onecycle`` (a rise over 30 %, then cosine) or ``constant``; ``warmup`` in epochs.
-        label_smoothing: of the task loss. ``clip``: largest gradient norm (0: no clipping).
-        accumulate: batches a step. ``precision``: ``float32`` or ``bfloat16`` (autocast; float32, with a warning, on a CPU for
+        schedule: ``cosine`` (to 0), ``onecycle`` (a rise over 30 %, then cosine) or ``constant``;
+        ``warmup`` in epochs. label_smoothing: of the task loss. ``clip``: largest gradient norm (0:
+        no clipping). accumulate: batches a step. ``precision``: ``float32`` or ``bfloat16``
+        (autocast; float32, with a warning, on a CPU for
             which torch has no bfloat16 convolutions and would be ten times slower).
         ema: decay of the running mean of the weights, which is what is evaluated and returned (0: off).
-        distill: share of the loss that is the divergence from the original's outputs at ``temperature``; 1: labels are
+        distill: share of the loss that is the divergence from the original's outputs at
+        ``temperature``; 1: labels are
             not used and may be absent.
-        distill_maps, distill_layers: strength of a second term: the mean over the named modules of the squared distance of
-            their outputs from the original's, relative to the original's mean square. It says far more a sample than the
-            few numbers of the last layer.
-        mixup: each batch is mixed with a permutation of itself, l x + (1 - l) x', l drawn from Beta(mixup, mixup), and so are the
-            losses of its labels (Zhang et al., ICLR 2018, arXiv:1710.09412). With ``distill`` the original says what the
-            mixed images are: many more of them than there are samples. The penalty sees the maps of the mixed images. 0: off.
+        distill_maps, distill_layers: strength of a second term: the mean over the named modules of
+        the squared distance of
+            their outputs from the original's, relative to the original's mean square. It says far
+            more a sample than the few numbers of the last layer.
+        mixup: each batch is mixed with a permutation of itself, l x + (1 - l) x', l drawn from
+        Beta(mixup, mixup), and so are the
+            losses of its labels (Zhang et al., ICLR 2018, arXiv:1710.09412). With ``distill`` the
+            original says what the mixed images are: many more of them than there are samples. The
+            penalty sees the maps of the mixed images. 0: off.
         freeze_norm: BatchNorm layers go on using their running statistics, as is right for small batches.
         channels_last: train in that memory format.
         seed: of torch's generator; the order of data is the loader's own.
     Penalty (see :class:`~actzip.sparsify.ActivationPenalty`):
-        penalty: ``tl1``, ``l1``, ``log`` or ``hoyer``. ``alpha``: its strength; 0: none (the control); a mapping: a number a
-            site; ``auto``: see below. ``weighting``, ``elements_share``, ``beta``, ``normalise``, ``layers``, ``ignore``: likewise.
-        penalty_every: the penalty is part of every n-th loss only, n times as strong: its cost in time is 1/n.
-        ramp: share of all steps over which alpha rises linearly to its value. ``release``: share of all steps, the last
-            ones, over which a given alpha falls linearly to 0: the task loss settles on the zeros that there are, without
-            the pull of the penalty (as a lasso is refitted on its support).
-        thresholds: ``none``; ``learned``: every penalised ReLU gets a trained threshold, one a ``learned_per``
-            (``channel`` or ``layer``); ``calibrated``: thresholds are found before the first step, on the first
-            ``threshold_samples`` training samples, one a ``learned_per``, for the ``threshold_speedup`` or
-            ``threshold_density`` asked for (see :func:`~actzip.sparsify.calibrate_thresholds`), and stay as they are while
-            the weights learn to live with them. With ``distill`` they learn from the original without thresholds; with
-            ``alpha: 0`` nothing else makes zeros.
+        penalty: ``tl1``, ``l1``, ``log`` or ``hoyer``. ``alpha``: its strength; 0: none (the
+        control); a mapping: a number a
+            site; ``auto``: see below. ``weighting``, ``elements_share``, ``beta``, ``normalise``,
+            ``layers``, ``ignore``: likewise.
+        penalty_every: the penalty is part of every n-th loss only, n times as strong: its cost in
+        time is 1/n. ramp: share of all steps over which alpha rises linearly to its value.
+        ``release``: share of all steps, the last
+            ones, over which a given alpha falls linearly to 0: the task loss settles on the zeros
+            that there are, without the pull of the penalty (as a lasso is refitted on its support).
+        thresholds: ``none``; ``learned``: every penalised ReLU gets a trained threshold, one a
+        ``learned_per``
+            (``channel`` or ``layer``); ``calibrated``: thresholds are found before the first step,
+            on the first ``threshold_samples`` training samples, one a ``learned_per``, for the
+            ``threshold_speedup`` or ``threshold_density`` asked for (see
+            :func:`~actzip.sparsify.calibrate_thresholds`), and stay as they are while the weights
+            learn to live with them. With ``distill`` they learn from the original without
+            thresholds; with ``alpha: 0`` nothing else makes zeros.
     alpha="auto" (one run; needs labelled validation data):
         floor: lowest validation accuracy in [0, 1]; None: the original's, plus ``floor_margin``.
         alpha_start, alpha_step: where alpha begins, and the factor by which a check raises or lowers it.
         checks: checks an epoch. ``check_samples``: at most so many validation samples a check (0: all).
-        speedup: a theoretical speed-up to reach instead of a floor (0: none). Alpha is then steered, at every renewal of
-            the densities, by how far the work of the maps is from MACs / ``speedup``, which falls linearly from the
-            original's over ``ramp``; validation data may be absent. Needs ``weighting`` ``macs`` or ``mixed``.
+        speedup: a theoretical speed-up to reach instead of a floor (0: none). Alpha is then
+        steered, at every renewal of
+            the densities, by how far the work of the maps is from MACs / ``speedup``, which falls
+            linearly from the original's over ``ramp``; validation data may be absent. Needs
+            ``weighting`` ``macs`` or ``mixed``.
     """
 
     epochs: int = 5
@@ -156,7 +168,8 @@ class SparsifyConfig:
         if self.thresholds == "calibrated":
             if wanted != 1:
                 raise InputError(
-                    "thresholds='calibrated' needs threshold_speedup (above 1) or threshold_density (below 1), one of the two"
+                    "thresholds='calibrated' needs threshold_speedup (above 1) or "
+                    "threshold_density (below 1), one of the two"
                 )
             if self.threshold_speedup:
                 between("threshold_speedup", 1, 1e6)
@@ -171,7 +184,8 @@ class SparsifyConfig:
         if self.speedup > 0:
             if self.alpha != "auto" or self.weighting not in ("macs", "mixed"):
                 raise InputError(
-                    "speedup steers alpha by the work of the maps: it needs alpha='auto' and weighting='macs' or 'mixed', not "
+                    "speedup steers alpha by the work of the maps: it needs alpha='auto' and "
+                    "weighting='macs' or 'mixed', not "
                     f"alpha={self.alpha!r} and weighting={self.weighting!r}"
                 )
             between("speedup", 1, 1e6)
@@ -184,8 +198,8 @@ class SparsifyConfig:
             between("alpha", 0, 1e30)
 
     def identity(self) -> dict[str, Any]:
-        """The settings by name, without those of :data:`_LATER` that stand at their default: runs of earlier versions with
-        the same settings have the same identity, and go on."""
+        """The settings by name, without those of :data:`_LATER` that stand at their default: runs
+        of earlier versions with the same settings have the same identity, and go on."""
         later = {f.name: f.default for f in dataclasses.fields(self) if f.metadata.get("later")}
         values = dataclasses.asdict(self)
         return {k: v for k, v in values.items() if k not in later or v != later[k]}

@@ -1,4 +1,5 @@
-"""What the zeros of each activation map are worth: MACs a non-zero, exactly, and the effective MACs of a network."""
+"""What the zeros of each activation map are worth: MACs a non-zero, exactly, and the effective MACs
+of a network."""
 
 from __future__ import annotations
 
@@ -70,15 +71,18 @@ def _position_weights(call: ComputeCall) -> Tensor:
 
 
 def map_costs(model: nn.Module, example: Any) -> dict[str, MapCost]:
-    """MACs that the non-zeros of each activation map cost, by site name, for one pass of ``example`` in eval mode.
+    """MACs that the non-zeros of each activation map cost, by site name, for one pass of
+    ``example`` in eval mode.
 
     Found by differentiation: the sum over convolutions and linear layers of input times MACs per position is
     differentiated with respect to every activation map. So a map that reaches its consumers through pooling,
-    concatenation, addition or reshaping is charged with what those pass on (through max pooling an element is charged
-    when it is the maximum). Sites that no computation reads, and every site that is not an activation, cost nothing.
+    concatenation, addition or reshaping is charged with what those pass on (through max pooling an
+    element is charged when it is the maximum). Sites that no computation reads, and every site that
+    is not an activation, cost nothing.
 
     Args:
-        example: the model's input: a tensor, a tuple of inputs or a dict of keyword arguments; first dimension N.
+        example: the model's input: a tensor, a tuple of inputs or a dict of keyword arguments;
+            first dimension N.
     """
     maps: dict[str, tuple[Site, Tensor]] = {}
     works: list[Tensor] = []
@@ -232,7 +236,8 @@ def check_labels(out: Tensor, y: Tensor) -> None:
     """Raises InputError where labels ``y`` do not fit logits ``out`` (N, classes)."""
     if out.dim() != 2 or y.dim() != 1 or y.is_floating_point():
         raise InputError(
-            f"expected logits (N, classes) and integer labels (N,), got {tuple(out.shape)} and {y.dtype} {tuple(y.shape)}"
+            f"expected logits (N, classes) and integer labels (N,), got {tuple(out.shape)} and "
+            f"{y.dtype} {tuple(y.shape)}"
         )
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= out.shape[1]):
         raise InputError(

@@ -78,7 +78,8 @@ class Objective:
 
 
 def divergence(out: Tensor, target: Tensor, t: float) -> Tensor:
-    """t**2 times the Kullback-Leibler divergence of logits ``out`` from ``target`` at temperature ``t``, a mean over samples."""
+    """t**2 times the Kullback-Leibler divergence of logits ``out`` from ``target`` at temperature
+    ``t``, a mean over samples."""
     mine, wanted = F.log_softmax(out.float() / t, 1), F.log_softmax(target / t, 1)
     return t * t * F.kl_div(mine, wanted, reduction="batchmean", log_target=True)
 

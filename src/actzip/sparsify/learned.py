@@ -25,7 +25,8 @@ __all__ = ["LearnedThresholds"]
 
 
 class _Jump(torch.autograd.Function):
-    """0 where y <= t, else y, and the fraction of such y; derivatives for t by a box kernel of width h around t."""
+    """0 where y <= t, else y, and the fraction of such y; derivatives for t by a box kernel of
+    width h around t."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,12 +50,14 @@ class _Jump(torch.autograd.Function):
 class LearnedThresholds:
     """One trained threshold a channel (or layer) for every ReLU of ``model``, and the density as a penalty.
 
-    While attached, forward passes in training mode use ``y if y > T else 0``. Gradients for T come from a box kernel
-    around it, as in JumpReLU (Rajamanoharan et al., arXiv:2407.14435, section 3): the loss pulls T down, the
-    density's penalty pushes it up. Thresholds start at 0 and are never negative.
+    While attached, forward passes in training mode use ``y if y > T else 0``. Gradients for T come
+    from a box kernel around it, as in JumpReLU (Rajamanoharan et al., arXiv:2407.14435, section 3):
+    the loss pulls T down, the density's penalty pushes it up. Thresholds start at 0 and are never
+    negative.
 
     Args:
-        example: an input of the model; gives sites, sizes, scales and the MACs that each map's non-zeros cost.
+        example: an input of the model; gives sites, sizes, scales and the MACs that each map's
+            non-zeros cost.
         per: ``channel`` or ``layer``. ``width``: of the kernel, in units of the map's mean positive value.
         layers, ignore: which sites.
     """

@@ -31,32 +31,40 @@ class ActivationPenalty:
 
     Args:
         model: any module; nothing of it changes, its ReLUs are watched (see :mod:`actzip.activations`).
-        kind: ``l1``: |x| (Georgiadis, CVPR 2019, equation 3); ``tl1``: (1 + b)|x| / (b + |x|) (arXiv:2405.19652);
-            ``log``: log(1 + |x| / b) / log(1 + 1 / b); ``hoyer``: (sum |x|)^2 / sum x^2, per sample and map, over the
-            map's size (Kurtz et al., ICML 2020).
-        alpha: strength. A number, or a number a site name (then only those sites are penalised). May be set at any
-            time (``penalty.alpha = ...``). 0 switches the penalty off, its statistics stay.
-        weighting: w_l. ``macs``: the share of the network's MACs that non-zeros of map l cost (needs ``example``);
-            ``mixed``: between that and the share of elements, for networks that are to be stored and run (needs
-            ``example``; ``elements_share``: how much of it is the share of elements); ``elements``: the share of elements; ``uniform``: 1 / number of maps; ``paper``: the number of elements a
-            sample, so that alpha_l multiplies the plain norm, as in the paper.
+        kind: ``l1``: |x| (Georgiadis, CVPR 2019, equation 3); ``tl1``: (1 + b)|x| / (b + |x|)
+            (arXiv:2405.19652); ``log``: log(1 + |x| / b) / log(1 + 1 / b); ``hoyer``: (sum |x|)^2 /
+            sum x^2, per sample and map, over the map's size (Kurtz et al., ICML 2020).
+        alpha: strength. A number, or a number a site name (then only those sites are penalised).
+            May be set at any time (``penalty.alpha = ...``). 0 switches the penalty off, its
+            statistics stay.
+        weighting: w_l. ``macs``: the share of the network's MACs that non-zeros of map l cost
+            (needs ``example``); ``mixed``: between that and the share of elements, for networks
+            that are to be stored and run (needs ``example``; ``elements_share``: how much of it is
+            the share of elements); ``elements``: the share of elements; ``uniform``: 1 / number of
+            maps; ``paper``: the number of elements a sample, so that alpha_l multiplies the plain
+            norm, as in the paper.
         beta: b of ``tl1`` and ``log``, in units of the channel's scale.
-        normalise: divide each channel by its scale, the running mean of its positive values (a constant for the
-            gradient), before phi, so that shrinking a map is no way out. Default: for ``tl1`` and ``log``.
+        normalise: divide each channel by its scale, the running mean of its positive values (a
+            constant for the gradient), before phi, so that shrinking a map is no way out. Default:
+            for ``tl1`` and ``log``.
         example: an input of the model, for ``weighting="macs"`` and to know the sites at once.
         layers, ignore: which sites (see :mod:`actzip.activations`); default: all ReLU-like ones.
-        min_share: with ``weighting="macs"``, maps of a smaller share are left alone (they cost time and gain nothing).
-        every: the penalty is part of every n-th loss, n times as strong, and of the others not at all (lazy regularisation,
-            Karras et al., arXiv:1912.04958): its gradient is the same in the mean, its cost in time 1/n.
+        min_share: with ``weighting="macs"``, maps of a smaller share are left alone (they cost time
+            and gain nothing).
+        every: the penalty is part of every n-th loss, n times as strong, and of the others not at
+            all (lazy regularisation, Karras et al., arXiv:1912.04958): its gradient is the same in
+            the mean, its cost in time 1/n.
         stats_every: densities and scales are renewed at every n-th training pass.
-        dead_after: a map that is all zero in so many counted passes in a row is dead: warned of, no longer penalised.
+        dead_after: a map that is all zero in so many counted passes in a row is dead: warned of, no
+            longer penalised.
 
     Attributes:
         densities: running density of each penalised map; ``dead`` the names of dead ones; ``unsuitable`` the
             activations of the model that have no zeros (SiLU, GELU ...), by name, with their kind.
 
-    Distributed training: scales and densities are averaged over all processes, and terms are means over samples, so
-    that the gradients which DistributedDataParallel averages are those of one process with the whole batch.
+    Distributed training: scales and densities are averaged over all processes, and terms are means
+    over samples, so that the gradients which DistributedDataParallel averages are those of one
+    process with the whole batch.
 
     Raises:
         InputError: an unknown kind or weighting, a negative or non-finite alpha, ``macs`` without example.
@@ -175,11 +183,13 @@ class ActivationPenalty:
     def effective_share(self) -> float:
         """Running estimate of effective MACs / MACs, from the densities of the maps that are penalised.
 
-        Maps whose share of the work is below ``min_share`` and operands that are no penalised map count as dense, so this
-        is an upper bound, close where the maps carry nearly all of the work.
+        Maps whose share of the work is below ``min_share`` and operands that are no penalised map
+        count as dense, so this is an upper bound, close where the maps carry nearly all of the
+        work.
 
         Raises:
-            InputError: the weighting is neither ``macs`` nor ``mixed``, so that the work of the maps is not known.
+            InputError: the weighting is neither ``macs`` nor ``mixed``, so that the work of the
+                maps is not known.
         """
         if self._shares is None:
             raise InputError("the work of the maps is known with weighting 'macs' or 'mixed' only")
@@ -239,7 +249,8 @@ class ActivationPenalty:
         if self.normalise:
             scale = total / nonzero.clamp(min=1)
             known = self._scales.get(name)
-            # channels without a positive value keep what they had; the smallest scale is tied to the map's mean
+            # channels without a positive value keep what they had; the smallest scale is tied to
+            # the map's mean
             floor = 0.01 * float(total.sum()) / max(1.0, float(nonzero.sum())) + 1e-12
             scale = scale.clamp(min=floor)
             self._scales[name] = (
@@ -257,8 +268,8 @@ class ActivationPenalty:
     def __call__(self) -> Tensor:
         """The penalty of the forward passes since the last call (their mean), as a scalar with a gradient.
 
-        A plain zero where nothing was penalised: no pass in training mode with gradients, alpha 0, no ReLU, or between two
-        losses of ``every``.
+        A plain zero where nothing was penalised: no pass in training mode with gradients, alpha 0,
+        no ReLU, or between two losses of ``every``.
         """
         seen, self._terms = self._terms, {}
         self._calls += 1

@@ -20,7 +20,8 @@ __all__ = ["AccuracyFloor", "Place", "Steered", "Strength"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands: epoch and batch from 0. ``per_epoch``: batches an epoch, 0 where that is not known."""
+    """Where a run stands: epoch and batch from 0. ``per_epoch``: batches an epoch, 0 where that is
+    not known."""
 
     epoch: int
     batch: int
@@ -42,7 +43,8 @@ class Strength:
     """alpha as given: it rises linearly over ``ramp``, and falls over ``release``.
 
     Attributes:
-        best: the weights to return (``model``) with their ``accuracy`` and ``theoretical_speedup``; None: the last ones.
+        best: the weights to return (``model``) with their ``accuracy`` and ``theoretical_speedup``;
+            None: the last ones.
         checks, floor, floor_met: see :class:`~actzip.sparsify.SparsifyResult`.
     """
 
@@ -86,7 +88,8 @@ class Strength:
 
 
 class AccuracyFloor(Strength):
-    """alpha="auto": raises alpha while validation accuracy is at or above the floor, lowers it where it is below.
+    """alpha="auto": raises alpha while validation accuracy is at or above the floor, lowers it
+    where it is below.
 
     Args:
         look: measures accuracy and theoretical speed-up of the weights that would be returned now.
@@ -150,8 +153,10 @@ class AccuracyFloor(Strength):
             self.floor_met = False
             accuracy, self.best = self.fallback
             warnings.warn(
-                f"no state of this run reached the floor: validation accuracy {self.floor:.4f} was asked for, the "
-                f"best found is {accuracy:.4f} (theoretical speed-up {self.best['theoretical_speedup']:.2f}), "
+                f"no state of this run reached the floor: validation accuracy {self.floor:.4f} was "
+                "asked for, the "
+                f"best found is {accuracy:.4f} (theoretical speed-up "
+                f"{self.best['theoretical_speedup']:.2f}), "
                 "which is what is returned",
                 ActzipWarning,
                 stacklevel=5,
@@ -169,12 +174,14 @@ class AccuracyFloor(Strength):
 
 
 class Steered(Strength):
-    """alpha="auto" with ``speedup``: a proportional-integral controller of log alpha on the relative error of the work.
+    """alpha="auto" with ``speedup``: a proportional-integral controller of log alpha on the
+    relative error of the work.
 
-    Densities answer to alpha over some hundred steps, so the integral gain is small; the proportional term, which lowers
-    alpha while the work is falling, keeps it from overshooting (zeros that training has made do not all come back). What
-    the estimate does not see (maps too small to penalise, evaluation instead of training mode) is corrected by the
-    measurement at the end of an epoch.
+    Densities answer to alpha over some hundred steps, so the integral gain is small; the
+    proportional term, which lowers alpha while the work is falling, keeps it from overshooting
+    (zeros that training has made do not all come back). What the estimate does not see (maps too
+    small to penalise, evaluation instead of training mode) is corrected by the measurement at the
+    end of an epoch.
     """
 
     INTEGRAL, PROPORTIONAL, MOST = 0.04, 6.0, 0.3

@@ -1,4 +1,5 @@
-"""The kinds of penalty: what each is the mean of, over one map. A new kind is one function and one row of ``TERMS``."""
+"""The kinds of penalty: what each is the mean of, over one map. A new kind is one function and one
+row of ``TERMS``."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ class Term:
     """One kind of penalty.
 
     Attributes:
-        mean: ``mean(y, scale, beta)`` of phi over a map ``y`` (``N, C, *``, the output of a ReLU): a float32 scalar with a
-            gradient. ``scale`` is one number a channel (``1, C, 1 ...``, y's dtype), or None: maps are not normalised.
+        mean: ``mean(y, scale, beta)`` of phi over a map ``y`` (``N, C, *``, the output of a ReLU):
+            a float32 scalar with a gradient. ``scale`` is one number a channel (``1, C, 1 ...``,
+            y's dtype), or None: maps are not normalised.
         normalised: whether maps are divided by their channels' scales unless the user says otherwise.
     """
 
@@ -31,7 +33,8 @@ class Term:
 
 
 class _TransformedL1(torch.autograd.Function):
-    """mean of (1 + b) x / (b s + x) over x >= 0, with s a constant a channel; its derivative in closed form."""
+    """mean of (1 + b) x / (b s + x) over x >= 0, with s a constant a channel; its derivative in
+    closed form."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bs: Tensor, b: float) -> Tensor:

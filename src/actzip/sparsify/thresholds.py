@@ -72,7 +72,8 @@ def _inputs(data: Iterable[Any], samples: int) -> list[Tensor]:
 
 
 def agreement(model: nn.Module, reference: nn.Module | Sequence[Tensor], data: Iterable[Any]) -> float:
-    """Fraction of samples whose highest output is the same in ``model`` and ``reference`` (both in eval mode).
+    """Fraction of samples whose highest output is the same in ``model`` and ``reference`` (both in
+    eval mode).
 
     Args:
         reference: another model, or the indices of its highest outputs, one tensor a batch of ``data``.
@@ -118,7 +119,8 @@ class _Table:
             model(x)
         self.macs = {name: costs[name].macs_per_element for name in self.unit}
         n = len(LEVELS)
-        # removed[u, j]: elements in (T_{j-1}, T_j]; push likewise: the square of the summed push on the outputs
+        # removed[u, j]: elements in (T_{j-1}, T_j]; push likewise: the square of the summed push on
+        # the outputs
         self.removed = {k: torch.zeros(v.numel(), n, dtype=torch.float64) for k, v in self.unit.items()}
         self.cost = {k: torch.zeros(v.numel(), n, dtype=torch.float64) for k, v in self.unit.items()}
         self.samples = 0
@@ -220,21 +222,25 @@ def calibrate_thresholds(
     layers: Selector | Iterable[Selector] | None = None,
     ignore: Selector | Iterable[Selector] | None = None,
 ) -> Calibration:
-    """Thresholds T (x if x > T else 0) for the ReLUs of ``model`` that change its outputs least for what they save.
+    """Thresholds T (x if x > T else 0) for the ReLUs of ``model`` that change its outputs least for
+    what they save.
 
-    Nothing is trained and ``model`` is left as it is; ``set_thresholds(model, found.thresholds)`` applies them. What a
-    threshold does to the outputs is estimated to second order: gradients of random projections of the centred outputs
-    with respect to every map give, in one backward pass a projection, the push that the values below each candidate
-    threshold exert together. Every map then gets the threshold with the least push at a common price a saved element
-    (or MAC), and the price is bisected until the target is met by measurement on the samples.
+    Nothing is trained and ``model`` is left as it is; ``set_thresholds(model, found.thresholds)``
+    applies them. What a threshold does to the outputs is estimated to second order: gradients of
+    random projections of the centred outputs with respect to every map give, in one backward pass a
+    projection, the push that the values below each candidate threshold exert together. Every map
+    then gets the threshold with the least push at a common price a saved element (or MAC), and the
+    price is bisected until the target is met by measurement on the samples.
 
     Args:
         data: batches ``x`` or ``(x, y)``; labels are not used.
         density: target: largest density of all chosen ReLU outputs together.
-        speedup: target: smallest theoretical speed-up (MACs / effective MACs). agree: target: the most zeros at
-            which this fraction of the samples keeps its highest output. Exactly one of the three.
-        per: one threshold a ``layer`` or a ``channel``. Channels are judged one by one, which is right for mild targets;
-            for strong ones, where the pushes of many channels add up, ``layer`` is the better choice.
+        speedup: target: smallest theoretical speed-up (MACs / effective MACs). agree: target: the
+            most zeros at which this fraction of the samples keeps its highest output. Exactly one
+            of the three.
+        per: one threshold a ``layer`` or a ``channel``. Channels are judged one by one, which is
+            right for mild targets; for strong ones, where the pushes of many channels add up,
+            ``layer`` is the better choice.
         by: what is saved: ``elements`` (default with ``density``) or ``macs``.
         samples: how many samples are used; projections: backward passes a batch; steps: of the bisection.
 
@@ -242,7 +248,8 @@ def calibrate_thresholds(
         InputError: not exactly one target, or out of range; non-finite data.
         DataError: no data. LayerError: an unknown layer name.
 
-    Source: thresholded ReLUs: Kurtz et al., "Inducing and Exploiting Activation Sparsity", ICML 2020 (FATReLU).
+    Source: thresholded ReLUs: Kurtz et al., "Inducing and Exploiting Activation Sparsity", ICML
+    2020 (FATReLU).
     """
     targets = [t for t in (density, speedup, agree) if t is not None]
     if len(targets) != 1:
@@ -324,7 +331,8 @@ def calibrate_thresholds(
             if not over:
                 warnings.warn(
                     f"the target is out of reach of thresholds up to {LEVELS[-1]} times the mean: density "
-                    f"{made.density:.3f}, theoretical speed-up {made.theoretical_speedup:.2f} is what they give",
+                    f"{made.density:.3f}, theoretical speed-up {made.theoretical_speedup:.2f} is "
+                    "what they give",
                     ActzipWarning,
                     stacklevel=2,
                 )

@@ -1,4 +1,5 @@
-"""Fine-tuning with a penalty on activation maps: one loop, its order a function of seed and epoch, resumable."""
+"""Fine-tuning with a penalty on activation maps: one loop, its order a function of seed and epoch,
+resumable."""
 
 from __future__ import annotations
 
@@ -99,25 +100,30 @@ def sparsify(
     accelerator: Any = None,
     teacher: nn.Module | None = None,
 ) -> nn.Module:
-    """A copy of ``model``, fine-tuned so that its activation maps are sparser: same class, same ``state_dict`` keys.
+    """A copy of ``model``, fine-tuned so that its activation maps are sparser: same class, same
+    ``state_dict`` keys.
 
     Args:
         model: a trained classifier, ``(N, ...) -> (N, classes)``; it is not changed.
-        train: batches ``(x, y)`` (``x`` alone where ``distill=1``): an :class:`actzip.data.Loader`, a ``DataLoader``, or
-            anything that can be iterated once an epoch. Where it has ``at(epoch, start)`` or a sampler with
-            ``set_epoch``, order follows the epoch, so that a resumed run sees what it would have seen.
+        train: batches ``(x, y)`` (``x`` alone where ``distill=1``): an :class:`actzip.data.Loader`,
+            a ``DataLoader``, or anything that can be iterated once an epoch. Where it has
+            ``at(epoch, start)`` or a sampler with ``set_epoch``, order follows the epoch, so that a
+            resumed run sees what it would have seen.
         val: labelled batches, looked at after each epoch, and by ``alpha="auto"``.
         recipe: :class:`SparsifyConfig`, or a mapping of its fields.
-        checkpoint_dir: a folder; ``last.pt`` in it is written after each epoch, whole or not at all, and a run that finds it
-            goes on from there.
-        progress: called with a dict at every step (``kind="step"``) and epoch (``kind="epoch"``): epoch, epochs, step,
-            steps, loss, penalty, alpha, density, accuracy, theoretical_speedup, seconds_left; True: a bar on the terminal.
-        accelerator: an ``accelerate.Accelerator``; made by itself under ``torchrun`` or ``accelerate launch``.
-        teacher: what ``distill`` learns from; ``model`` as it is where not given. So a model with thresholds learns to give
-            what it gave without them.
+        checkpoint_dir: a folder; ``last.pt`` in it is written after each epoch, whole or not at
+            all, and a run that finds it goes on from there.
+        progress: called with a dict at every step (``kind="step"``) and epoch (``kind="epoch"``):
+            epoch, epochs, step, steps, loss, penalty, alpha, density, accuracy,
+            theoretical_speedup, seconds_left; True: a bar on the terminal.
+        accelerator: an ``accelerate.Accelerator``; made by itself under ``torchrun`` or
+            ``accelerate launch``.
+        teacher: what ``distill`` learns from; ``model`` as it is where not given. So a model with
+            thresholds learns to give what it gave without them.
 
     Returns:
-        The sparse model in eval mode; :func:`sparsify_result` gives its history, and learned or calibrated thresholds are set on it.
+        The sparse model in eval mode; :func:`sparsify_result` gives its history, and learned or
+            calibrated thresholds are set on it.
 
     Raises:
         TrainingError: the loss is not finite: says at which step; the last checkpoint stays.
@@ -125,7 +131,8 @@ def sparsify(
         InputError: labels outside the classes, a wrong setting, ``alpha="auto"`` without validation data.
         LayerError: an unknown layer name.
 
-    Source: Georgiadis, CVPR 2019, section 3.1 (task loss + sum over layers of alpha_l times the norm of map l).
+    Source: Georgiadis, CVPR 2019, section 3.1 (task loss + sum over layers of alpha_l times the
+    norm of map l).
     """
     config = SparsifyConfig.of(recipe)
     if not isinstance(model, nn.Module):
@@ -221,7 +228,8 @@ class _Run:
     # -- before the first epoch
 
     def _example(self) -> Tensor:
-        """Two samples of the first batch, after checking that they go through the model and fit their labels."""
+        """Two samples of the first batch, after checking that they go through the model and fit
+        their labels."""
         first = next(iter(self._batches(0)), None)
         if first is None:
             raise DataError("the training data has no batch")
@@ -234,7 +242,8 @@ class _Run:
         return x
 
     def _calibrate(self, found: dict[str, Any] | None) -> None:
-        """Sets thresholds on the student: those found before, else new ones (of the main process, where there are several)."""
+        """Sets thresholds on the student: those found before, else new ones (of the main process,
+        where there are several)."""
         c = self.config
         if found is None:
             found = calibrate_thresholds(
@@ -336,7 +345,8 @@ class _Run:
         return sums.result(epoch, loop.penalty.alpha)
 
     def _pass(self, loop: _Loop, batch: Any, place: Place, *, last: bool) -> tuple[Tensor, Tensor]:
-        """Forward and backward of one batch; the task loss and the cost of the penalty. ``last``: of the step."""
+        """Forward and backward of one batch; the task loss and the cost of the penalty. ``last``:
+        of the step."""
         c = self.config
         x, y, other, share = self._prepared(batch)
         if place.per_epoch:
@@ -539,7 +549,8 @@ def _copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """In-place ReLUs cost a copy while they are watched, so for the time of training they are ordinary ones."""
+    """In-place ReLUs cost a copy while they are watched, so for the time of training they are
+    ordinary ones."""
     changed = [m for m in model.modules() if isinstance(m, (nn.ReLU, nn.ReLU6)) and m.inplace]
     for m in changed:
         m.inplace = False

@@ -1,4 +1,5 @@
-"""What every training shares: precision, mixup and how batches are read; and saved activation maps, packed until backward.
+"""What every training shares: precision, mixup and how batches are read; and saved activation maps,
+packed until backward.
 
 with actzip.training.packed_activations(model):      # exact; bits=8 or 4 for less memory
     loss = criterion(model(x), y)

@@ -54,7 +54,8 @@ def device_of(model: nn.Module) -> torch.device:
 def epoch_batches(train: Any, epoch: int, seed: int) -> Any:
     """The batches of ``epoch`` (from 0), in an order that follows from it and ``seed`` alone.
 
-    By the loader's own ``at(epoch)`` or ``set_epoch``, else by torch's seed, from which a shuffling ``DataLoader`` draws.
+    By the loader's own ``at(epoch)`` or ``set_epoch``, else by torch's seed, from which a shuffling
+    ``DataLoader`` draws.
     """
     if hasattr(train, "at"):
         return train.at(epoch)

@@ -1,7 +1,8 @@
-"""Masks, the values under them and their codes: packing of dense memory, on the CPU natively, elsewhere by torch.
+"""Masks, the values under them and their codes: packing of dense memory, on the CPU natively,
+elsewhere by torch.
 
-Everything here takes and gives 1-d contiguous tensors. ``Native`` and ``Portable`` do the same; what one packs, it
-alone unpacks.
+Everything here takes and gives 1-d contiguous tensors. ``Native`` and ``Portable`` do the same;
+what one packs, it alone unpacks.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class Backend(Protocol):
         """``on`` where the mask is set, ``off`` elsewhere."""
 
     def quantize(self, x: Tensor, bits: int, seed: int, mask: Mask | None) -> Codes | None:
-        """Codes of all elements, or of those under ``mask`` (:meth:`nonzero`'s); None where one is not finite."""
+        """Codes of all elements, or of those under ``mask`` (:meth:`nonzero`'s); None where one is
+        not finite."""
 
     def dequantize(self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype) -> Tensor:
         """The inverse; zeros outside the mask."""
@@ -202,17 +204,30 @@ class Native:
         codes = empty(size[0], torch.uint8, slack=_native.SLACK)
         ranges = torch.empty((size[1], 2), dtype=torch.float32)
         done = _native.quantize(
-            x.data_ptr(), n, _REAL[x.dtype], *_addresses(mask), bits, seed, codes.data_ptr(), ranges.data_ptr(),
+            x.data_ptr(),
+            n,
+            _REAL[x.dtype],
+            *_addresses(mask),
+            bits,
+            seed,
+            codes.data_ptr(),
+            ranges.data_ptr(),
             torch.get_num_threads(),
-        )  # fmt: skip
+        )
         return Codes(bits, codes, ranges) if done == 0 else None
 
     def dequantize(self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype) -> Tensor:
         out = empty(n, dtype if dtype in _REAL else torch.float32)
         _native.dequantize(
-            codes.codes.data_ptr(), codes.ranges.data_ptr(), n, _REAL[out.dtype], *_addresses(mask), codes.bits,
-            out.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            codes.codes.data_ptr(),
+            codes.ranges.data_ptr(),
+            n,
+            _REAL[out.dtype],
+            *_addresses(mask),
+            codes.bits,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
         return out.to(dtype)
 
 

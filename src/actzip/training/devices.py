@@ -1,4 +1,5 @@
-"""Where a training runs: one process on the model's device, or one of several that ``accelerate`` launched."""
+"""Where a training runs: one process on the model's device, or one of several that ``accelerate``
+launched."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Devices:
     Args:
         model: what is trained; without an accelerator it stays on its device.
         precision: ``float32`` or ``bfloat16``.
-        accelerator: an ``accelerate.Accelerator``; made here where this process was launched as one of several.
+        accelerator: an ``accelerate.Accelerator``; made here where this process was launched as one
+            of several.
 
     Raises:
         InputError: there are several processes, but ``accelerate`` is missing.
@@ -79,7 +81,8 @@ class Devices:
         return autocast(self.device.type) if self._precision == "bfloat16" else nullcontext()
 
     def accumulating(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients inside the block are added up; processes share them in the ``last`` pass of a step only."""
+        """Gradients inside the block are added up; processes share them in the ``last`` pass of a
+        step only."""
         if self._accelerator is None or last:
             return nullcontext()
         return self._accelerator.no_sync(network)  # type: ignore[no-any-return]

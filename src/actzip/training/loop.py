@@ -88,7 +88,8 @@ def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path | None) -> dict[str, Any] | None:
-    """The dict that an earlier run left in ``path``; None where there is no such file. Nothing in it is executed.
+    """The dict that an earlier run left in ``path``; None where there is no such file. Nothing in
+    it is executed.
 
     Raises:
         DataError: the file is not a checkpoint.

@@ -1,9 +1,10 @@
 """Saved activation maps, packed: by a context around forward and loss, or once for a model.
 
-PyTorch keeps the input of every convolution and normalisation and the output of every ReLU until backward. Here
-``torch.autograd.graph.saved_tensors_hooks`` puts packed ones in their places. Exactly: the values that are not zero
-and a mask, gradients equal bit for bit. With ``bits``: codes of 8 or 4 bits, rounded at random so that their mean is
-right. Measured in ``docs/training-memory.md``.
+PyTorch keeps the input of every convolution and normalisation and the output of every ReLU until
+backward. Here ``torch.autograd.graph.saved_tensors_hooks`` puts packed ones in their places.
+Exactly: the values that are not zero and a mask, gradients equal bit for bit. With ``bits``: codes
+of 8 or 4 bits, rounded at random so that their mean is right. Measured in
+``docs/training-memory.md``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ MIN_BYTES = 16 << 10
 
 @dataclass
 class LayerMemory:
-    """What one module saves for backward, in bytes: as it is, and packed. A tensor counts where it is saved first."""
+    """What one module saves for backward, in bytes: as it is, and packed. A tensor counts where it
+    is saved first."""
 
     saved: int = 0
     packed: int = 0
@@ -52,7 +54,8 @@ class LayerMemory:
 
 @dataclass
 class Packing:
-    """What a forward pass saved for backward, and what it takes packed. Parameters and buffers are not counted.
+    """What a forward pass saved for backward, and what it takes packed. Parameters and buffers are
+    not counted.
 
     Attributes:
         saved_bytes: of the memory that PyTorch would keep, each storage once.
@@ -331,14 +334,16 @@ def packed_activations(
     loss.backward()
 
     Exactly (``bits=None``): gradients are equal bit for bit to those without it. With bits, the inputs of
-    convolutions, linear layers and normalisations, and maps of smooth activations, are estimated: rounded at random so
-    that the mean is right, zeros exact; everything else stays exact. Contexts nest; the innermost decides.
+    convolutions, linear layers and normalisations, and maps of smooth activations, are estimated:
+    rounded at random so that the mean is right, zeros exact; everything else stays exact. Contexts
+    nest; the innermost decides.
 
     Args:
         model: its parameters and buffers are never packed; ``layers`` names its modules.
         bits: None, 8 or 4.
-        layers: other bits for single modules and what is inside them: ``{"layer4": 4, "fc": None}``. Names, globs,
-            ``re:...`` and types, as in :mod:`actzip.activations`; later ones win.
+        layers: other bits for single modules and what is inside them:
+            ``{"layer4": 4, "fc": None}``. Names, globs, ``re:...`` and types, as in
+            :mod:`actzip.activations`; later ones win.
         min_bytes: smaller tensors are kept as they are.
         generator: the source of the rounding's seed, one draw a context; torch's own where None.
         by_layer: count by module too (:attr:`Packing.layers`).
@@ -385,10 +390,11 @@ def pack_saved(
     layers: Mapping[Selector, int | None] | None = None,
     min_bytes: int = MIN_BYTES,
 ) -> PackedForward:
-    """From now on every forward pass of ``model`` that records gradients is packed, as by :func:`packed_activations`.
+    """From now on every forward pass of ``model`` that records gradients is packed, as by
+    :func:`packed_activations`.
 
-    The loss is outside. A copy of the model (``copy.deepcopy``, an EMA) packs too. Called again, it changes the
-    settings.
+    The loss is outside. A copy of the model (``copy.deepcopy``, an EMA) packs too. Called again, it
+    changes the settings.
 
     Returns:
         What packs: ``.remove()`` ends it, ``.last`` is what the last pass saved.

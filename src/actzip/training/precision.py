@@ -1,4 +1,5 @@
-"""Training in bfloat16 on a CPU: autocast, with the gradients of depthwise convolutions that oneDNN is slow at in float32.
+"""Training in bfloat16 on a CPU: autocast, with the gradients of depthwise convolutions that oneDNN
+is slow at in float32.
 
 On a CPU for which oneDNN has no bfloat16 at all, training stays in float32, and a warning says so.
 """
@@ -25,8 +26,8 @@ __all__ = ["autocast", "has_bfloat16", "usable"]
 def has_bfloat16(device: str) -> bool:
     """Whether convolutions in bfloat16 have kernels of their own on ``device``.
 
-    x86 needs AVX-512 for them. Without it torch falls back to a loop: a step of CIFAR ResNet-20, batch 128, took 11.6 s against
-    1.1 s in float32 on a Zen 3 core that had other work too.
+    x86 needs AVX-512 for them. Without it torch falls back to a loop: a step of CIFAR ResNet-20,
+    batch 128, took 11.6 s against 1.1 s in float32 on a Zen 3 core that had other work too.
     """
     if device != "cpu":
         return True
@@ -37,13 +38,15 @@ def has_bfloat16(device: str) -> bool:
 
 
 def usable(precision: str, device: str) -> str:
-    """``precision``, ``float32`` or ``bfloat16``, as training on ``device`` is to use it: float32 where bfloat16 would be slow.
+    """``precision``, ``float32`` or ``bfloat16``, as training on ``device`` is to use it: float32
+    where bfloat16 would be slow.
 
     The latter is an ActzipWarning.
     """
     if precision == "bfloat16" and not has_bfloat16(device):
         warnings.warn(
-            "precision: bfloat16 was asked for, and training is in float32: torch has no bfloat16 convolutions for this CPU (x86 "
+            "precision: bfloat16 was asked for, and training is in float32: torch has no bfloat16 "
+            "convolutions for this CPU (x86 "
             "needs AVX-512) and would be many times slower with them",
             ActzipWarning,
             stacklevel=3,
@@ -56,9 +59,10 @@ def usable(precision: str, device: str) -> str:
 def autocast(device: str) -> Iterator[None]:
     """Forward passes inside run in bfloat16 where that is safe (``torch.autocast``); weights stay float32.
 
-    On a CPU, depthwise convolutions compute the gradient of their weights, and with a stride that of their input, in
-    float32: in bfloat16 oneDNN has no fast kernel for these (128 maps of 64 channels, 32x32, stride 2: 120 ms, against
-    20 ms in float32), which made training a MobileNet-V1 in bfloat16 slower than in float32.
+    On a CPU, depthwise convolutions compute the gradient of their weights, and with a stride that
+    of their input, in float32: in bfloat16 oneDNN has no fast kernel for these (128 maps of 64
+    channels, 32x32, stride 2: 120 ms, against 20 ms in float32), which made training a MobileNet-V1
+    in bfloat16 slower than in float32.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device, torch.bfloat16))
@@ -87,8 +91,12 @@ class _Depthwise(TorchFunctionMode):
             ):
                 bias = call.get("bias")
                 out: Tensor = _DepthwiseConv.apply(  # type: ignore[no-untyped-call]
-                    x, weight, _pair(call.get("stride", 1)), _pair(call.get("padding", 0)), _pair(call.get("dilation", 1))
-                )  # fmt: skip
+                    x,
+                    weight,
+                    _pair(call.get("stride", 1)),
+                    _pair(call.get("padding", 0)),
+                    _pair(call.get("dilation", 1)),
+                )
                 return out if bias is None else out + bias.to(out.dtype).view(-1, 1, 1)
         return func(*args, **kwargs)
 

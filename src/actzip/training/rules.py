@@ -1,8 +1,8 @@
 """What a backward pass asks of the tensors that its operator saves, for operators that ask little.
 
-Autograd's hooks see a tensor, not who saves it. A torch function mode knows the function that runs; what is found
-here for it says what suffices: a bit an element, the shape, a place in a window. Of a function without a rule every
-saved tensor is kept by its values, exactly.
+Autograd's hooks see a tensor, not who saves it. A torch function mode knows the function that runs;
+what is found here for it says what suffices: a bit an element, the shape, a place in a window. Of a
+function without a rule every saved tensor is kept by its values, exactly.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def _shaped(x: Tensor, window: Window | None) -> Rule:
 
 
 def _coded_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
-    """The input of a convolution, linear layer or normalisation: never its weight, in whatever type it is saved."""
+    """The input of a convolution, linear layer or normalisation: never its weight, in whatever type
+    it is saved."""
     x, weight = _arg(args, kwargs, 0, "input"), _arg(args, kwargs, 1, "weight")
     if not isinstance(x, Tensor):
         return None
@@ -208,26 +209,51 @@ def _table() -> dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Rule | No
         (
             _pooled,
             _methods(
-                "avg_pool2d", "avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
-                "adaptive_max_pool2d_with_indices", "adaptive_max_pool3d", "adaptive_max_pool3d_with_indices",
-                "max_pool3d", "max_pool3d_with_indices",
+                "avg_pool2d",
+                "avg_pool3d",
+                "adaptive_avg_pool2d",
+                "adaptive_avg_pool3d",
+                "adaptive_max_pool2d",
+                "adaptive_max_pool2d_with_indices",
+                "adaptive_max_pool3d",
+                "adaptive_max_pool3d_with_indices",
+                "max_pool3d",
+                "max_pool3d_with_indices",
             ),
         ),
         (
             _coded_input,
             _methods(
-                "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"
+                "conv1d",
+                "conv2d",
+                "conv3d",
+                "conv_transpose1d",
+                "conv_transpose2d",
+                "conv_transpose3d",
+                "linear",
             ),
         ),
         (_coded_norm, _methods("batch_norm", "instance_norm", "group_norm", "layer_norm")),
         (
             _coded_maps,
             _methods(
-                "silu", "gelu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh", "elu", "celu", "selu",
-                "softplus", "mul", "__mul__", "__rmul__",
+                "silu",
+                "gelu",
+                "mish",
+                "hardswish",
+                "hardsigmoid",
+                "sigmoid",
+                "tanh",
+                "elu",
+                "celu",
+                "selu",
+                "softplus",
+                "mul",
+                "__mul__",
+                "__rmul__",
             ),
         ),
-    ]  # fmt: skip
+    ]
     for make, functions in rows:
         for function in functions:
             table[function] = make

@@ -1,7 +1,8 @@
 """Saved tensors, packed: what takes the place of a tensor in autograd's graph, and how it comes back.
 
-A :class:`SavedMap` is one run of memory at one version, whoever saves it and in whatever shape; packed once, it
-lives as long as one of the :class:`Slot`\\ s that the graph holds. None of them holds the tensor it stands for.
+A :class:`SavedMap` is one run of memory at one version, whoever saves it and in whatever shape;
+packed once, it lives as long as one of the :class:`Slot`\\ s that the graph holds. None of them
+holds the tensor it stands for.
 """
 
 from __future__ import annotations
@@ -156,8 +157,16 @@ class Indices(Slot):
         else:
             return None
         pool = (
-            outer, oh, ow, inner, *window.input, *window.kernel, *window.stride, *window.padding, *window.dilation
-        )  # fmt: skip
+            outer,
+            oh,
+            ow,
+            inner,
+            *window.input,
+            *window.kernel,
+            *window.stride,
+            *window.padding,
+            *window.dilation,
+        )
         bits = _engine.training.index_bits(pool)
         if bits == 0:
             return None
@@ -188,9 +197,22 @@ class SavedMap:
     """
 
     __slots__ = (
-        "__weakref__", "backend", "coded", "dense", "dense_of", "dtype", "fingerprint", "grew", "masks", "n", "no_gain", "scalar",
-        "values", "version", "zeros",
-    )  # fmt: skip
+        "__weakref__",
+        "backend",
+        "coded",
+        "dense",
+        "dense_of",
+        "dtype",
+        "fingerprint",
+        "grew",
+        "masks",
+        "n",
+        "no_gain",
+        "scalar",
+        "values",
+        "version",
+        "zeros",
+    )
 
     def __init__(self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int) -> None:
         self.fingerprint = fingerprint
@@ -330,7 +352,8 @@ class SavedMap:
 #: The test of ReLU: where nothing is negative, it is the mask of the zeros.
 RELU = Predicate(PredicateKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
 
-# One map keeps what was restored last: the layer before asks for the same one next, as ReLU does after a convolution.
+# One map keeps what was restored last: the layer before asks for the same one next, as ReLU does
+# after a convolution.
 _last: weakref.ref[SavedMap] | None = None
 
 

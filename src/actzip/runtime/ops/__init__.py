@@ -1,4 +1,5 @@
-"""Operators, one file a family: node, shape rule, layout, front ends' handlers and lowering. Importing it fills the registry."""
+"""Operators, one file a family: node, shape rule, layout, front ends' handlers and lowering.
+Importing it fills the registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Elementwise functions: the rows of :mod:`actzip.runtime.acts`, and those spellings that need a look at arguments."""
+"""Elementwise functions: the rows of :mod:`actzip.runtime.acts`, and those spellings that need a
+look at arguments."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ BINARY_KINDS = ("add", "sub", "mul", "div", "max", "min", "pow")
 
 @dataclass(eq=False)
 class Binary(Node):
-    """``kind`` of two values with broadcasting, then ``act``. Constants are values too (``Graph.constants``)."""
+    """``kind`` of two values with broadcasting, then ``act``. Constants are values too
+    (``Graph.constants``)."""
 
     kind: str = field(kw_only=True)
     act: Act | None = None

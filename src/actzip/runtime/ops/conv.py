@@ -44,10 +44,12 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Conv2d(Node):
-    """Convolution. inputs: x (N, C, H, W)[, residual of the output's shape]. out = act(conv + bias + residual).
+    """Convolution. inputs: x (N, C, H, W)[, residual of the output's shape]. out = act(conv + bias
+    + residual).
 
     ``weight`` (O, C / groups, KH, KW); ``padding`` (top, left, bottom, right), zeros. ``act`` is applied
-    after the residual; ``pre_act`` (rare) before it. ``kernel`` is the engine variant chosen ("" = its choice).
+    after the residual; ``pre_act`` (rare) before it. ``kernel`` is the engine variant chosen ("" =
+    its choice).
     """
 
     weight: Array = field(kw_only=True)
@@ -159,9 +161,16 @@ def torch_convolution(b: Builder, a: dict[str, Any]) -> Any:
     if a["transposed"]:
         out = list(a["output_padding"])
         y = b.emit(
-            ConvTranspose2d, x, weight=w, bias=bias, stride=torch_two(stride), padding=torch_four(padding),
-            output_padding=torch_two([0, *out] if one else out), dilation=torch_two(dilation), groups=int(a["groups"]),
-        )  # fmt: skip
+            ConvTranspose2d,
+            x,
+            weight=w,
+            bias=bias,
+            stride=torch_two(stride),
+            padding=torch_four(padding),
+            output_padding=torch_two([0, *out] if one else out),
+            dilation=torch_two(dilation),
+            groups=int(a["groups"]),
+        )
     else:
         y = b.emit(
             Conv2d, x, weight=w, bias=bias, stride=torch_two(stride), padding=torch_four(padding),

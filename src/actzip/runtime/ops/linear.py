@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Linear(Node):
-    """x (..., K)[, residual of the output's shape] -> act(x @ weight.T + bias + residual); ``weight`` (O, K)."""
+    """x (..., K)[, residual of the output's shape] -> act(x @ weight.T + bias + residual);
+    ``weight`` (O, K)."""
 
     weight: Array = field(kw_only=True)
     bias: Array | None = None
@@ -51,7 +52,8 @@ class Linear(Node):
 
 @dataclass(eq=False)
 class MatMul(Node):
-    """Batched matrix product of two values, leading dimensions broadcast (``torch.matmul``, both of rank >= 2)."""
+    """Batched matrix product of two values, leading dimensions broadcast (``torch.matmul``, both of
+    rank >= 2)."""
 
     op = "matmul"
     arity = (2, 2)

@@ -101,7 +101,8 @@ class GroupNorm(Node):
 
 @dataclass(eq=False)
 class LocalResponseNorm(Node):
-    """x / (k + alpha / size * sum over ``size`` neighbouring channels of x^2) ^ beta (``torch.nn.LocalResponseNorm``)."""
+    """x / (k + alpha / size * sum over ``size`` neighbouring channels of x^2) ^ beta
+    (``torch.nn.LocalResponseNorm``)."""
 
     size: int = field(kw_only=True)
     alpha: float = 1e-4

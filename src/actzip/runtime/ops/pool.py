@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 class Pool(Node):
     """Max or average pooling. ``padding`` (top, left, bottom, right): -inf for max, zeros for average.
 
-    Then ``bias`` (C) is added and ``act`` applied. ``ceil_mode`` is PyTorch's; an average divides by the window's size, by what of it is inside when
-    ``count_include_pad`` is false, or by ``divisor`` when that is not 0.
+    Then ``bias`` (C) is added and ``act`` applied. ``ceil_mode`` is PyTorch's; an average divides
+    by the window's size, by what of it is inside when ``count_include_pad`` is false, or by
+    ``divisor`` when that is not 0.
     """
 
     kind: str = field(kw_only=True)
@@ -111,10 +112,16 @@ def torch_max_pool(b: Builder, a: dict[str, Any]) -> Any:
 def torch_avg_pool(b: Builder, a: dict[str, Any]) -> Any:
     k = torch_two(a["kernel_size"])
     return b.emit(
-        Pool, a["self"], kind="avg", kernel_size=k, stride=torch_two(a["stride"]) if a["stride"] else k,
-        padding=torch_four(a["padding"]), ceil_mode=bool(a["ceil_mode"]), count_include_pad=bool(a["count_include_pad"]),
+        Pool,
+        a["self"],
+        kind="avg",
+        kernel_size=k,
+        stride=torch_two(a["stride"]) if a["stride"] else k,
+        padding=torch_four(a["padding"]),
+        ceil_mode=bool(a["ceil_mode"]),
+        count_include_pad=bool(a["count_include_pad"]),
         divisor=int(a["divisor_override"] or 0),
-    )  # fmt: skip
+    )
 
 
 @torch_op("avg_pool3d")

@@ -47,7 +47,8 @@ class Reduce(Node):
 
 @dataclass(eq=False)
 class ArgMax(Node):
-    """The index of the greatest (``kind`` max) or least (min) along ``axis``, never the batch; NaN counts as either.
+    """The index of the greatest (``kind`` max) or least (min) along ``axis``, never the batch; NaN
+    counts as either.
 
     Of equals the first, or the last with ``last``.
     """

@@ -75,9 +75,18 @@ def torch_reshape(b: Builder, a: dict[str, Any]) -> Any:
 
 
 @torch_op(
-    "clone", "contiguous", "alias", "detach", "lift_fresh_copy", "dropout", "feature_dropout", "native_dropout",
-    "_to_copy", "to", "alpha_dropout",
-)  # fmt: skip
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "lift_fresh_copy",
+    "dropout",
+    "feature_dropout",
+    "native_dropout",
+    "_to_copy",
+    "to",
+    "alpha_dropout",
+)
 def torch_same(b: Builder, a: dict[str, Any]) -> Any:
     x = a["self"] if "self" in a else a["input"]
     if b.node.target._schema.name == "aten::native_dropout":

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Concat(Node):
-    """Joins along ``axis``. ``placed``: each input is a channel range of the output already, nothing moves."""
+    """Joins along ``axis``. ``placed``: each input is a channel range of the output already,
+    nothing moves."""
 
     axis: int = 1
     placed: bool = False
@@ -72,7 +73,8 @@ class Slice(Node):
 
 @dataclass(eq=False)
 class Pad(Node):
-    """Pads dimension i by ``before[i]`` and ``after[i]`` (negative: crops); mode constant, reflect or edge."""
+    """Pads dimension i by ``before[i]`` and ``after[i]`` (negative: crops); mode constant, reflect
+    or edge."""
 
     before: tuple[int, ...] = field(kw_only=True)
     after: tuple[int, ...] = field(kw_only=True)
@@ -419,13 +421,12 @@ def lower_slice(low: Lowering, n: Slice) -> None:
     dense_map = (
         low.kind[n.inputs[0]] == "map" and x.storage == "dense" and n.inputs[0] not in low.graph.inputs
     )
-    if (
-        dense_map and axis == 1 and n.step == 1 and low.kind[n.output] == "map" and values[n.output].place is None
-        and values[n.output].storage == "dense"
-    ):  # fmt: skip
+    y = values[n.output]
+    free = low.kind[n.output] == "map" and y.place is None and y.storage == "dense"
+    if dense_map and axis == 1 and n.step == 1 and free:
         # a view of its input's channels
         low.native[n.output] = low.add_value(
-            n.output, values[n.output].shape, "map", parent=low.declare(n.inputs[0]), offset=n.start
+            n.output, y.shape, "map", parent=low.declare(n.inputs[0]), offset=n.start
         )
         return
     starts, steps = [0] * len(shape), [1] * len(shape)

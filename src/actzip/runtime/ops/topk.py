@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class _TopK(Node):
-    """The ``k`` greatest (else least) along ``axis``, in order; of equals the first comes first, NaN is the greatest."""
+    """The ``k`` greatest (else least) along ``axis``, in order; of equals the first comes first,
+    NaN is the greatest."""
 
     k: int = field(kw_only=True)
     axis: int = -1

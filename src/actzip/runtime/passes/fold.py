@@ -15,7 +15,8 @@ _FOLD_LIMIT = 64 << 20  # bytes of a folded constant
 
 
 def fold_constants(graph: g.Graph) -> g.Graph:
-    """Computes nodes whose inputs are all constants, unless the result has the batch in it or is over 64 MB."""
+    """Computes nodes whose inputs are all constants, unless the result has the batch in it or is
+    over 64 MB."""
     graph = graph.copy()
     kept: list[g.Node] = []
     for node in graph.nodes:
@@ -52,7 +53,8 @@ def _per_channel(graph: g.Graph, constant: str, other: g.Shape) -> g.Array | Non
 
 
 def channel_affine(graph: g.Graph) -> g.Graph:
-    """Adding, subtracting, multiplying or dividing by constants per channel becomes a BatchNorm node, to be folded.
+    """Adding, subtracting, multiplying or dividing by constants per channel becomes a BatchNorm
+    node, to be folded.
 
     Only maps (N, C, H, W) are touched, and only finite constants.
     """
@@ -95,7 +97,8 @@ def _scaled(w: g.Array, scale: g.Array, axis: int) -> g.Array:
 
 
 def fold_batch_norm(graph: g.Graph) -> g.Graph:
-    """A BatchNorm behind a convolution (transposed too), a linear layer of rank 2, or another BatchNorm goes into it.
+    """A BatchNorm behind a convolution (transposed too), a linear layer of rank 2, or another
+    BatchNorm goes into it.
 
     Only where that node has no other reader, activation or residual yet.
     """
@@ -143,7 +146,8 @@ def fold_batch_norm(graph: g.Graph) -> g.Graph:
 
 
 def fold_padding(graph: g.Graph) -> g.Graph:
-    """Zeros padded around a map go into the padding of the convolution or average pool that alone reads it."""
+    """Zeros padded around a map go into the padding of the convolution or average pool that alone
+    reads it."""
     graph = graph.copy()
     producers = graph.producers()
     readers = uses(graph)

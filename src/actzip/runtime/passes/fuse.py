@@ -59,7 +59,8 @@ def fuse_activations(graph: g.Graph) -> g.Graph:
 def fuse_residuals(graph: g.Graph) -> g.Graph:
     """``conv(x) + y`` (then an activation) becomes the convolution's epilogue; also for linear layers.
 
-    The operand that is computed last takes the other one as its residual. It moves to the place of the addition.
+    The operand that is computed last takes the other one as its residual. It moves to the place of
+    the addition.
     """
     graph = graph.copy()
     producers = graph.producers()
@@ -146,8 +147,9 @@ def pool_means(graph: g.Graph) -> g.Graph:
 def sink_average_pools(graph: g.Graph) -> g.Graph:
     """``1x1 conv(avgpool(x))`` becomes ``avgpool(1x1 conv(x))`` where the convolution narrows the map.
 
-    Both are linear and act on different dimensions, so they commute; the bias and the activation go behind the pool. The
-    convolution then reads the sparse map instead of its dense average, and the pool has fewer channels.
+    Both are linear and act on different dimensions, so they commute; the bias and the activation go
+    behind the pool. The convolution then reads the sparse map instead of its dense average, and the
+    pool has fewer channels.
     """
     graph = graph.copy()
     producers = graph.producers()

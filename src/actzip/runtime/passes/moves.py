@@ -50,7 +50,8 @@ def merge_moves(graph: g.Graph) -> g.Graph:
 def flatten_linear(graph: g.Graph) -> g.Graph:
     """A linear layer on a flattened map becomes a convolution whose window is the map, then a reshape.
 
-    The engine keeps maps channels last, so that the flattening would move data; and the convolution skips zeros.
+    The engine keeps maps channels last, so that the flattening would move data; and the convolution
+    skips zeros.
     """
     graph = graph.copy()
     producers = graph.producers()
@@ -98,8 +99,9 @@ _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 def channels_last(graph: g.Graph) -> g.Graph:
     """What a model computes on maps that it transposed to (N, H, W, C) itself is said on (N, C, H, W).
 
-    Linear layers become 1x1 convolutions, layer norms over C become norms of channels, elementwise nodes stay; a transpose
-    moves behind each until it meets its inverse. (The engine stores channels last anyway.)
+    Linear layers become 1x1 convolutions, layer norms over C become norms of channels, elementwise
+    nodes stay; a transpose moves behind each until it meets its inverse. (The engine stores
+    channels last anyway.)
     """
     graph = graph.copy()
     for _ in range(len(graph.nodes)):
@@ -111,7 +113,8 @@ def channels_last(graph: g.Graph) -> g.Graph:
 def _before_transpose(
     graph: g.Graph, node: g.Node, source: Callable[[str], str | None]
 ) -> ops.Conv2d | ops.LayerNorm | ops.Activation | ops.Binary | None:
-    """``node`` as said of (N, C, H, W), where ``source`` knows what its inputs are views of; its output is to be set."""
+    """``node`` as said of (N, C, H, W), where ``source`` knows what its inputs are views of; its
+    output is to be set."""
     act = getattr(node, "act", None)
     if act is not None and act.param is not None and act.param.size > 1:
         return None  # one number a channel, of dimension 1
@@ -182,10 +185,11 @@ def _can_place(graph: g.Graph, node: g.Node) -> bool:
 def place_concats(graph: g.Graph, can_place: Callable[[g.Graph, g.Node], bool] | None = None) -> g.Graph:
     """Branches write straight into the output of the Concat (along channels) that joins them.
 
-    Sets ``Value.place`` of the branches, nested too. A Concat whose inputs begin with those of an earlier Concat (as in
-    DenseNet) takes the earlier one's output for them, so that each layer's maps are stored once. An input
-    that cannot be placed (a graph input, a constant, one that is placed elsewhere or given twice) is copied by the
-    Concat; ``placed`` is set where nothing is left to copy.
+    Sets ``Value.place`` of the branches, nested too. A Concat whose inputs begin with those of an
+    earlier Concat (as in DenseNet) takes the earlier one's output for them, so that each layer's
+    maps are stored once. An input that cannot be placed (a graph input, a constant, one that is
+    placed elsewhere or given twice) is copied by the Concat; ``placed`` is set where nothing is
+    left to copy.
     """
     graph = graph.copy()
     can_place = can_place or _can_place
