@@ -33,7 +33,8 @@ UNIT = {"scale": 255.0}
 
 @dataclass(frozen=True)
 class File:
-    """A model file: ``package==version`` as pip knows it, its path inside, and the input that its own package makes.
+    """A model file: ``package==version`` as pip knows it, its path inside, and the input that its
+    own package makes.
 
     ``kind`` of input: ``photo`` (a photograph), ``text`` (a line of text), ``audio`` (a sound). Pixels
     become ``(pixel / scale - mean) / std``; ``channels`` is rgb, bgr or gray.

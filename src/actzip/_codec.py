@@ -1,4 +1,5 @@
-"""``actzip._codec``, where the native codec was in 0.1 and before: one module with ``actzip._native._codec``."""
+"""``actzip._codec``, where the native codec was in 0.1 and before: one module with
+``actzip._native._codec``."""
 
 import sys
 

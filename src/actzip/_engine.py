@@ -1,4 +1,5 @@
-"""``actzip._engine``, where the native engine was in 0.1 and before: one module with ``actzip._native._engine``."""
+"""``actzip._engine``, where the native engine was in 0.1 and before: one module with
+``actzip._native._engine``."""
 
 import sys
 
