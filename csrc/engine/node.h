@@ -17,6 +17,13 @@ namespace actzip::engine {
 inline constexpr int kMaxRank = 8;
 using Values = std::vector<ValueSpec>;
 
+inline constexpr size_t kAlign = 64;
+inline size_t rounded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// Elements of a value. Throws std::bad_alloc for more than any memory holds: products of sizes never
+// overflow.
+int64_t elements(const ValueSpec& v, int64_t batch);
+
 // A value in a context.
 struct View {
   Layout layout = Layout::plain;

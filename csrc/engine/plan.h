@@ -120,6 +120,12 @@ class Plan {
   friend class PlanBuilder;
   Plan() = default;
   std::unique_ptr<Context> acquire(int64_t batch) const;
+  std::unique_ptr<Context> make_context(int64_t batch) const;
+  bool in_arena(size_t value) const;
+  void set_view(Context& c, size_t value, float* base) const;
+  void place_operands(Context& c, const std::vector<const float*>& inputs,
+                      const std::vector<float*>& outputs) const;
+  void reserve_scratch(Context& c, int threads) const;
   void give_back(std::unique_ptr<Context> context) const;
   void execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
                int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities) const;
@@ -147,6 +153,12 @@ class PlanBuilder {
   std::unique_ptr<Plan> build();
 
  private:
+  const ValueSpec& known(int64_t value, const std::string& who) const;
+  void find_root(size_t value, Plan* plan) const;
+  void check_inputs(std::vector<bool>* written) const;
+  void check_node(size_t node, std::vector<bool>* written, Plan* plan) const;
+  void check_outputs(const Plan& plan) const;
+
   std::vector<ValueSpec> values_;
   std::vector<NodeSpec> nodes_;
   std::vector<int> inputs_, outputs_;
