@@ -7,17 +7,53 @@
 
 // NaN in, NaN out, for all of them. The numbers that some take are in Act; `threshold` and `prelu` take one
 // more, the same for all elements or one each.
-#define ACTZIP_FUNCTIONS(row)                                                                                \
-  row(none) row(relu) row(clip)  /* min(max(x, lo), hi) */                                                   \
-      row(threshold)             /* x <= param ? 0 : min(x, hi) */                                           \
-      row(leaky_relu) row(prelu) /* slope: param */                                                          \
-      row(elu) row(selu) row(celu) row(softplus) row(softsign) row(sigmoid) row(logsigmoid) row(hardsigmoid) \
-          row(tanh) row(silu) row(gelu) row(gelu_tanh) row(hardswish) row(mish) row(exp) row(log) row(sqrt)  \
-              row(rsqrt) row(reciprocal) row(square) row(neg) row(abs)                                       \
-                  row(sign) /* of NaN: 0, as in PyTorch */                                                   \
-      row(floor) row(ceil) row(round) row(erf) row(sin) row(cos)
+// clang-format off
+#define ACTZIP_FUNCTIONS(row) \
+  row(none) \
+  row(relu) \
+  row(clip) /* min(max(x, lo), hi) */ \
+  row(threshold) /* x <= param ? 0 : min(x, hi) */ \
+  row(leaky_relu) \
+  row(prelu) /* slope: param */ \
+  row(elu) \
+  row(selu) \
+  row(celu) \
+  row(softplus) \
+  row(softsign) \
+  row(sigmoid) \
+  row(logsigmoid) \
+  row(hardsigmoid) \
+  row(tanh) \
+  row(silu) \
+  row(gelu) \
+  row(gelu_tanh) \
+  row(hardswish) \
+  row(mish) \
+  row(exp) \
+  row(log) \
+  row(sqrt) \
+  row(rsqrt) \
+  row(reciprocal) \
+  row(square) \
+  row(neg) \
+  row(abs) \
+  row(sign) /* of NaN: 0, as in PyTorch */ \
+  row(floor) \
+  row(ceil) \
+  row(round) \
+  row(erf) \
+  row(sin) \
+  row(cos)
 
-#define ACTZIP_BINARY_FUNCTIONS(row) row(add) row(sub) row(mul) row(div) row(max) row(min) row(pow)
+#define ACTZIP_BINARY_FUNCTIONS(row) \
+  row(add) \
+  row(sub) \
+  row(mul) \
+  row(div) \
+  row(max) \
+  row(min) \
+  row(pow)
+// clang-format on
 
 namespace actzip::engine {
 

@@ -1,11 +1,34 @@
 // The operators of plans, one row each: make_<operator> is defined in the operator's file.
 #include "engine/nodes/attributes.h"
 
-#define ACTZIP_OPERATORS(row)                                                                           \
-  row(activation) row(adaptive_pool) row(argmax) row(batch_norm) row(binary) row(concat) row(conv)      \
-      row(conv_pool) row(copy) row(dilate) row(expand) row(grid_sample) row(group_norm) row(layer_norm) \
-          row(linear) row(lrn) row(matmul) row(pad) row(pool) row(reduce) row(resize) row(slice)        \
-              row(softmax) row(topk) row(transpose)
+// clang-format off
+#define ACTZIP_OPERATORS(row) \
+  row(activation) \
+  row(adaptive_pool) \
+  row(argmax) \
+  row(batch_norm) \
+  row(binary) \
+  row(concat) \
+  row(conv) \
+  row(conv_pool) \
+  row(copy) \
+  row(dilate) \
+  row(expand) \
+  row(grid_sample) \
+  row(group_norm) \
+  row(layer_norm) \
+  row(linear) \
+  row(lrn) \
+  row(matmul) \
+  row(pad) \
+  row(pool) \
+  row(reduce) \
+  row(resize) \
+  row(slice) \
+  row(softmax) \
+  row(topk) \
+  row(transpose)
+// clang-format on
 
 namespace actzip::engine {
 
