@@ -107,13 +107,19 @@ def engine_row(r: dict[str, Any], network: str) -> list[str]:
     peak = r.get("peak_share")
     random = network in RANDOM and r["zeros"] != "dense"
     return [
-        engine_name(r), zeros(r, network), number("density"),
-        "" if random else number("top1_agreement"), "" if random else number("output_error"),
-        f"{r['median_ms']:.2f}", str(r["runs"]),
-        number("against_fastest_dense", 2), number("against_fastest_dense_avx2", 2),
-        "" if peak is None else f"{100 * peak:.0f} %", f"{r['arena_bytes'] / dense:.2f}" if dense else "",
+        engine_name(r),
+        zeros(r, network),
+        number("density"),
+        "" if random else number("top1_agreement"),
+        "" if random else number("output_error"),
+        f"{r['median_ms']:.2f}",
+        str(r["runs"]),
+        number("against_fastest_dense", 2),
+        number("against_fastest_dense_avx2", 2),
+        "" if peak is None else f"{100 * peak:.0f} %",
+        f"{r['arena_bytes'] / dense:.2f}" if dense else "",
         f"{(r['peak_bytes'] or 0) / 1e6:.0f}",
-    ]  # fmt: skip
+    ]
 
 
 @table
@@ -503,20 +509,32 @@ def quantize_mobilenet_control() -> list[str]:
     d = load("quantize/mobilenet-control")
     how = {4: "mse, not trained"}
     rows = [
-        (r["bits"], how.get(r["bits"], "minmax"), percent(r["accuracy"]), f"{r['density']:.3f}",
-         f"{r['codecs']['seg']['gain_float32']:.2f}x", f"{r['codecs']['rans']['gain_float32']:.2f}x")
+        (
+            r["bits"],
+            how.get(r["bits"], "minmax"),
+            percent(r["accuracy"]),
+            f"{r['density']:.3f}",
+            f"{r['codecs']['seg']['gain_float32']:.2f}x",
+            f"{r['codecs']['rans']['gain_float32']:.2f}x",
+        )
         for r in d["rows"]
-    ]  # fmt: skip
+    ]
     return grid("bits | observer | accuracy | density | seg | rans", "rlrrrr", rows)
 
 
 @table
 def quantize_inception() -> list[str]:
     rows = [
-        (r["bits"], "minmax", f"{100 * r['accuracy']:.1f} %", f"{r['density']:.3f}",
-         f"{r['codecs']['seg']['gain_float32']:.2f}x", f"{r['codecs']['rans']['gain_float32']:.2f}x")
+        (
+            r["bits"],
+            "minmax",
+            f"{100 * r['accuracy']:.1f} %",
+            f"{r['density']:.3f}",
+            f"{r['codecs']['seg']['gain_float32']:.2f}x",
+            f"{r['codecs']['rans']['gain_float32']:.2f}x",
+        )
         for r in sorted(load("quantize/inception")["rows"], key=lambda r: -r["bits"])
-    ]  # fmt: skip
+    ]
     return grid("bits | observer | agreement | density | seg | rans", "rlrrrr", rows)
 
 
@@ -608,9 +626,11 @@ def torch_compile() -> list[str]:
     d = load("integrations/torch-compile-models")
     whole = sum(m["ok"] and set(m["modes"]) == {"whole"} for m in d["models"].values())
     worst = max(m["error"] for m in d["models"].values() if m["ok"])
-    return grid("models | agree | as whole graphs | distinct | worst difference", "rrrrr", [
-        (d["run"], d["agree"], whole, d["agree_distinct"], f"{worst:.1e}")
-    ])  # fmt: skip
+    return grid(
+        "models | agree | as whole graphs | distinct | worst difference",
+        "rrrrr",
+        [(d["run"], d["agree"], whole, d["agree_distinct"], f"{worst:.1e}")],
+    )
 
 
 @table

@@ -196,11 +196,16 @@ def fuse_thresholds(path: Path) -> None:
             maker.get(n.input[2]) if len(n.input) > 2 else None,
         )
         if (
-            n.op_type == "Where" and test is not None and test.op_type == "LessOrEqual" and relu is not None
-            and relu.op_type == "Relu" and list(test.input)[:1] == list(n.input)[2:3]
+            n.op_type == "Where"
+            and test is not None
+            and test.op_type == "LessOrEqual"
+            and relu is not None
+            and relu.op_type == "Relu"
+            and list(test.input)[:1] == list(n.input)[2:3]
             and constants.get(test.input[1], np.empty(0)).size == 1
-            and n.input[1] in constants and not constants[n.input[1]].any()
-        ):  # fmt: skip
+            and n.input[1] in constants
+            and not constants[n.input[1]].any()
+        ):
             alpha = float(constants[test.input[1]].reshape(-1)[0])
             n.CopyFrom(
                 helper.make_node("ThresholdedRelu", [relu.input[0]], list(n.output), name=n.name, alpha=alpha)
@@ -243,9 +248,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--weights", type=Path, action="append", default=[],
+        "--weights",
+        type=Path,
+        action="append",
+        default=[],
         help="also with these sparsified weights (safetensors; NAME.thresholds.json beside it counts)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--calibrate",
         type=float,
@@ -260,16 +268,20 @@ def main() -> None:
         "density: without a care for the answers",
     )
     parser.add_argument(
-        "--impose", type=float, action="append", default=[],
+        "--impose",
+        type=float,
+        action="append",
+        default=[],
         help="this density on every ReLU, for networks whose weights are random (top-1 means nothing then)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--isa", action="append", default=[], help="instruction sets for actzip besides the best"
     )
     parser.add_argument(
-        "--no-zeros", action="store_true",
+        "--no-zeros",
+        action="store_true",
         help="the network has none to skip: actzip is compared with the best of PyTorch and ONNX Runtime",
-    )  # fmt: skip
+    )
     parser.add_argument("--engines", default=",".join([*DENSE, "deepsparse", "actzip"]))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5, help="runs of each engine a round")
@@ -378,10 +390,17 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
                 row["skip"] = f"its answer is wrong (error {error:.1e})"
         if not row["skip"]:
             row.update(
-                median_ms=statistics.median(w.ms), min_ms=min(w.ms), runs=len(w.ms), peak_bytes=w.peak,
-                density=of["density"], top1_agreement=of["agreement"], output_error=of["output_error"],
-                unseen=of["unseen"], seconds_to_ready=w.info["seconds"], error=error,
-            )  # fmt: skip
+                median_ms=statistics.median(w.ms),
+                min_ms=min(w.ms),
+                runs=len(w.ms),
+                peak_bytes=w.peak,
+                density=of["density"],
+                top1_agreement=of["agreement"],
+                output_error=of["output_error"],
+                unseen=of["unseen"],
+                seconds_to_ready=w.info["seconds"],
+                error=error,
+            )
         if explained:
             row["compile_seconds"] = taken.get("seconds")
             row["compile_peak_bytes"] = taken.get("peak_bytes")

@@ -141,9 +141,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="instruction sets for actzip besides the best (avx2 for Inception-V3 at batch 1), or none",
     )
     add(
-        "--weights", action="append", default=[], metavar="NETWORK=FILE",
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NETWORK=FILE",
         help="also with these sparsified weights (safetensors; NAME.thresholds.json beside it counts)",
-    )  # fmt: skip
+    )
     add("--folder", type=Path, default=Path("out/engine"))
     add("--results", type=Path, help="as for run.py; then tables.py is not run")
     add("--gate", help="as for run.py")

@@ -110,8 +110,10 @@ def predict(args: argparse.Namespace) -> None:
                 "networks": known,
             },
         )
-    print(f"median over {len(layers)} layers {statistics.median(layers):.1%}, over {len(networks)} networks"
-          f" {statistics.median(networks):.1%}, worst network {max(networks):.1%}")  # fmt: skip
+    print(
+        f"median over {len(layers)} layers {statistics.median(layers):.1%}, over {len(networks)} networks"
+        f" {statistics.median(networks):.1%}, worst network {max(networks):.1%}"
+    )
 
 
 _INCEPTION = """
@@ -150,8 +152,10 @@ def inception(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     data = json.loads(run.stdout)
-    print(f"{seconds:.1f} s, peak {peak / 1e9:.2f} GB, ReLU density {data['relu_density']:.4f} (0.439 given),"
-          f" inputs by MACs {data['conv_input_density_by_macs']:.4f} (0.389 given)")  # fmt: skip
+    print(
+        f"{seconds:.1f} s, peak {peak / 1e9:.2f} GB, ReLU density {data['relu_density']:.4f} (0.439 given),"
+        f" inputs by MACs {data['conv_input_density_by_macs']:.4f} (0.389 given)"
+    )
     write(
         "inception",
         {

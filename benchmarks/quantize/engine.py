@@ -134,8 +134,10 @@ def measure(folder: Path, runs: int, threads: int) -> dict[str, Any]:
     model = network(folder)
     q = quantized(model, calibration)
     with torch.no_grad():
-        want = {n: m(torch.from_numpy(x)).numpy() for n, m in
-                (("float", inception.network()), ("thresholds", model), ("quantized", q))}  # fmt: skip
+        want = {
+            n: m(torch.from_numpy(x)).numpy()
+            for n, m in (("float", inception.network()), ("thresholds", model), ("quantized", q))
+        }
     options: dict[str, Any] = {"tune": False, "cache": False, "threads": threads, "calibration": calibration}
     plans = {
         "actzip float32": (actzip.compile(model, calibration, **options), "thresholds"),

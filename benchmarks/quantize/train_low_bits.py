@@ -98,9 +98,16 @@ def main() -> None:
             return value
 
         finetune(
-            model, train, epochs=a.epochs, lr=a.lr, scale_lr=a.scale_lr, weight_decay=1e-2, teacher=teacher,
-            penalty=watched, on_epoch=on_epoch,
-        )  # fmt: skip
+            model,
+            train,
+            epochs=a.epochs,
+            lr=a.lr,
+            scale_lr=a.scale_lr,
+            weight_decay=1e-2,
+            teacher=teacher,
+            penalty=watched,
+            on_epoch=on_epoch,
+        )
     report = measure_rates(model, test, codecs=["seg", "rans"], images=1000)
     print(json.dumps(report.to_dict()["codecs"]), report.density, flush=True)
 

@@ -68,9 +68,13 @@ def calibrate(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     done = folder / "thresholds.json"
     if not done.exists():
         found = calibrate_thresholds(
-            network(), photographs(slice(0, args.samples), 8), density=args.density, per=args.per,
-            samples=args.samples, steps=args.steps,
-        )  # fmt: skip
+            network(),
+            photographs(slice(0, args.samples), 8),
+            density=args.density,
+            per=args.per,
+            samples=args.samples,
+            steps=args.steps,
+        )
         made = {"target_density": args.density, "per": args.per, "samples": found.samples,
                 "calibration_density": found.density, "calibration_agreement": found.agreement,
                 "tried": found.tried, "thresholds": plain(found.thresholds)}  # fmt: skip

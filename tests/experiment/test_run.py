@@ -62,9 +62,14 @@ def test_results_hold_every_stage_and_are_on_disk(whole):
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     rows = [(s["stage"], s["bits"]) for s in results["stages"]]
     assert rows == [
-        ("baseline", 32), ("control", 32), ("sparse", 32),
-        ("control", 16), ("control", 8), ("sparse", 16), ("sparse", 8),
-    ]  # fmt: skip
+        ("baseline", 32),
+        ("control", 32),
+        ("sparse", 32),
+        ("control", 16),
+        ("control", 8),
+        ("sparse", 16),
+        ("sparse", 8),
+    ]
     assert results["environment"]["isas"] and results["environment"]["versions"]["torch"]
     assert "stand-in" in results["data"]["test"]["source"]
     assert {t["target"] for t in results["targets"]} == {
@@ -89,9 +94,15 @@ def test_thresholds_are_a_stage_after_the_penalty(whole, tmp_path):
     assert {"baseline", "control", "sparse"} <= set(results["run"]["resumed"])  # what was there stays
     rows = {(s["stage"], s["bits"]): s for s in results["stages"]}
     assert list(rows) == [
-        ("baseline", 32), ("control", 32), ("sparse", 32), ("thresholded", 32),
-        ("control", 16), ("control", 8), ("thresholded", 16), ("thresholded", 8),
-    ]  # fmt: skip
+        ("baseline", 32),
+        ("control", 32),
+        ("sparse", 32),
+        ("thresholded", 32),
+        ("control", 16),
+        ("control", 8),
+        ("thresholded", 16),
+        ("thresholded", 8),
+    ]
     sparse, thresholded = rows["sparse", 32], rows["thresholded", 32]
     assert sparse == {s["stage"]: s for s in whole[1]["stages"] if s["bits"] == 32}["sparse"]
     assert thresholded["density"] < sparse["density"] and results["thresholds"]["met"]

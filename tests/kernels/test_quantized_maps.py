@@ -30,9 +30,14 @@ def test_integers_of_engine_codec_and_training_are_equal(isa, bits):
     want = quantize_linear(t, float(scale), bits).numpy().transpose(0, 2, 3, 1)
     with cpu.forced(isa):
         out, used, _, nonzeros, _ = _engine.kernels.roundtrip(
-            x, [], TYPES[8 if bits <= 8 else 16], 0.0, 1.0,
-            scales=[float(scale)] * 2, tops=[float(r.qmax)] * 2,
-        )  # fmt: skip
+            x,
+            [],
+            TYPES[8 if bits <= 8 else 16],
+            0.0,
+            1.0,
+            scales=[float(scale)] * 2,
+            tops=[float(r.qmax)] * 2,
+        )
     engine = np.rint(out.astype(np.float64) / float(scale)).astype(np.int64)
     assert np.array_equal(engine, want)
     assert nonzeros == np.count_nonzero(want)  # what rounds to zero is a zero of the mask

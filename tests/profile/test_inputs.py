@@ -301,9 +301,13 @@ def test_an_onnx_file_with_several_inputs_and_outputs(tmp_path):
     path = tmp_path / "two.onnx"
     inputs = (torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8))
     torch.onnx.export(
-        Two().eval(), inputs, str(path), dynamo=False, input_names=["left", "right"],
+        Two().eval(),
+        inputs,
+        str(path),
+        dynamo=False,
+        input_names=["left", "right"],
         dynamic_axes={"left": {0: "n"}, "right": {0: "n"}},
-    )  # fmt: skip
+    )
     report = profile(str(path), None, codecs=())
     assert len(report.layers) == 2 and report.data["engine"]["latency_ms"] > 0
     with pytest.raises(InputError, match="2 inputs"):

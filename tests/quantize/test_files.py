@@ -174,10 +174,14 @@ def test_scales_of_another_tool_are_matched_by_node_names(data, tmp_path):
 
     name = onnx.load(str(tmp_path / "f.onnx")).graph.input[0].name
     quantize_static(
-        str(tmp_path / "f.onnx"), str(tmp_path / "q.onnx"), Reader(name), quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+        str(tmp_path / "f.onnx"),
+        str(tmp_path / "q.onnx"),
+        Reader(name),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
         extra_options={"ActivationSymmetric": True},
-    )  # fmt: skip
+    )
     with pytest.warns(ActzipWarning, match="left out"):
         q = import_qdq(net, tmp_path / "q.onnx", data[:2])
     sites = quantization(q).sites

@@ -50,9 +50,14 @@ def test_training_repairs_four_bits_and_moves_the_steps(task):
     before, scales = loss(q, batches), quantization(q).scales
     seen = []
     figures = finetune(
-        q, batches, epochs=4, lr=2e-3, scale_lr=1e-2, teacher=teacher,
+        q,
+        batches,
+        epochs=4,
+        lr=2e-3,
+        scale_lr=1e-2,
+        teacher=teacher,
         on_epoch=lambda epoch, row: seen.append((epoch, row["loss"])),
-    )  # fmt: skip
+    )
     assert loss(q, batches) < before and not q.training
     assert [e for e, _ in seen] == [1, 2, 3, 4] and figures[-1]["loss"] == seen[-1][1]
     moved = [n for n, s in quantization(q).scales.items() if not torch.equal(s, scales[n])]

@@ -68,9 +68,14 @@ def export(model, x, opset=17, dynamic=True):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model.eval(), (x,), buffer, opset_version=opset, dynamo=False, input_names=["x"],
+            model.eval(),
+            (x,),
+            buffer,
+            opset_version=opset,
+            dynamo=False,
+            input_names=["x"],
             dynamic_axes={"x": {0: "n"}} if dynamic else None,
-        )  # fmt: skip
+        )
     return buffer.getvalue()
 
 
@@ -176,9 +181,11 @@ def test_thresholded_relu_and_qdq_are_followed():
 def conv_model(**kw):
     weight = tensor("w", np.random.default_rng(0).standard_normal((4, 3, 3, 3), np.float32))
     return make(
-        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])], [("x", kw.get("x", [1, 3, 8, 8]))],
-        [("y", None)], [weight],
-    )  # fmt: skip
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
+        [("x", kw.get("x", [1, 3, 8, 8]))],
+        [("y", None)],
+        [weight],
+    )
 
 
 def test_dynamic_sizes_are_taken_from_the_example():

@@ -94,9 +94,14 @@ def test_convolutions(groups, padding, stride, dilation):
 @pytest.mark.parametrize("output_padding", [(0, 0), (1, 0), (1, 1)])
 def test_transposed_convolutions(padding, output_padding):
     graph = one(
-        ops.ConvTranspose2d, weight=w(4, 3, 4, 4), bias=w(6), groups=2, stride=(2, 2), padding=padding,
+        ops.ConvTranspose2d,
+        weight=w(4, 3, 4, 4),
+        bias=w(6),
+        groups=2,
+        stride=(2, 2),
+        padding=padding,
         output_padding=output_padding,
-    )  # fmt: skip
+    )
     net = assert_same(graph)
     assert_same(net.to_graph(), net)
 
@@ -109,10 +114,15 @@ def test_pools(kind, padding, ceil_mode, include):
     for kernel, stride in itertools.product(((3, 3), (3, 4)), ((1, 1), (2, 2))):
         assert_same(
             one(
-                ops.Pool, kind=kind, kernel_size=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode,
+                ops.Pool,
+                kind=kind,
+                kernel_size=kernel,
+                stride=stride,
+                padding=padding,
+                ceil_mode=ceil_mode,
                 count_include_pad=include,
             )
-        )  # fmt: skip
+        )
     assert_same(one(ops.AdaptivePool, kind=kind, output_size=(2, 3)))
 
 
@@ -162,9 +172,13 @@ def onnx_file(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            small(), (torch.randn(2, 3, 16, 16),), str(path), dynamo=False, input_names=["x"],
+            small(),
+            (torch.randn(2, 3, 16, 16),),
+            str(path),
+            dynamo=False,
+            input_names=["x"],
             dynamic_axes={"x": {0: "n"}},
-        )  # fmt: skip
+        )
     return path
 
 

@@ -192,8 +192,14 @@ def test_resume_is_bit_equal(trained, tmp_path):
     whole = sparsify(trained, loader(augment="crop_flip"), loader(), settings)
 
     with pytest.raises(Killed):
-        sparsify(trained, loader(augment="crop_flip"), loader(), settings, checkpoint_dir=tmp_path,
-                 progress=kill_at(3, 2))  # fmt: skip
+        sparsify(
+            trained,
+            loader(augment="crop_flip"),
+            loader(),
+            settings,
+            checkpoint_dir=tmp_path,
+            progress=kill_at(3, 2),
+        )
     torch.manual_seed(99)  # another process has another state
     resumed = sparsify(trained, loader(augment="crop_flip"), loader(), settings, checkpoint_dir=tmp_path)
     for key, value in whole.state_dict().items():

@@ -22,7 +22,7 @@ from actzip.cli.common import (
     out,
     print_json,
     progress,
-)  # fmt: skip
+)
 
 _PERCENTILES = (50, 90, 95, 99)
 _SHORT = {"ort": "onnxruntime"}

@@ -17,7 +17,7 @@ from actzip.cli.common import (
     errors,
     model_and_input,
     print_json,
-)  # fmt: skip
+)
 
 _EPILOG = "Example:  actzip compile resnet18 --data photos/ --threads 2 --out resnet18.actzip"
 

@@ -506,8 +506,15 @@ class _Experiment:
         def make(folder: Path) -> dict[str, Any]:
             d = self.recipe.data
             quantized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            batches = Loader(self.train, d.batch_size, seed=self.recipe.seed, shuffle=True, augment=d.augment,
-                             drop_last=len(self.train) > d.batch_size, channels_last=True)  # fmt: skip
+            batches = Loader(
+                self.train,
+                d.batch_size,
+                seed=self.recipe.seed,
+                shuffle=True,
+                augment=d.augment,
+                drop_last=len(self.train) > d.batch_size,
+                channels_last=True,
+            )
             stage = f"{name}.train"
             torch.manual_seed(self.recipe.seed)
             with RatePenalty(quantized, part.rate, part.rate_share) as penalty:

@@ -83,9 +83,14 @@ def _inception_v3_5class(classes: int = 5) -> nn.Module:
         weights=None, aux_logits=False, transform_input=False, init_weights=False, num_classes=1
     )
     model.fc = nn.Sequential(
-        nn.Linear(2048, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 128), nn.ReLU(), nn.Dropout(),
+        nn.Linear(2048, 256),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(256, 128),
+        nn.ReLU(),
+        nn.Dropout(),
         nn.Linear(128, classes),
-    )  # fmt: skip
+    )
     return model
 
 

@@ -361,10 +361,17 @@ class _Plan:
             pads = (0, 0) if kernel == (4, 4) else (kernel[0] // 2, kernel[1] // 2)
             y = graph.add(
                 g.Conv2d(
-                    name=f"c{k}", inputs=(x,), output=f"y{k}", weight=weight, bias=np.zeros(oc, np.float32),
-                    stride=(stride, stride), padding=(*pads, *pads), groups=groups, act=g.Act("relu"),
+                    name=f"c{k}",
+                    inputs=(x,),
+                    output=f"y{k}",
+                    weight=weight,
+                    bias=np.zeros(oc, np.float32),
+                    stride=(stride, stride),
+                    padding=(*pads, *pads),
+                    groups=groups,
+                    act=g.Act("relu"),
                 )
-            )  # fmt: skip
+            )
             shape = graph.shape(y)
             self.convs[f"c{k}"] = Conv(ic, oc, int(shape[2]), int(shape[3]), kernel, stride, groups)  # type: ignore[arg-type]
             # a reader of the output, so that it is written as it is inside a network

@@ -94,13 +94,22 @@ class Explanation:
         body = []
         for r in self.rows:
             share = 100 * r.milliseconds / self.milliseconds if self.milliseconds else 0.0
-            body.append((
-                r.name, r.op, r.kernel or "-", r.input_storage, r.output_storage,
-                "-" if r.density is None else f"{r.density:.2f}",
-                f"{r.macs / 1e6:.1f}" if r.macs else "-", f"{r.effective_macs / 1e6:.1f}" if r.macs else "-",
-                f"{r.milliseconds:.3f}", f"{share:.1f}",
-                "-" if r.peak_share is None else f"{100 * r.peak_share:.0f}", r.why,
-            ))  # fmt: skip
+            body.append(
+                (
+                    r.name,
+                    r.op,
+                    r.kernel or "-",
+                    r.input_storage,
+                    r.output_storage,
+                    "-" if r.density is None else f"{r.density:.2f}",
+                    f"{r.macs / 1e6:.1f}" if r.macs else "-",
+                    f"{r.effective_macs / 1e6:.1f}" if r.macs else "-",
+                    f"{r.milliseconds:.3f}",
+                    f"{share:.1f}",
+                    "-" if r.peak_share is None else f"{100 * r.peak_share:.0f}",
+                    r.why,
+                )
+            )
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
         left = {0, 1, 2, 3, 4, 11}
         lines = []
@@ -202,9 +211,20 @@ def _row(
         density = float(np.count_nonzero(a)) / max(a.size, 1)
     share = 2e-9 * effective / (seconds * peak) if macs and seconds > 0 else None
     return LayerRow(
-        n.name, n.op, *kernel, why, x.storage, y.storage, density, y.density, macs, effective, seconds * 1e3,
-        share, n.source,
-    )  # fmt: skip
+        n.name,
+        n.op,
+        *kernel,
+        why,
+        x.storage,
+        y.storage,
+        density,
+        y.density,
+        macs,
+        effective,
+        seconds * 1e3,
+        share,
+        n.source,
+    )
 
 
 def explain(

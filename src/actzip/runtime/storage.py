@@ -101,9 +101,14 @@ def banded(graph: g.Graph) -> set[str]:
             pool.kind == "max" and graph.values[pool.output].storage == "packed"
         )
         if (
-            rounded and pool.bias is None and pool.act is None and p.groups == 1 and packable(graph, p)
-            and v not in graph.outputs and value.place is None
-        ):  # fmt: skip
+            rounded
+            and pool.bias is None
+            and pool.act is None
+            and p.groups == 1
+            and packable(graph, p)
+            and v not in graph.outputs
+            and value.place is None
+        ):
             found.add(v)
     return found
 

@@ -132,9 +132,16 @@ def _conv(n: ops.Conv2d, shape: g.Shape) -> nn.Module | None:
     even = (top, left) == (bottom, right)
     kind = nn.Conv2d if even else _UnevenConv2d
     made = kind(
-        ci * n.groups, o, (kh, kw), n.stride, (top, left) if even else 0, n.dilation, n.groups,
-        n.bias is not None, device="meta",
-    )  # fmt: skip
+        ci * n.groups,
+        o,
+        (kh, kw),
+        n.stride,
+        (top, left) if even else 0,
+        n.dilation,
+        n.groups,
+        n.bias is not None,
+        device="meta",
+    )
     if isinstance(made, _UnevenConv2d):
         made.uneven = (left, right, top, bottom)
     return _filled(made, weight=n.weight, bias=n.bias)
@@ -148,9 +155,17 @@ def _conv_transpose(n: ops.ConvTranspose2d, shape: g.Shape) -> nn.Module | None:
         return None
     c, og, kh, kw = n.weight.shape
     made = nn.ConvTranspose2d(
-        c, og * n.groups, (kh, kw), n.stride, (top, left), extra, n.groups, n.bias is not None, n.dilation,
+        c,
+        og * n.groups,
+        (kh, kw),
+        n.stride,
+        (top, left),
+        extra,
+        n.groups,
+        n.bias is not None,
+        n.dilation,
         device="meta",
-    )  # fmt: skip
+    )
     return _filled(made, weight=n.weight, bias=n.bias)
 
 

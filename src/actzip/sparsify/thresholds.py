@@ -282,8 +282,16 @@ def calibrate_thresholds(
         for x in batches if table.unit else []:
             table.add(model, x, projections, generator)
         count = sum(int(x.shape[0]) for x in batches)
-        found = Calibration({}, before.density, before.density, before.theoretical_speedup,
-                            before.theoretical_speedup, 1.0, False, count)  # fmt: skip
+        found = Calibration(
+            {},
+            before.density,
+            before.density,
+            before.theoretical_speedup,
+            before.theoretical_speedup,
+            1.0,
+            False,
+            count,
+        )
 
         def attempt(price: float) -> tuple[bool, Calibration]:
             chosen = table.choose(price, by == "macs")
@@ -293,8 +301,16 @@ def calibrate_thresholds(
                 same = agreement(model, tops, batches)
             finally:
                 clear_thresholds(model)
-            made = Calibration(chosen, m.density, before.density, m.theoretical_speedup,
-                               before.theoretical_speedup, same, False, count)  # fmt: skip
+            made = Calibration(
+                chosen,
+                m.density,
+                before.density,
+                m.theoretical_speedup,
+                before.theoretical_speedup,
+                same,
+                False,
+                count,
+            )
             found.tried.append(
                 {"density": m.density, "theoretical_speedup": m.theoretical_speedup, "agreement": same}
             )

@@ -155,18 +155,30 @@ class Native:
         n = x.numel()
         bits, counts = _mask_memory(n)
         ones = _native.test_mask(
-            x.data_ptr(), n, _REAL[x.dtype], int(test.kind), test.low, test.high, bits.data_ptr(),
-            counts.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            x.data_ptr(),
+            n,
+            _REAL[x.dtype],
+            int(test.kind),
+            test.low,
+            test.high,
+            bits.data_ptr(),
+            counts.data_ptr(),
+            torch.get_num_threads(),
+        )
         return Mask(bits, counts, ones)
 
     def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
         assert mask.counts is not None
         values = empty(mask.ones, x.dtype, slack=_native.SLACK)
         same = _native.compress(
-            x.data_ptr(), x.numel(), x.element_size(), mask.bits.data_ptr(), mask.counts.data_ptr(),
-            values.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            x.data_ptr(),
+            x.numel(),
+            x.element_size(),
+            mask.bits.data_ptr(),
+            mask.counts.data_ptr(),
+            values.data_ptr(),
+            torch.get_num_threads(),
+        )
         if not same:
             return None
         if values.numel() > 1 and _native.is_uniform(values.data_ptr(), values.numel(), x.element_size()):
@@ -179,17 +191,27 @@ class Native:
             return self.fill(mask, n, values, values, torch.zeros_like(values))
         out = empty(n, values.dtype)
         _native.expand(
-            values.data_ptr(), mask.bits.data_ptr(), mask.counts.data_ptr(), n, values.element_size(),
-            out.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            values.data_ptr(),
+            mask.bits.data_ptr(),
+            mask.counts.data_ptr(),
+            n,
+            values.element_size(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
         return out
 
     def fill(self, mask: Mask, n: int, like: Tensor, on: Tensor, off: Tensor) -> Tensor:
         out = empty(n, like.dtype)
         _native.fill(
-            mask.bits.data_ptr(), n, out.element_size(), _raw(on), _raw(off), out.data_ptr(),
+            mask.bits.data_ptr(),
+            n,
+            out.element_size(),
+            _raw(on),
+            _raw(off),
+            out.data_ptr(),
             torch.get_num_threads(),
-        )  # fmt: skip
+        )
         return out
 
     def quantize(self, x: Tensor, bits: int, seed: int, mask: Mask | None) -> Codes | None:

@@ -173,9 +173,15 @@ def torch_convolution(b: Builder, a: dict[str, Any]) -> Any:
         )
     else:
         y = b.emit(
-            Conv2d, x, weight=w, bias=bias, stride=torch_two(stride), padding=torch_four(padding),
-            dilation=torch_two(dilation), groups=int(a["groups"]),
-        )  # fmt: skip
+            Conv2d,
+            x,
+            weight=w,
+            bias=bias,
+            stride=torch_two(stride),
+            padding=torch_four(padding),
+            dilation=torch_two(dilation),
+            groups=int(a["groups"]),
+        )
     return b.reshape(y, b.out_shape) if one else y
 
 
@@ -289,10 +295,14 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
         low.node("conv", n.name, inputs, output, n.name, ints, floats, arrays, strings)
         return
     ints.update(
-        band=[output], pool_kernel=list(pool.kernel_size), pool_stride=list(pool.stride),
-        pool_padding=list(pool.padding), pool_dilation=list(pool.dilation),
-        count_include_pad=[int(pool.count_include_pad)], divisor=[pool.divisor],
-    )  # fmt: skip
+        band=[output],
+        pool_kernel=list(pool.kernel_size),
+        pool_stride=list(pool.stride),
+        pool_padding=list(pool.padding),
+        pool_dilation=list(pool.dilation),
+        count_include_pad=[int(pool.count_include_pad)],
+        divisor=[pool.divisor],
+    )
     strings["pool"] = pool.kind
     low.node("conv_pool", n.name, inputs, low.declare(pool.output), n.name, ints, floats, arrays, strings)
 

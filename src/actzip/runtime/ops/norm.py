@@ -138,18 +138,26 @@ def torch_batch_norm(b: Builder, a: dict[str, Any]) -> Any:
 def torch_layer_norm(b: Builder, a: dict[str, Any]) -> Any:
     shape = tuple(int(d) for d in a["normalized_shape"])
     y = b.emit(
-        LayerNorm, a["input"], shape=shape, weight=b.maybe(a["weight"]), bias=b.maybe(a["bias"]),
+        LayerNorm,
+        a["input"],
+        shape=shape,
+        weight=b.maybe(a["weight"]),
+        bias=b.maybe(a["bias"]),
         eps=float(a["eps"]),
-    )  # fmt: skip
+    )
     return y if "cudnn_enable" in a else (y, None, None)
 
 
 @torch_op("group_norm")
 def torch_group_norm(b: Builder, a: dict[str, Any]) -> Any:
     return b.emit(
-        GroupNorm, a["input"], groups=int(a["num_groups"]), weight=b.maybe(a["weight"]),
-        bias=b.maybe(a["bias"]), eps=float(a["eps"]),
-    )  # fmt: skip
+        GroupNorm,
+        a["input"],
+        groups=int(a["num_groups"]),
+        weight=b.maybe(a["weight"]),
+        bias=b.maybe(a["bias"]),
+        eps=float(a["eps"]),
+    )
 
 
 @torch_op("instance_norm")

@@ -102,9 +102,15 @@ class AdaptivePool(Node):
 def torch_max_pool(b: Builder, a: dict[str, Any]) -> Any:
     k = torch_two(a["kernel_size"])
     y = b.emit(
-        Pool, a["self"], kind="max", kernel_size=k, stride=torch_two(a["stride"]) if a["stride"] else k,
-        padding=torch_four(a["padding"]), dilation=torch_two(a["dilation"]), ceil_mode=bool(a["ceil_mode"]),
-    )  # fmt: skip
+        Pool,
+        a["self"],
+        kind="max",
+        kernel_size=k,
+        stride=torch_two(a["stride"]) if a["stride"] else k,
+        padding=torch_four(a["padding"]),
+        dilation=torch_two(a["dilation"]),
+        ceil_mode=bool(a["ceil_mode"]),
+    )
     return (y, None) if "indices" in b.node.target._schema.name else y
 
 
@@ -139,9 +145,14 @@ def torch_avg_pool3d(b: Builder, a: dict[str, Any]) -> Any:
         raise b.refuse("3-dimensional pooling is not supported")
     x = b.reshape(a["self"], (n, c, d, h * w))
     y = b.emit(
-        Pool, x, kind="avg", kernel_size=(k[0], 1), padding=(p[0], 0, p[0], 0),
-        count_include_pad=bool(a["count_include_pad"]), divisor=int(a["divisor_override"] or 0),
-    )  # fmt: skip
+        Pool,
+        x,
+        kind="avg",
+        kernel_size=(k[0], 1),
+        padding=(p[0], 0, p[0], 0),
+        count_include_pad=bool(a["count_include_pad"]),
+        divisor=int(a["divisor_override"] or 0),
+    )
     return b.reshape(y, b.out_shape)
 
 

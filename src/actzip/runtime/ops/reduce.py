@@ -238,6 +238,10 @@ def lower_argmax(low: Lowering, n: ArgMax) -> None:
 def lower_softmax(low: Lowering, n: Softmax) -> None:
     rank = len(low.graph.shape(n.inputs[0]))
     low.node(
-        "softmax", n.name, [low.dense(n.inputs[0])], low.declare(n.output), n.name,
+        "softmax",
+        n.name,
+        [low.dense(n.inputs[0])],
+        low.declare(n.output),
+        n.name,
         {"axis": [n.axis % rank], "log": [int(n.log)]},
-    )  # fmt: skip
+    )

@@ -444,6 +444,13 @@ def lower_slice(low: Lowering, n: Slice) -> None:
 @lowers(Pad)
 def lower_pad(low: Lowering, n: Pad) -> None:
     low.node(
-        "pad", n.name, [low.dense(n.inputs[0])], low.declare(n.output), n.name, {"before": list(n.before)},
-        {"value": [n.value]}, None, {"mode": n.mode},
-    )  # fmt: skip
+        "pad",
+        n.name,
+        [low.dense(n.inputs[0])],
+        low.declare(n.output),
+        n.name,
+        {"before": list(n.before)},
+        {"value": [n.value]},
+        None,
+        {"mode": n.mode},
+    )

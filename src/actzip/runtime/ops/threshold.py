@@ -54,8 +54,9 @@ def torch_where(b: Builder, a: dict[str, Any]) -> Any:
             flat = t.reshape(-1)
             shape = b.shape(c.x)
             channels = t.numel() > 1 and list(t.shape) == [1] * (t.ndim - len(shape) + 1) + [
-                t.numel(), *[1] * (len(shape) - 2)
-            ]  # fmt: skip
+                t.numel(),
+                *[1] * (len(shape) - 2),
+            ]
             if t.numel() == 1 or channels:
                 return b.act(c.x, "threshold", param=flat.numpy())
     raise b.refuse("`where` is supported only as a threshold, where(x <= t, 0, x)")
