@@ -42,7 +42,8 @@ $(VENV)/.test-all: $(VENV)/.ready .ci/packages.py
 	$$install -r $(VENV)/test-all.txt || \
 	  while read -r package; do $$install "$$package" || echo "not installed: $$package"; done < $(VENV)/test-all.txt
 	command -v chromium || command -v chromium-browser || command -v google-chrome || { \
-	  test "$$(id -u)" = 0 && apt-get update && timeout 300 apt-get install -y --no-install-recommends chromium; \
+	  export DEBIAN_FRONTEND=noninteractive; install="apt-get install -y --no-install-recommends"; \
+	  test "$$(id -u)" = 0 && timeout 60 apt-get update && timeout 300 $$install --download-only chromium && $$install chromium; \
 	} >/dev/null 2>&1 || echo "not installed: Chromium"
 	touch $@
 
