@@ -130,12 +130,14 @@ bench-engine: setup ## every table of the engine (hours are not needed, an idle 
 
 lint: setup ## ruff, clang-format, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python .ci/wrap.py --check
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
 	cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/actzip/_native/*.pyi src/actzip/_native/  # the native modules' stubs, which the build made
 	$(BIN)/mypy
 
 format: setup ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	$(BIN)/python .ci/wrap.py
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
 docs: setup ## the documentation as a site, in site/
