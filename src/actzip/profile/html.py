@@ -9,34 +9,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from actzip.profile.report import Report
+    from collections.abc import Mapping
+
+    from actzip.profile.collect import Sample
 
 __all__ = ["render"]
 
 
-def render(report: Report) -> str:
-    """The HTML page of a report, as text."""
+def render(data: dict[str, Any], samples: Mapping[str, Sample]) -> str:
+    """The HTML page of a report's plain data and its sample maps, as text."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     source = resources.files("actzip.profile").joinpath("report.html.j2").read_text(encoding="utf-8")
-    payload = report.to_dict()
-    payload["samples"] = _samples(report)
+    payload = {**data, "samples": _pictures(samples)}
     # "</script>" inside a string would end the script element
-    data = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
     return environment.from_string(source).render(
-        title=f"actzip profile: {payload['model']['name']}", data=data
+        title=f"actzip profile: {payload['model']['name']}", data=text
     )
 
 
-def _samples(report: Report) -> dict[str, Any]:
+def _pictures(samples: Mapping[str, Sample]) -> dict[str, Any]:
     """Real activation maps as 8-bit grey levels (0 is an exact zero; magnitudes on a square-root scale)."""
     import base64
 
-    if report.collection is None:
-        return {}
     out = {}
-    for name, sample in report.collection.samples.items():
+    for name, sample in samples.items():
         values = np.abs(sample.values.astype(np.float32))
         values = np.where(np.isfinite(values), values, 0)
         step = max(1, -(-max(values.shape[1:]) // 64))

@@ -22,7 +22,7 @@ class Subject:
     """A model and what to run it on.
 
     Attributes:
-        images: how many there will be.
+        images: how many there will be at most; None: all of them.
         source: where they come from, in words.
         random: they are random numbers.
         skipped: images that could not be read, each with the reason.
@@ -30,7 +30,7 @@ class Subject:
 
     model: nn.Module
     loader: Iterable[Any]
-    images: int
+    images: int | None
     source: str
     random: bool = False
     skipped: tuple[str, ...] = ()
