@@ -128,12 +128,13 @@ test-wheel: wheel ## the newest wheel in an environment of its own without a com
 bench-engine: setup ## every table of the engine (hours are not needed, an idle machine is): docs/results/engine.md
 	$(BIN)/python benchmarks/engine/suite.py
 
-lint: setup ## ruff, clang-format, mypy
+lint: setup ## ruff, clang-format, mypy, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python .ci/wrap.py --check
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
 	cp $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/actzip/_native/*.pyi src/actzip/_native/  # the native modules' stubs, which the build made
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
