@@ -26,9 +26,14 @@ __all__ = [
     "MIN_BITS",
     "IntegerMap",
     "QuantRange",
+    "aligned",
     "check_bits",
     "dequantize_linear",
     "fake_quantize",
+    "lsq_gradients",
+    "on_grid",
+    "per_scale",
+    "pieces",
     "quantize_linear",
 ]
 
@@ -78,7 +83,7 @@ class QuantRange:
         return torch.int16 if self.signed else torch.int32
 
 
-def _shaped(scale: Tensor, x: Tensor) -> Tensor:
+def aligned(scale: Tensor, x: Tensor) -> Tensor:
     """``scale`` (one number, or one a channel) so that it broadcasts along dimension 1 of ``x``."""
     scale = scale.to(device=x.device, dtype=torch.float32)
     if scale.numel() == 1:
@@ -110,7 +115,7 @@ def quantize_linear(x: Tensor, scale: Tensor | float, bits: int, *, signed: bool
     r = QuantRange(check_bits(bits), signed)
     if not x.is_floating_point():
         raise InputError(f"only floating-point maps are quantized, not {x.dtype}")
-    s = _shaped(_check_scale(scale), x)
+    s = aligned(_check_scale(scale), x)
     q = _rounded(x.detach(), s, r)
     if bool(torch.isnan(q).any()):
         raise InputError("the map has NaN, which no integer stands for")
@@ -119,7 +124,7 @@ def quantize_linear(x: Tensor, scale: Tensor | float, bits: int, *, signed: bool
 
 def dequantize_linear(q: Tensor, scale: Tensor | float) -> Tensor:
     """float32(q) * scale, in float32; ``scale`` as in :func:`quantize_linear`."""
-    return q.to(torch.float32) * _shaped(_check_scale(scale), q)
+    return q.to(torch.float32) * aligned(_check_scale(scale), q)
 
 
 def _check_scale(scale: Tensor | float) -> Tensor:
@@ -132,7 +137,7 @@ def _check_scale(scale: Tensor | float) -> Tensor:
 _CHUNK = 1 << 17  # elements: on a CPU a map is worked on in pieces that stay in cache
 
 
-def _pieces(x: Tensor) -> list[slice]:
+def pieces(x: Tensor) -> list[slice]:
     """Slices of dimension 0 of about :data:`_CHUNK` elements; one on devices other than a CPU."""
     if x.device.type != "cpu" or x.dim() == 0 or x.numel() <= _CHUNK:
         return [slice(None)]
@@ -140,11 +145,11 @@ def _pieces(x: Tensor) -> list[slice]:
     return [slice(i, i + step) for i in range(0, int(x.shape[0]), step)]
 
 
-def _on_grid(x: Tensor, shaped: Tensor, qmin: int, qmax: int) -> Tensor:
+def on_grid(x: Tensor, shaped: Tensor, qmin: int, qmax: int) -> Tensor:
     """``x`` rounded to the grid, in x's dtype."""
     y = torch.empty_like(x)
     direct = x.dtype == torch.float32
-    for part in _pieces(x) if x.dim() else [...]:
+    for part in pieces(x) if x.dim() else [...]:
         a = x[part]
         if direct:
             torch.div(a, shaped, out=y[part]).round_().clamp_(qmin, qmax).mul_(shaped)
@@ -162,30 +167,30 @@ class _Lsq(torch.autograd.Function):
         s = scale.detach().clamp_min(torch.finfo(torch.float32).tiny)
         ctx.save_for_backward(x, s)
         ctx.range = (qmin, qmax)
-        return _on_grid(x, _shaped(s, x), qmin, qmax)
+        return on_grid(x, aligned(s, x), qmin, qmax)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, s = ctx.saved_tensors
         qmin, qmax = ctx.range
-        return *_lsq_gradients(grads[0], x, s, qmin, qmax, ctx.needs_input_grad[1]), None, None
+        return *lsq_gradients(grads[0], x, s, qmin, qmax, ctx.needs_input_grad[1]), None, None
 
 
-def _per_scale(values: Tensor, scale: Tensor) -> Tensor:
+def per_scale(values: Tensor, scale: Tensor) -> Tensor:
     """The sum of ``values`` (of a map's shape) that belongs to each number of ``scale``."""
     if scale.numel() == 1:
         return values.sum()
     return values.transpose(0, 1).reshape(scale.numel(), -1).sum(1)
 
 
-def _lsq_gradients(
+def lsq_gradients(
     grad: Tensor, x: Tensor, s: Tensor, qmin: int, qmax: int, want_scale: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of ``x`` and of the scale ``s`` for that of the fake-quantized map."""
-    shaped = _shaped(s, x)
+    shaped = aligned(s, x)
     grad_x = torch.empty_like(x)
     total = torch.zeros(s.numel(), dtype=torch.float32, device=x.device)
-    for part in _pieces(x) if x.dim() else [...]:
+    for part in pieces(x) if x.dim() else [...]:
         g = grad[part].to(torch.float32)
         v = torch.div(x[part].to(torch.float32), shaped)
         inner = torch.ops.aten.hardtanh_backward(g, v, qmin, qmax)  # g where qmin < v < qmax, else 0
@@ -195,7 +200,7 @@ def _lsq_gradients(
             bounded = v.clamp(qmin, qmax)
             outer = torch.sub(g, inner).mul_(bounded)
             step = torch.round(bounded, out=bounded).sub_(v).mul_(inner).add_(outer)
-            total += _per_scale(step, s)
+            total += per_scale(step, s)
     grad_s = total.reshape(s.shape) / math.sqrt(max(1, x.numel() // s.numel()) * qmax) if want_scale else None
     return grad_x, grad_s
 
@@ -209,7 +214,7 @@ def fake_quantize(x: Tensor, scale: Tensor, r: QuantRange) -> Tensor:
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _Lsq.apply(x, scale, r.qmin, r.qmax)  # type: ignore[no-untyped-call, no-any-return]
-    return _on_grid(x.detach(), _shaped(scale.detach(), x), r.qmin, r.qmax)
+    return on_grid(x.detach(), aligned(scale.detach(), x), r.qmin, r.qmax)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_with
-from actzip.quantize.linear import _lsq_gradients, _on_grid, _per_scale, _pieces, _shaped
+from actzip.quantize.linear import aligned, lsq_gradients, on_grid, per_scale, pieces
 from actzip.quantize.model import SiteQuantizer, quantization, visiting
 from actzip.training.loop import Pace, read_checkpoint, train_mode
 from actzip.training.mixup import mixed
@@ -44,26 +44,26 @@ class _QuantizedRate(torch.autograd.Function):
         s = scale.detach().clamp_min(torch.finfo(torch.float32).tiny)
         ctx.save_for_backward(x, s)
         ctx.range, ctx.samples = (qmin, qmax), samples
-        shaped, looked = _shaped(s, x), x[:samples]
+        shaped, looked = aligned(s, x), x[:samples]
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        for part in _pieces(looked):
+        for part in pieces(looked):
             total += torch.div(looked[part].abs(), shaped).log1p_().sum(dtype=torch.float64)
-        return _on_grid(x, shaped, qmin, qmax), (total / math.log(2)).to(torch.float32)
+        return on_grid(x, shaped, qmin, qmax), (total / math.log(2)).to(torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, s = ctx.saved_tensors
         qmin, qmax = ctx.range
-        grad_x, grad_s = _lsq_gradients(grads[0], x, s, qmin, qmax, ctx.needs_input_grad[1])
+        grad_x, grad_s = lsq_gradients(grads[0], x, s, qmin, qmax, ctx.needs_input_grad[1])
         weight = float(grads[1]) / math.log(2)
-        shaped, looked, out = _shaped(s, x), x[: ctx.samples], grad_x[: ctx.samples]
+        shaped, looked, out = aligned(s, x), x[: ctx.samples], grad_x[: ctx.samples]
         total = torch.zeros(s.numel(), device=x.device)
-        for part in _pieces(looked):
+        for part in pieces(looked):
             size = looked[part].abs()
             inverse = torch.add(size, shaped).reciprocal_().mul_(weight)
             out[part] += torch.mul(inverse, looked[part].sign())  # nothing at 0
             if grad_s is not None:
-                total -= _per_scale(torch.div(size, shaped).mul_(inverse), s)
+                total -= per_scale(torch.div(size, shaped).mul_(inverse), s)
         return grad_x, None if grad_s is None else grad_s + total.reshape(s.shape), None, None, None
 
 
