@@ -1,8 +1,9 @@
 """Where the zeros, the bits and the time are: per-layer statistics of activation maps, and reports of them.
 
-``profile(model, loader)``, or ``profile("resnet18", "photos/")``, runs the model over the inputs and counts, layer by layer: density and its spread,
-effective MACs (exactly, borders and strides included), what each codec makes of each map, and what the engine gains
-by the clock. See ``docs/profile.md`` for every figure's definition and the JSON's schema.
+``profile(model, loader)``, or ``profile("resnet18", "photos/")``, runs the model over the inputs
+and counts, layer by layer: density and its spread, effective MACs (exactly, borders and strides
+included), what each codec makes of each map, and what the engine gains by the clock. See
+``docs/profile.md`` for every figure's definition and the JSON's schema.
 """
 
 from __future__ import annotations

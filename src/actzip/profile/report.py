@@ -1,4 +1,5 @@
-"""The profile's result: a table, JSON with a published schema, one self-contained HTML file, CSV and Parquet."""
+"""The profile's result: a table, JSON with a published schema, one self-contained HTML file, CSV
+and Parquet."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def _round(value: Any) -> Any:
 class Report:
     """What :func:`actzip.profile` returns: the numbers in ``data`` (see ``docs/profile.md`` for the schema).
 
-    In a notebook it shows itself; :meth:`table` is the Rich table, :meth:`to_json` and :meth:`to_html` write files.
+    In a notebook it shows itself; :meth:`table` is the Rich table, :meth:`to_json` and
+    :meth:`to_html` write files.
     """
 
     data: dict[str, Any]
@@ -78,7 +80,8 @@ class Report:
         return text
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The report as one HTML page that opens without network; written to ``path`` too where one is given."""
+        """The report as one HTML page that opens without network; written to ``path`` too where one
+        is given."""
         from actzip.profile.html import render
 
         text = render(self.to_dict(), self.collection.samples if self.collection else {})
@@ -128,8 +131,9 @@ class Report:
         return out
 
     def frames(self) -> dict[str, list[dict[str, Any]]]:
-        """The report as flat rows: ``maps``, ``layers``, ``runs`` (zero runs and bursts), ``values`` (magnitudes),
-        ``channels`` (density of each) and ``thresholds`` (density if values up to a threshold were zero)."""
+        """The report as flat rows: ``maps``, ``layers``, ``runs`` (zero runs and bursts),
+        ``values`` (magnitudes), ``channels`` (density of each) and ``thresholds`` (density if
+        values up to a threshold were zero)."""
         from actzip.profile.tables import flat_rows
 
         return flat_rows(self.data)
@@ -138,7 +142,8 @@ class Report:
         import html as escape
 
         page = escape.escape(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0" title="actzip profile"></iframe>'
+        style = "width:100%;height:720px;border:0"
+        return f'<iframe srcdoc="{page}" style="{style}" title="actzip profile"></iframe>'
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -159,7 +164,8 @@ def load_report(path: str | os.PathLike[str]) -> Report:
     """Reads a report that :meth:`Report.to_json` wrote.
 
     Raises:
-        DataError: the file is missing, is not JSON or is not an actzip profile of a schema that this version knows.
+        DataError: the file is missing, is not JSON or is not an actzip profile of a schema that
+            this version knows.
     """
     data = read_json(path)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:

@@ -1,4 +1,5 @@
-"""``actzip.profile``: one pass over the inputs, what it counted, what the engine takes, and a report of it all."""
+"""``actzip.profile``: one pass over the inputs, what it counted, what the engine takes, and a
+report of it all."""
 
 from __future__ import annotations
 
@@ -48,17 +49,21 @@ def profile(
     """Counts where the zeros, the bits and the time of ``model`` are over the inputs of ``loader``.
 
     Args:
-        model: any ``nn.Module``; it is run in eval mode, without gradient, and left as it was. Or what the command line
-            takes: a torchvision or timm name, an import path, a ``.pt2`` or ``.onnx`` file.
+        model: any ``nn.Module``; it is run in eval mode, without gradient, and left as it was. Or
+            what the command line takes: a torchvision or timm name, an import path, a ``.pt2`` or
+            ``.onnx`` file.
         loader: batches of inputs ``N, C, H, W``; (input, label) pairs, tuples and dicts are understood
-            (:func:`actzip.profile.collect.split_inputs`). Or a folder of images, a parquet file, WebDataset shards, an
-            ``.npy``, a data set's name: 100 images of it, or ``max_images``. None, for a model given by name: random
-            numbers, with a warning that densities mean nothing.
+            (:func:`actzip.profile.collect.split_inputs`). Or a folder of images, a parquet file,
+            WebDataset shards, an ``.npy``, a data set's name: 100 images of it, or ``max_images``.
+            None, for a model given by name: random numbers, with a warning that densities mean
+            nothing.
         name, source: how the model and the data are named in the report.
-        codecs: names of codecs, each tried at all of ``bits``; or a mapping from name to bit widths; empty for none.
-            Each map of each image is quantized by its own largest magnitude, coded whole, and measured with headers.
+        codecs: names of codecs, each tried at all of ``bits``; or a mapping from name to bit
+            widths; empty for none. Each map of each image is quantized by its own largest
+            magnitude, coded whole, and measured with headers.
         bits: bit widths for entropies and codecs.
-        layers, ignore: the activation maps to look at (:mod:`actzip.activations`); MACs are always counted for all.
+        layers, ignore: the activation maps to look at (:mod:`actzip.activations`); MACs are always
+            counted for all.
         max_images: stop after this many images.
         engine: compile the model too and measure its layers; where it cannot be compiled the report says why.
         whatif_images: images of the first batches used for the threshold what-if (0: none).
@@ -66,18 +71,21 @@ def profile(
         threads: threads for codecs and engine; None for all.
         random: the inputs are random numbers: the report warns that densities mean nothing.
         skipped: inputs that could not be read, each with the reason: the report counts and names them.
-        distributed: under ``torch.distributed``, each process with its part of the data: counts are merged exactly, and
-            every process gets the report of all (what-if and times are of its own inputs).
+        distributed: under ``torch.distributed``, each process with its part of the data: counts are
+            merged exactly, and every process gets the report of all (what-if and times are of its
+            own inputs).
         progress: show progress bars on standard error, where that is a terminal.
         on_batch: called with the number of images after each batch.
-        on_step: called with (done, all) while the engine is calibrated, for a minute the first time on a machine.
+        on_step: called with (done, all) while the engine is calibrated, for a minute the first time
+            on a machine.
 
     Returns:
         A :class:`Report`. Units: MACs and bytes per image, bits/element, milliseconds at batch 1.
 
     Raises:
         DataError: the loader gives no batch; data that is missing or unreadable.
-        InputError: a batch that the model cannot take, an unknown bit width, an unknown name (near matches are named).
+        InputError: a batch that the model cannot take, an unknown bit width, an unknown name (near
+            matches are named).
         LayerError: a layer name that the model does not have.
     """
     subject, name = _subject(model, loader, name, max_images)

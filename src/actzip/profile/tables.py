@@ -20,8 +20,8 @@ def report_table(data: Mapping[str, Any]) -> Group:
     notes += [Text(f"warning: {w}", style="yellow") for w in data["warnings"]]
     info = data["environment"]
     foot = Text(
-        f"{data['model']['name']}: {data['data']['images']} images from {data['data']['source']}; coded columns are"
-        f" bits/element, headers included. {info['cpu']}, {info['isa']}, {info['threads']} threads."
+        f"{data['model']['name']}: {data['data']['images']} images from {data['data']['source']}; "
+        f"coded columns are bits/element, headers included. {info['cpu']}, {info['isa']}, {info['threads']} threads."
     )
     return Group(_layers(data), _maps(data), *notes, foot)
 
