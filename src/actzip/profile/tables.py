@@ -21,7 +21,8 @@ def report_table(data: Mapping[str, Any]) -> Group:
     info = data["environment"]
     foot = Text(
         f"{data['model']['name']}: {data['data']['images']} images from {data['data']['source']}; "
-        f"coded columns are bits/element, headers included. {info['cpu']}, {info['isa']}, {info['threads']} threads."
+        "coded columns are bits/element, headers included. "
+        f"{info['cpu']}, {info['isa']}, {info['threads']} threads."
     )
     return Group(_layers(data), _maps(data), *notes, foot)
 
