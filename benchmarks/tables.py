@@ -601,8 +601,8 @@ def profile() -> list[str]:
             f"({predicted['layers']} layers)",
             f"median absolute error {100 * predicted['median_layer_error']:.1f} % a layer, "
             f"{100 * predicted['median_network_error']:.1f} % a network; the worst network is "
-            f"{worst['network']}, "
-            f"{100 * abs(worst['error']):.0f} % too {'fast' if worst['error'] < 0 else 'slow'}",
+            f"{worst['network']}, {100 * abs(worst['error']):.0f} % too "
+            f"{'fast' if worst['error'] < 0 else 'slow'}",
         ),
         (
             f"Inception-V3, trained weights, {inception['images']} photographs, all codecs at 8 "

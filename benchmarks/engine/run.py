@@ -299,8 +299,7 @@ def main() -> None:
     parser.add_argument(
         "--gate",
         help="shell command that answers a line when the machine is free and keeps it so until its "
-        "input closes; "
-        "asked for before actzip's trials and the timed rounds",
+        "input closes; asked for before actzip's trials and the timed rounds",
     )
     parser.add_argument(
         "--results", type=Path, help="folder of the JSON file; by default that of this machine"
@@ -460,8 +459,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
         ]  # fmt: skip
         print(
             f"{name:34} {str(r['version'])[:12]:12} {r['zeros']:15} {number(r['density'], 3):>7} "
-            f"{number(r['top1_agreement'], 3):>6} "
-            f"{number(r['output_error'], 3):>6} "
+            f"{number(r['top1_agreement'], 3):>6} {number(r['output_error'], 3):>6} "
             f"{r['median_ms']:9.2f} " + " ".join(f"{c:>8}" for c in cells)
         )
     for r in rows:

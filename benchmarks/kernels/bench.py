@@ -233,8 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(
             f"{net:14s} d{density:4.2f} {mine * 1e3:8.2f} ms  {100 * share:5.1f} %  oneDNN "
-            f"{theirs * 1e3:8.2f} ms  "
-            f"{theirs / mine:5.2f}x"
+            f"{theirs * 1e3:8.2f} ms  {theirs / mine:5.2f}x"
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

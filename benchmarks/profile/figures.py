@@ -91,8 +91,8 @@ def predict(args: argparse.Namespace) -> None:
         known.append(row)
         print(
             f"{name} {density or ''}: measured {row['latency_ms']:.2f} ms, predicted "
-            f"{row['predicted_ms']:.2f}"
-            f" ({row['error']:+.1%}); layers {row['median_layer_error']:.1%}",
+            f"{row['predicted_ms']:.2f} ({row['error']:+.1%}); layers "
+            f"{row['median_layer_error']:.1%}",
             flush=True,
         )
         layers = [abs(e) for r in known for e in r["layer_errors"]]

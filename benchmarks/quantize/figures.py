@@ -59,8 +59,7 @@ def row(
     best = data["codecs"]["best"]
     print(
         f"{network:10s} {stage:12s} {bits!s:>5s} bits  accuracy "
-        f"{100 * (report.accuracy or 0):6.2f} %  density "
-        f"{report.density:.3f}  "
+        f"{100 * (report.accuracy or 0):6.2f} %  density {report.density:.3f}  "
         + "  ".join(f"{c} {v['gain_float32']:.2f}x" for c, v in data["codecs"].items())
         + f"  (best {best['bits_per_element']:.3f} bits/element, {seconds:.0f} s)",
         flush=True,

@@ -38,10 +38,9 @@ VERBS = (
 )
 
 _EPILOG = (
-    "Exit codes: 0 done, 1 other error, 2 wrong value or option, 3 damaged blob, 4 missing data, 5 "
-    "wrong recipe, "
-    "6 unknown layer, 7 unsupported operator, 8 training failed, 130 interrupted, 143 ended by "
-    "SIGTERM. --debug shows tracebacks."
+    "Exit codes: 0 done, 1 other error, 2 wrong value or option, 3 damaged blob, 4 missing data, "
+    "5 wrong recipe, 6 unknown layer, 7 unsupported operator, 8 training failed, 130 interrupted, "
+    "143 ended by SIGTERM. --debug shows tracebacks."
 )
 
 

@@ -21,8 +21,7 @@ def register(app: typer.Typer) -> None:
         target: Path | None = typer.Argument(
             None,
             help="A .npy, .npz, .pt or .safetensors file, replaced in one step if it exists; "
-            "default: the source's name "
-            "with .npy, or .npz for several maps.",
+            "default: the source's name with .npy, or .npz for several maps.",
         ),
         name: str | None = typer.Option(None, help="Decode only this map of a file of maps."),
         integers: bool = typer.Option(False, "--integers", help="Keep quantized values as integers."),

@@ -19,8 +19,7 @@ def register(app: typer.Typer) -> None:
         target: Path | None = typer.Argument(
             None,
             help="The file to write, replaced in one step if it exists; default: the source's name "
-            "with .acz, or .azm "
-            "for several arrays.",
+            "with .acz, or .azm for several arrays.",
         ),
         codec: str = typer.Option("auto", help="A codec (see actzip info), or auto for the smallest result."),
         bits: int | None = typer.Option(

@@ -15,8 +15,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         epilog="Example:  actzip quantize mobilenet_v1 --weights cifar10_mobilenet_v1 --data "
-        "cifar10 --bits 8 "
-        "--out mobilenet.quant.json"
+        "cifar10 --bits 8 --out mobilenet.quant.json"
     )
     def quantize(
         model: str = typer.Argument(

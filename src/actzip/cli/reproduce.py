@@ -166,10 +166,8 @@ def _print(results: dict[str, Any], folder: Path) -> None:
         same = all(x["same_predictions"] for x in c)
         out.print(
             f"Every activation map of {c[0]['images']:,} test images encoded and decoded: "
-            f"{blobs:,} blobs, all equal bit "
-            "for bit; predictions of the layers run on the decoded maps: "
-            f"{'all the same' if same else 'DIFFERENT'}. "
-            "Sizes include every header.",
+            f"{blobs:,} blobs, all equal bit for bit; predictions of the layers run on the decoded "
+            f"maps: {'all the same' if same else 'DIFFERENT'}. Sizes include every header.",
             highlight=False,
         )
     for t in results["targets"]:

@@ -15,8 +15,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         epilog="Example:  actzip sparsify cifar_resnet20 --weights cifar10_resnet20 --data cifar10 "
-        "--epochs 5 "
-        "--alpha auto --out sparse.safetensors"
+        "--epochs 5 --alpha auto --out sparse.safetensors"
     )
     def sparsify(
         model: str = typer.Argument(

@@ -173,8 +173,7 @@ def _mnist(roots: list[Path], split: str, image_size: int | None, download: bool
             why = f"cannot be downloaded ({type(error).__name__})"
     warnings.warn(
         f"MNIST is in none of {[str(r) for r in roots]} and {why}; scikit-learn's digits (1,797 "
-        "images of 8x8, "
-        "enlarged) stand in for it",
+        "images of 8x8, enlarged) stand in for it",
         ActzipWarning,
         stacklevel=3,
     )

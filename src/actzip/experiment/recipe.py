@@ -352,8 +352,7 @@ def made_by(recipe: Recipe, file: Path) -> dict[str, Path]:
         if recipe.continues and run not in found:
             raise RecipeError(
                 f"{file}: model.{key}: {path} is of the run {run!r}, which none of the recipes "
-                "under continues makes: "
-                f"they make {', '.join(found)}"
+                f"under continues makes: they make {', '.join(found)}"
             )
     return found
 

@@ -170,8 +170,7 @@ class _Experiment:
         if validation >= len(everything):
             raise RecipeError(
                 f"data.validation: {d.validation} images are to be set aside, but "
-                f"{everything.source} has only "
-                f"{len(everything)}"
+                f"{everything.source} has only {len(everything)}"
             )
         self.train, self.val = split(everything, validation, recipe.seed)
         if passes > 1:

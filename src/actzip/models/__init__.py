@@ -207,9 +207,8 @@ def _unknown(name: str, known: list[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or [n for n in known if name in n][:4]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     return InputError(
-        f"no model is called {name!r}{hint} "
-        f"(ours: {', '.join(OWN)}; torchvision and timm names; or an import path like "
-        "package.module:attribute)"
+        f"no model is called {name!r}{hint} (ours: {', '.join(OWN)}; torchvision and timm names; "
+        "or an import path like package.module:attribute)"
     )
 
 

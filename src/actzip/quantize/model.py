@@ -402,8 +402,7 @@ def marked(model: nn.Module) -> Iterator[list[str]]:
     if left:
         warnings.warn(
             f"{len(left)} quantized maps ({', '.join(left[:3])}{' ...' if len(left) > 3 else ''}) "
-            "are signed or have a scale "
-            "a channel: the engine keeps them as floats",
+            "are signed or have a scale a channel: the engine keeps them as floats",
             ActzipWarning,
             stacklevel=3,
         )

@@ -124,14 +124,12 @@ class Explanation:
         lines += [
             "",
             f"{self.milliseconds:.2f} ms, batch {self.batch}, {self.threads} thread(s), "
-            f"{self.machine.get('cpu', '')} ({isa}), peak "
-            f"{self.peak_gflops:.0f} GFLOP/s a core",
+            f"{self.machine.get('cpu', '')} ({isa}), peak {self.peak_gflops:.0f} GFLOP/s a core",
             f"{self.macs / 1e6:.0f} MMACs, {self.effective_macs / 1e6:.0f} effective (theoretical speed-up "
             f"{self.theoretical_speedup:.2f}); convolutions run them at "
             f"{100 * self.peak_share:.0f} % of the peak",
             f"activations {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB "
-            "if all were dense), weights "
-            f"{self.weight_bytes / 1e6:.1f} MB",
+            f"if all were dense), weights {self.weight_bytes / 1e6:.1f} MB",
         ]
         if self.advice:
             lines.append(self.advice)

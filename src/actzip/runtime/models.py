@@ -84,15 +84,13 @@ def load_model(
         if path.suffix != ".pt2":
             raise DataError(
                 f"{path}: a pickled model runs code when it is read; give an ONNX file, or a name "
-                "and its weights "
-                "as safetensors"
+                "and its weights as safetensors"
             )
         if not trust:
             raise DataError(
                 f"{path}: reading an exported program runs code that the file holds, and it is not "
-                "said to be trusted: "
-                "--trust on the command line, actzip.load(path, trust=True) in Python; an ONNX "
-                "file holds no code"
+                "said to be trusted: --trust on the command line, actzip.load(path, trust=True) "
+                "in Python; an ONNX file holds no code"
             )
         net, dims = _exported(path)
         return _with_shape(net, shape or dims)

@@ -185,8 +185,8 @@ class SparsifyConfig:
             if self.alpha != "auto" or self.weighting not in ("macs", "mixed"):
                 raise InputError(
                     "speedup steers alpha by the work of the maps: it needs alpha='auto' and "
-                    "weighting='macs' or 'mixed', not "
-                    f"alpha={self.alpha!r} and weighting={self.weighting!r}"
+                    f"weighting='macs' or 'mixed', not alpha={self.alpha!r} and "
+                    f"weighting={self.weighting!r}"
                 )
             between("speedup", 1, 1e6)
         if isinstance(self.alpha, str):

@@ -154,10 +154,8 @@ class AccuracyFloor(Strength):
             accuracy, self.best = self.fallback
             warnings.warn(
                 f"no state of this run reached the floor: validation accuracy {self.floor:.4f} was "
-                "asked for, the "
-                f"best found is {accuracy:.4f} (theoretical speed-up "
-                f"{self.best['theoretical_speedup']:.2f}), "
-                "which is what is returned",
+                f"asked for, the best found is {accuracy:.4f} (theoretical speed-up "
+                f"{self.best['theoretical_speedup']:.2f}), which is what is returned",
                 ActzipWarning,
                 stacklevel=5,
             )

@@ -46,8 +46,8 @@ def usable(precision: str, device: str) -> str:
     if precision == "bfloat16" and not has_bfloat16(device):
         warnings.warn(
             "precision: bfloat16 was asked for, and training is in float32: torch has no bfloat16 "
-            "convolutions for this CPU (x86 "
-            "needs AVX-512) and would be many times slower with them",
+            "convolutions for this CPU (x86 needs AVX-512) and would be many times slower with "
+            "them",
             ActzipWarning,
             stacklevel=3,
         )
