@@ -87,6 +87,30 @@ inline void bind_plan(nanobind::module_& m) {
           },
           "batch"_a, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a = 0,
           "Share of non-zeros of every value that a node writes in one run, -1 for the others.")
+      .def(
+          "capture",
+          [](const Plan& p, int64_t batch, const std::vector<In>& inputs, const std::vector<Out>& outputs,
+             int threads, const std::vector<int>& values) {
+            const Call call(p, batch, inputs, outputs);
+            std::vector<std::vector<float>> found;
+            {
+              const nb::gil_scoped_release released;
+              found = p.capture(batch, call.in, call.out, threads, values);
+            }
+            nb::list arrays;
+            for (size_t i = 0; i < values.size(); ++i) {
+              const std::vector<int64_t> nchw = p.shape(values[i], batch);
+              std::vector<size_t> shape;
+              for (int d : {0, 2, 3, 1}) shape.push_back(static_cast<size_t>(nchw[static_cast<size_t>(d)]));
+              auto* data = new std::vector<float>(std::move(found[i]));
+              const nb::capsule owner(data,
+                                      [](void* v) noexcept { delete static_cast<std::vector<float>*>(v); });
+              arrays.append(nb::ndarray<nb::numpy, float>(data->data(), 4, shape.data(), owner));
+            }
+            return arrays;
+          },
+          "batch"_a, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a, "values"_a,
+          "Arrays (N, H, W, C): what these maps, which nodes read, hold in one run.")
       .def("shape", &Plan::shape, "value"_a, "batch"_a)
       .def("arena_bytes", &Plan::arena_bytes, "batch"_a)
       .def("weight_bytes", &Plan::weight_bytes)
@@ -95,7 +119,7 @@ inline void bind_plan(nanobind::module_& m) {
 
   static const auto node_of = [](const std::string& op, const std::string& name, std::vector<int> inputs,
                                  int output, const Ints& ints, const Floats& floats, const nb::dict& arrays,
-                                 const Strings& strings, std::vector<In>* lent) {
+                                 const Strings& strings) {
     NodeSpec s;
     s.op = op;
     s.name = name;
@@ -105,8 +129,12 @@ inline void bind_plan(nanobind::module_& m) {
     s.floats = floats;
     s.strings = strings;
     for (auto [k, v] : arrays) {
-      lent->push_back(nb::cast<In>(v));
-      s.borrowed[nb::cast<std::string>(k)] = {lent->back().data(), lent->back().size()};
+      // Given back wherever the last node drops it, which may be outside the interpreter's lock.
+      const std::shared_ptr<In> lent(new In(nb::cast<In>(v)), [](In* array) {
+        const nb::gil_scoped_acquire lock;
+        delete array;
+      });
+      s.borrowed[nb::cast<std::string>(k)] = {lent->data(), lent->size(), lent};
     }
     return s;
   };
@@ -156,7 +184,6 @@ inline void bind_plan(nanobind::module_& m) {
   struct Builder {
     PlanBuilder builder;
     std::vector<ValueSpec> values;
-    std::vector<In> lent;  // arrays that nodes borrow until the plan is built
   };
   nb::class_<Builder>(m, "PlanBuilder", "Values and nodes of a Plan to be; see docs/engine.md.")
       .def(nb::init<>())
@@ -181,8 +208,7 @@ inline void bind_plan(nanobind::module_& m) {
           "node",
           [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,
              const Ints& ints, const Floats& floats, const nb::dict& arrays, const Strings& strings) {
-            b.builder.node(
-                node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings, &b.lent));
+            b.builder.node(node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings));
           },
           "op"_a, "name"_a, "inputs"_a, "output"_a, "ints"_a = Ints{}, "floats"_a = Floats{},
           "arrays"_a = nb::dict(), "strings"_a = Strings{})
@@ -190,9 +216,8 @@ inline void bind_plan(nanobind::module_& m) {
           "variants",
           [](Builder& b, const std::string& op, const std::string& name, std::vector<int> inputs, int output,
              const Ints& ints, const Floats& floats, const nb::dict& arrays, const Strings& strings) {
-            std::vector<In> lent;
             return engine::node_variants(
-                node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings, &lent), b.values);
+                node_of(op, name, std::move(inputs), output, ints, floats, arrays, strings), b.values);
           },
           "op"_a, "name"_a, "inputs"_a, "output"_a, "ints"_a = Ints{}, "floats"_a = Floats{},
           "arrays"_a = nb::dict(), "strings"_a = Strings{},
@@ -202,14 +227,9 @@ inline void bind_plan(nanobind::module_& m) {
       .def(
           "output", [](Builder& b, int v) { b.builder.output(v); }, "value"_a)
       .def("build", [](Builder& b) {
-        std::unique_ptr<Plan> plan;
-        {
-          const nb::gil_scoped_release released;
-          b.values.clear();
-          plan = b.builder.build();
-        }
-        b.lent.clear();
-        return plan;
+        const nb::gil_scoped_release released;
+        b.values.clear();
+        return b.builder.build();
       });
 
   m.def("operators", &engine::operator_names, "Operators that a node of a plan can have.");

@@ -128,8 +128,34 @@ void Plan::reserve_scratch(Context& c, int threads) const {
   c.scratch_threads = threads;
 }
 
+namespace {
+
+// Four dimensions as N x H x W x C.
+std::vector<float> content(const View& v) {
+  std::vector<float> all(static_cast<size_t>(v.count()));
+  float* to = all.data();
+  for (int64_t n = 0; n < v.n(); ++n)
+    for (int64_t y = 0; y < v.h(); ++y, to += v.w() * v.c()) {
+      if (v.layout == Layout::plain) {
+        for (int64_t ch = 0; ch < v.c(); ++ch)
+          for (int64_t x = 0; x < v.w(); ++x)
+            to[x * v.c() + ch] = v.data[((n * v.c() + ch) * v.h() + y) * v.w() + x];
+      } else if (v.layout == Layout::packed) {
+        for (const BlockOf& b : blocks_of(v)) unpack_row(*v.packed, n, y, b.block, to + b.first, v.c());
+      } else {
+        for (int64_t x = 0; x < v.w(); ++x)
+          std::memcpy(to + x * v.c(), v.row(n, y) + x * v.pixel(),
+                      static_cast<size_t>(v.c()) * sizeof(float));
+      }
+    }
+  return all;
+}
+
+}  // namespace
+
 void Plan::execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
-                   int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities) const {
+                   int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities,
+                   std::map<int, std::vector<float>>* captured) const {
   if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size())
     fail("plan: " + std::to_string(inputs.size()) + " inputs and " + std::to_string(outputs.size()) +
          " outputs given, " + std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()) +
@@ -145,6 +171,10 @@ void Plan::execute(Context& c, const std::vector<const float*>& inputs, const st
       PackedMap& map = *c.maps[static_cast<size_t>(root)];
       map.bind(map.layout().n, c.arena.get() + r.index, c.arena.get() + r.values, r.capacity);
     }
+    if (captured != nullptr)
+      for (int v : nodes_[i]->spec.inputs)
+        if (const auto it = captured->find(v); it != captured->end() && it->second.empty())
+          it->second = content(c.views[static_cast<size_t>(v)]);
     if (timings != nullptr) {
       const auto start = Clock::now();
       nodes_[i]->run(c, threads);
@@ -190,6 +220,26 @@ std::vector<double> Plan::densities(int64_t batch, const std::vector<const float
   execute(*c, inputs, outputs, threads, nullptr, &d);
   give_back(std::move(c));
   return d;
+}
+
+std::vector<std::vector<float>> Plan::capture(int64_t batch, const std::vector<const float*>& inputs,
+                                              const std::vector<float*>& outputs, int threads,
+                                              const std::vector<int>& values) const {
+  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
+  std::map<int, std::vector<float>> captured;
+  for (int v : values) {
+    if (v < 0 || v >= static_cast<int>(values_.size())) fail("plan: no value " + std::to_string(v));
+    const ValueSpec& spec = values_[static_cast<size_t>(v)];
+    if (spec.dims.size() != 4 || spec.band > 0)
+      fail("plan: value '" + spec.name + "' has no four dimensions, or is never there as a whole");
+    captured[v];
+  }
+  auto c = acquire(batch);
+  execute(*c, inputs, outputs, threads, nullptr, nullptr, &captured);
+  give_back(std::move(c));
+  std::vector<std::vector<float>> all;
+  for (int v : values) all.push_back(captured[v]);
+  return all;
 }
 
 }  // namespace actzip::engine

@@ -60,10 +60,11 @@ struct ValueSpec {
   std::vector<float> data;  // constants
 };
 
-// Numbers of somebody else's, who keeps them until the plan is built.
+// Numbers of somebody else's, who keeps them unchanged for as long as there is a copy of `owner`.
 struct Borrowed {
   const float* data = nullptr;
   size_t size = 0;
+  std::shared_ptr<const void> owner;
 };
 
 struct NodeSpec {
@@ -105,6 +106,12 @@ class Plan {
   std::vector<double> densities(int64_t batch, const std::vector<const float*>& inputs,
                                 const std::vector<float*>& outputs, int threads) const;
 
+  // run, with the content of `values`, which must be maps (Layout::map, packed) that a node reads, as its
+  // first reader finds it: N x H x W x C.
+  std::vector<std::vector<float>> capture(int64_t batch, const std::vector<const float*>& inputs,
+                                          const std::vector<float*>& outputs, int threads,
+                                          const std::vector<int>& values) const;
+
   std::vector<int64_t> shape(int value, int64_t batch) const;
   const std::vector<int>& inputs() const { return inputs_; }
   const std::vector<int>& outputs() const { return outputs_; }
@@ -128,7 +135,8 @@ class Plan {
   void reserve_scratch(Context& c, int threads) const;
   void give_back(std::unique_ptr<Context> context) const;
   void execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
-               int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities) const;
+               int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities,
+               std::map<int, std::vector<float>>* captured = nullptr) const;
 
   Isa isa_ = Isa::baseline;
   std::vector<ValueSpec> values_;

@@ -42,14 +42,14 @@ void ConvProblem::check() const {
 }
 
 std::unique_ptr<Conv> Conv::make(const ConvProblem& p, const std::string& variant, const float* weight,
-                                 const float* bias) {
+                                 const float* bias, const std::shared_ptr<const void>& owner) {
   p.check();
   const Isa isa = active_isa();
   const std::string name = variant.empty() ? conv_variants(p).front() : variant;
   for (const Variant& v : variants(isa)) {
     if (name != v.row.name) continue;
     if (!v.family->can(v, p)) bad("kernel " + name + " cannot compute this problem");
-    return v.family->make(p, v, isa, weight, bias);
+    return v.family->make(p, v, isa, weight, bias, owner);
   }
   bad("no kernel named " + name + " for " + isa_name(isa));
 }

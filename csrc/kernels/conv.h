@@ -88,16 +88,18 @@ struct ConvArgs {
   int64_t first_image = 0, images = -1, first_row = 0, rows = -1;
 };
 
-// What of the output a work item computes: channels [first, first + width) of whole rows of one image.
+// What of the output a work item computes: channels [first, first + width) of whole rows of one image, or of
+// several whole images.
 struct ConvPart {
   int64_t image, first_row, rows, first, width;
+  int64_t images = 1;
 };
 
 // One row of the kernel table: a way to compute a convolution on one instruction set.
 struct KernelRow {
   const char* name;       // unique within an instruction set: "sparse-v4", "dense-6x64" ...
   const char* kind;       // "sparse" (skips zeros of packed input), "dense" (packed input is expanded by row
-                          // bands), "depthwise"
+                          // bands), "depthwise", "winograd" (skips channels that a tile does not have)
   int oc_tile;            // output channels computed at once
   int pixel_tile;         // output pixels computed at once
   const char* reference;  // where the idea is described
@@ -110,10 +112,11 @@ std::vector<std::string> conv_variants(const ConvProblem& p);
 
 class Conv {
  public:
-  // weight: float32 [oc][ic / groups][kh][kw], bias: [oc] or null. Both are copied. `variant`: a name of
+  // weight: float32 [oc][ic / groups][kh][kw], bias: [oc] or null. Both are copied; kernels that need the
+  // weights as they are, too, share them instead where `owner` keeps them. `variant`: a name of
   // conv_variants(p), or empty for the first. The kernel is that of the instruction set active now, for good.
   static std::unique_ptr<Conv> make(const ConvProblem& p, const std::string& variant, const float* weight,
-                                    const float* bias);
+                                    const float* bias, const std::shared_ptr<const void>& owner = nullptr);
   virtual ~Conv() = default;
 
   const ConvProblem& problem() const { return problem_; }

@@ -14,6 +14,7 @@ namespace actzip::kernels {
 
 inline constexpr int kMaxNv = 12;  // vectors of one accumulator tile
 inline constexpr int kMaxMr = 14;
+inline constexpr int kMaxWinograd = 4;
 
 // One (ic block, tap) over a run of output pixels: acc[i][0 .. nv * vl) += values of input pixel i * step
 // times the weight rows of their channels.
@@ -81,6 +82,46 @@ struct DepthwiseRow {
   int64_t first, count;  // output pixels first .. first + count
 };
 
+// Tiles side by side of one tile row and one input block: their A x A transformed places (A = M + 2).
+struct WinogradInput {
+  const uint64_t* masks[6];  // packed: of pixel 0 of every row; rows outside the map: zeros
+  const float* values[6];    // packed: of pixel 0; dense: pixel 0 of the block, null outside the map
+  int64_t pixel_stride;      // dense
+  int64_t iw, x;             // width of the map; the first tile's first pixel, which may be negative
+  int64_t tiles, width;      // channels of the block
+  uint64_t* tile_masks;
+  float* out;  // [place][tile][64]
+  int64_t place_stride;
+};
+
+// One place and input block over tiles: acc[tile] (+)= sum of values times the weight rows of their channels.
+struct WinogradProduct {
+  const float* weight;  // [channel][nv * vl]
+  const float* values;  // [tile][64], as WinogradInput::out
+  const uint64_t* masks;
+  int64_t tiles, across;     // of them side by side
+  float* acc;                // [tile][nv * vl]
+  bool first;                // starts from zero
+  const float* next_weight;  // fetched meanwhile: next_lines lines of 64 bytes a pair of tiles
+  int64_t next_lines;
+};
+
+// One tile: M x M pixels of `floats` channels from their places.
+struct WinogradOutput {
+  const float* acc;  // [place]
+  int64_t place_stride, floats;
+  const float* bias;
+  float* out;
+  int64_t row_stride, pixel_stride;
+};
+
+// The transforms of one tile size.
+struct WinogradTile {
+  void (*packed)(const WinogradInput&);
+  void (*dense)(const WinogradInput&);
+  bool (*output)(const WinogradOutput&);  // whether all is finite
+};
+
 struct Kernels {
   Isa isa;
   int vl;
@@ -90,8 +131,10 @@ struct Kernels {
   SparseRunFn
       sparse_taps_pair[5];  // three taps of two input pixels, by nv of a tap; null where there is none
   bool expanded_pairs;
-  DenseFn dense[kMaxNv + 1][kMaxMr + 1];  // by nv and mr; null where there is none
-  int dense_mr[kMaxNv + 1];               // the largest mr
+  WinogradTile winograd[kMaxWinograd + 1];                       // by M: 2 and 4
+  void (*winograd_product[kMaxNv + 1])(const WinogradProduct&);  // by nv; null where registers do not suffice
+  DenseFn dense[kMaxNv + 1][kMaxMr + 1];                         // by nv and mr; null where there is none
+  int dense_mr[kMaxNv + 1];                                      // the largest mr
 
   void (*fill)(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats);
   void (*epilogue)(const EpilogueRow&);

@@ -9,6 +9,7 @@
 #include "kernels/kernels.h"
 #include "kernels/pack.inl.h"
 #include "kernels/sparse.inl.h"
+#include "kernels/winograd.inl.h"
 
 namespace actzip::kernels {
 namespace ACTZIP_ISA_NS {
@@ -65,6 +66,14 @@ constexpr void put_dense(Kernels& k) {
   }
 }
 
+template <int NV>
+constexpr void put_winograd(Kernels& k) {
+  if constexpr (NV >= 1) {
+    k.winograd_product[NV] = winograd_product<NV>;
+    put_winograd<NV - 1>(k);
+  }
+}
+
 constexpr Kernels make_kernels() {
   Kernels k{};
   k.isa = ACTZIP_ISA_ID;
@@ -84,6 +93,9 @@ constexpr Kernels make_kernels() {
     put_dense<3, 4>(k);
   }
   k.expanded_pairs = kExpandedPairs;
+  put_winograd<kRegisters == 32 ? 8 : 6>(k);
+  k.winograd[2] = {winograd_packed<2>, winograd_dense<2>, winograd_output<2>};
+  k.winograd[4] = {winograd_packed<4>, winograd_dense<4>, winograd_output<4>};
   k.fill = fill;
   k.epilogue = epilogue;
   k.depthwise = depthwise_row;

@@ -8,6 +8,8 @@ namespace {
 const char* const kDesign = "docs/kernels.md";
 const char* const kIndirect = "Dukhan, The Indirect Convolution Algorithm, arXiv:1907.02129";
 const char* const kGoto = "Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008";
+const char* const kLavin =
+    "Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, arXiv:1509.09308";
 
 }  // namespace
 
@@ -17,6 +19,8 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"pair-16", "sparse", 16, 2, kDesign}, &kSparse, 4, 64},
       {{"taps-48", "sparse", 48, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"dense-6x8", "dense", 8, 6, kIndirect}, &kDense, 2, 96},
+      {{"winograd-4x4", "winograd", 24, 16, kLavin}, &kWinograd, 6, 56},
+      {{"winograd-2x2", "winograd", 24, 4, kLavin}, &kWinograd, 6, 98},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
   static const std::vector<Variant> neon = {
@@ -25,6 +29,8 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"pair-32", "sparse", 32, 2, kDesign}, &kSparse, 8, 64},
       {{"taps-48", "sparse", 48, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"dense-6x16", "dense", 16, 6, kIndirect}, &kDense, 4, 96},
+      {{"winograd-4x4", "winograd", 32, 16, kLavin}, &kWinograd, 8, 56},
+      {{"winograd-2x2", "winograd", 32, 4, kLavin}, &kWinograd, 8, 98},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
   static const std::vector<Variant> avx2 = {
@@ -38,6 +44,8 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"taps-96", "sparse", 96, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"dense-6x16", "dense", 16, 6, kIndirect}, &kDense, 2, 96},
       {{"dense-4x24", "dense", 24, 4, kGoto}, &kDense, 3, 96},
+      {{"winograd-4x4", "winograd", 48, 16, kLavin}, &kWinograd, 6, 56},
+      {{"winograd-2x2", "winograd", 48, 4, kLavin}, &kWinograd, 6, 98},
       {{"depthwise", "depthwise", 8, 1, kDesign}, &kDepthwise, 1, 1},
   };
   static const std::vector<Variant> avx512 = {
@@ -51,6 +59,8 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"dense-6x64", "dense", 64, 6, kIndirect}, &kDense, 4, 96},
       {{"dense-8x48", "dense", 48, 8, kIndirect}, &kDense, 3, 96},
       {{"dense-12x32", "dense", 32, 12, kIndirect}, &kDense, 2, 96},
+      {{"winograd-4x4", "winograd", 128, 16, kLavin}, &kWinograd, 8, 56},
+      {{"winograd-2x2", "winograd", 128, 4, kLavin}, &kWinograd, 8, 98},
       {{"depthwise", "depthwise", 16, 1, kDesign}, &kDepthwise, 1, 1},
   };
   switch (isa) {

@@ -15,12 +15,13 @@ struct Variant;
 struct Family {
   bool (*can)(const Variant& v, const ConvProblem& p);
   std::unique_ptr<Conv> (*make)(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,
-                                const float* bias);
+                                const float* bias, const std::shared_ptr<const void>& owner);
 };
 extern const Family kSparse;      // a tap at a time: sparse-*, pair-*
 extern const Family kSparseRow;   // the taps of a kernel row for an output pixel: row-*
 extern const Family kSparseTaps;  // the taps of a kernel row for an input pixel: taps-*
 extern const Family kDense;
+extern const Family kWinograd;
 extern const Family kDepthwise;
 
 struct Variant {
@@ -34,7 +35,7 @@ const std::vector<Variant>& variants(Isa isa);
 
 template <class C>
 std::unique_ptr<Conv> make_as(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,
-                              const float* bias) {
+                              const float* bias, const std::shared_ptr<const void>&) {
   return std::make_unique<C>(p, v, isa, weight, bias);
 }
 

@@ -129,12 +129,13 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
   std::vector<float> own;
   auto lent = s.borrowed.find("weight");
   if (lent == s.borrowed.end()) own = take(s, "weight", -1);
-  const Borrowed weight = lent == s.borrowed.end() ? Borrowed{own.data(), own.size()} : lent->second;
+  const Borrowed weight = lent == s.borrowed.end() ? Borrowed{own.data(), own.size(), {}} : lent->second;
   s.borrowed.clear();
   if (static_cast<int64_t>(weight.size) != p.oc * (p.ic / p.groups) * p.kh * p.kw)
     fail(s, "weight has " + std::to_string(weight.size) + " numbers");
   try {
-    conv_ = Conv::make(p, s.strings["variant"], weight.data, bias.empty() ? nullptr : bias.data());
+    conv_ =
+        Conv::make(p, s.strings["variant"], weight.data, bias.empty() ? nullptr : bias.data(), weight.owner);
   } catch (const std::invalid_argument& e) {
     fail(s, e.what());
   }
@@ -151,7 +152,7 @@ void KernelNode::run(Context& c, int threads) const {
 
 void KernelNode::activate(const ConvArgs& a, const ConvPart& part) const {
   const int64_t ow = conv_->problem().out_w(a.iw), oh = conv_->problem().out_h(a.ih);
-  const int64_t pixels = part.rows * ow;
+  const int64_t pixels = part.images * part.rows * ow;  // several images only as a whole: without gaps
   float* x = a.out + (part.image * oh + part.first_row) * ow * a.out_stride + part.first;
   if (part.width == a.out_stride && act_.param.size() <= 1) {
     act_.apply(rows_, x, 0, pixels * part.width);

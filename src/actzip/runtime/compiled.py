@@ -39,6 +39,7 @@ def compile(
     dynamic: bool = True,
     storage: str = "float32",
     pack: str = "auto",
+    winograd: bool = True,
 ) -> CompiledModel:
     """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
 
@@ -61,6 +62,9 @@ def compile(
             ``actzip.quantize`` (unsigned, one scale a map) are kept as 8- or 16-bit integers either way.
         pack: ``auto``: maps are packed where that is quicker, or where they are kept as integers;
             ``always``: wherever the engine can, for the least memory.
+        winograd: 3x3 convolutions may be computed by Winograd's transforms where trials find them
+            quicker and their error on the calibration input is at most 1e-5 of the layer's largest
+            output; False: direct convolution only.
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
@@ -73,7 +77,7 @@ def compile(
     if pack not in ("auto", "always"):
         raise InputError(f"pack must be 'auto' or 'always', not {pack!r}")
     graph, inputs = front_end(model, example, dynamic)
-    graph.meta["storage"], graph.meta["pack"] = storage, pack
+    graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
     graph = optimize(graph)
     shown = batch_of(graph, inputs)
     if calibration is not None:
@@ -117,6 +121,7 @@ def _choose(graph: g.Graph, inputs: list[Any], shown: int, threads: int, trials:
             cache=store,
             keep_dense=keep_dense,
             trials=trials,
+            winograd=graph.meta.get("winograd", True),
         )
     except MemoryError as error:
         raise InputError(f"not enough memory to compile at batch {batch}") from error

@@ -12,6 +12,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import peak_gflops
+from actzip.runtime.winograd import is_winograd, products, tile_density, tile_size
 
 __all__ = ["Explanation", "LayerRow", "explain"]
 
@@ -20,7 +21,9 @@ __all__ = ["Explanation", "LayerRow", "explain"]
 class LayerRow:
     """One node. ``density``: of its (first) input; ``effective_macs``: multiply-accumulates whose
     activation operand is not zero, borders and strides counted exactly, of the run explained (all
-    images); ``peak_share``: 2 * effective_macs / time over the measured peak of the threads
+    images); ``products``: what the kernel multiplies, which is less for Winograd's (those of the
+    transformed tiles that are not skipped); ``tile_density``: share of their (tile, channel) pairs
+    that are not all zero; ``peak_share``: 2 * products / time over the measured peak of the threads
     used."""
 
     name: str
@@ -37,6 +40,8 @@ class LayerRow:
     milliseconds: float
     peak_share: float | None
     source: str
+    products: int = 0
+    tile_density: float | None = None
 
 
 @dataclass
@@ -64,9 +69,11 @@ class Explanation:
 
     @property
     def peak_share(self) -> float:
-        """Effective MACs of the convolutions as a share of the peak, over the time of the convolutions."""
+        """Products of the convolutions as a share of the peak, over the time of the convolutions."""
         ms = sum(r.milliseconds for r in self.rows if r.macs)
-        return 2e-6 * self.effective_macs / (ms * self.peak_gflops * self.threads) if ms else 0.0
+        return (
+            2e-6 * sum(r.products for r in self.rows) / (ms * self.peak_gflops * self.threads) if ms else 0.0
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -84,8 +91,10 @@ class Explanation:
             "in",
             "out",
             "density",
+            "tiles",
             "MMACs",
             "eff. MMACs",
+            "Mproducts",
             "ms",
             "% time",
             "% peak",
@@ -102,8 +111,8 @@ class Explanation:
                     r.input_storage,
                     r.output_storage,
                     "-" if r.density is None else f"{r.density:.2f}",
-                    f"{r.macs / 1e6:.1f}" if r.macs else "-",
-                    f"{r.effective_macs / 1e6:.1f}" if r.macs else "-",
+                    "-" if r.tile_density is None else f"{r.tile_density:.2f}",
+                    *(f"{k / 1e6:.1f}" if r.macs else "-" for k in (r.macs, r.effective_macs, r.products)),
                     f"{r.milliseconds:.3f}",
                     f"{share:.1f}",
                     "-" if r.peak_share is None else f"{100 * r.peak_share:.0f}",
@@ -111,7 +120,7 @@ class Explanation:
                 )
             )
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-        left = {0, 1, 2, 3, 4, 11}
+        left = {0, 1, 2, 3, 4, len(head) - 1}
         lines = []
         for row in (head, *body):
             cells = [
@@ -202,12 +211,16 @@ def _row(
     """``kernel``: its name and kind; ``kept``: inputs of convolutions and linear layers; ``peak``:
     GFLOP/s of all threads."""
     x, y = graph.values[n.inputs[0]], graph.values[n.output]
-    macs, effective, density = 0, 0, x.density
+    macs, effective, multiplied, density, tiles = 0, 0, 0, x.density, None
     if n.inputs[0] in kept and isinstance(n, (ops.Conv2d, ops.Linear)):
         a = kept[n.inputs[0]].numpy()
         macs, effective = _work(n, a, y.shape)
+        multiplied = effective
+        if isinstance(n, ops.Conv2d) and is_winograd(kernel[0]):
+            m = tile_size(kernel[0])
+            tiles, multiplied = tile_density(a, n, m), products(a, n, m)
         density = float(np.count_nonzero(a)) / max(a.size, 1)
-    share = 2e-9 * effective / (seconds * peak) if macs and seconds > 0 else None
+    share = 2e-9 * multiplied / (seconds * peak) if macs and seconds > 0 else None
     return LayerRow(
         n.name,
         n.op,
@@ -222,6 +235,8 @@ def _row(
         seconds * 1e3,
         share,
         n.source,
+        multiplied,
+        tiles,
     )
 
 

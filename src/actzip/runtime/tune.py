@@ -29,6 +29,7 @@ from actzip.runtime import graph as g
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.storage import choose_storage, keeps_integers
+from actzip.runtime.winograd import TOLERANCE, errors, is_winograd
 
 __all__ = ["Tuned", "tune"]
 
@@ -78,7 +79,7 @@ class _Bench:
         return {v: d[i] for v, i in low.values.items() if d[i] >= 0}
 
 
-def _key(graph: g.Graph, n: ops.Conv2d, threads: int, batch: int) -> str:
+def _key(graph: g.Graph, n: ops.Conv2d, threads: int, batch: int, names: Sequence[str]) -> str:
     x, y = graph.values[n.inputs[0]], graph.values[n.output]
     density = 1.0 if x.density is None or x.storage == "dense" else round(x.density * 20) / 20
     residual = graph.values[n.inputs[1]].storage if len(n.inputs) > 1 else ""
@@ -98,6 +99,7 @@ def _key(graph: g.Graph, n: ops.Conv2d, threads: int, batch: int) -> str:
         threads,
         batch,
         _parts(graph, n.inputs[0]),
+        *names,
     ]
     return json.dumps(what)
 
@@ -110,23 +112,25 @@ def _parts(graph: g.Graph, v: str) -> list[int]:
     return [int(graph.shape(i)[1]) for i in p.inputs]  # type: ignore[arg-type]
 
 
+#: Node -> the Winograd kernels that are exact enough for it, and their errors.
+Exact = dict[str, dict[str, float]]
+
+
 def _try_variants(
-    graph: g.Graph, bench: _Bench, cache: TuningCache | None, fixed: dict[str, str] | None = None
+    graph: g.Graph, bench: _Bench, cache: TuningCache | None, exact: Exact
 ) -> tuple[dict[str, str], dict[str, float], dict[str, float]]:
     """Best variant of every convolution of ``graph`` as stored, its time, and the time of every
     other node."""
-    fixed = fixed or {}
-    base = lower(graph, fixed, want_variants=True)
+    base = lower(graph, want_variants=True)
     convs = [n for n in graph.nodes if isinstance(n, ops.Conv2d)]
     options: dict[str, list[str]] = {}
+    keys: dict[str, str] = {}
     best: dict[str, str] = {}
     cost: dict[str, float] = {}
     for n in convs:
-        names = base.variants.get(n.name, [])
-        if n.name in fixed:
-            options[n.name] = [fixed[n.name]]
-            continue
-        found = cache.get(_key(graph, n, bench.threads, bench.batch)) if cache is not None else None
+        names = [v for v in base.variants.get(n.name, []) if not is_winograd(v) or v in exact.get(n.name, {})]
+        keys[n.name] = _key(graph, n, bench.threads, bench.batch, names)
+        found = cache.get(keys[n.name]) if cache is not None else None
         if found and found.get("kernel") in names and isinstance(found.get("seconds"), float):
             best[n.name], cost[n.name] = str(found["kernel"]), float(found["seconds"])
             options[n.name] = [best[n.name]]
@@ -137,7 +141,7 @@ def _try_variants(
     open_layers = {n.name for n in convs if len(options[n.name]) > 1 or n.name not in cost}
     for r in range(rounds if open_layers else 1):
         chosen = {name: o[r % len(o)] for name, o in options.items() if o}
-        low = base if r == 0 and not fixed and not best else lower(graph, chosen)
+        low = base if r == 0 and not best else lower(graph, chosen)
         if r == 0 and low is base:
             chosen = {name: o[0] for name, o in options.items() if o}
         times = bench.times(low)
@@ -149,10 +153,7 @@ def _try_variants(
     if cache is not None:
         for n in convs:
             if n.name in open_layers and n.name in best:
-                cache.put(
-                    _key(graph, n, bench.threads, bench.batch),
-                    {"kernel": best[n.name], "seconds": cost[n.name]},
-                )
+                cache.put(keys[n.name], {"kernel": best[n.name], "seconds": cost[n.name]})
     return best, cost, others
 
 
@@ -174,13 +175,14 @@ def _by_trials(
     keep_dense: set[str],
     bench: _Bench,
     cache: TuningCache | None,
+    exact: Exact,
 ) -> tuple[g.Graph, dict[str, str], dict[str, str]]:
     """The quickest of all packed, all dense, and each group as its readers and writers ran quicker;
     kernels; reasons."""
     dense = set(keep_dense)
     why: dict[str, str] = {}
-    sv, sc, so = _try_variants(packed, bench, cache)
-    dv, dc, do = _try_variants(plain, bench, cache)
+    sv, sc, so = _try_variants(packed, bench, cache, exact)
+    dv, dc, do = _try_variants(plain, bench, cache, exact)
     for members in groups.values():
         inside = set(members)
         readers = [n for n in packed.nodes if set(n.inputs) & inside and n.output not in inside]
@@ -193,7 +195,7 @@ def _by_trials(
         if b < a * _MARGIN:
             dense |= inside
     mixed = choose_storage(packed, dense)
-    variants, _, _ = _try_variants(mixed, bench, cache)
+    variants, _, _ = _try_variants(mixed, bench, cache, exact)
     for n in mixed.nodes:
         p, q = sc.get(n.name), dc.get(n.name)
         if isinstance(n, ops.Conv2d) and p is not None and q is not None:
@@ -229,6 +231,7 @@ def tune(
     trials: bool = True,
     trial_batch: int | None = None,
     storage: Callable[[g.Graph], g.Graph] | None = None,
+    winograd: bool = True,
 ) -> Tuned:
     """Calibrates on ``inputs`` and chooses a storage for every value and a kernel for every convolution.
 
@@ -241,6 +244,8 @@ def tune(
             are rounded by that, and smaller at any density), and so does every map where
             ``graph.meta["pack"]`` is ``always``.
         storage: a last rewrite of the storages (quantized values, say), before kernels are chosen.
+        winograd: Winograd kernels may be tried, where their error on the first of ``inputs`` is at most
+            :data:`~actzip.runtime.winograd.TOLERANCE` of the layer's largest output.
     """
     bench = _Bench(graph, inputs, batch, threads)
     packed = choose_storage(graph, keep_dense)
@@ -256,14 +261,15 @@ def tune(
     plain = choose_storage(packed, {v for members in groups.values() for v in members} | keep_dense)
     why: dict[str, str] = {}
     variants: dict[str, str] = {}
-    whole = _plan_key(packed, threads, batch, keep_dense) if trials and cache is not None else ""
+    exact = _exact(graph, inputs, threads) if trials and winograd else {}
+    whole = _plan_key(packed, threads, batch, keep_dense, exact) if trials and cache is not None else ""
     found = cache.get(whole) if cache is not None and whole else None
     known = _decision(packed, found) if found else None
     if known is not None:
         dense, variants, why = known
         mixed = choose_storage(packed, dense | keep_dense)
     elif trials:
-        mixed, variants, why = _by_trials(packed, plain, groups, keep_dense, bench, cache)
+        mixed, variants, why = _by_trials(packed, plain, groups, keep_dense, bench, cache, exact)
         if cache is not None:
             kept = sorted(
                 v
@@ -277,19 +283,33 @@ def tune(
     for n in mixed.nodes:
         if isinstance(n, ops.Conv2d) and n.inputs[0] in keep_dense:
             why[n.name] = "weights that are not finite"
+        elif variants.get(n.name, "") in exact.get(n.name, {}):
+            why[n.name] = f"{why.get(n.name, 'trials')}; error {exact[n.name][variants[n.name]]:.0e}"
     if storage is not None:
         mixed = storage(mixed)
         variants = {}
     return Tuned(mixed, variants, why, bench.trials)
 
 
-def _plan_key(graph: g.Graph, threads: int, batch: int, keep_dense: set[str]) -> str:
-    """Stands for the graph's structure, its densities in steps of 0.05, threads and batch."""
+def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
+    """Measured on the first image of ``inputs``, where the graph takes any batch."""
+    low = lower(choose_storage(graph, set(graph.values)), want_variants=True)
+    wanted = {name: {v for v in names if is_winograd(v)} for name, names in low.variants.items()}
+    grows = all(isinstance(graph.shape(v)[0], g.Sym) for v in graph.inputs)
+    arrays = [np.asarray(a[:1] if grows else a, np.float32, order="C") for a in inputs]
+    batch = len(arrays[0]) if arrays and arrays[0].ndim else 1
+    found = errors(graph, low, wanted, arrays, batch, threads)
+    return {n: {k: e for k, e in kernels.items() if e <= TOLERANCE} for n, kernels in found.items()}
+
+
+def _plan_key(graph: g.Graph, threads: int, batch: int, keep_dense: set[str], exact: Exact) -> str:
+    """Stands for the graph's structure, its densities in steps of 0.05, threads, batch and what is exact enough."""
     text = [
         str(graph),
         *(f"{v.name}:{v.storage}:{round((v.density or 0) * 20)}" for v in graph.values.values()),
     ]
     text += [str(threads), str(batch), *sorted(keep_dense)]
+    text += [f"{name}:{','.join(sorted(kernels))}" for name, kernels in sorted(exact.items())]
     return "plan-" + hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 

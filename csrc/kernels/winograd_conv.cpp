@@ -1,0 +1,394 @@
+// Convolutions by Winograd's transforms, zeros skipped: see winograd.inl.h.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "kernels/conv_base.h"
+
+namespace actzip {
+namespace {
+
+using kernels::WinogradInput;
+using kernels::WinogradOutput;
+using kernels::WinogradProduct;
+
+// G g G^T of a 3x3 kernel: places[(i * A + j) * stride], A = M + 2.
+template <int M>
+void winograd_weights(const float* kernel, float* places, int64_t stride) {
+  constexpr int A = M + 2;
+  static const auto g = [] {
+    const double p = M == 4 ? std::sqrt(0.5) : 1.0;
+    const double points[5] = {0, p, -p, 2 * p, -2 * p};
+    std::array<std::array<double, 3>, A> rows{};
+    for (size_t i = 0; i + 1 < A; ++i) {
+      double f = M == 2 && i == 0 ? -1 : 1;  // as winograd_in has it
+      for (size_t j = 0; j + 1 < A; ++j)
+        if (j != i) f *= points[i] - points[j];
+      rows[i] = {1 / f, points[i] / f, points[i] * points[i] / f};
+    }
+    rows[A - 1] = {0, 0, 1};
+    return rows;
+  }();
+  double half[A][3];
+  for (size_t i = 0; i < A; ++i)
+    for (size_t j = 0; j < 3; ++j)
+      half[i][j] = g[i][0] * kernel[j] + g[i][1] * kernel[3 + j] + g[i][2] * kernel[6 + j];
+  for (size_t i = 0; i < A; ++i)
+    for (size_t j = 0; j < A; ++j, places += stride)
+      *places = static_cast<float>(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
+}
+
+class WinogradConv final : public ConvBase {
+ public:
+  WinogradConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias,
+               std::shared_ptr<const void> owner)
+      : m_(v.row.pixel_tile == 4 ? 2 : 4), a_(m_ + 2), places_(a_ * a_) {
+    init(p, v, isa, bias, v.nv);
+    const int64_t vl = kernels_->vl;
+    int64_t total = 0;
+    for (Unit& u : units_)
+      for (Sub& s : u.subs) {
+        s.weight = total;
+        total += places_ * p.ic * s.nv * vl;
+      }
+    weights_ = make_weights(total);
+    weight_bytes_ = static_cast<size_t>(total) * 4;
+    const auto transform = m_ == 2 ? winograd_weights<2> : winograd_weights<4>;
+    for (const Unit& u : units_)
+      for (const Sub& s : u.subs)
+        for (int64_t k = 0; k < p.ic; ++k)
+          for (int64_t o = 0; o < s.width; ++o)
+            transform(weight + ((s.first + o) * p.ic + k) * 9, weights_.get() + s.weight + k * s.nv * vl + o,
+                      p.ic * s.nv * vl);
+    raw_ = weight;
+    owner_ = std::move(owner);
+    if (owner_ == nullptr) {
+      copy_ = make_weights(p.oc * p.ic * 9);
+      std::memcpy(copy_.get(), weight, static_cast<size_t>(p.oc * p.ic * 9) * 4);
+      raw_ = copy_.get();
+      weight_bytes_ += static_cast<size_t>(p.oc * p.ic * 9) * 4;
+    }
+  }
+
+  int64_t unit_width(int64_t widest) const override {
+    // 192 channels are better cut into twice 96 than into 128 and 64.
+    return problem_.oc % 128 != 0 && widest == 128 ? 192 : std::max<int64_t>(64, widest);
+  }
+
+  // How the output of a run is cut: into bands of tile rows, or groups of whole images where those are small;
+  // long tile rows into spans, one after the other. `shares`: of the units, among items.
+  struct Tiling {
+    Cut cut;
+    int64_t high, across;   // tiles of what is computed
+    int64_t bands, groups;  // of an image; of images
+    int64_t group;          // images of a group
+    int64_t span, most;     // tiles of a span; of an item at once
+    int64_t shares;
+  };
+  Tiling tile(const ConvArgs& a, int threads) const {
+    Tiling t{};
+    t.cut = whole_or_part(problem_, a);
+    t.cut.segment = t.cut.ow;
+    t.cut.segments = 1;
+    t.high = ceil_div(t.cut.end_row - t.cut.first_row, m_);
+    t.across = ceil_div(t.cut.ow, m_);
+    const int64_t budget = variant_.tile, units = static_cast<int64_t>(units_.size());
+    const int64_t spans = std::max<int64_t>(1, (t.across + budget / 2) / budget);
+    t.span = round_up(ceil_div(t.across, spans), 2);
+    t.group = std::clamp<int64_t>(budget / std::max<int64_t>(1, t.high * t.across), 1,
+                                  std::max<int64_t>(1, t.cut.images));
+    int64_t rows = t.group > 1 ? t.high
+                               : std::clamp<int64_t>((budget + t.across / 2) / t.across, 1,
+                                                     std::max<int64_t>(1, t.high));
+    t.shares = spans > 1 ? units : 1;
+    const auto items = [&] { return ceil_div(t.cut.images, t.group) * ceil_div(t.high, rows) * t.shares; };
+    if (threads > 1 && items() < 4 * threads) {
+      // Items for every thread. Smaller groups of images cost less than reading the input once more for every
+      // share of the units, and those less than bands of fewer tiles, over which weights are used.
+      while (t.group > 1 && items() < threads) --t.group;
+      if (items() < 2 * threads) t.shares = units;
+      while (t.group > 1 && items() < 2 * threads) --t.group;
+      while (t.group == 1 && rows > 1 && items() < 2 * threads) --rows;
+    }
+    t.groups = ceil_div(t.cut.images, t.group);
+    t.group = t.groups == 0 ? 1 : ceil_div(t.cut.images, t.groups);
+    t.bands = t.high == 0 ? 0 : ceil_div(t.high, rows);
+    t.cut.rows = t.bands == 0 ? 0 : ceil_div(t.high, t.bands) * m_;
+    t.span = std::min(t.span, t.across);
+    t.most = t.group * (t.cut.rows / m_) * t.span;
+    return t;
+  }
+
+  struct Scratch {
+    float* values;  // [place][block][tile][64], places a little further apart
+    int64_t place;
+    uint64_t* masks;  // [block][tile]
+    float* products;  // [place][tile][nv * vl]
+    int64_t product_place;
+    float* rows;     // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
+    float* decoded;  // [a][iw * 64 + 16]
+    uint64_t* nothing;  // the masks of a row outside the map
+    float* redo;        // [a][a][64]
+    Finish finish;
+  };
+  Scratch carve(Carver& carver, const Tiling& t, const ConvArgs& a) const {
+    const auto blocks = static_cast<int64_t>(in_blocks_.size());
+    int64_t floats = 0, stride = 0;
+    for (const Unit& u : units_) {
+      stride = std::max(stride, u.stride);
+      for (const Sub& s : u.subs) floats = std::max<int64_t>(floats, s.nv * kernels_->vl);
+    }
+    Scratch s{};
+    s.place = blocks * t.most * 64 + kApart;
+    s.values = carver.take<float>(places_ * s.place);
+    s.masks = carver.take<uint64_t>(blocks * t.most);
+    s.product_place = t.most * floats + kApart;
+    s.products = carver.take<float>(places_ * s.product_place);
+    const int64_t high = at_once(t) ? m_ : t.group * t.cut.rows;
+    s.rows = carver.take<float>(high * t.across * m_ * stride);
+    const bool decode = a.in_map != nullptr && a.in_map->layout().type != ValueType::f32;
+    s.decoded = carver.take<float>(decode ? a_ * (a.iw * 64 + 16) : 0);
+    s.nothing = carver.take<uint64_t>(problem_.in_packed ? a.iw : 0);
+    s.redo = carver.take<float>(a_ * a_ * 64 + 16);
+    s.finish = take_finish(carver, t.cut, 1);
+    return s;
+  }
+
+  int64_t items(const ConvArgs& a, int threads) const override {
+    const Tiling t = tile(a, threads);
+    return t.groups * t.bands * t.shares;
+  }
+  size_t scratch_bytes(const ConvArgs& a, int threads) const override {
+    Carver carver{nullptr};
+    carve(carver, tile(a, threads), a);
+    return carver.used;
+  }
+
+  // What an item computes: images and tile rows [first, last), units.
+  struct Work {
+    int64_t image, images, first, last;
+    size_t unit, end;
+  };
+  Work work(const Tiling& t, int64_t item) const {
+    const int64_t per_share = t.groups * t.bands, share = item / per_share;
+    const int64_t group = item % per_share / t.bands, band = item % t.bands;
+    const auto units = static_cast<int64_t>(units_.size());
+    Work w{};
+    w.image = t.cut.first_image + group * t.cut.images / t.groups;
+    w.images = t.cut.first_image + (group + 1) * t.cut.images / t.groups - w.image;
+    w.first = t.high * band / t.bands;
+    w.last = t.high * (band + 1) / t.bands;
+    w.unit = static_cast<size_t>(units * share / t.shares);
+    w.end = static_cast<size_t>(units * (share + 1) / t.shares);
+    return w;
+  }
+  ConvPart part(const ConvArgs& a, int threads, int64_t item) const override {
+    const Tiling t = tile(a, threads);
+    const Work w = work(t, item);
+    const int64_t y0 = t.cut.first_row + w.first * m_,
+                  y1 = std::min(t.cut.first_row + w.last * m_, t.cut.end_row);
+    const Unit &u = units_[w.unit], &last = units_[w.end - 1];
+    return {w.image, y0, y1 - y0, u.first, last.first + last.width - u.first, w.images};
+  }
+
+  void run_item(const ConvArgs& a, int threads, int64_t item, void* scratch) const override {
+    const Tiling t = tile(a, threads);
+    const Work w = work(t, item);
+    Carver carver{static_cast<unsigned char*>(scratch)};
+    const Scratch s = carve(carver, t, a);
+    if (problem_.in_packed) std::memset(s.nothing, 0, static_cast<size_t>(a.iw) * 8);
+    for (int64_t x = 0; x < t.across; x += t.span) {
+      const int64_t span = std::min(t.span, t.across - x);
+      transform(a, t, s, w, x, span);
+      for (size_t unit = w.unit; unit < w.end; ++unit) {
+        const Unit& u = units_[unit];
+        multiply(a, t, s, w, u, x, span);
+        if (at_once(t) || x + span < t.across) continue;
+        for (int64_t i = 0; i < w.images; ++i)
+          for (int64_t ty = w.first; ty < w.last; ++ty) finish_tiles(a, t, s, w, u, i, ty);
+      }
+    }
+  }
+
+ private:
+  // Whether a tile row's pixels are finished as soon as they are there: nothing else of them is to come.
+  bool at_once(const Tiling& t) const {
+    bool single = t.span == t.across;
+    for (const Unit& u : units_) single &= u.subs.size() == 1;
+    return single;
+  }
+
+  // Where a tile row's pixels are gathered.
+  float* tile_row(const Tiling& t, const Scratch& s, const Work& w, const Unit& u, int64_t image,
+                  int64_t ty) const {
+    if (at_once(t)) return s.rows;
+    return s.rows + (image * (w.last - w.first) + ty - w.first) * m_ * t.across * m_ * u.stride;
+  }
+
+  void finish_tiles(const ConvArgs& a, const Tiling& t, const Scratch& s, const Work& w, const Unit& u,
+                    int64_t image, int64_t ty) const {
+    float* pixels = tile_row(t, s, w, u, image, ty);
+    for (int r = 0; r < m_; ++r, pixels += t.across * m_ * u.stride) {
+      const int64_t y = t.cut.first_row + ty * m_ + r;
+      if (y < t.cut.end_row)
+        finish(a, t.cut, u, s.finish, {w.image + image, y, 0, t.cut.ow, pixels, u.stride});
+    }
+  }
+
+  // The item's tiles of a span, in the order of images and tile rows.
+  void transform(const ConvArgs& a, const Tiling& t, const Scratch& s, const Work& w, int64_t x,
+                 int64_t span) const {
+    const ConvProblem& p = problem_;
+    const int64_t tiles = w.images * (w.last - w.first) * span;
+    WinogradInput in{};
+    in.place_stride = s.place;
+    in.iw = a.iw;
+    in.x = x * m_ - p.pad_left;
+    in.tiles = span;
+    in.pixel_stride = a.in_stride;
+    int64_t channel = 0;
+    for (size_t b = 0; b < in_blocks_.size(); channel += in_blocks_[b].width, ++b) {
+      in.width = in_blocks_[b].width;
+      int64_t tile = static_cast<int64_t>(b) * tiles;
+      for (int64_t i = 0; i < w.images; ++i)
+        for (int64_t ty = w.first; ty < w.last; ++ty, tile += span) {
+          for (int r = 0; r < a_; ++r)
+            point(a, s, w.image + i, t.cut.first_row + ty * m_ + r - p.pad_top, static_cast<int64_t>(b),
+                  channel, r, in);
+          in.tile_masks = s.masks + tile;
+          in.out = s.values + tile * 64;
+          (p.in_packed ? kernels_->winograd[m_].packed : kernels_->winograd[m_].dense)(in);
+        }
+    }
+  }
+
+  // Row `iy` of a block as row r of the tiles.
+  void point(const ConvArgs& a, const Scratch& s, int64_t n, int64_t iy, int64_t block, int64_t channel,
+             int r, WinogradInput& in) const {
+    const bool inside = iy >= 0 && iy < a.ih;
+    if (!problem_.in_packed) {
+      in.values[r] = inside ? a.in + (n * a.ih + iy) * a.iw * a.in_stride + channel : nullptr;
+      return;
+    }
+    in.masks[r] = s.nothing;
+    in.values[r] = reinterpret_cast<const float*>(s.values);  // readable, not used
+    if (!inside) return;
+    const PackedMap& map = *a.in_map;
+    const PackedLayout& l = map.layout();
+    block += a.in_first_block;
+    in.masks[r] = map.masks(n, iy, block);
+    in.values[r] = static_cast<const float*>(map.segment(n, iy, block));
+    if (l.type == ValueType::f32) return;
+    int64_t count = 0;
+    for (int64_t x = 0; x < a.iw; ++x) count += __builtin_popcountll(in.masks[r][x]);
+    float* to = s.decoded + r * (a.iw * 64 + 16);
+    kernels_->load_values(map.segment(n, iy, block), count, static_cast<int>(l.type),
+                          l.blocks[static_cast<size_t>(block)].scale, to);
+    in.values[r] = to;
+  }
+
+  // The unit's products of the transformed tiles, back to pixels.
+  void multiply(const ConvArgs& a, const Tiling& t, const Scratch& s, const Work& w, const Unit& u, int64_t x,
+                int64_t span) const {
+    const int64_t tiles = w.images * (w.last - w.first) * span, vl = kernels_->vl;
+    const float* bias = bias_of(static_cast<size_t>(&u - units_.data()));
+    for (const Sub& sub : u.subs) {
+      const int64_t floats = sub.nv * vl;
+      WinogradProduct product{};
+      product.tiles = tiles;
+      product.across = span;
+      product.weight = weights_.get() + sub.weight;
+      for (int place = 0; place < places_; ++place) {
+        product.acc = s.products + place * s.product_place;
+        for (size_t b = 0; b < in_blocks_.size(); ++b) {
+          const int64_t block = in_blocks_[b].width * floats, first = static_cast<int64_t>(b) * tiles;
+          product.values = s.values + place * s.place + first * 64;
+          product.masks = s.masks + first;
+          product.first = b == 0;
+          product.next_weight = product.weight + block;
+          product.next_lines = ceil_div(block, 16 * ceil_div(tiles, 2));
+          kernels_->winograd_product[sub.nv](product);
+          product.weight += block;
+        }
+      }
+      WinogradOutput out{};
+      out.place_stride = s.product_place;
+      out.floats = floats;
+      out.bias = bias + sub.offset;
+      out.row_stride = t.across * m_ * u.stride;
+      out.pixel_stride = u.stride;
+      out.acc = s.products;
+      for (int64_t i = 0; i < w.images; ++i)
+        for (int64_t ty = w.first; ty < w.last; ++ty) {
+          out.out = tile_row(t, s, w, u, i, ty) + x * m_ * u.stride + sub.offset;
+          for (int64_t tx = x; tx < x + span; ++tx, out.acc += floats, out.out += m_ * u.stride)
+            if (!kernels_->winograd[m_].output(out))
+              direct(a, s, w.image + i, t.cut.first_row + ty * m_, tx * m_, sub, out);
+          if (at_once(t)) finish_tiles(a, t, s, w, u, i, ty);
+        }
+    }
+  }
+
+  // A tile whose result is not finite, again: a transform spreads infinities, NaN and overflows over the
+  // whole tile. The kernel's taps come back from the transformed weights.
+  void direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0, const Sub& sub,
+              const WinogradOutput& to) const;
+
+  static constexpr int64_t kApart = 16;  // keeps the places of a tile out of one set of the cache
+  const int m_, a_, places_;
+  const float* raw_ = nullptr;  // [oc][ic][9], for `direct`
+  std::shared_ptr<const void> owner_;
+  Floats copy_;
+};
+
+void WinogradConv::direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0,
+                          const Sub& sub, const WinogradOutput& to) const {
+  const ConvProblem& p = problem_;
+  float* const pixels = s.redo;  // [a][a][64]
+  for (int r = 0; r < m_; ++r)
+    for (int c = 0; c < m_; ++c)
+      std::memcpy(to.out + r * to.row_stride + c * to.pixel_stride, to.bias,
+                  static_cast<size_t>(to.floats) * 4);
+  int64_t channel = 0;
+  for (size_t b = 0; b < in_blocks_.size(); channel += in_blocks_[b].width, ++b) {
+    const int64_t width = in_blocks_[b].width;
+    std::memset(pixels, 0, static_cast<size_t>(a_ * a_) * 64 * 4);
+    for (int r = 0; r < a_; ++r)
+      for (int c = 0; c < a_; ++c) {
+        const int64_t iy = y0 + r - p.pad_top, ix = x0 + c - p.pad_left;
+        if (iy < 0 || iy >= a.ih || ix < 0 || ix >= a.iw) continue;
+        float* pixel = pixels + (r * a_ + c) * 64;
+        if (p.in_packed)
+          unpack_pixels(*a.in_map, n, iy, a.in_first_block + static_cast<int64_t>(b), ix, 1, pixel);
+        else
+          std::memcpy(pixel, a.in + ((n * a.ih + iy) * a.iw + ix) * a.in_stride + channel,
+                      static_cast<size_t>(width) * 4);
+      }
+    for (int64_t k = 0; k < width; ++k)
+      for (int r = 0; r < m_; ++r)
+        for (int c = 0; c < m_; ++c)
+          for (int tap = 0; tap < 9; ++tap) {
+            const float v = pixels[((r + tap / 3) * a_ + c + tap % 3) * 64 + k];
+            if (v == 0) continue;
+            const float* w = raw_ + (sub.first * p.ic + channel + k) * 9 + tap;
+            float* out = to.out + r * to.row_stride + c * to.pixel_stride;
+            for (int64_t o = 0; o < sub.width; ++o) out[o] += v * w[o * p.ic * 9];
+          }
+  }
+}
+
+bool can(const Variant&, const ConvProblem& p) {
+  return p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 && p.dw == 1 && p.groups == 1;
+}
+std::unique_ptr<Conv> make(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,
+                           const float* bias, const std::shared_ptr<const void>& owner) {
+  return std::make_unique<WinogradConv>(p, v, isa, weight, bias, owner);
+}
+
+}  // namespace
+
+const Family kWinograd = {can, make};
+
+}  // namespace actzip

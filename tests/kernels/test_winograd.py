@@ -1,0 +1,150 @@
+"""The kernels `winograd-*` beside a float64 reference: small and odd maps, any density, values that are not finite."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cases import CLIP, F16, F32, NONE, RELU, THRESHOLD, U8, U16, Case, check, sparse_array
+
+from actzip._native import _engine
+
+kernels = _engine.kernels
+ISAS = _engine.isas()
+ROWS = [
+    (isa, row["name"]) for isa in ISAS for row in kernels.table(isa) if row["name"].startswith("winograd-")
+]
+
+
+@pytest.fixture(autouse=True)
+def _release():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    _engine.force_isa("")
+
+
+def test_every_instruction_set_has_both_tile_sizes():
+    assert {name for _, name in ROWS} >= {"winograd-2x2", "winograd-4x4"}
+    assert {isa for isa, _ in ROWS} == set(ISAS)
+
+
+@pytest.mark.parametrize(("isa", "variant"), ROWS)
+def test_shapes_at_the_edges(isa, variant):
+    """Maps smaller than a tile, odd sizes, asymmetric padding, one and 1,000 channels, all-zero and all-dense maps."""
+    assert _engine.force_isa(isa)
+    seed = 0
+    for h, w, pad in [
+        (1, 1, (1, 1, 1, 1)), (2, 3, (1, 1, 1, 1)), (3, 3, (0, 0, 0, 0)), (1, 9, (2, 0, 1, 3)), (5, 2, (1, 3, 0, 1)),
+        (7, 7, (1, 1, 1, 1)), (4, 6, (3, 3, 3, 3)), (9, 13, (0, 2, 1, 0)), (17, 35, (1, 1, 1, 1)), (3, 260, (1, 1, 1, 1)),
+    ]:  # fmt: skip
+        for density in (0.0, 0.5, 1.0):
+            for packed in (True, False):
+                seed += 1
+                ic, oc = [(1, 5), (70, 33), (16, 130), (64, 64)][seed % 4]
+                check(
+                    Case(h=h, w=w, ic=ic, oc=oc, pad=pad, density=density, in_packed=packed, seed=seed),
+                    variant,
+                )
+    for ic, oc in ((1, 1), (1000, 20), (20, 1000)):
+        for packed in (True, False):
+            check(
+                Case(n=2, h=5, w=6, ic=ic, oc=oc, in_packed=packed, out_packed=packed, residual="dense"),
+                variant,
+            )
+
+
+@pytest.mark.parametrize(("isa", "variant"), ROWS)
+def test_batches_of_small_maps(isa, variant):
+    """Small maps are computed several images at once: the same numbers for every batch and number of threads."""
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(3)
+    x = sparse_array(rng, (64, 6, 5, 40), 0.5)
+    weight = rng.standard_normal((70, 40, 3, 3)).astype(np.float32)
+    p = Case(ic=40, oc=70).problem()
+    whole = kernels.conv(p, variant, x, weight, None)[0]
+    for n in (0, 1, 2, 7, 33, 64):
+        for threads in (1, 2, 3):
+            y = kernels.conv(p, variant, x[:n].copy(), weight, None, threads=threads)[0]
+            assert np.array_equal(y, whole[:n]), (n, threads)
+
+
+@pytest.mark.parametrize(("isa", "variant"), ROWS)
+def test_storages_and_epilogues(isa, variant):
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(sum(map(ord, isa + variant)))
+    pick = lambda *v: v[rng.integers(len(v))]  # noqa: E731
+    for in_type in (F32, F16, U8, U16):
+        for act in (NONE, RELU, CLIP, THRESHOLD):
+            check(
+                Case(
+                    n=int(pick(1, 2)), h=int(pick(6, 11)), w=int(pick(5, 14)), ic=int(pick(3, 64, 100)), oc=int(pick(8, 96, 190)),
+                    act=act, per_channel=bool(pick(0, 1)), in_type=in_type, out_type=int(pick(F32, F16, U8, U16)),
+                    out_packed=bool(pick(0, 1)), residual=pick("", "dense", "packed"), capacity=pick(0.0, 1.0),
+                    threads=int(pick(1, 2)), seed=int(rng.integers(1 << 30)),
+                ),
+                variant,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(("isa", "variant"), ROWS)
+def test_what_is_not_finite_stays_where_it_belongs(isa, variant):
+    """A transform would spread NaN, infinities and overflows over a tile: such tiles come out as PyTorch gives them."""
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(1)
+    for value in (np.nan, np.inf, -np.inf, 3e38):
+        for packed in (False, True):
+            x = sparse_array(rng, (2, 11, 13, 70), 0.3)
+            x[0, 5, 6, 68] = x[1, 0, 12, 1] = value
+            weight = (rng.standard_normal((33, 70, 3, 3)) / 30).astype(np.float32)
+            weight[:, 68, 0, 0] = 0.0
+            c = Case(ic=70, oc=33, act=NONE, in_packed=packed, out_packed=packed)
+            y, _ = kernels.conv(c.problem(), variant, x, weight, None)
+            t = torch.from_numpy(x).permute(0, 3, 1, 2)
+            want = (
+                torch.nn.functional.conv2d(t, torch.from_numpy(weight), padding=1).permute(0, 2, 3, 1).numpy()
+            )
+            assert np.array_equal(np.isnan(y), np.isnan(want)), value
+            assert np.array_equal(np.isinf(y), np.isinf(want)), value
+            some = np.isfinite(want)
+            # Large values round their whole tile: errors are those of the layer's largest output.
+            largest = np.abs(want[some]).max() if value == 3e38 else 1.0
+            assert np.allclose(y[some], want[some], rtol=1e-5, atol=1e-5 * largest), value
+
+
+@pytest.mark.parametrize(("isa", "variant"), ROWS)
+def test_error_stays_below_a_hundred_thousandth(isa, variant):
+    """Of the layer's largest output, at 512 input channels."""
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(8)
+    x = np.abs(sparse_array(rng, (1, 12, 12, 512), 0.7))
+    weight = (rng.standard_normal((48, 512, 3, 3)) / 68).astype(np.float32)
+    y, _ = kernels.conv(Case(ic=512, oc=48, act=NONE).problem(), variant, x, weight, None)
+    t = torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2)
+    want = torch.nn.functional.conv2d(t, torch.from_numpy(weight.astype(np.float64)), padding=1)
+    error = np.abs(y - want.permute(0, 2, 3, 1).numpy()).max() / float(want.abs().max())
+    assert error < (5e-6 if variant == "winograd-4x4" else 1e-6)
+
+
+def test_other_kernels_than_three_by_three_are_refused():
+    for change in (
+        {"s": (2, 2)},
+        {"d": (2, 2)},
+        {"k": (1, 3)},
+        {"k": (5, 5)},
+        {"groups": 2, "ic": 8, "oc": 8},
+    ):
+        p = Case(**change).problem()
+        assert not any(v.startswith("winograd") for v in kernels.variants(p))
+        weight = np.zeros((p.oc, p.ic // p.groups, p.kh, p.kw), np.float32)
+        with pytest.raises(ValueError, match="winograd-4x4 cannot compute this problem"):
+            kernels.conv(p, "winograd-4x4", np.zeros((1, 9, 9, p.ic), np.float32), weight, None)
+
+
+def test_winograd_is_never_the_first_choice():
+    """It is chosen by trial, after its error was measured."""
+    for density in (0.1, 1.0):
+        for packed in (False, True):
+            p = Case(density=density, in_packed=packed).problem()
+            assert not kernels.variants(p)[0].startswith("winograd")
