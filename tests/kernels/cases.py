@@ -109,9 +109,23 @@ def check(c: Case, variant: str):
     if c.out_type in (U8, U16):
         out_scale = 1 / 16 if c.out_type == U8 else 1 / 2048
     y, _ = kernels.conv(
-        p, variant, x, weight, bias, residual, c.residual == "packed", c.in_type, scale, c.out_type, out_scale,
-        in_pad=c.seed % 3, out_pad=c.seed % 5, out_front=c.front, capacity=c.capacity, threads=c.threads,
-    )  # fmt: skip
+        p,
+        variant,
+        x,
+        weight,
+        bias,
+        residual,
+        c.residual == "packed",
+        c.in_type,
+        scale,
+        c.out_type,
+        out_scale,
+        in_pad=c.seed % 3,
+        out_pad=c.seed % 5,
+        out_front=c.front,
+        capacity=c.capacity,
+        threads=c.threads,
+    )
     want = reference(c, x, weight, bias, residual)
     tolerance = np.float64(2e-5) * max(1.0, np.abs(np.nan_to_num(want)).max(initial=0.0))
     if c.out_packed and c.out_type == F16:

@@ -1,4 +1,4 @@
-"""The kernels `winograd-*` beside a float64 reference: small and odd maps, any density, values that are not finite."""
+"""Kernels `winograd-*` beside a float64 reference: small, odd, dense, empty maps; NaN and infinities."""
 
 from __future__ import annotations
 
@@ -32,13 +32,21 @@ def test_every_instruction_set_has_both_tile_sizes():
 
 @pytest.mark.parametrize(("isa", "variant"), ROWS)
 def test_shapes_at_the_edges(isa, variant):
-    """Maps smaller than a tile, odd sizes, asymmetric padding, one and 1,000 channels, all-zero and all-dense maps."""
+    """Smaller than a tile, odd, asymmetric padding, one and 1,000 channels, all zero, all dense."""
     assert _engine.force_isa(isa)
     seed = 0
     for h, w, pad in [
-        (1, 1, (1, 1, 1, 1)), (2, 3, (1, 1, 1, 1)), (3, 3, (0, 0, 0, 0)), (1, 9, (2, 0, 1, 3)), (5, 2, (1, 3, 0, 1)),
-        (7, 7, (1, 1, 1, 1)), (4, 6, (3, 3, 3, 3)), (9, 13, (0, 2, 1, 0)), (17, 35, (1, 1, 1, 1)), (3, 260, (1, 1, 1, 1)),
-    ]:  # fmt: skip
+        (1, 1, (1, 1, 1, 1)),
+        (2, 3, (1, 1, 1, 1)),
+        (3, 3, (0, 0, 0, 0)),
+        (1, 9, (2, 0, 1, 3)),
+        (5, 2, (1, 3, 0, 1)),
+        (7, 7, (1, 1, 1, 1)),
+        (4, 6, (3, 3, 3, 3)),
+        (9, 13, (0, 2, 1, 0)),
+        (17, 35, (1, 1, 1, 1)),
+        (3, 260, (1, 1, 1, 1)),
+    ]:
         for density in (0.0, 0.5, 1.0):
             for packed in (True, False):
                 seed += 1
@@ -57,7 +65,7 @@ def test_shapes_at_the_edges(isa, variant):
 
 @pytest.mark.parametrize(("isa", "variant"), ROWS)
 def test_batches_of_small_maps(isa, variant):
-    """Small maps are computed several images at once: the same numbers for every batch and number of threads."""
+    """Several images at once: the same numbers for every batch and number of threads."""
     assert _engine.force_isa(isa)
     rng = np.random.default_rng(3)
     x = sparse_array(rng, (64, 6, 5, 40), 0.5)
@@ -79,18 +87,28 @@ def test_storages_and_epilogues(isa, variant):
         for act in (NONE, RELU, CLIP, THRESHOLD):
             check(
                 Case(
-                    n=int(pick(1, 2)), h=int(pick(6, 11)), w=int(pick(5, 14)), ic=int(pick(3, 64, 100)), oc=int(pick(8, 96, 190)),
-                    act=act, per_channel=bool(pick(0, 1)), in_type=in_type, out_type=int(pick(F32, F16, U8, U16)),
-                    out_packed=bool(pick(0, 1)), residual=pick("", "dense", "packed"), capacity=pick(0.0, 1.0),
-                    threads=int(pick(1, 2)), seed=int(rng.integers(1 << 30)),
+                    n=int(pick(1, 2)),
+                    h=int(pick(6, 11)),
+                    w=int(pick(5, 14)),
+                    ic=int(pick(3, 64, 100)),
+                    oc=int(pick(8, 96, 190)),
+                    act=act,
+                    per_channel=bool(pick(0, 1)),
+                    in_type=in_type,
+                    out_type=int(pick(F32, F16, U8, U16)),
+                    out_packed=bool(pick(0, 1)),
+                    residual=pick("", "dense", "packed"),
+                    capacity=pick(0.0, 1.0),
+                    threads=int(pick(1, 2)),
+                    seed=int(rng.integers(1 << 30)),
                 ),
                 variant,
-            )  # fmt: skip
+            )
 
 
 @pytest.mark.parametrize(("isa", "variant"), ROWS)
 def test_what_is_not_finite_stays_where_it_belongs(isa, variant):
-    """A transform would spread NaN, infinities and overflows over a tile: such tiles come out as PyTorch gives them."""
+    """A transform would spread NaN, infinities and overflows over a tile."""
     assert _engine.force_isa(isa)
     rng = np.random.default_rng(1)
     for value in (np.nan, np.inf, -np.inf, 3e38):

@@ -1,4 +1,4 @@
-"""Winograd kernels inside compiled networks: chosen by trial where they are exact enough, shown, and refused on request."""
+"""Winograd kernels in compiled networks: by trial where exact enough, shown, refused on request."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from actzip.runtime.winograd import TOLERANCE, errors, is_winograd, products, ti
 def net(channels: int = 64) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
-        nn.MaxPool2d(3, 2), nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.ReLU(),
-        nn.Conv2d(channels, 8, 3, padding=(0, 2)), nn.GELU(),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(channels, 8, 3, padding=(0, 2)),
+        nn.GELU(),
+    ).eval()
 
 
 def kernels_of(fast: actzip.CompiledModel) -> dict[str, str]:
@@ -42,7 +48,7 @@ def forced(model: nn.Module, x: torch.Tensor, kernel: str, dense: bool, threads:
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_whole_networks_come_out_as_the_model_gives_them(kernel, dense, batch):
-    """Packed and dense maps, a pool by turns, an activation that the kernel does not do, one and two threads."""
+    """Packed and dense maps, a pool by turns, an activation that the kernel does not do."""
     model, x = net(), torch.randn(batch, 3, 22, 17)
     plan, graph = forced(model, x, kernel, dense)
     want = model(x).detach().numpy()

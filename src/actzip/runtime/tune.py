@@ -303,7 +303,8 @@ def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
 
 
 def _plan_key(graph: g.Graph, threads: int, batch: int, keep_dense: set[str], exact: Exact) -> str:
-    """Stands for the graph's structure, its densities in steps of 0.05, threads, batch and what is exact enough."""
+    """Stands for the graph's structure, its densities in steps of 0.05, threads, batch and
+    what is exact enough."""
     text = [
         str(graph),
         *(f"{v.name}:{v.storage}:{round((v.density or 0) * 20)}" for v in graph.values.values()),

@@ -1,4 +1,4 @@
-"""Winograd kernels (``winograd-2x2``, ``winograd-4x4``): where they are exact enough, and what they multiply."""
+"""Winograd kernels (``winograd-2x2``, ``winograd-4x4``): whether exact enough, what they multiply."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def errors(
     """How far each of the ``wanted`` kernels of a convolution is from direct convolution on ``inputs``.
 
     Returns:
-        By node and kernel, the largest difference as a share of the layer's largest output, both before residual and
-        activation. Infinite where either is not finite.
+        By node and kernel, the largest difference as a share of the layer's largest output, both
+        before residual and activation. Infinite where either is not finite.
     """
     nodes = [n for n in graph.nodes if isinstance(n, ops.Conv2d) and wanted.get(n.name)]
     if not nodes:
@@ -70,7 +70,8 @@ def _error(n: ops.Conv2d, kernel: str, x: g.Array, threads: int) -> float:
 
 
 def tile_density(x: g.Array, n: ops.Conv2d, m: int) -> float:
-    """Share of (tile, channel) pairs of input ``x`` (N, C, H, W) that are not all zero, for output tiles of m x m."""
+    """Share of (tile, channel) pairs of input ``x`` (N, C, H, W) that are not all
+    zero, for output tiles of m x m."""
     top, left, bottom, right = n.padding
     high, across = -(-(x.shape[2] + top + bottom - 2) // m), -(-(x.shape[3] + left + right - 2) // m)
     some = np.zeros((*x.shape[:2], high * m + 2, across * m + 2), bool)
@@ -87,4 +88,4 @@ def products(x: g.Array, n: ops.Conv2d, m: int) -> int:
     high, across = -(-(x.shape[2] + top + bottom - 2) // m), -(-(x.shape[3] + left + right - 2) // m)
     tiles = x.shape[0] * high * across
     each = (m + 2) ** 2 * int(n.weight.shape[0]) * int(n.weight.shape[1])
-    return int(round(tile_density(x, n, m) * tiles * each))
+    return round(tile_density(x, n, m) * tiles * each)
