@@ -250,10 +250,17 @@ def main(argv: list[str] | None = None) -> int:
             best_rival = min(rival.best.values()) if rival else float("nan")
             gflops = 2e-9 * macs / mine
             entry = {
-                **row, "density": density, "tile_density": tiles, "effective_macs": macs, "kernel": name, "seconds": mine,
-                "gflops": gflops, "peak_share": gflops / peak, "kernels": times,
+                **row,
+                "density": density,
+                "tile_density": tiles,
+                "effective_macs": macs,
+                "kernel": name,
+                "seconds": mine,
+                "gflops": gflops,
+                "peak_share": gflops / peak,
+                "kernels": times,
                 "onednn_seconds": rival.best if rival else None,
-            }  # fmt: skip
+            }
             info["layers"].append(entry)
             total = totals.setdefault((row["net"], density), [0.0, 0.0, 0.0])
             total[0] += row["count"] * macs
