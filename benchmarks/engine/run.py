@@ -17,6 +17,7 @@ table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import re
@@ -55,13 +56,15 @@ WRONG = 1e-2
 WRONG_WITH_THRESHOLDS = 1e-1
 
 
-def machine() -> str:
-    """A folder's name for this machine: the CPU's core by name where it is known, else by its numbers."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    found = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (\S+)$", text, re.M))
+def machine_folder(cpuinfo: str | None = None) -> str:
+    """A folder's name for this machine: the CPU's core by name where it is known, else by its numbers.
+
+    ``cpuinfo``: the text of ``/proc/cpuinfo``, by default that of this machine.
+    """
+    if cpuinfo is None:
+        with contextlib.suppress(OSError):
+            cpuinfo = Path("/proc/cpuinfo").read_text()
+    found = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (\S+)$", cpuinfo or "", re.M))
     if found.get("vendor_id") == "AuthenticAMD":
         family, model = int(found["cpu family"]), int(found["model"])
         if family == 0x1A:
@@ -302,7 +305,10 @@ def main() -> None:
         "input closes; asked for before actzip's trials and the timed rounds",
     )
     parser.add_argument(
-        "--results", type=Path, help="folder of the JSON file; by default that of this machine"
+        "--results",
+        type=Path,
+        default=RESULTS / machine_folder(),
+        help="folder of the JSON file; by default that of this machine",
     )
     args = parser.parse_args()
     args.weights = [w.resolve() for w in args.weights]
@@ -436,7 +442,6 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
         "advice": advice(),
         "rows": rows,
     }
-    args.results = args.results or RESULTS / machine()
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"{args.network}-b{args.batch}-t{args.threads}.json"
     head = json.dumps({**report, "rows": []}, indent=1)

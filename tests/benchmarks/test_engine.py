@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,24 @@ def test_suite_makes_the_tables_asked_for():
     for wrong in (["no-such"], ["resnet18", "--weights", "a.safetensors"], ["--repeats", "0"]):
         with pytest.raises(SystemExit):
             commands(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "folder"),
+    [
+        ("AuthenticAMD", 25, 1, "zen3"),
+        ("AuthenticAMD", 25, 17, "zen4"),
+        ("AuthenticAMD", 25, 33, "zen3"),
+        ("AuthenticAMD", 25, 97, "zen4"),
+        ("AuthenticAMD", 26, 2, "zen5"),
+        ("GenuineIntel", 6, 143, f"{platform.machine()}-6-143".lower()),
+    ],
+)
+def test_results_go_to_a_folder_of_the_machine(vendor, family, model, folder):
+    run = load("run")
+    text = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: X 9\n"
+    assert run.machine_folder(text) == folder
+    assert run.machine_folder("") and "/" not in run.machine_folder()
 
 
 def test_densities_and_thresholds():
