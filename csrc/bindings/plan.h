@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -181,12 +182,39 @@ inline void bind_plan(nanobind::module_& m) {
     return v;
   };
 
+  nb::class_<WeightStore>(m, "WeightStore",
+                          "Packed weights by layer and kernel, shared by the plans of a model.")
+      .def(nb::init<>())
+      .def(
+          "lend",
+          [](WeightStore& s, const std::string& key, In array) {
+            const float* data = array.data();
+            const auto count = static_cast<int64_t>(array.size());
+            s.lend(key, SharedFloats(data, [array](const float*) {}), count);
+          },
+          "key"_a, "array"_a.noconvert(), "Weights packed before, used where they lie.")
+      .def(
+          "used",
+          [](const WeightStore& s) {
+            nb::dict found;
+            for (const auto& [key, entry] : s.used()) {
+              auto* owner = new SharedFloats(entry.array);
+              nb::capsule keep(owner, [](void* p) noexcept { delete static_cast<SharedFloats*>(p); });
+              found[key.c_str()] = nb::ndarray<nb::numpy, const float, nb::ndim<1>>(
+                  entry.array.get(), {static_cast<size_t>(entry.count)}, keep);
+            }
+            return found;
+          },
+          "What plans took so far: key -> float32 array.");
+
   struct Builder {
     PlanBuilder builder;
+    std::shared_ptr<WeightStore> store;
+    explicit Builder(std::shared_ptr<WeightStore> s = nullptr) : builder(s), store(std::move(s)) {}
     std::vector<ValueSpec> values;
   };
   nb::class_<Builder>(m, "PlanBuilder", "Values and nodes of a Plan to be; see docs/engine.md.")
-      .def(nb::init<>())
+      .def(nb::init<std::shared_ptr<WeightStore>>(), "store"_a = nb::none())
       .def(
           "value",
           [](Builder& b, const std::string& name, std::vector<int64_t> dims, std::vector<bool> batch,

@@ -37,6 +37,7 @@
 
 #include "common/cpu.h"
 #include "kernels/packed.h"
+#include "kernels/weight_store.h"
 
 namespace actzip::engine {
 
@@ -77,6 +78,7 @@ struct NodeSpec {
   std::map<std::string, std::vector<float>> arrays;
   std::map<std::string, Borrowed> borrowed;  // weights, which nodes pack: no copy between
   std::map<std::string, std::string> strings;
+  WeightStore* store = nullptr;  // where packed weights are kept under the node's name
 };
 
 struct NodeTiming {
@@ -153,6 +155,8 @@ class Plan {
 
 class PlanBuilder {
  public:
+  // Packed weights are kept in `store` (null: by the plan) and found there.
+  explicit PlanBuilder(std::shared_ptr<WeightStore> store = nullptr) : store_(std::move(store)) {}
   int value(ValueSpec spec);
   void node(NodeSpec spec);
   void input(int value);
@@ -167,6 +171,7 @@ class PlanBuilder {
   void check_node(size_t node, std::vector<bool>* written, Plan* plan) const;
   void check_outputs(const Plan& plan) const;
 
+  std::shared_ptr<WeightStore> store_;
   std::vector<ValueSpec> values_;
   std::vector<NodeSpec> nodes_;
   std::vector<int> inputs_, outputs_;

@@ -175,7 +175,10 @@ std::unique_ptr<Plan> PlanBuilder::build() {
   check_outputs(*plan);
   plan->inputs_ = inputs_;
   plan->outputs_ = outputs_;
-  for (NodeSpec& n : nodes_) plan->nodes_.push_back(make_node(std::move(n), values_, plan->isa_));
+  for (NodeSpec& n : nodes_) {
+    n.store = store_.get();
+    plan->nodes_.push_back(make_node(std::move(n), values_, plan->isa_));
+  }
   plan->values_ = std::move(values_);
   *this = PlanBuilder();
   return plan;

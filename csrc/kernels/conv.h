@@ -26,6 +26,8 @@
 
 namespace actzip {
 
+class WeightStore;
+
 enum class ActKind : int {
   none = 0,
   relu = 1,       // max(x, 0), NaN stays NaN
@@ -49,6 +51,10 @@ struct ConvProblem {
   ActKind act = ActKind::none;
   float lo = 0.0f, hi = 0.0f;
   std::vector<float> thresholds;  // ActKind::threshold: oc values, or empty for `lo`
+
+  // Where packed weights are kept and found, and the layer's name there; null: by the Conv alone.
+  WeightStore* store = nullptr;
+  std::string layer;
 
   // What the variant list is ordered by; neither changes results. Height and width of the input, its density.
   int64_t hint_h = 0, hint_w = 0;

@@ -36,6 +36,21 @@ void ConvBase::init(const ConvProblem& p, const Variant& v, Isa isa, const float
   place_bias();
 }
 
+// The key names the layer, the kernel (and so the order of the weights) and how the input's channels are cut.
+void ConvBase::keep_weights(int64_t count, const std::function<void(float*)>& pack) {
+  weight_bytes_ = static_cast<size_t>(count) * 4;
+  if (problem_.store == nullptr) {
+    Floats fresh = make_weights(count);
+    pack(fresh.get());
+    weights_ = std::move(fresh);
+    return;
+  }
+  std::string key = problem_.layer + '/' + isa_name(isa_) + '/' + row_->name;
+  for (size_t i = 0; i < in_blocks_.size(); ++i)
+    key += (i == 0 ? '/' : '.') + std::to_string(in_blocks_[i].width);
+  weights_ = problem_.store->get(key, count, pack);
+}
+
 // As many blocks as the tile is wide.
 void ConvBase::cut_units(int nv) {
   const int64_t vl = kernels_->vl, most = unit_width(nv * vl);

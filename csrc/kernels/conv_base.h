@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels/conv.h"
 #include "kernels/kernels.h"
 #include "kernels/memory.h"
 #include "kernels/variants.h"
+#include "kernels/weight_store.h"
 
 namespace actzip {
 
@@ -46,6 +48,8 @@ class ConvBase : public Conv {
  protected:
   // Units and subs of at most `nv` vectors (0: units without subs), the bias and thresholds.
   void init(const ConvProblem& p, const Variant& v, Isa isa, const float* bias, int nv);
+  // weights_: `count` of them, of the problem's store or written by `pack` into zeros.
+  void keep_weights(int64_t count, const std::function<void(float*)>& pack);
   // Channels that a unit may have, where a sub may have `widest`.
   virtual int64_t unit_width(int64_t widest) const { return widest; }
 
@@ -81,7 +85,8 @@ class ConvBase : public Conv {
   const kernels::Kernels* kernels_ = nullptr;
   std::vector<ChannelBlock> in_blocks_, out_blocks_;
   std::vector<Unit> units_;
-  Floats bias_, thresholds_, weights_;
+  Floats bias_, thresholds_;
+  SharedFloats weights_;
   int64_t taps_ = 1;
 
  private:

@@ -104,19 +104,19 @@ void DenseConv::pack_weights(const float* weight) {
       s.weight = total;
       total += steps_ * depth_ * s.nv * vl;
     }
-  weights_ = make_weights(total);
-  weight_bytes_ = static_cast<size_t>(total) * 4;
-  for (const Unit& u : units_)
-    for (const Sub& s : u.subs) {
-      float* w = weights_.get() + s.weight;
-      for (int64_t k0 = 0; k0 < depth_; k0 += slice_)
-        for (int64_t t = 0; t < steps_; ++t)
-          for (int64_t k = k0; k < std::min(depth_, k0 + slice_); ++k, w += s.nv * vl) {
-            const int64_t c = merged_ ? k % p.ic : k;
-            const int64_t tap = merged_ ? t * p.kw + k / p.ic : t;
-            for (int64_t o = 0; o < s.width; ++o) w[o] = weight[((s.first + o) * icg + c) * taps_ + tap];
-          }
-    }
+  keep_weights(total, [&](float* to) {
+    for (const Unit& u : units_)
+      for (const Sub& s : u.subs) {
+        float* w = to + s.weight;
+        for (int64_t k0 = 0; k0 < depth_; k0 += slice_)
+          for (int64_t t = 0; t < steps_; ++t)
+            for (int64_t k = k0; k < std::min(depth_, k0 + slice_); ++k, w += s.nv * vl) {
+              const int64_t c = merged_ ? k % p.ic : k;
+              const int64_t tap = merged_ ? t * p.kw + k / p.ic : t;
+              for (int64_t o = 0; o < s.width; ++o) w[o] = weight[((s.first + o) * icg + c) * taps_ + tap];
+            }
+      }
+  });
 }
 
 DenseConv::Scratch DenseConv::carve(Carver& carver, const Cut& c, const ConvArgs& a) const {

@@ -12,11 +12,10 @@ class DepthwiseConv final : public ConvBase {
   DepthwiseConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias) {
     init(p, v, isa, bias, 0);
     stride_ = round_up(p.ic, 64);
-    weights_ = make_floats(taps_ * stride_ + 64);
-    weight_bytes_ = static_cast<size_t>(taps_ * stride_) * 4;
-    for (int64_t t = 0; t < taps_; ++t)
-      for (int64_t ch = 0; ch < p.ic; ++ch)
-        weights_[static_cast<size_t>(t * stride_ + ch)] = weight[ch * taps_ + t];
+    keep_weights(taps_ * stride_ + 64, [&](float* to) {
+      for (int64_t t = 0; t < taps_; ++t)
+        for (int64_t ch = 0; ch < p.ic; ++ch) to[t * stride_ + ch] = weight[ch * taps_ + t];
+    });
   }
 
   struct Scratch {

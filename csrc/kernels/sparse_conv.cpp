@@ -112,23 +112,24 @@ void SparseConv::pack_weights(const float* weight, int64_t across) {
       s.weight = total;
       total += problem_.ic * taps_ * floats(s);
     }
-  weights_ = make_weights(total);
-  weight_bytes_ = static_cast<size_t>(total) * 4;
-  for (const Unit& u : units_)
-    for (const Sub& s : u.subs) {
-      float* w = weights_.get() + s.weight;
-      int64_t first = 0;
-      for (const ChannelBlock& b : in_blocks_) {
-        for (int64_t t = 0; t < taps_; t += across)
-          for (int64_t k = 0; k < b.width; ++k)
-            for (int64_t j = across - 1; j >= 0; --j, w += floats(s)) {
-              const int64_t c = first + k - s.group * icg;
-              if (c < 0 || c >= icg) continue;
-              for (int64_t o = 0; o < s.width; ++o) w[o] = weight[((s.first + o) * icg + c) * taps_ + t + j];
-            }
-        first += b.width;
+  keep_weights(total, [&](float* to) {
+    for (const Unit& u : units_)
+      for (const Sub& s : u.subs) {
+        float* w = to + s.weight;
+        int64_t first = 0;
+        for (const ChannelBlock& b : in_blocks_) {
+          for (int64_t t = 0; t < taps_; t += across)
+            for (int64_t k = 0; k < b.width; ++k)
+              for (int64_t j = across - 1; j >= 0; --j, w += floats(s)) {
+                const int64_t c = first + k - s.group * icg;
+                if (c < 0 || c >= icg) continue;
+                for (int64_t o = 0; o < s.width; ++o)
+                  w[o] = weight[((s.first + o) * icg + c) * taps_ + t + j];
+              }
+          first += b.width;
+        }
       }
-    }
+  });
 }
 
 SparseConv::Scratch SparseConv::carve(Carver& carver, const Cut& c, const ConvArgs& a) const {

@@ -169,3 +169,19 @@ def test_foreign_files_are_data_errors(tmp_path: Path) -> None:
             load(tmp_path / name)
     with pytest.raises(actzip.errors.DataError, match="absent"):
         load(tmp_path / "absent")
+
+
+def test_packed_weights_are_mapped_and_not_copied(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(64, 256, 3), nn.ReLU(), nn.Conv2d(256, 64, 3)).eval()
+    x = torch.randn(1, 64, 10, 10)
+    fast = actzip.compile(model, x, tune=False, threads=1)
+    path = fast.save(tmp_path / "m.actzip")
+    again = load(path, threads=1)
+    assert torch.equal(again(x), fast(x))
+    with open(path, "rb") as file:
+        whole = file.read()
+    taken = again._store.used()
+    assert taken.keys() == fast._store.used().keys() and len(taken) == 2
+    for array in taken.values():
+        assert array.ctypes.data % 64 == 0 and array.tobytes() in whole

@@ -133,6 +133,8 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
   s.borrowed.clear();
   if (static_cast<int64_t>(weight.size) != p.oc * (p.ic / p.groups) * p.kh * p.kw)
     fail(s, "weight has " + std::to_string(weight.size) + " numbers");
+  p.store = s.store;
+  p.layer = s.name;
   try {
     conv_ =
         Conv::make(p, s.strings["variant"], weight.data, bias.empty() ? nullptr : bias.data(), weight.owner);

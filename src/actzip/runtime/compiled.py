@@ -141,23 +141,30 @@ class CompiledModel:
     """
 
     def __init__(
-        self, graph: g.Graph, variants: dict[str, str], why: dict[str, str], threads: int, sample: list[Any]
+        self,
+        graph: g.Graph,
+        variants: dict[str, str],
+        why: dict[str, str],
+        threads: int,
+        sample: list[Any],
+        store: Any = None,
     ) -> None:
         self.graph = graph
         self.threads = threads
         self._variants = variants
         self._why = why
         self._sample = sample
+        self._store = _engine.WeightStore() if store is None else store
         self._finish()
 
     def _finish(self) -> None:
         try:
-            self._low: Lowered = lower(self.graph, self._variants)
+            self._low: Lowered = lower(self.graph, self._variants, store=self._store)
         except UnsupportedError:
             if not self._variants:
                 raise
             self._variants = {}  # chosen on a CPU with other kernels
-            self._low = lower(self.graph)
+            self._low = lower(self.graph, store=self._store)
         self._plan = self._low.plan
         graph = self.graph
         self._in = [graph.shape(v) for v in graph.inputs]
@@ -327,7 +334,7 @@ class CompiledModel:
             "machine": identity(),
             "sample": list(sample),
         }
-        return write_model_file(path, text, {**arrays, **sample}, {})
+        return write_model_file(path, text, {**arrays, **sample}, self._store.used())
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -378,5 +385,8 @@ def load(
         raise DataError(f"{path}: the description of the model is damaged: {error}") from error
     if not here:
         found = _choose(graph, sample, batch, n_threads, tune, cache)
-        graph, variants, why = found.graph, found.variants, found.why
-    return CompiledModel(graph, variants, why, n_threads, sample)
+        return CompiledModel(found.graph, found.variants, found.why, n_threads, sample)
+    store = _engine.WeightStore()
+    for key, array in tensors.folder("packed").items():
+        store.lend(key, array)
+    return CompiledModel(graph, variants, why, n_threads, sample, store)

@@ -48,11 +48,13 @@ def _dims(shape: g.Shape) -> tuple[list[int], list[bool]]:
 class Lowering:
     """A plan as it is built: what :data:`~actzip.runtime.registry.LOWER`'s functions work with."""
 
-    def __init__(self, graph: g.Graph, variants: Mapping[str, str], want_variants: bool) -> None:
+    def __init__(
+        self, graph: g.Graph, variants: Mapping[str, str], want_variants: bool, store: Any = None
+    ) -> None:
         self.graph = graph
         self.variants = variants
         self.want_variants = want_variants
-        self.builder = _engine.PlanBuilder()
+        self.builder = _engine.PlanBuilder(store)
         self.kind = layouts(graph)
         self.producers = graph.producers()
         self.pools = {
@@ -260,20 +262,25 @@ class Lowering:
 
 
 def lower(
-    graph: g.Graph, variants: Mapping[str, str] | None = None, *, want_variants: bool = False
+    graph: g.Graph,
+    variants: Mapping[str, str] | None = None,
+    *,
+    want_variants: bool = False,
+    store: Any = None,
 ) -> Lowered:
     """The native plan of ``graph`` as its values' ``storage`` and ``place`` say.
 
     Args:
         variants: node name -> kernel variant; others take the engine's first choice.
         want_variants: list the variants of every convolution in ``Lowered.variants``.
+        store: an ``_engine.WeightStore`` that keeps packed weights for other plans of the same weights.
 
     Raises:
         UnsupportedError: an operator, or a combination of storages, that the engine does not have.
         InputError: the graph does not fit together.
     """
     graph = _split_late_acts(graph)
-    lowering = Lowering(graph, variants or {}, want_variants)
+    lowering = Lowering(graph, variants or {}, want_variants, store)
     try:
         return lowering.lower()
     except ValueError as error:
