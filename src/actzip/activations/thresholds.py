@@ -54,8 +54,10 @@ def threshold_activation(y: Tensor, threshold: float | Tensor) -> Tensor:
     if isinstance(threshold, Tensor) and threshold.dim() == 1:
         threshold = threshold.to(y.dtype).reshape(1, -1, *([1] * (y.dim() - 2)))
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if y.requires_grad and torch.is_grad_enabled() and not traced:
+        if not traced and y.requires_grad and torch.is_grad_enabled():
             return _Keep.apply(y, threshold)  # type: ignore[no-any-return,no-untyped-call]
+        if not traced:  # the same without a graph
+            return torch.ops.aten.threshold_backward(y, y - threshold, 0)  # type: ignore[no-any-return]
     return torch.where(y <= threshold, torch.zeros((), dtype=y.dtype, device=y.device), y)
 
 

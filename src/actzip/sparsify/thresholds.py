@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,34 +12,36 @@ import torch
 from torch import Tensor, nn
 
 from actzip.activations import (
-    ActivationTap,
     Selector,
-    Site,
     clear_thresholds,
     eval_mode,
     set_thresholds,
     without_thresholds,
 )
 from actzip.errors import ActzipWarning, DataError, InputError
-from actzip.sparsify.costs import map_costs, measure
+from actzip.sparsify.costs import Measurement, map_costs, measure
+from actzip.sparsify.judge import Judgement, agreement_of, are_scores
+from actzip.sparsify.repair import Moments, distil, moments, repair
+from actzip.sparsify.table import LEVELS, Table
 
-__all__ = ["Calibration", "agreement", "calibrate_thresholds"]
-
-#: Candidate thresholds, in units of the mean of the positive values of a map (or channel).
-LEVELS = (0.0, 0.02, 0.05, 0.08, 0.12, 0.17, 0.23, 0.3, 0.38, 0.47, 0.57, 0.7, 0.85, 1.0, 1.25, 1.6)
+__all__ = ["LEVELS", "Calibration", "agreement", "calibrate_thresholds"]
 
 
 @dataclass
 class Calibration:
-    """Thresholds and what they do to the calibration samples.
+    """Thresholds and what they do to the samples.
 
     Attributes:
         thresholds: for :func:`actzip.activations.set_thresholds`.
         density: non-zero ReLU outputs / all, with the thresholds; ``density_before`` without.
         theoretical_speedup: MACs / effective MACs with them; ``theoretical_speedup_before`` without.
-        agreement: fraction of the samples whose highest output is the same with and without.
-        met: whether the target was reached.
+        agreement: fraction of the calibration samples whose highest output is the same with and without (1 where outputs
+            are no scores). That it is high proves nothing: see ``held_out``.
+        met: whether the target was reached: by measurement on the calibration samples for a density or a theoretical
+            speed-up, on held-out samples alone for an agreement.
         tried: every set of thresholds that was measured: density, theoretical_speedup, agreement.
+        held_out: agreement on samples that chose nothing, with its interval; None where there were none.
+        parameters: what the repair changed, by name; ``apply`` sets it.
     """
 
     thresholds: dict[str, float | Tensor]
@@ -50,9 +53,53 @@ class Calibration:
     met: bool
     samples: int
     tried: list[dict[str, float]] = field(default_factory=list)
+    held_out: Judgement | None = None
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Sets thresholds and repaired parameters on ``model``, in place, and gives it.
+
+        Raises:
+            InputError: it is another network than the one that was calibrated.
+        """
+        put_parameters(model, self.parameters)
+        return set_thresholds(model, self.thresholds)
 
 
-def _inputs(data: Iterable[Any], samples: int) -> list[Tensor]:
+def put_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Sets parameters and buffers by name, in place; a bias that a layer did not have is added."""
+    modules = dict(model.named_modules())
+    for name, value in parameters.items():
+        path, _, last = name.rpartition(".")
+        module = modules.get(path)
+        if module is None or not hasattr(module, last):
+            raise InputError(f"the model has no {name!r}: it is not the one that was calibrated")
+        here = getattr(module, last)
+        if here is None:
+            setattr(module, last, nn.Parameter(value.clone()))
+        elif here.shape != value.shape:
+            raise InputError(f"{name!r} has shape {tuple(here.shape)}, the repaired one {tuple(value.shape)}")
+        else:
+            with torch.no_grad():
+                here.copy_(value)
+
+
+def changed_parameters(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
+    """What :func:`put_parameters` takes to make ``before`` like ``after``."""
+    old = before.state_dict()
+    return {
+        name: value.detach().clone().contiguous()
+        for name, value in after.state_dict().items()
+        if isinstance(value, Tensor) and (name not in old or not torch.equal(old[name], value))
+    }
+
+
+def collect_inputs(data: Iterable[Any], samples: int) -> list[Tensor]:
+    """The first ``samples`` inputs of batches x or (x, y), as batches.
+
+    Raises:
+        InputError: a batch is no tensor, or holds values that are not finite. DataError: there is none.
+    """
     batches: list[Tensor] = []
     count = 0
     for batch in data:
@@ -72,8 +119,7 @@ def _inputs(data: Iterable[Any], samples: int) -> list[Tensor]:
 
 
 def agreement(model: nn.Module, reference: nn.Module | Sequence[Tensor], data: Iterable[Any]) -> float:
-    """Fraction of samples whose highest output is the same in ``model`` and ``reference`` (both in
-    eval mode).
+    """Fraction of samples whose highest output is the same in ``model`` and ``reference`` (both in eval mode).
 
     Args:
         reference: another model, or the indices of its highest outputs, one tensor a batch of ``data``.
@@ -98,112 +144,78 @@ def agreement(model: nn.Module, reference: nn.Module | Sequence[Tensor], data: I
     return same / count
 
 
-class _Table:
-    """For each unit (map, or channel of one) and candidate threshold: what it removes and what that costs."""
+class Trials:
+    """Thresholds put to the test, at a share of the work that is left, on a copy of ``model``.
 
-    def __init__(self, model: nn.Module, x: Tensor, per: str, layers: Any, ignore: Any) -> None:
-        self.per = per
-        self.unit: dict[str, Tensor] = {}  # mean positive value, one a unit
-        costs = map_costs(model, x[:1])
+    Args:
+        model: without thresholds, left as it is.
+        batches: calibration inputs.
+        worth: what an element of each site is worth.
+        repaired: give layers their moments back (:mod:`actzip.sparsify.repair`).
+        most: values of one map that a pass of the repair may hold, at most; fewer samples are taken for it.
+    """
 
-        def see(site: Site, y: Tensor) -> None:
-            if not site.sparse or y.dim() < 2:
-                return
-            dims = [d for d in range(y.dim()) if d != 1 or per == "layer"]
-            total, count = y.sum(dims), (y != 0).sum(dims)
-            whole = y.sum() / (y != 0).sum().clamp(min=1)
-            mean = torch.where(count > 0, total / count.clamp(min=1), whole).reshape(-1)
-            self.unit[site.name] = mean
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        table: Table,
+        worth: Mapping[str, float],
+        *,
+        repaired: bool,
+        most: float = 2e8,
+    ) -> None:
+        self.model, self.batches, self.table, self.worth = model, list(batches), table, worth
+        self.low, self.high = table.prices(worth)
+        self.work = copy.deepcopy(model)
+        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.biasless = [m for m in self.work.modules() if getattr(m, "bias", 0) is None]
+        self.wanted: Moments | None = None
+        if repaired:
+            x = torch.cat(self.batches)
+            largest = max(table.elements.values(), default=1) / max(1, len(x))
+            self.sample = x[: max(1, int(most / max(largest, 1)))]
+            self.wanted = moments(model, self.sample)
 
-        with ActivationTap(model, see, layers=layers, ignore=ignore), eval_mode(model), torch.no_grad():
-            model(x)
-        self.macs = {name: costs[name].macs_per_element for name in self.unit}
-        n = len(LEVELS)
-        # removed[u, j]: elements in (T_{j-1}, T_j]; push likewise: the square of the summed push on
-        # the outputs
-        self.removed = {k: torch.zeros(v.numel(), n, dtype=torch.float64) for k, v in self.unit.items()}
-        self.cost = {k: torch.zeros(v.numel(), n, dtype=torch.float64) for k, v in self.unit.items()}
-        self.samples = 0
+    def left(self, price: float) -> float:
+        """Share of the worth that a price leaves, by the table."""
+        kept = total = 0.0
+        for name in self.table.unit:
+            gone, worth = self.table.removed[name], self.worth[name]
+            best = (self.table.cost[name] - price * gone * worth).argmin(1, keepdim=True)
+            total += self.table.nonzeros[name] * worth
+            kept += (self.table.nonzeros[name] - float(gone.gather(1, best).sum())) * worth
+        return kept / total if total else 1.0
 
-    def add(self, model: nn.Module, x: Tensor, projections: int, generator: torch.Generator) -> None:
-        """Counts one batch: forward, and a backward pass a projection of the outputs."""
-        maps: list[tuple[str, Tensor]] = []
+    def thresholds(self, share: float) -> dict[str, float | Tensor]:
+        """The thresholds that leave ``share`` of the non-zeros' worth, by the table."""
+        low, high = self.low, self.high
+        for _ in range(48):
+            price = (low * high) ** 0.5
+            low, high = (price, high) if self.left(price) > share else (low, price)
+        return self.table.choose(high, self.worth)
 
-        def see(site: Site, y: Tensor) -> Tensor | None:
-            if site.name not in self.unit:
-                return None
-            if not y.requires_grad:
-                y = y.detach().requires_grad_()
-            maps.append((site.name, y))
-            return y
+    def put(self, thresholds: dict[str, float | Tensor]) -> nn.Module:
+        """The working copy with these thresholds, repaired."""
+        clear_thresholds(self.work)
+        for m in self.biasless:
+            m.bias = None  # type: ignore[assignment]
+        self.work.load_state_dict(self.state)
+        set_thresholds(self.work, thresholds)
+        if self.wanted is not None and thresholds:
+            repair(self.work, self.wanted, self.sample)
+        return self.work
 
-        n, levels = int(x.shape[0]), len(LEVELS)
-        edges = torch.tensor(LEVELS[1:], dtype=x.dtype)
-        with ActivationTap(model, see), eval_mode(model), torch.enable_grad():
-            out = model(x)
-            out = out.flatten(1)
-            out = out - out.mean(1, keepdim=True)
-            spread = float(out.detach().square().mean().sqrt()) or 1.0
-            index: list[Tensor] = []
-            for name, y in maps:
-                v = y.detach()
-                unit = self.unit[name]
-                shape = [1] * v.dim()
-                channels = unit.numel()
-                if channels > 1:
-                    shape[1] = channels
-                level = torch.bucketize(
-                    (v / unit.reshape(shape).clamp(min=1e-30)).contiguous(), edges, right=False
-                )
-                level = torch.where(
-                    v > 0, level + 1, 0
-                )  # 0: zero already; j: goes with threshold j; n: stays
-                rows = torch.arange(n).reshape(-1, *([1] * (v.dim() - 1))) * channels
-                if channels > 1:
-                    rows = rows + torch.arange(channels).reshape(shape)
-                flat = (rows * (levels + 1) + level).flatten()
-                counts = torch.bincount(flat, minlength=n * channels * (levels + 1))
-                counts = counts.reshape(n, channels, levels + 1)[:, :, :levels].sum(0)
-                counts[:, 0] = 0
-                self.removed[name] += counts.double()
-                index.append(flat)
-            for r in range(projections):
-                signs = torch.randint(0, 2, out.shape, generator=generator, dtype=torch.float32) * 2 - 1
-                value = (out * signs.to(out.dtype)).sum() / spread
-                grads = torch.autograd.grad(
-                    value, [y for _, y in maps], retain_graph=r + 1 < projections, allow_unused=True
-                )
-                for (name, y), grad, flat in zip(maps, grads, index):
-                    if grad is None:
-                        continue
-                    channels = self.unit[name].numel()
-                    push = (grad * y.detach()).flatten().double()
-                    sums = torch.bincount(flat, weights=push, minlength=n * channels * (levels + 1))
-                    squares = torch.bincount(flat, weights=push * push, minlength=n * channels * (levels + 1))
-                    shape3 = (n, channels, levels + 1)
-                    sums, squares = (
-                        sums.reshape(shape3)[:, :, :levels],
-                        squares.reshape(shape3)[:, :, :levels],
-                    )
-                    sums[:, :, 0] = 0
-                    squares[:, :, 0] = 0
-                    # coherent and incoherent part of what everything up to a threshold pushes the outputs by
-                    push2 = sums.cumsum(2).square() + squares.cumsum(2)
-                    self.cost[name] += push2.sum(0) / projections
-        self.samples += n
 
-    def choose(self, price: float, by_macs: bool) -> dict[str, float | Tensor]:
-        """The thresholds that minimise cost - price * savings, unit by unit."""
-        chosen: dict[str, float | Tensor] = {}
-        levels = torch.tensor(LEVELS, dtype=torch.float64)
-        for name, unit in self.unit.items():
-            worth = self.macs[name] if by_macs else 1.0
-            saved = self.removed[name].cumsum(1) * worth
-            best = (self.cost[name] - price * saved).argmin(1)
-            t = levels[best] * unit.double()
-            if bool((t > 0).any()):
-                chosen[name] = float(t[0]) if self.per == "layer" else t.float()
-        return chosen
+def blend(
+    a: Mapping[str, float | Tensor], b: Mapping[str, float | Tensor], share: float
+) -> dict[str, float | Tensor]:
+    """Thresholds between ``a`` (share 0) and ``b`` (share 1)."""
+    out: dict[str, float | Tensor] = {}
+    for name in [*a, *(n for n in b if n not in a)]:
+        x, y = a.get(name, 0.0), b.get(name, 0.0)
+        out[name] = x * (1 - share) + y * share
+    return out
 
 
 def calibrate_thresholds(
@@ -215,6 +227,8 @@ def calibrate_thresholds(
     agree: float | None = None,
     per: str = "layer",
     by: str | None = None,
+    repair: bool = False,
+    distil_steps: int = 0,
     samples: int = 32,
     projections: int = 2,
     steps: int = 7,
@@ -222,37 +236,73 @@ def calibrate_thresholds(
     layers: Selector | Iterable[Selector] | None = None,
     ignore: Selector | Iterable[Selector] | None = None,
 ) -> Calibration:
-    """Thresholds T (x if x > T else 0) for the ReLUs of ``model`` that change its outputs least for
-    what they save.
+    """Thresholds T (x if x > T else 0) for the ReLUs of ``model`` that change its outputs least for what they save.
 
-    Nothing is trained and ``model`` is left as it is; ``set_thresholds(model, found.thresholds)``
-    applies them. What a threshold does to the outputs is estimated to second order: gradients of
-    random projections of the centred outputs with respect to every map give, in one backward pass a
-    projection, the push that the values below each candidate threshold exert together. Every map
-    then gets the threshold with the least push at a common price a saved element (or MAC), and the
-    price is bisected until the target is met by measurement on the samples.
+    Nothing is trained and ``model`` is left as it is; ``found.apply(model)`` applies what was found (without ``repair``,
+    ``set_thresholds(model, found.thresholds)`` does too). What a threshold does to the outputs is estimated to second
+    order (:class:`actzip.sparsify.table.Table`). Every map then gets the threshold with the least push at a common price
+    a saved element (or MAC), and the price is bisected until the target is met by measurement.
 
     Args:
-        data: batches ``x`` or ``(x, y)``; labels are not used.
-        density: target: largest density of all chosen ReLU outputs together.
-        speedup: target: smallest theoretical speed-up (MACs / effective MACs). agree: target: the
-            most zeros at which this fraction of the samples keeps its highest output. Exactly one
-            of the three.
-        per: one threshold a ``layer`` or a ``channel``. Channels are judged one by one, which is
-            right for mild targets; for strong ones, where the pushes of many channels add up,
-            ``layer`` is the better choice.
+        data: batches ``x`` or ``(x, y)``; labels are not used. Beyond ``samples`` as many again are held out, to measure on.
+        density: target: largest density of all chosen ReLU outputs together; hit within 1 % from below.
+        speedup: target: smallest theoretical speed-up (MACs / effective MACs). agree: target: the most zeros at
+            which this fraction of held-out samples keeps its highest output (a third of the samples is held out where
+            ``data`` has no more). Exactly one of the three.
+        per: one threshold a ``layer`` or a ``channel``. Without ``repair``, channels are right for mild targets, and
+            layers for strong ones, where the pushes of many channels add up; with it channels are better.
         by: what is saved: ``elements`` (default with ``density``) or ``macs``.
+        repair: give the layers behind thresholds their mean and variance back (:mod:`actzip.sparsify.repair`).
+        distil_steps: so many steps of distillation without labels, after the repair.
         samples: how many samples are used; projections: backward passes a batch; steps: of the bisection.
 
     Raises:
-        InputError: not exactly one target, or out of range; non-finite data.
+        InputError: not exactly one target, or out of range; non-finite data; ``agree`` where outputs are no scores.
         DataError: no data. LayerError: an unknown layer name.
 
-    Source: thresholded ReLUs: Kurtz et al., "Inducing and Exploiting Activation Sparsity", ICML
-    2020 (FATReLU).
+    Source: thresholded ReLUs: Kurtz et al., "Inducing and Exploiting Activation Sparsity", ICML 2020 (FATReLU).
     """
-    targets = [t for t in (density, speedup, agree) if t is not None]
-    if len(targets) != 1:
+    by = _check(density, speedup, agree, per, by)
+    batches = collect_inputs(data, 2 * samples)
+    batches, held = _hold_out(batches, samples, always=agree is not None)
+    with without_thresholds(model):
+        table = Table(
+            model,
+            batches,
+            per=per,
+            repaired=repair,
+            projections=projections,
+            seed=seed,
+            layers=layers,
+            ignore=ignore,
+        )
+        if not table.unit:
+            warnings.warn(
+                "the model has no ReLU among the chosen layers: no threshold can be set",
+                ActzipWarning,
+                stacklevel=2,
+            )
+        worth = _worth(model, batches[0], table, by)
+        search = _Search(model, batches, held, layers, density, speedup, agree)
+        trials = Trials(model, batches, table, worth, repaired=repair)
+        found = search.run(trials, steps)
+        if found.thresholds and distil_steps:
+            search.distil(trials, found, distil_steps, seed)
+    if not found.met and table.unit:
+        warnings.warn(
+            f"the target is out of reach of thresholds up to {LEVELS[-1]} times the mean: density "
+            f"{found.density:.3f}, theoretical speed-up {found.theoretical_speedup:.2f}, agreement {found.agreement:.3f} "
+            "is what they give",
+            ActzipWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _check(
+    density: float | None, speedup: float | None, agree: float | None, per: str, by: str | None
+) -> str:
+    if len([t for t in (density, speedup, agree) if t is not None]) != 1:
         raise InputError("give exactly one target: density, speedup or agree")
     if density is not None and not 0 < density <= 1:
         raise InputError(f"density must be in (0, 1], not {density}")
@@ -262,116 +312,146 @@ def calibrate_thresholds(
         raise InputError(f"agree must be in (0, 1], not {agree}")
     if per not in ("layer", "channel"):
         raise InputError(f"per must be 'layer' or 'channel', not {per!r}")
-    if by is None:
-        by = "elements" if density is not None else "macs"
+    by = by or ("elements" if density is not None else "macs")
     if by not in ("elements", "macs"):
         raise InputError(f"by must be 'elements' or 'macs', not {by!r}")
-    batches = _inputs(data, samples)
-    generator = torch.Generator().manual_seed(seed)
-    with without_thresholds(model):
-        table = _Table(model, batches[0], per, layers, ignore)
-        if not table.unit:
-            warnings.warn(
-                "the model has no ReLU among the chosen layers: no threshold can be set",
-                ActzipWarning,
-                stacklevel=2,
-            )
-        with torch.no_grad(), eval_mode(model):
-            tops = [model(x).argmax(1) for x in batches]
-        before = measure(model, batches, layers=layers)
-        for x in batches if table.unit else []:
-            table.add(model, x, projections, generator)
-        count = sum(int(x.shape[0]) for x in batches)
-        found = Calibration(
-            {},
-            before.density,
-            before.density,
-            before.theoretical_speedup,
-            before.theoretical_speedup,
-            1.0,
-            False,
-            count,
+    return by
+
+
+def _hold_out(batches: list[Tensor], samples: int, *, always: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The first ``samples`` and the rest; with ``always`` a third is held out where nothing is left."""
+    size = max(int(b.shape[0]) for b in batches)
+    x = torch.cat(batches)
+    if len(x) <= samples and always:
+        samples = max(1, len(x) - len(x) // 3)
+    return list(x[:samples].split(size)), list(x[samples:].split(size)) if len(x) > samples else []
+
+
+def _worth(model: nn.Module, x: Tensor, table: Table, by: str) -> dict[str, float]:
+    if by == "elements" or not table.unit:
+        return dict.fromkeys(table.unit, 1.0)
+    costs = map_costs(model, x[:1])
+    return {name: costs[name].macs_per_element for name in table.unit}
+
+
+class _Search:
+    """The bisection of :func:`calibrate_thresholds`."""
+
+    def __init__(
+        self, model: nn.Module, batches: list[Tensor], held: list[Tensor], layers: Any, density: float | None,
+        speedup: float | None, agree: float | None,
+    ) -> None:  # fmt: skip
+        self.model, self.batches, self.held, self.layers = model, batches, held, layers
+        self.density, self.speedup, self.agree = density, speedup, agree
+        self.outputs, self.held_outputs = _outputs(model, batches), _outputs(model, held)
+        self.scores = all(are_scores(y) for y in self.outputs)
+        if agree is not None and not self.scores:
+            raise InputError("agree needs outputs (N, classes); give a density or a speedup")
+        self.before = measure(model, batches, layers=layers)
+        self.count = sum(int(x.shape[0]) for x in batches)
+        self.tried: list[dict[str, float]] = []
+
+    def judged(self, model: nn.Module, thresholds: dict[str, float | Tensor]) -> Calibration:
+        """The model as it is, measured."""
+        m = measure(model, self.batches, layers=self.layers)
+        same = agreement_of(self.outputs, _outputs(model, self.batches)).value if self.scores else 1.0
+        held = (
+            agreement_of(self.held_outputs, _outputs(model, self.held)) if self.scores and self.held else None
         )
+        self.tried.append(
+            {"density": m.density, "theoretical_speedup": m.theoretical_speedup, "agreement": same}
+        )
+        before = self.before
+        made = Calibration(
+            thresholds, m.density, before.density, m.theoretical_speedup, before.theoretical_speedup, same, False,
+            self.count, held_out=held,
+        )  # fmt: skip
+        made.parameters = changed_parameters(self.model, model)
+        made.met = self.reached(m, made)
+        return made
 
-        def attempt(price: float) -> tuple[bool, Calibration]:
-            chosen = table.choose(price, by == "macs")
-            try:
-                set_thresholds(model, chosen)
-                m = measure(model, batches, layers=layers)
-                same = agreement(model, tops, batches)
-            finally:
-                clear_thresholds(model)
-            made = Calibration(
-                chosen,
-                m.density,
-                before.density,
-                m.theoretical_speedup,
-                before.theoretical_speedup,
-                same,
-                False,
-                count,
-            )
-            found.tried.append(
-                {"density": m.density, "theoretical_speedup": m.theoretical_speedup, "agreement": same}
-            )
-            if density is not None:
-                return m.density <= density, made
-            if speedup is not None:
-                return m.theoretical_speedup >= speedup, made
-            return same < (agree or 0), made  # reached: one step too far
+    def reached(self, m: Measurement, made: Calibration) -> bool:
+        if self.density is not None:
+            return m.density <= self.density
+        if self.speedup is not None:
+            return m.theoretical_speedup >= self.speedup
+        return made.held_out is not None and made.held_out.value >= (self.agree or 0)
 
-        low, high = _price_range(table, by == "macs")
+    def run(self, trials: Trials, steps: int) -> Calibration:
+        """The mildest thresholds that reach a density or speed-up, or the strongest that keep an agreement."""
+        untouched = self.judged(self.model, {})
+        self.tried.clear()
+        untouched.tried = self.tried
+        if (untouched.met and self.agree is None) or not trials.table.unit:
+            return untouched
+
+        def attempt(share: float) -> Calibration:
+            thresholds = trials.thresholds(share)
+            return self.judged(trials.put(thresholds), thresholds)
+
+        # the share of non-zeros that is left, by the table; kept: not reached, or still agreeing
+        weak, strong = 1.0, 0.0
+        mild: Calibration = untouched
         best: Calibration | None = None
-        start_met = (density is not None and before.density <= density) or (
-            speedup is not None and before.theoretical_speedup >= speedup
-        )
-        if start_met or not table.unit:
-            found.met = start_met or agree is not None
-            return found
-        for _ in range(steps):
-            price = (low * high) ** 0.5
-            over, made = attempt(price)
-            if over:
-                high = price
+        for i in range(steps):
+            share = self._guess(mild, best, weak, strong) if i == 0 else (weak + strong) / 2
+            made = attempt(share)
+            if made.met == (self.agree is None):
+                strong = share
+                best = made if best is None or self.agree is None else best
             else:
-                low = price
-            if agree is None:
-                if over and (best is None or made.density >= best.density):
-                    best = made  # the mildest that meets the target
-            elif not over and (best is None or made.density < best.density):
-                best = made
-        if best is None and agree is None:
-            over, made = attempt(high * 1e3)
-            best = made
-            best.met = over
-            if not over:
-                warnings.warn(
-                    f"the target is out of reach of thresholds up to {LEVELS[-1]} times the mean: density "
-                    f"{made.density:.3f}, theoretical speed-up {made.theoretical_speedup:.2f} is "
-                    "what they give",
-                    ActzipWarning,
-                    stacklevel=2,
-                )
-        elif best is None:
-            best = found
-            best.met = True
-        else:
-            best.met = True
-    best.tried = found.tried
-    return best
+                weak = share
+                mild = made
+        if self.agree is not None:
+            mild.tried = self.tried
+            return mild
+        if best is None:
+            best = attempt(0.0)
+        if best.met and self.density is not None:
+            best = self._refine(trials, mild, best)
+        best.tried = self.tried
+        return best
+
+    def _guess(self, mild: Calibration, best: Calibration | None, weak: float, strong: float) -> float:
+        """Where to look first: the share that the target asks for, were nothing to change behind the thresholds."""
+        if self.density is not None:
+            return min(0.98, self.density / max(mild.density, 1e-12))
+        if self.speedup is not None:
+            return min(0.98, mild.theoretical_speedup / self.speedup)
+        return 0.5
+
+    def _refine(self, trials: Trials, mild: Calibration, best: Calibration) -> Calibration:
+        """Between the last that misses the density and the first that reaches it, until it is hit within 1 %."""
+        assert self.density is not None
+        low, high = 0.0, 1.0
+        strong = best.thresholds
+        for _ in range(8):
+            if best.density >= 0.99 * self.density:
+                break
+            middle = (low + high) / 2
+            thresholds = blend(mild.thresholds, strong, middle)
+            made = self.judged(trials.put(thresholds), thresholds)
+            if made.met:
+                high, best = middle, made
+            else:
+                low = middle
+        return best
+
+    def distil(self, trials: Trials, found: Calibration, steps: int, seed: int) -> None:
+        """Distils onto what was found, and measures again."""
+        work = trials.put(found.thresholds)
+        distil(work, self.model, self.batches, steps=steps, seed=seed)
+        made = self.judged(work, found.thresholds)
+        low, high = 1.0, 1.25
+        for _ in range(5 if self.agree is None and not made.met else 0):  # shifts moved the density a little
+            middle = (low + high) / 2
+            thresholds = {k: t * middle for k, t in found.thresholds.items()}
+            other = self.judged(set_thresholds(work, thresholds), thresholds)
+            low, high, made = (low, middle, other) if other.met else (middle, high, made)
+        for name in ("thresholds", "density", "theoretical_speedup", "agreement", "held_out", "parameters", "met"):
+            setattr(found, name, getattr(made, name))
 
 
-def _price_range(table: _Table, by_macs: bool) -> tuple[float, float]:
-    """Prices at which next to nothing, and nearly everything, is removed."""
-    ratios: list[Tensor] = []
-    for name in table.unit:
-        worth = table.macs[name] if by_macs else 1.0
-        saved = table.removed[name].cumsum(1)[:, 1:] * worth
-        cost = table.cost[name][:, 1:]
-        usable = (saved > 0) & (cost > 0)
-        ratios.append((cost[usable] / saved[usable]).flatten())
-    every = torch.cat(ratios) if ratios else torch.ones(1, dtype=torch.float64)
-    if every.numel() == 0:
-        return 1e-12, 1.0
-    every = every.sort().values
-    return float(every[0]) + 1e-30, float(every[-1]) * 2 + 1e-30
+def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Any]:
+    with torch.no_grad(), eval_mode(model):
+        return [model(x) for x in batches]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from actzip.errors import InputError
 
-__all__ = ["device_of", "epoch_batches", "logits", "unpack"]
+__all__ = ["device_of", "epoch_batches", "logits", "output_tensors", "unpack"]
 
 
 def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -44,6 +44,22 @@ def logits(out: Any) -> Tensor:
     if isinstance(out, (tuple, list)) and out and isinstance(out[0], Tensor):
         return out[0]
     raise InputError(f"the model gives a {type(out).__name__}; a classifier gives logits (N, classes)")
+
+
+def output_tensors(out: Any) -> list[Tensor]:
+    """The floating-point tensors in an output of any structure, in its order.
+
+    Raises:
+        InputError: there is none.
+    """
+    from torch.utils import _pytree as pytree
+
+    if callable(getattr(out, "to_tuple", None)):  # transformers' outputs
+        out = out.to_tuple()
+    found = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+    if not found:
+        raise InputError(f"the model gives a {type(out).__name__} without a floating-point tensor")
+    return found
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,0 +1,283 @@
+"""What thresholds shift, put right without training: mean and variance of every layer, channel by channel.
+
+Thresholds remove small values, so the sums behind them have another mean and a smaller variance than the layers that read
+them were trained for. :func:`repair` gives every channel its old ones back, on a few unlabelled inputs: in the BatchNorm
+that reads a convolution, else in the convolution's own weights and bias. One pass does it, layer after layer, so that each
+layer sees what the repaired layers before it give. :func:`distil` then makes the repaired network give what the original
+gives, for some steps, without labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actzip.activations import eval_mode, run_model
+from actzip.errors import TrainingError
+from actzip.training.batches import output_tensors
+
+__all__ = ["Moments", "augmented", "distil", "moments", "repair"]
+
+_Norm = nn.modules.batchnorm._BatchNorm
+_Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+#: Values a channel that mean and variance are estimated from, at least.
+LEAST = 256
+#: A channel's standard deviation is changed by this factor at most.
+MOST = 2.0
+
+
+@dataclass
+class Moments:
+    """Mean and variance of what layers give, one a channel.
+
+    Attributes:
+        norms: BatchNorm modules by name: of their input.
+        convs: convolutions that no BatchNorm reads: of their output.
+    """
+
+    norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    convs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+def _of(v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v.detach().transpose(0, 1).flatten(1).double()
+    return v.mean(1), v.var(1, unbiased=False)
+
+
+def _enough(v: Tensor) -> bool:
+    return v.dim() > 2 and v.numel() >= LEAST * v.shape[1]
+
+
+@contextmanager
+def _watching(model: nn.Module, norm: Callable[..., Any], conv: Callable[..., Any]) -> Iterator[None]:
+    """``norm(name, module, input)`` before each BatchNorm, ``conv(name, module, output)`` after each convolution."""
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, _Norm):
+            handles.append(
+                module.register_forward_pre_hook(lambda m, args, name=name: norm(name, m, args[0]))
+            )
+        elif isinstance(module, _Conv):
+            handles.append(module.register_forward_hook(lambda m, args, out, name=name: conv(name, m, out)))
+    try:
+        with eval_mode(model), torch.no_grad():
+            yield
+    finally:
+        for h in handles:
+            h.remove()
+
+
+def moments(model: nn.Module, inputs: Any) -> Moments:
+    """Moments of ``model`` in eval mode over ``inputs`` (one batch), of all layers that can be repaired.
+
+    Left out are layers that run more than once a pass, that share a parameter, whose weights are made by a
+    parametrization, and those with fewer than 256 values a channel.
+    """
+    found, calls = Moments(), dict[str, int]()
+    made: dict[int, tuple[str, Tensor]] = {}
+
+    def norm(name: str, module: nn.Module, x: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        source = made.get(id(x))
+        if source is not None and source[1] is x:
+            found.convs.pop(source[0], None)
+        if _enough(x):
+            found.norms[name] = _of(x)
+
+    def conv(name: str, module: nn.Module, out: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        made.clear()  # only what runs right behind it counts; the tensor is not kept alive longer
+        made[id(out)] = (name, out)
+        if _enough(out):
+            found.convs[name] = _of(out)
+
+    with _watching(model, norm, conv):
+        run_model(model, inputs)
+    unfit = {n for n, count in calls.items() if count > 1} | _shared(model)
+    for table in (found.norms, found.convs):
+        for name in unfit & set(table):
+            del table[name]
+    return found
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Layers whose parameters are another's too, or are computed."""
+    owners: dict[int, list[str]] = {}
+    unfit = set()
+    for name, module in model.named_modules():
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            unfit.add(name)
+        for p in module.parameters(recurse=False):
+            owners.setdefault(id(p), []).append(name)
+    return unfit | {n for names in owners.values() if len(names) > 1 for n in names}
+
+
+def repair(model: nn.Module, wanted: Moments, inputs: Any) -> Any:
+    """Gives every layer of ``model`` the moments ``wanted``, in place; one pass over ``inputs`` in eval mode.
+
+    Args:
+        model: with its thresholds set.
+        wanted: :func:`moments` of the network without them, on the same inputs.
+
+    Returns:
+        What the repaired model gives for ``inputs``.
+    """
+
+    def norm(name: str, module: Any, x: Tensor) -> None:
+        if name in wanted.norms:
+            _repair_norm(module, *wanted.norms[name], *_of(x))
+
+    def conv(name: str, module: Any, out: Tensor) -> Tensor | None:
+        return _repair_conv(module, out, *wanted.convs[name]) if name in wanted.convs else None
+
+    with _watching(model, norm, conv):
+        return run_model(model, inputs)
+
+
+def _ratio(variance0: Tensor, variance: Tensor, eps: float) -> Tensor:
+    return ((variance0 + eps) / (variance + eps)).sqrt().clamp(1 / MOST, MOST)
+
+
+def _repair_norm(m: Any, mean0: Tensor, variance0: Tensor, mean: Tensor, variance: Tensor) -> None:
+    """What the BatchNorm gives for an input x is now what it gave for (x - mean) * ratio + mean0."""
+    if m.running_mean is None:  # it normalises by the batch itself
+        return
+    ratio = _ratio(variance0, variance, max(float(m.eps), 1e-12))
+    if m.weight is None:
+        m.running_mean.copy_(mean - (mean0 - m.running_mean.double()) / ratio)
+        m.running_var.copy_(((m.running_var.double() + m.eps) / ratio.square() - m.eps).clamp(min=0))
+        return
+    gain = m.weight.detach().double() / (m.running_var.double() + m.eps).sqrt()
+    old = m.running_mean.double()
+    shift = m.bias.detach().double() + gain * (mean0 - old - ratio * (mean - old))
+    m.bias.copy_(shift)
+    m.weight.mul_(ratio.to(m.weight.dtype))
+
+
+def _repair_conv(m: Any, out: Tensor, mean0: Tensor, variance0: Tensor) -> Tensor:
+    """The convolution's weights and bias for an output of these moments, and the output."""
+    mean, variance = _of(out)
+    ratio = _ratio(variance0, variance, 1e-12)
+    shift = mean0 - mean * ratio
+    shape = [1] * m.weight.dim()
+    if m.transposed:  # C, O / groups, ...
+        out_a_group = m.weight.shape[1]
+        each = ratio.reshape(m.groups, out_a_group).repeat_interleave(m.weight.shape[0] // m.groups, 0)
+        scale = each.reshape(m.weight.shape[0], out_a_group, *shape[2:])
+    else:
+        shape[0] = -1
+        scale = ratio.reshape(shape)
+    m.weight.mul_(scale.to(m.weight.dtype))
+    bias = shift if m.bias is None else m.bias.detach().double() * ratio + shift
+    if m.bias is None:
+        m.bias = nn.Parameter(bias.to(m.weight.dtype), requires_grad=m.weight.requires_grad)
+    else:
+        m.bias.copy_(bias)
+    view = [1, -1, *([1] * (out.dim() - 2))]
+    return out * ratio.to(out.dtype).reshape(view) + shift.to(out.dtype).reshape(view)
+
+
+# --- distillation without labels --------------------------------------------------------------------------------------
+
+
+def augmented(x: Tensor, generator: torch.Generator, *, mix: float = 0.5) -> Tensor:
+    """Images like those of ``x`` (N, C, H, W): cropped (to half the area at least), flipped and mixed in pairs.
+
+    What is no image (not four dimensions, or a side below 16) is mixed only.
+    """
+    rows = []
+    for image in x.split(1):
+        if x.dim() == 4 and min(x.shape[2:]) >= 16:
+            side = math.sqrt(float(torch.empty(1).uniform_(0.5, 1.0, generator=generator)))
+            h, w = max(1, round(x.shape[2] * side)), max(1, round(x.shape[3] * side))
+            top = int(torch.randint(x.shape[2] - h + 1, (1,), generator=generator))
+            left = int(torch.randint(x.shape[3] - w + 1, (1,), generator=generator))
+            part = image[:, :, top : top + h, left : left + w]
+            image = F.interpolate(part, tuple(x.shape[2:]), mode="bilinear", align_corners=False)
+            if float(torch.rand(1, generator=generator)) < 0.5:
+                image = image.flip(3)
+        rows.append(image)
+    made = torch.cat(rows)
+    share = torch.rand(len(made), *([1] * (x.dim() - 1)), generator=generator) * mix
+    return made * (1 - share) + made.flip(0) * share
+
+
+def _distance(student: Any, teacher: Any) -> Tensor:
+    """How far outputs are apart: relative squared error, and the divergence where they are scores."""
+    total: Any = 0.0
+    for s, t in zip(output_tensors(student), output_tensors(teacher), strict=True):
+        if t.dim() == 2 and t.shape[1] > 1:
+            difference = (s - t) - (s - t).mean(1, keepdim=True)
+            spread = (t - t.mean(1, keepdim=True)).square().mean().clamp(min=1e-12)
+            total = total + difference.square().mean() / spread
+            total = total + F.kl_div(
+                s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean"
+            )
+        else:
+            total = total + (s - t).square().mean() / t.square().mean().clamp(min=1e-12)
+    return total  # type: ignore[no-any-return]
+
+
+def distil(
+    model: nn.Module,
+    teacher: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    steps: int,
+    lr: float = 2e-3,
+    batch: int = 16,
+    seed: int = 0,
+    on_step: Callable[[], None] | None = None,
+) -> None:
+    """Makes ``model`` give what ``teacher`` gives, in place: scale and shift of every channel learn for ``steps`` steps.
+
+    What learns are weights and biases of BatchNorm and the biases of convolutions that no BatchNorm follows; inputs are
+    :func:`augmented`, labels are not needed. Both run in eval mode; statistics of BatchNorm stay.
+
+    Args:
+        inputs: a few batches (N, ...).
+        batch: images a step.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    x = torch.cat(list(inputs))
+    learn = [p for m in model.modules() if isinstance(m, _Norm) for p in m.parameters(recurse=False)]
+    learn += [m.bias for m in model.modules() if isinstance(m, _Conv) and m.bias is not None]
+    if not learn or steps < 1:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    kept = {p: p.requires_grad for p in model.parameters()}
+    for p in kept:
+        p.requires_grad_(False)
+    for p in learn:
+        p.requires_grad_(True)
+    optimizer = torch.optim.Adam(learn, lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.2)
+    try:
+        with eval_mode(model), eval_mode(teacher):
+            for _ in range(steps):
+                chosen = x[torch.randperm(len(x), generator=generator)[:batch]]
+                images = augmented(chosen, generator)
+                with torch.no_grad():
+                    want = teacher(images)
+                loss = _distance(model(images), want)
+                if not bool(torch.isfinite(loss.detach())):
+                    raise TrainingError("distillation without labels: the loss is not finite")
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                if on_step is not None:
+                    on_step()
+    finally:
+        for p, was in kept.items():
+            p.requires_grad_(was)
+            p.grad = None

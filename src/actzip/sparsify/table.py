@@ -1,0 +1,191 @@
+"""What every candidate threshold of every map, or channel, removes and what that does to the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actzip.activations import ActivationTap, Site, eval_mode, run_model
+from actzip.training.batches import output_tensors
+
+__all__ = ["LEVELS", "Table"]
+
+#: Candidate thresholds, in units of the mean of the positive values of a map (or channel).
+LEVELS = (0.0, 0.02, 0.05, 0.08, 0.12, 0.17, 0.23, 0.3, 0.38, 0.47, 0.57, 0.7, 0.85, 1.0, 1.25, 1.6)
+
+
+class Table:
+    """For each unit (map, or channel of one) and candidate threshold: what it removes and what that costs.
+
+    What a threshold does to the outputs is estimated to second order: gradients of random projections of the centred
+    outputs with respect to every map give, in one backward pass a projection, the push that the values below each
+    candidate exert together. With ``repaired`` the mean of what is removed counts for nothing, for
+    :func:`actzip.sparsify.repair.repair` puts it back.
+
+    Args:
+        model: without thresholds.
+        batches: inputs (N, ...); units are scaled by the first.
+        per: ``layer`` or ``channel``.
+        projections: backward passes a batch.
+        on_batch: called after each batch.
+
+    Attributes:
+        unit: the mean positive value of each unit, by site.
+        removed: elements that each threshold removes, by site: units x levels.
+        cost: mean square of what that pushes the outputs by, likewise.
+        elements, nonzeros: of each site, of all samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        *,
+        per: str,
+        repaired: bool = False,
+        projections: int = 2,
+        seed: int = 0,
+        layers: Any = None,
+        ignore: Any = None,
+        on_batch: Callable[[], None] | None = None,
+    ) -> None:
+        self.per, self.repaired = per, repaired
+        self.unit: dict[str, Tensor] = {}
+        self.elements: dict[str, int] = {}
+        self._scale(model, batches[0], layers, ignore)
+        shape = {k: (u.numel(), len(LEVELS)) for k, u in self.unit.items()}
+        self.removed = {k: torch.zeros(s, dtype=torch.float64) for k, s in shape.items()}
+        self.nonzeros = dict.fromkeys(self.unit, 0)
+        self.cost = {k: torch.zeros(s, dtype=torch.float64) for k, s in shape.items()}
+        generator = torch.Generator().manual_seed(seed)
+        for x in batches if self.unit else ():
+            self._add(model, x, projections, generator)
+            if on_batch is not None:
+                on_batch()
+
+    def _scale(self, model: nn.Module, x: Tensor, layers: Any, ignore: Any) -> None:
+        def see(site: Site, y: Tensor) -> None:
+            if not site.sparse or y.dim() < 2:
+                return
+            dims = [d for d in range(y.dim()) if d != 1 or self.per == "layer"]
+            total, count = y.sum(dims), (y != 0).sum(dims)
+            whole = y.sum() / (y != 0).sum().clamp(min=1)
+            mean = torch.where(count > 0, total / count.clamp(min=1), whole).reshape(-1)
+            self.unit[site.name], self.elements[site.name] = mean, 0
+
+        with ActivationTap(model, see, layers=layers, ignore=ignore), eval_mode(model), torch.no_grad():
+            run_model(model, x)
+
+    def _add(self, model: nn.Module, x: Tensor, projections: int, generator: torch.Generator) -> None:
+        """Counts one batch: forward, and a backward pass a projection of the outputs."""
+        maps: list[tuple[str, Tensor]] = []
+
+        def see(site: Site, y: Tensor) -> Tensor | None:
+            if site.name not in self.unit:
+                return None
+            if not y.requires_grad:
+                y = y.detach().requires_grad_()
+            maps.append((site.name, y))
+            return y
+
+        with ActivationTap(model, see), eval_mode(model), torch.enable_grad():
+            outs = [t.flatten(1) for t in output_tensors(run_model(model, x))]
+            outs = [t - t.mean(1, keepdim=True) if t.shape[1] > 1 else t for t in outs]
+            spreads = [float(t.detach().square().mean().sqrt()) or 1.0 for t in outs]
+            bins = [self._sorted(name, y.detach()) for name, y in maps]
+            for r in range(projections):
+                value: Any = 0.0
+                for out, spread in zip(outs, spreads, strict=True):
+                    signs = torch.randint(0, 2, out.shape, generator=generator, dtype=torch.float32) * 2 - 1
+                    value = value + (out * signs.to(out.dtype)).sum() / spread
+                grads = torch.autograd.grad(
+                    value, [y for _, y in maps], retain_graph=r + 1 < projections, allow_unused=True
+                )
+                for (name, y), grad, sorted_ in zip(maps, grads, bins, strict=True):
+                    if grad is not None:
+                        self.cost[name] += self._pushes(y.detach(), grad, sorted_) / projections
+
+    def _sorted(self, name: str, v: Tensor) -> _Bins:
+        """Counts what each threshold removes of ``v``; gives where its elements fall."""
+        made = _Bins(v, self.unit[name])
+        self.removed[name] += made.up_to(None).sum(0)
+        self.elements[name] += v.numel()
+        self.nonzeros[name] += int(torch.count_nonzero(v))
+        return made
+
+    def _pushes(self, v: Tensor, grad: Tensor, bins: _Bins) -> Tensor:
+        """Units x levels: coherent and incoherent part of what everything up to a threshold pushes the outputs by."""
+        push = (grad * v).double()
+        sums, squares = bins.up_to(push), bins.up_to(push * push)
+        if self.repaired:  # d, what is removed (0 elsewhere), becomes d - m with its mean m over the unit
+            m, g2 = bins.mean(v), (grad * grad).double()
+            sums = sums - m * bins.total(grad)
+            squares = squares - 2 * m * bins.up_to(g2 * v) + m.square() * bins.total(g2)
+        return (sums.square() + squares.clamp(min=0)).sum(0)
+
+    def choose(self, price: float, worth: Mapping[str, float]) -> dict[str, float | Tensor]:
+        """The thresholds that minimise cost - price * worth * removed, unit by unit; ``worth`` is by site, an element."""
+        chosen: dict[str, float | Tensor] = {}
+        levels = torch.tensor(LEVELS, dtype=torch.float64)
+        for name, unit in self.unit.items():
+            best = (self.cost[name] - price * self.removed[name] * worth[name]).argmin(1)
+            t = levels[best] * unit.double()
+            if bool((t > 0).any()):
+                chosen[name] = float(t[0]) if self.per == "layer" else t.float()
+        return chosen
+
+    def prices(self, worth: Mapping[str, float]) -> tuple[float, float]:
+        """Prices at which next to nothing, and nearly everything that is worth something, is removed."""
+        ratios: list[Tensor] = []
+        for name in self.unit:
+            saved, cost = self.removed[name][:, 1:] * worth[name], self.cost[name][:, 1:]
+            usable = (saved > 0) & (cost > 0)
+            ratios.append((cost[usable] / saved[usable]).flatten())
+        every = torch.cat(ratios) if ratios else torch.ones(0, dtype=torch.float64)
+        if every.numel() == 0:
+            return 1e-12, 1.0
+        return float(every.min()) + 1e-30, float(every.max()) * 2 + 1e-30
+
+
+class _Bins:
+    """Where the elements of one map fall: sample, unit and the threshold that removes them."""
+
+    def __init__(self, v: Tensor, unit: Tensor) -> None:
+        n, units, levels = int(v.shape[0]), unit.numel(), len(LEVELS)
+        shape = [1] * v.dim()
+        if units > 1:
+            shape[1] = units
+        edges = torch.tensor(LEVELS[1:], dtype=v.dtype)
+        scaled = (v / unit.reshape(shape).clamp(min=1e-30)).contiguous()
+        # level 0: zero already; j: goes with threshold j and not with j - 1; the last: stays
+        level = torch.where(v > 0, torch.bucketize(scaled, edges, right=False) + 1, 0)
+        rows = torch.arange(n).reshape(-1, *([1] * (v.dim() - 1))) * units
+        if units > 1:
+            rows = rows + torch.arange(units).reshape(shape)
+        self._flat = (rows * (levels + 1) + level).flatten()
+        self._sizes = (n, units, levels + 1)
+        self._means: Tensor | None = None
+
+    def up_to(self, values: Tensor | None) -> Tensor:
+        """Sums of ``values`` (None: counts) that each threshold removes: samples x units x levels."""
+        weights = None if values is None else values.flatten().double()
+        sums = torch.bincount(self._flat, weights, minlength=math.prod(self._sizes)).reshape(self._sizes)
+        sums = sums[:, :, :-1].double()
+        sums[:, :, 0] = 0  # nothing goes with threshold 0
+        return sums.cumsum(2)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums of ``values`` over each unit: samples x units x 1."""
+        n, units, _ = self._sizes
+        return values.reshape(n, units, -1).double().sum(2, keepdim=True)
+
+    def mean(self, v: Tensor) -> Tensor:
+        """Mean over samples and positions of what each threshold removes: units x levels."""
+        if self._means is None:
+            units = self._sizes[1]
+            self._means = self.up_to(v).sum(0) / (v.numel() // units)
+        return self._means
