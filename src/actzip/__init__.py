@@ -14,6 +14,7 @@ from actzip.errors import ActzipError
 
 if TYPE_CHECKING:
     from actzip._module import as_package
+    from actzip.accelerate import accelerate as _accelerate
     from actzip.codec.decode import decode as decode
     from actzip.codec.encode import encode as encode
     from actzip.profile import profile as _profile
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     from actzip.sparsify import ActivationPenalty as ActivationPenalty
     from actzip.sparsify import sparsify as _sparsify
 
+    accelerate = as_package(_accelerate)
     profile = as_package(_profile)
     quantize = as_package(_quantize)
     sparsify = as_package(_sparsify)
 else:
-    #: Functions and classes and their homes. Other public names are packages; ``profile``,
-    #: ``quantize`` and ``sparsify`` are called like functions.
+    #: Functions and classes and their homes. Other public names are packages; ``accelerate``,
+    #: ``profile``, ``quantize`` and ``sparsify`` are called like functions.
     __getattr__ = lazy(
         __name__,
         {
@@ -43,6 +45,7 @@ else:
 __all__ = [
     "ActivationPenalty",
     "ActzipError",
+    "accelerate",
     "compile",
     "decode",
     "encode",

@@ -26,6 +26,7 @@ __all__ = ["VERBS", "build", "main"]
 VERBS = (
     "info",
     "profile",
+    "accelerate",
     "sparsify",
     "quantize",
     "encode",

@@ -23,7 +23,7 @@ __all__ = ["apply_act", "interpret"]
 
 def _param(act: Act, x: Tensor) -> Tensor:
     assert act.param is not None
-    p = torch.from_numpy(act.param)
+    p = torch.from_numpy(act.param.copy())  # a mapped file is not writable
     return p.reshape(1, -1, *([1] * (x.ndim - 2))) if p.numel() > 1 else p
 
 

@@ -265,7 +265,8 @@ _BUILDERS: dict[type[g.Node], Callable[[Any, g.Shape], nn.Module | None]] = {
 
 
 class GraphNet(nn.Module):
-    """A :class:`actzip.runtime.graph.Graph` (of an ONNX file, say) as a module, one submodule a node.
+    """A :class:`actzip.runtime.graph.Graph` (of an ONNX file, say) as a module, one submodule a
+    node.
 
     Inputs and outputs in the graph's order, float32 ``N, C, H, W`` as there; a single output is
     given as a tensor.

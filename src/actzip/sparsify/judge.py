@@ -1,4 +1,5 @@
-"""How far a changed network is from the original, with a confidence interval, on inputs that changed nothing."""
+"""How far a changed network is from the original, with a confidence interval, on inputs that
+changed nothing."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ class Judgement:
     """A share or a mean over held-out inputs, with its 95 % confidence interval.
 
     Attributes:
-        kind: ``agreement`` (share of inputs whose highest output is the same, interval of Wilson), ``error`` (mean of
-            ``|y - y0| / |y0|`` over inputs, all outputs together) or ``metric`` (the user's).
+        kind: ``agreement`` (share of inputs whose highest output is the same, interval of Wilson),
+            ``error`` (mean of ``|y - y0| / |y0|`` over inputs, all outputs together) or ``metric``
+            (the user's).
         value, low, high: the estimate and its interval.
         samples: inputs that it was measured on.
     """
@@ -57,7 +59,7 @@ def wilson(same: int, samples: int) -> tuple[float, float]:
     p, z2 = same / samples, Z * Z
     centre = (p + z2 / (2 * samples)) / (1 + z2 / samples)
     half = Z / (1 + z2 / samples) * math.sqrt(p * (1 - p) / samples + z2 / (4 * samples * samples))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (centre - half if same else 0.0), (centre + half if same < samples else 1.0)
 
 
 def are_scores(out: Any) -> bool:
@@ -73,7 +75,8 @@ def agreement_of(before: Sequence[Any], after: Sequence[Any]) -> Judgement:
 
 
 def error_of(before: Sequence[Any], after: Sequence[Any]) -> Judgement:
-    """Mean over inputs of ``|y - y0| / |y0|``, of outputs a batch before and after; scores are centred first.
+    """Mean over inputs of ``|y - y0| / |y0|``, of outputs a batch before and after; scores are
+    centred first.
 
     Raises:
         InputError: outputs whose shapes do not fit.

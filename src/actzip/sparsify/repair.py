@@ -1,10 +1,13 @@
-"""What thresholds shift, put right without training: mean and variance of every layer, channel by channel.
+"""What thresholds shift, put right without training: mean and variance of every layer, channel by
+channel.
 
-Thresholds remove small values, so the sums behind them have another mean and a smaller variance than the layers that read
-them were trained for. :func:`repair` gives every channel its old ones back, on a few unlabelled inputs: in the BatchNorm
-that reads a convolution, else in the convolution's own weights and bias. One pass does it, layer after layer, so that each
-layer sees what the repaired layers before it give. :func:`distil` then makes the repaired network give what the original
-gives, for some steps, without labels.
+Thresholds remove small values, so the sums behind them have another mean and a smaller variance
+than the layers that read them were trained for. :func:`repair` gives every channel its old ones
+back, on a few unlabelled inputs: in the BatchNorm that reads a convolution, else in the
+convolution's own weights and bias; where inputs abound, weights are fitted
+(:mod:`actzip.sparsify.reconstruct`). One pass does it, layer after layer, so that each layer sees
+what the repaired layers before it give. :func:`distil` then makes the repaired network give what
+the original gives, for some steps, without labels.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ from torch import Tensor, nn
 
 from actzip.activations import eval_mode, run_model
 from actzip.errors import TrainingError
+from actzip.sparsify.reconstruct import Calls, Targets, fit, targets
 from actzip.training.batches import output_tensors
 
 __all__ = ["Moments", "augmented", "distil", "moments", "repair"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
 _Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-#: Values a channel that mean and variance are estimated from, at least.
-LEAST = 256
+#: Values a channel that a variance is estimated from, at least, and a shift of the mean.
+LEAST, FEWEST = 256, 8
 #: A channel's standard deviation is changed by this factor at most.
 MOST = 2.0
 
@@ -39,11 +43,13 @@ class Moments:
 
     Attributes:
         norms: BatchNorm modules by name: of their input.
-        convs: convolutions that no BatchNorm reads: of their output.
+        convs: convolutions and linear layers that no BatchNorm reads: of their output.
+        targets: what convolutions give at some positions, for those that are to be fitted.
     """
 
     norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     convs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    targets: Targets = field(default_factory=Targets)
 
 
 def _of(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,20 +57,27 @@ def _of(v: Tensor) -> tuple[Tensor, Tensor]:
     return v.mean(1), v.var(1, unbiased=False)
 
 
-def _enough(v: Tensor) -> bool:
-    return v.dim() > 2 and v.numel() >= LEAST * v.shape[1]
+def _by_channel(module: nn.Module, v: Tensor) -> Tensor:
+    """A layer's output with its channels in dimension 1."""
+    return v.reshape(-1, v.shape[-1]) if isinstance(module, nn.Linear) else v
+
+
+def _values(v: Tensor) -> int:
+    """Values a channel."""
+    return v.numel() // v.shape[1] if v.dim() > 1 and v.shape[1] else 0
 
 
 @contextmanager
 def _watching(model: nn.Module, norm: Callable[..., Any], conv: Callable[..., Any]) -> Iterator[None]:
-    """``norm(name, module, input)`` before each BatchNorm, ``conv(name, module, output)`` after each convolution."""
+    """``norm(name, module, input)`` before each BatchNorm, ``conv(name, module, output)`` after
+    each convolution."""
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, _Norm):
             handles.append(
                 module.register_forward_pre_hook(lambda m, args, name=name: norm(name, m, args[0]))
             )
-        elif isinstance(module, _Conv):
+        elif isinstance(module, (*_Conv, nn.Linear)):
             handles.append(module.register_forward_hook(lambda m, args, out, name=name: conv(name, m, out)))
     try:
         with eval_mode(model), torch.no_grad():
@@ -74,11 +87,14 @@ def _watching(model: nn.Module, norm: Callable[..., Any], conv: Callable[..., An
             h.remove()
 
 
-def moments(model: nn.Module, inputs: Any) -> Moments:
-    """Moments of ``model`` in eval mode over ``inputs`` (one batch), of all layers that can be repaired.
+def moments(model: nn.Module, inputs: Any, *, fitted: bool = False) -> Moments:
+    """Moments of ``model`` in eval mode over ``inputs`` (one batch), of all layers that can be
+    repaired.
 
-    Left out are layers that run more than once a pass, that share a parameter, whose weights are made by a
-    parametrization, and those with fewer than 256 values a channel.
+    With ``fitted``, also what :mod:`actzip.sparsify.reconstruct` fits convolutions to.
+
+    Left out are layers that run more than once a pass, that share a parameter, whose weights are
+    made by a parametrization, and those with fewer than 8 values a channel.
     """
     found, calls = Moments(), dict[str, int]()
     made: dict[int, tuple[str, Tensor]] = {}
@@ -88,14 +104,15 @@ def moments(model: nn.Module, inputs: Any) -> Moments:
         source = made.get(id(x))
         if source is not None and source[1] is x:
             found.convs.pop(source[0], None)
-        if _enough(x):
+        if _values(x) >= FEWEST:
             found.norms[name] = _of(x)
 
     def conv(name: str, module: nn.Module, out: Tensor) -> None:
         calls[name] = calls.get(name, 0) + 1
         made.clear()  # only what runs right behind it counts; the tensor is not kept alive longer
         made[id(out)] = (name, out)
-        if _enough(out):
+        out = _by_channel(module, out)
+        if _values(out) >= FEWEST:
             found.convs[name] = _of(out)
 
     with _watching(model, norm, conv):
@@ -104,6 +121,8 @@ def moments(model: nn.Module, inputs: Any) -> Moments:
     for table in (found.norms, found.convs):
         for name in unfit & set(table):
             del table[name]
+    if fitted:
+        found.targets = targets(model, inputs, set(calls) - unfit)
     return found
 
 
@@ -120,7 +139,8 @@ def _shared(model: nn.Module) -> set[str]:
 
 
 def repair(model: nn.Module, wanted: Moments, inputs: Any) -> Any:
-    """Gives every layer of ``model`` the moments ``wanted``, in place; one pass over ``inputs`` in eval mode.
+    """Gives every layer of ``model`` the moments ``wanted``, in place; one pass over ``inputs`` in
+    eval mode.
 
     Args:
         model: with its thresholds set.
@@ -130,65 +150,79 @@ def repair(model: nn.Module, wanted: Moments, inputs: Any) -> Any:
         What the repaired model gives for ``inputs``.
     """
 
+    calls = Calls(model)
+    made: list[Tensor] = []  # the output of a convolution that was fitted just now
+
     def norm(name: str, module: Any, x: Tensor) -> None:
         if name in wanted.norms:
-            _repair_norm(module, *wanted.norms[name], *_of(x))
+            ratio, mean, mean0 = _change(wanted.norms[name], x, max(float(module.eps), 1e-12))
+            _repair_norm(module, torch.ones_like(ratio) if made and made[0] is x else ratio, mean, mean0)
 
     def conv(name: str, module: Any, out: Tensor) -> Tensor | None:
-        return _repair_conv(module, out, *wanted.convs[name]) if name in wanted.convs else None
+        made.clear()
+        call = calls.of(name, module) if name in wanted.targets.values else None
+        if call is not None:
+            where, values = wanted.targets.positions[name], wanted.targets.values[name]
+            new = fit(module, call, where, values, shifted=name in wanted.convs)
+            if new is not None:
+                made.append(new)
+                return new
+        if name not in wanted.convs:
+            return None
+        ratio, mean, mean0 = _change(wanted.convs[name], _by_channel(module, out), 1e-12)
+        return _repair_conv(module, out, ratio, mean0 - mean * ratio)
 
-    with _watching(model, norm, conv):
+    with calls.tap, _watching(model, norm, conv):
         return run_model(model, inputs)
 
 
-def _ratio(variance0: Tensor, variance: Tensor, eps: float) -> Tensor:
-    return ((variance0 + eps) / (variance + eps)).sqrt().clamp(1 / MOST, MOST)
+def _change(wanted: tuple[Tensor, Tensor], v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor of the standard deviation, mean now, mean wanted. Of few values the mean alone is put
+    right: the inputs are the same, so what moved it is known better than a variance."""
+    mean, variance = _of(v)
+    if _values(v) < LEAST:
+        return torch.ones_like(mean), mean, wanted[0]
+    return ((wanted[1] + eps) / (variance + eps)).sqrt().clamp(1 / MOST, MOST), mean, wanted[0]
 
 
-def _repair_norm(m: Any, mean0: Tensor, variance0: Tensor, mean: Tensor, variance: Tensor) -> None:
+def _repair_norm(m: Any, ratio: Tensor, mean: Tensor, mean0: Tensor) -> None:
     """What the BatchNorm gives for an input x is now what it gave for (x - mean) * ratio + mean0."""
     if m.running_mean is None:  # it normalises by the batch itself
         return
-    ratio = _ratio(variance0, variance, max(float(m.eps), 1e-12))
+    old = m.running_mean.double()
     if m.weight is None:
-        m.running_mean.copy_(mean - (mean0 - m.running_mean.double()) / ratio)
+        m.running_mean.copy_(mean - (mean0 - old) / ratio)
         m.running_var.copy_(((m.running_var.double() + m.eps) / ratio.square() - m.eps).clamp(min=0))
         return
     gain = m.weight.detach().double() / (m.running_var.double() + m.eps).sqrt()
-    old = m.running_mean.double()
-    shift = m.bias.detach().double() + gain * (mean0 - old - ratio * (mean - old))
-    m.bias.copy_(shift)
+    m.bias.copy_(m.bias.detach().double() + gain * (mean0 - old - ratio * (mean - old)))
     m.weight.mul_(ratio.to(m.weight.dtype))
 
 
-def _repair_conv(m: Any, out: Tensor, mean0: Tensor, variance0: Tensor) -> Tensor:
-    """The convolution's weights and bias for an output of these moments, and the output."""
-    mean, variance = _of(out)
-    ratio = _ratio(variance0, variance, 1e-12)
-    shift = mean0 - mean * ratio
-    shape = [1] * m.weight.dim()
-    if m.transposed:  # C, O / groups, ...
-        out_a_group = m.weight.shape[1]
-        each = ratio.reshape(m.groups, out_a_group).repeat_interleave(m.weight.shape[0] // m.groups, 0)
-        scale = each.reshape(m.weight.shape[0], out_a_group, *shape[2:])
+def _repair_conv(m: Any, out: Tensor, ratio: Tensor, shift: Tensor) -> Tensor:
+    """The layer's weights and bias for ratio * output + shift, and that output."""
+    if getattr(m, "transposed", False):  # C, O / groups, ...
+        channels, out_a_group = m.weight.shape[:2]
+        each = ratio.reshape(m.groups, out_a_group).repeat_interleave(channels // m.groups, 0)
+        scale = each.reshape(channels, out_a_group, *([1] * (m.weight.dim() - 2)))
     else:
-        shape[0] = -1
-        scale = ratio.reshape(shape)
+        scale = ratio.reshape(-1, *([1] * (m.weight.dim() - 1)))
     m.weight.mul_(scale.to(m.weight.dtype))
-    bias = shift if m.bias is None else m.bias.detach().double() * ratio + shift
     if m.bias is None:
-        m.bias = nn.Parameter(bias.to(m.weight.dtype), requires_grad=m.weight.requires_grad)
+        m.bias = nn.Parameter(shift.to(m.weight.dtype), requires_grad=m.weight.requires_grad)
     else:
-        m.bias.copy_(bias)
-    view = [1, -1, *([1] * (out.dim() - 2))]
+        m.bias.copy_(m.bias.detach().double() * ratio + shift)
+    view = [-1] if isinstance(m, nn.Linear) else [1, -1, *([1] * (out.dim() - 2))]
     return out * ratio.to(out.dtype).reshape(view) + shift.to(out.dtype).reshape(view)
 
 
-# --- distillation without labels --------------------------------------------------------------------------------------
+# --- distillation without labels
+# --------------------------------------------------------------------------------------
 
 
 def augmented(x: Tensor, generator: torch.Generator, *, mix: float = 0.5) -> Tensor:
-    """Images like those of ``x`` (N, C, H, W): cropped (to half the area at least), flipped and mixed in pairs.
+    """Images like those of ``x`` (N, C, H, W): cropped (to half the area at least), flipped and
+    mixed in pairs.
 
     What is no image (not four dimensions, or a side below 16) is mixed only.
     """
@@ -225,31 +259,42 @@ def _distance(student: Any, teacher: Any) -> Tensor:
     return total  # type: ignore[no-any-return]
 
 
+def _apart(model: nn.Module, teacher: nn.Module, inputs: Sequence[Tensor]) -> float:
+    with eval_mode(model), eval_mode(teacher), torch.no_grad():
+        return sum(float(_distance(model(x), teacher(x))) * len(x) for x in inputs)
+
+
 def distil(
     model: nn.Module,
     teacher: nn.Module,
     inputs: Sequence[Tensor],
     *,
     steps: int,
-    lr: float = 2e-3,
+    lr: float = 1e-3,
     batch: int = 16,
+    mix: float = 0.5,
     seed: int = 0,
     on_step: Callable[[], None] | None = None,
 ) -> None:
-    """Makes ``model`` give what ``teacher`` gives, in place: scale and shift of every channel learn for ``steps`` steps.
+    """Makes ``model`` give what ``teacher`` gives, in place: scale and shift of every channel learn
+    for ``steps`` steps.
 
-    What learns are weights and biases of BatchNorm and the biases of convolutions that no BatchNorm follows; inputs are
-    :func:`augmented`, labels are not needed. Both run in eval mode; statistics of BatchNorm stay.
+    What learns are weights and biases of BatchNorm and the biases of convolutions that no BatchNorm
+    follows; inputs are :func:`augmented`, labels are not needed. Both run in eval mode; statistics
+    of BatchNorm stay. Where the outputs for the inputs themselves are further from the teacher's
+    afterwards, everything is as it was before.
 
     Args:
         inputs: a few batches (N, ...).
-        batch: images a step.
+        batch: images a step. mix: largest share of a second image in each.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     x = torch.cat(list(inputs))
-    learn = [p for m in model.modules() if isinstance(m, _Norm) for p in m.parameters(recurse=False)]
+    learn: list[Tensor] = [
+        p for m in model.modules() if isinstance(m, _Norm) for p in m.parameters(recurse=False)
+    ]
     learn += [m.bias for m in model.modules() if isinstance(m, _Conv) and m.bias is not None]
     if not learn or steps < 1:
         return
@@ -257,15 +302,19 @@ def distil(
     kept = {p: p.requires_grad for p in model.parameters()}
     for p in kept:
         p.requires_grad_(False)
-    for p in learn:
-        p.requires_grad_(True)
+    for q in learn:
+        q.requires_grad_(True)
+    before = [p.detach().clone() for p in learn]
+    start = _apart(model, teacher, inputs)
     optimizer = torch.optim.Adam(learn, lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min(1.0, 5 * (k + 1) / steps) * (1 + math.cos(math.pi * k / steps)) / 2
+    )
     try:
         with eval_mode(model), eval_mode(teacher):
             for _ in range(steps):
                 chosen = x[torch.randperm(len(x), generator=generator)[:batch]]
-                images = augmented(chosen, generator)
+                images = augmented(chosen, generator, mix=mix)
                 with torch.no_grad():
                     want = teacher(images)
                 loss = _distance(model(images), want)
@@ -277,6 +326,10 @@ def distil(
                 schedule.step()
                 if on_step is not None:
                     on_step()
+        if not _apart(model, teacher, inputs) < start:
+            with torch.no_grad():
+                for q, old in zip(learn, before, strict=True):
+                    q.copy_(old)
     finally:
         for p, was in kept.items():
             p.requires_grad_(was)

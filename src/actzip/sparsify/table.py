@@ -19,12 +19,14 @@ LEVELS = (0.0, 0.02, 0.05, 0.08, 0.12, 0.17, 0.23, 0.3, 0.38, 0.47, 0.57, 0.7, 0
 
 
 class Table:
-    """For each unit (map, or channel of one) and candidate threshold: what it removes and what that costs.
+    """For each unit (map, or channel of one) and candidate threshold: what it removes and what that
+    costs.
 
-    What a threshold does to the outputs is estimated to second order: gradients of random projections of the centred
-    outputs with respect to every map give, in one backward pass a projection, the push that the values below each
-    candidate exert together. With ``repaired`` the mean of what is removed counts for nothing, for
-    :func:`actzip.sparsify.repair.repair` puts it back.
+    What a threshold does to the outputs is estimated to second order: gradients of random
+    projections of the centred outputs with respect to every map give, in one backward pass a
+    projection, the push that the values below each candidate exert together. With ``repaired`` the
+    mean of what is removed counts for nothing, for :func:`actzip.sparsify.repair.repair` puts it
+    back.
 
     Args:
         model: without thresholds.
@@ -118,7 +120,8 @@ class Table:
         return made
 
     def _pushes(self, v: Tensor, grad: Tensor, bins: _Bins) -> Tensor:
-        """Units x levels: coherent and incoherent part of what everything up to a threshold pushes the outputs by."""
+        """Units x levels: coherent and incoherent part of what everything up to a threshold pushes
+        the outputs by."""
         push = (grad * v).double()
         sums, squares = bins.up_to(push), bins.up_to(push * push)
         if self.repaired:  # d, what is removed (0 elsewhere), becomes d - m with its mean m over the unit
@@ -128,7 +131,8 @@ class Table:
         return (sums.square() + squares.clamp(min=0)).sum(0)
 
     def choose(self, price: float, worth: Mapping[str, float]) -> dict[str, float | Tensor]:
-        """The thresholds that minimise cost - price * worth * removed, unit by unit; ``worth`` is by site, an element."""
+        """The thresholds that minimise cost - price * worth * removed, unit by unit; ``worth`` is
+        by site, an element."""
         chosen: dict[str, float | Tensor] = {}
         levels = torch.tensor(LEVELS, dtype=torch.float64)
         for name, unit in self.unit.items():

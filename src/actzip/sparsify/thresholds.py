@@ -34,13 +34,16 @@ class Calibration:
     Attributes:
         thresholds: for :func:`actzip.activations.set_thresholds`.
         density: non-zero ReLU outputs / all, with the thresholds; ``density_before`` without.
-        theoretical_speedup: MACs / effective MACs with them; ``theoretical_speedup_before`` without.
-        agreement: fraction of the calibration samples whose highest output is the same with and without (1 where outputs
-            are no scores). That it is high proves nothing: see ``held_out``.
-        met: whether the target was reached: by measurement on the calibration samples for a density or a theoretical
-            speed-up, on held-out samples alone for an agreement.
+        theoretical_speedup: MACs / effective MACs with them; ``theoretical_speedup_before``
+            without.
+        agreement: fraction of the calibration samples whose highest output is the same with and
+            without (1 where outputs are no scores). That it is high proves nothing: see
+            ``held_out``.
+        met: whether the target was reached: by measurement on the calibration samples for a density
+            or a theoretical speed-up, on held-out samples alone for an agreement.
         tried: every set of thresholds that was measured: density, theoretical_speedup, agreement.
-        held_out: agreement on samples that chose nothing, with its interval; None where there were none.
+        held_out: agreement on samples that chose nothing, with its interval; None where there were
+            none.
         parameters: what the repair changed, by name; ``apply`` sets it.
     """
 
@@ -98,7 +101,8 @@ def collect_inputs(data: Iterable[Any], samples: int) -> list[Tensor]:
     """The first ``samples`` inputs of batches x or (x, y), as batches.
 
     Raises:
-        InputError: a batch is no tensor, or holds values that are not finite. DataError: there is none.
+        InputError: a batch is no tensor, or holds values that are not finite. DataError: there is
+            none.
     """
     batches: list[Tensor] = []
     count = 0
@@ -119,10 +123,12 @@ def collect_inputs(data: Iterable[Any], samples: int) -> list[Tensor]:
 
 
 def agreement(model: nn.Module, reference: nn.Module | Sequence[Tensor], data: Iterable[Any]) -> float:
-    """Fraction of samples whose highest output is the same in ``model`` and ``reference`` (both in eval mode).
+    """Fraction of samples whose highest output is the same in ``model`` and ``reference`` (both in
+    eval mode).
 
     Args:
-        reference: another model, or the indices of its highest outputs, one tensor a batch of ``data``.
+        reference: another model, or the indices of its highest outputs, one tensor a batch of
+            ``data``.
         data: batches x or (x, y).
 
     Raises:
@@ -152,7 +158,8 @@ class Trials:
         batches: calibration inputs.
         worth: what an element of each site is worth.
         repaired: give layers their moments back (:mod:`actzip.sparsify.repair`).
-        most: values of one map that a pass of the repair may hold, at most; fewer samples are taken for it.
+        most: values of one map that a pass of the repair may hold, at most; fewer samples are taken
+            for it.
     """
 
     def __init__(
@@ -175,7 +182,7 @@ class Trials:
             x = torch.cat(self.batches)
             largest = max(table.elements.values(), default=1) / max(1, len(x))
             self.sample = x[: max(1, int(most / max(largest, 1)))]
-            self.wanted = moments(model, self.sample)
+            self.wanted = moments(model, self.sample, fitted=True)
 
     def left(self, price: float) -> float:
         """Share of the worth that a price leaves, by the table."""
@@ -236,31 +243,40 @@ def calibrate_thresholds(
     layers: Selector | Iterable[Selector] | None = None,
     ignore: Selector | Iterable[Selector] | None = None,
 ) -> Calibration:
-    """Thresholds T (x if x > T else 0) for the ReLUs of ``model`` that change its outputs least for what they save.
+    """Thresholds T (x if x > T else 0) for the ReLUs of ``model`` that change its outputs least for
+    what they save.
 
-    Nothing is trained and ``model`` is left as it is; ``found.apply(model)`` applies what was found (without ``repair``,
-    ``set_thresholds(model, found.thresholds)`` does too). What a threshold does to the outputs is estimated to second
-    order (:class:`actzip.sparsify.table.Table`). Every map then gets the threshold with the least push at a common price
-    a saved element (or MAC), and the price is bisected until the target is met by measurement.
+    Nothing is trained and ``model`` is left as it is; ``found.apply(model)`` applies what was found
+    (without ``repair``, ``set_thresholds(model, found.thresholds)`` does too). What a threshold
+    does to the outputs is estimated to second order (:class:`actzip.sparsify.table.Table`). Every
+    map then gets the threshold with the least push at a common price a saved element (or MAC), and
+    the price is bisected until the target is met by measurement.
 
     Args:
-        data: batches ``x`` or ``(x, y)``; labels are not used. Beyond ``samples`` as many again are held out, to measure on.
-        density: target: largest density of all chosen ReLU outputs together; hit within 1 % from below.
-        speedup: target: smallest theoretical speed-up (MACs / effective MACs). agree: target: the most zeros at
-            which this fraction of held-out samples keeps its highest output (a third of the samples is held out where
-            ``data`` has no more). Exactly one of the three.
-        per: one threshold a ``layer`` or a ``channel``. Without ``repair``, channels are right for mild targets, and
-            layers for strong ones, where the pushes of many channels add up; with it channels are better.
+        data: batches ``x`` or ``(x, y)``; labels are not used. Beyond ``samples`` as many again are
+            held out, to measure on.
+        density: target: largest density of all chosen ReLU outputs together; hit within 1 % from
+            below.
+        speedup: target: smallest theoretical speed-up (MACs / effective MACs). agree: target: the
+            most zeros at which this fraction of held-out samples keeps its highest output (a third
+            of the samples is held out where ``data`` has no more). Exactly one of the three.
+        per: one threshold a ``layer`` or a ``channel``. Without ``repair``, channels are right for
+            mild targets, and layers for strong ones, where the pushes of many channels add up; with
+            it channels are better.
         by: what is saved: ``elements`` (default with ``density``) or ``macs``.
-        repair: give the layers behind thresholds their mean and variance back (:mod:`actzip.sparsify.repair`).
+        repair: give the layers behind thresholds their mean and variance back
+            (:mod:`actzip.sparsify.repair`).
         distil_steps: so many steps of distillation without labels, after the repair.
-        samples: how many samples are used; projections: backward passes a batch; steps: of the bisection.
+        samples: how many samples are used; projections: backward passes a batch; steps: of the
+            bisection.
 
     Raises:
-        InputError: not exactly one target, or out of range; non-finite data; ``agree`` where outputs are no scores.
+        InputError: not exactly one target, or out of range; non-finite data; ``agree`` where
+            outputs are no scores.
         DataError: no data. LayerError: an unknown layer name.
 
-    Source: thresholded ReLUs: Kurtz et al., "Inducing and Exploiting Activation Sparsity", ICML 2020 (FATReLU).
+    Source: thresholded ReLUs: Kurtz et al., "Inducing and Exploiting Activation Sparsity", ICML
+    2020 (FATReLU).
     """
     by = _check(density, speedup, agree, per, by)
     batches = collect_inputs(data, 2 * samples)
@@ -291,7 +307,8 @@ def calibrate_thresholds(
     if not found.met and table.unit:
         warnings.warn(
             f"the target is out of reach of thresholds up to {LEVELS[-1]} times the mean: density "
-            f"{found.density:.3f}, theoretical speed-up {found.theoretical_speedup:.2f}, agreement {found.agreement:.3f} "
+            f"{found.density:.3f}, theoretical speed-up {found.theoretical_speedup:.2f}, "
+            f"agreement {found.agreement:.3f} "
             "is what they give",
             ActzipWarning,
             stacklevel=2,
@@ -338,9 +355,15 @@ class _Search:
     """The bisection of :func:`calibrate_thresholds`."""
 
     def __init__(
-        self, model: nn.Module, batches: list[Tensor], held: list[Tensor], layers: Any, density: float | None,
-        speedup: float | None, agree: float | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        batches: list[Tensor],
+        held: list[Tensor],
+        layers: Any,
+        density: float | None,
+        speedup: float | None,
+        agree: float | None,
+    ) -> None:
         self.model, self.batches, self.held, self.layers = model, batches, held, layers
         self.density, self.speedup, self.agree = density, speedup, agree
         self.outputs, self.held_outputs = _outputs(model, batches), _outputs(model, held)
@@ -363,9 +386,16 @@ class _Search:
         )
         before = self.before
         made = Calibration(
-            thresholds, m.density, before.density, m.theoretical_speedup, before.theoretical_speedup, same, False,
-            self.count, held_out=held,
-        )  # fmt: skip
+            thresholds,
+            m.density,
+            before.density,
+            m.theoretical_speedup,
+            before.theoretical_speedup,
+            same,
+            False,
+            self.count,
+            held_out=held,
+        )
         made.parameters = changed_parameters(self.model, model)
         made.met = self.reached(m, made)
         return made
@@ -378,7 +408,8 @@ class _Search:
         return made.held_out is not None and made.held_out.value >= (self.agree or 0)
 
     def run(self, trials: Trials, steps: int) -> Calibration:
-        """The mildest thresholds that reach a density or speed-up, or the strongest that keep an agreement."""
+        """The mildest thresholds that reach a density or speed-up, or the strongest that keep an
+        agreement."""
         untouched = self.judged(self.model, {})
         self.tried.clear()
         untouched.tried = self.tried
@@ -413,7 +444,8 @@ class _Search:
         return best
 
     def _guess(self, mild: Calibration, best: Calibration | None, weak: float, strong: float) -> float:
-        """Where to look first: the share that the target asks for, were nothing to change behind the thresholds."""
+        """Where to look first: the share that the target asks for, were nothing to change behind
+        the thresholds."""
         if self.density is not None:
             return min(0.98, self.density / max(mild.density, 1e-12))
         if self.speedup is not None:
@@ -421,7 +453,8 @@ class _Search:
         return 0.5
 
     def _refine(self, trials: Trials, mild: Calibration, best: Calibration) -> Calibration:
-        """Between the last that misses the density and the first that reaches it, until it is hit within 1 %."""
+        """Between the last that misses the density and the first that reaches it, until it is hit
+        within 1 %."""
         assert self.density is not None
         low, high = 0.0, 1.0
         strong = best.thresholds
@@ -448,7 +481,15 @@ class _Search:
             thresholds = {k: t * middle for k, t in found.thresholds.items()}
             other = self.judged(set_thresholds(work, thresholds), thresholds)
             low, high, made = (low, middle, other) if other.met else (middle, high, made)
-        for name in ("thresholds", "density", "theoretical_speedup", "agreement", "held_out", "parameters", "met"):
+        for name in (
+            "thresholds",
+            "density",
+            "theoretical_speedup",
+            "agreement",
+            "held_out",
+            "parameters",
+            "met",
+        ):
             setattr(found, name, getattr(made, name))
 
 
