@@ -8,7 +8,9 @@ error; ``--debug`` anywhere on the line shows the traceback instead.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -76,9 +78,29 @@ def build() -> typer.Typer:
     return app
 
 
+def _traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    import traceback
+
+    from actzip.text import visible
+
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace)), keep="\n"))
+
+
+def _usage(error: Any) -> int:
+    """Says what is wrong with the line; its exit code."""
+    from actzip.cli.common import complain
+
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        of = getattr(getattr(error, "ctx", None), "command_path", "actzip")
+        complain("error", f"{error.format_message()} ({of} --help)")
+    return int(error.exit_code)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; leaves by SystemExit with the exit code of what happened."""
-    from actzip.cli.common import errors, one_line
+    from actzip.cli.common import complain, errors
 
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -88,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None
     ) -> None:
         if issubclass(category, ActzipWarning) or debug:
-            errors.print(f"[yellow]warning:[/yellow] {one_line(message)}", highlight=False, soft_wrap=True)
+            complain("warning", message, "yellow")
 
     def end(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)  # so that temporary files are removed on the way out
@@ -99,11 +121,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always", ActzipWarning)
             warnings.showwarning = show
-            build()(args=args, prog_name="actzip")
+            code = build()(args=args, prog_name="actzip", standalone_mode=False)
+            sys.stdout.flush()
+            raise SystemExit(code if isinstance(code, int) else 0)
+    except typer.Abort:
+        raise SystemExit(1) from None
+    except typer.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:  # whoever read the results has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(141) from None
     except ActzipError as error:
         if debug:
             raise
-        errors.print(f"[red]error:[/red] {one_line(error)}", highlight=False, soft_wrap=True)
+        complain("error", error)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         if debug:
@@ -111,15 +142,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors.print("interrupted")
         raise SystemExit(130) from None
     except Exception as error:
+        if hasattr(error, "format_message"):  # of click, or of typer's own copy of it: a wrong line
+            raise SystemExit(_usage(error)) from None
         if debug:
             raise
-        errors.print(
-            f"[red]error:[/red] {type(error).__name__}: {one_line(error)} (not foreseen: --debug "
-            "shows where)",
-            highlight=False,
-            soft_wrap=True,
-        )
+        if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
+            complain("error", f"cannot write standard output: {error.strerror}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written either
+            raise SystemExit(4) from None
+        complain("error", f"{type(error).__name__}: {error} (not foreseen: --debug shows where)")
         raise SystemExit(1) from None
     finally:
+        if debug:
+            sys.excepthook = _traceback
         if here:
             signal.signal(signal.SIGTERM, before)

@@ -92,15 +92,14 @@ def register(app: typer.Typer) -> None:
         out.print(table)
         out.print(
             "ms: median; dense: speed against the quickest engine that does not skip zeros; MB: peak.",
-            highlight=False,
         )
         sets = ", ".join([*result["isas"], *result["extras"]])
-        out.print(f"{result['cpu']}: {result['isa']} of {sets}", highlight=False)
+        out.print(f"{result['cpu']}: {result['isa']} of {sets}")
         if result["advice"]:
-            out.print(result["advice"], highlight=False)
+            out.print(result["advice"])
         for r in result["engines"]:
             if "skip" in r:
-                errors.print(f"{r['engine']} left out: {r['skip']}", highlight=False, markup=False)
+                errors.print(f"{r['engine']} left out: {r['skip']}")
 
 
 def run(

@@ -10,12 +10,13 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, TextColumn
+from rich.text import Text
 
 from actzip.errors import CodecError, DataError, InputError
 from actzip.files import read_torch
 from actzip.progress import display
+from actzip.text import visible
 
 __all__ = [
     "IMAGES",
@@ -25,20 +26,46 @@ __all__ = [
     "THREADS",
     "TRUST",
     "WEIGHTS",
+    "beside",
+    "complain",
     "errors",
     "model_and_input",
     "one_line",
+    "other_than",
     "out",
     "print_json",
     "progress",
     "read_array",
     "read_arrays",
     "read_blob",
+    "with_elements",
 ]
 
+
+class Plain(Console):
+    """A console that shows strings as they are: without markup, with control characters as escapes.
+
+    A name in a file could otherwise colour, move or delete what the terminal shows. Colours of
+    our own are ``Text``.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string that is printed, cells of tables included, comes here."""
+        return super().render_str(visible(text, keep="\n"), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Lines are not broken where they are text alone: a path can be copied, or read by a program."""
+        if all(isinstance(o, (str, Text)) for o in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
+
 #: Results go to standard output, everything else (progress, warnings, errors) to standard error.
-out = Console()
-errors = Console(stderr=True)
+out = Plain()
+errors = Plain(stderr=True)
 
 #: The option that every verb has.
 JSON: bool = typer.Option(False, "--json", help="Print the result as JSON on standard output.")
@@ -60,13 +87,19 @@ THREADS: int | None = typer.Option(
 
 
 def one_line(message: object) -> str:
-    """A message on one line, without Rich markup of its own."""
-    return escape(" ".join(str(message).split()))
+    """A message on one line, without control characters."""
+    return visible(" ".join(str(message).split()))
+
+
+def complain(kind: str, message: object, style: str = "red") -> None:
+    """``error: message`` on standard error."""
+    errors.print(Text.assemble((f"{kind}:", style), " ", one_line(message)))
 
 
 def print_json(value: Any) -> None:
     """JSON on standard output, nothing else."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo("".join(c if c == "\n" or visible(c) == c else json.dumps(c)[1:-1] for c in text))
 
 
 @contextmanager
@@ -97,6 +130,14 @@ def read_arrays(path: Path, name: str | None = None) -> dict[str, Any]:
             return {"": np.load(path, allow_pickle=False)}
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
+                entries = arrays.zip.namelist()
+                twice = {
+                    n for n in entries if entries.count(n) > 1 or (n.endswith(".npy") and n[:-4] in entries)
+                }
+                if twice:
+                    raise DataError(
+                        f"{path} holds two arrays called {sorted(twice)[0].removesuffix('.npy')!r}"
+                    )
                 return {n: arrays[n] for n in _named(list(arrays.files), name, path)}
         if kind == ".safetensors":
             from safetensors import safe_open
@@ -119,6 +160,12 @@ def read_arrays(path: Path, name: str | None = None) -> dict[str, Any]:
                     f"{path} holds a {type(value).__name__}; a tensor or a dict of tensors is needed"
                 )
             tensors = {str(n): t for n, t in value.items() if isinstance(t, torch.Tensor)}
+            inner = [str(n) for n, t in value.items() if isinstance(t, dict)]
+            if not tensors:
+                under = (
+                    f"; under {', '.join(map(repr, inner[:4]))} are dicts: save one of them" if inner else ""
+                )
+                raise InputError(f"{path} holds a dict without tensors of its own{under}")
             return {n: tensors[n] for n in _named(list(tensors), name, path)}
     except (InputError, DataError):
         raise
@@ -135,6 +182,8 @@ def _named(names: list[str], name: str | None, path: Path) -> list[str]:
     if name in names:
         return [str(name)]
     shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+    if name is None:
+        raise InputError(f"{path} holds no arrays")
     raise InputError(f"{path} holds {len(names)} arrays ({shown}), none is called {name!r}")
 
 
@@ -150,6 +199,42 @@ def read_array(path: Path, name: str | None = None) -> Any:
         shown = ", ".join(list(arrays)[:8]) + (" ..." if len(arrays) > 8 else "")
         raise InputError(f"{path} holds {len(arrays)} arrays ({shown}); choose one with --name")
     return next(iter(arrays.values()))
+
+
+def with_elements(arrays: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The arrays that have elements; of several, the others are left out with a warning.
+
+    Raises:
+        InputError: none has any.
+    """
+    import warnings
+
+    from actzip.errors import ActzipWarning
+
+    empty = {name: tuple(a.shape) for name, a in arrays.items() if 0 in a.shape}
+    if len(empty) == len(arrays):
+        name, shape = next(iter(empty.items()), ("", ()))
+        of = f", array {name!r}" if name else ""
+        raise InputError(f"{source}{of}: nothing to encode: no elements (shape {shape})")
+    for name, shape in empty.items():
+        warnings.warn(f"{source}, array {name!r}: no elements (shape {shape}): left out", ActzipWarning)
+    return {name: a for name, a in arrays.items() if name not in empty}
+
+
+def other_than(source: Path, target: Path) -> Path:
+    """``target``, which is not the file that is read.
+
+    Raises:
+        InputError: it is.
+    """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"{target} is the file that is read; give another name for what is written")
+    return target
+
+
+def beside(path: Path) -> Plain:
+    """Where to say that ``path`` was written: not into what goes to standard output."""
+    return errors if str(path).startswith(("/dev/", "/proc/")) else out
 
 
 def read_blob(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from actzip.cli.common import (
     model_and_input,
     print_json,
 )
+from actzip.text import visible
 
 _EPILOG = "Example:  actzip compile resnet18 --data photos/ --threads 2 --out resnet18.actzip"
 
@@ -63,6 +64,6 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(explanation.to_dict())
         else:
-            typer.echo(explanation.table())
+            typer.echo(visible(explanation.table(), keep="\n"))
         if output is not None:
-            errors.print(f"written: {output}", highlight=False)
+            errors.print(f"written: {output}")

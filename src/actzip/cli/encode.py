@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from actzip.cli.common import JSON, out, print_json, progress, read_arrays
+from actzip.cli.common import JSON, beside, other_than, print_json, progress, read_arrays, with_elements
 
 
 def register(app: typer.Typer) -> None:
@@ -34,27 +34,25 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Encode an array into a self-describing blob, or several into a file of maps (docs/bitstream.md)."""
         from actzip import codec as codecs
-        from actzip.errors import InputError
         from actzip.files import write_bytes
 
-        arrays = read_arrays(source, name)
-        if not arrays:
-            raise InputError(f"{source} holds no arrays")
+        arrays = with_elements(read_arrays(source, name), source)
         options: dict[str, Any] = {"codec": codec, "bits": bits, "scale": scale, "threads": threads}
         if len(arrays) == 1:
-            path = target or source.with_suffix(".acz")
-            blob = codecs.encode(next(iter(arrays.values())), **options)
+            path = other_than(source, target or source.with_suffix(".acz"))
+            key, array = next(iter(arrays.items()))
+            blob = _encode(source, key, array, options)
             write_bytes(path, blob)
-            infos = {next(iter(arrays)): codecs.inspect(blob)}
+            infos = {key: codecs.inspect(blob)}
         else:
-            path = target or source.with_suffix(".azm")
+            path = other_than(source, target or source.with_suffix(".azm"))
             infos = {}
             with codecs.MapWriter(path) as writer, progress(json) as bar:
                 task = bar.add_task("encode", total=len(arrays), note="")
                 for key, array in arrays.items():
                     # Integers have no use for the quantizer's options.
                     kept = options if _floating(array) else {**options, "bits": None, "scale": None}
-                    blob = codecs.encode(array, **kept)
+                    blob = _encode(source, key, array, kept)
                     writer.add_blob(key, blob)
                     infos[key] = codecs.inspect(blob)
                     bar.advance(task)
@@ -69,12 +67,21 @@ def register(app: typer.Typer) -> None:
                 print_json(head | {"total_bytes": coded, "maps": {k: i.to_dict() for k, i in infos.items()}})
             return
         what = next(iter(infos.values())).codec if len(infos) == 1 else f"{len(infos)} maps"
-        out.print(
+        beside(path).print(
             f"{path}: {coded:,} bytes, {'codec ' if len(infos) == 1 else ''}{what}, "
             f"{8 * coded / elements:.3f} bits/element, gain {4 * elements / coded:.2f}x against float32, "
             f"{plain / coded:.2f}x against the uncoded bits",
-            highlight=False,
         )
+
+
+def _encode(source: Path, name: str, array: Any, options: dict[str, Any]) -> bytes:
+    from actzip.codec import encode
+    from actzip.errors import InputError
+
+    try:
+        return bytes(encode(array, **options))
+    except InputError as error:
+        raise InputError(f"{source}{f', array {name!r}' if name else ''}: {error}") from None
 
 
 def _floating(array: Any) -> bool:

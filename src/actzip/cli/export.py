@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from actzip.cli.common import JSON, TRUST, WEIGHTS, errors, print_json
+from actzip.text import visible
 
 _EPILOG = (
     "Example:  actzip export resnet18 resnet18.onnx --weights sparse.safetensors --thresholds "
@@ -46,8 +47,8 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(result)
         else:
-            errors.print(f"written: {target}", highlight=False)
-            typer.echo(", ".join(f"{n} {op}" for op, n in result["operators"].items()))
+            errors.print(f"written: {target}")
+            typer.echo(visible(", ".join(f"{n} {op}" for op, n in result["operators"].items())))
 
 
 def run(

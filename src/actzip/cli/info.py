@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from actzip.cli.common import JSON, errors, out, print_json
+from actzip.cli.common import JSON, complain, out, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -48,4 +48,4 @@ def register(app: typer.Typer) -> None:
         table.add_row("cache", found["cache"])
         out.print(table)
         if found["isa_warning"]:
-            errors.print(f"[yellow]warning:[/yellow] {found['isa_warning']}")
+            complain("warning", found["isa_warning"], "yellow")

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from actzip.cli.common import JSON, out, print_json, read_blob
+from actzip.text import cell
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +39,14 @@ def register(app: typer.Typer) -> None:
                     column, justify="left" if column in ("map", "dtype", "shape", "codec") else "right"
                 )
             for key, i in infos.items():
-                row = (key, i.dtype, str(i.shape), i.codec, f"{i.total_bytes:,}", f"{i.bits_per_element:.3f}")
+                row = (
+                    cell(key),
+                    i.dtype,
+                    str(i.shape),
+                    i.codec,
+                    f"{i.total_bytes:,}",
+                    f"{i.bits_per_element:.3f}",
+                )
                 table.add_row(*row, f"{i.gain_float32:.2f}x")
             out.print(table)
             return

@@ -103,7 +103,7 @@ def register(app: typer.Typer) -> None:
         out.print(report.table())
         for written in (output, html, csv, parquet):
             if written is not None:
-                errors.print(f"written: {written}", highlight=False)
+                errors.print(f"written: {written}")
 
 
 def run(

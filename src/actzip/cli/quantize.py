@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from actzip.cli.common import JSON, out, print_json
+from actzip.text import cell
 
 
 def register(app: typer.Typer) -> None:
@@ -79,11 +80,13 @@ def register(app: typer.Typer) -> None:
         table = Table("map", "bits", "signed", "scale (smallest)")
         for name, entry in scales["maps"].items():
             table.add_row(
-                name, str(entry["bits"]), "yes" if entry["signed"] else "no", f"{min(entry['scale']):.6g}"
+                cell(name),
+                str(entry["bits"]),
+                "yes" if entry["signed"] else "no",
+                f"{min(entry['scale']):.6g}",
             )
         out.print(table)
         out.print(
             f"{target}; the same answer as the float model on {100 * agreement:.2f} % of "
             f"{len(others)} images",
-            highlight=False,
         )

@@ -8,8 +8,10 @@ from typing import Any
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from actzip.cli.common import JSON, TRUST, errors, out, print_json, progress
+from actzip.text import cell
 
 
 def register(app: typer.Typer) -> None:
@@ -109,18 +111,18 @@ class _Display:
         elif kind == "epoch":
             from actzip.sparsify.bar import epoch_line
 
-            errors.print(f"{stage}: {epoch_line(event)}", highlight=False, style="dim", soft_wrap=True)
+            errors.print(f"{stage}: {epoch_line(event)}", style="dim")
         elif kind == "low_bits_epoch":
             line = f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.4f}, "
             if event["rate"]:
                 line += f"estimated rate {event['rate']:.3f} bits/element, "
             line += f"training accuracy {100 * event['accuracy']:.2f} %, {event['seconds']:.0f} s, "
             line += f"{event['seconds_left'] / 60:.1f} min left"
-            errors.print(f"{stage}: {line}", highlight=False, style="dim", soft_wrap=True)
+            errors.print(f"{stage}: {line}", style="dim")
         elif kind == "cached":
-            errors.print(f"{stage}: done by an earlier run", highlight=False, style="dim")
+            errors.print(f"{stage}: done by an earlier run", style="dim")
         elif kind == "done":
-            errors.print(f"{stage}: {event['seconds']:.1f} s", highlight=False, style="dim")
+            errors.print(f"{stage}: {event['seconds']:.1f} s", style="dim")
 
     def _show(self, stage: str, done: int, total: int, note: str) -> None:
         if self.task is None:
@@ -166,18 +168,17 @@ def _print(results: dict[str, Any], folder: Path) -> None:
         same = all(x["same_predictions"] for x in c)
         out.print(
             f"Every activation map of {c[0]['images']:,} test images encoded and decoded: "
-            f"{blobs:,} blobs, all equal bit for bit; predictions of the layers run on the decoded "
-            f"maps: {'all the same' if same else 'DIFFERENT'}. Sizes include every header.",
-            highlight=False,
+            f"{blobs:,} blobs, all equal bit "
+            "for bit; predictions of the layers run on the decoded maps: "
+            f"{'all the same' if same else 'DIFFERENT'}. "
+            "Sizes include every header.",
         )
     for t in results["targets"]:
         measured = "nothing to compare" if t["measured"] is None else f"{t['measured']:.3f}"
-        word = "[green]met[/green]" if t["met"] else "[red]missed[/red]"
-        out.print(f"{t['target']}: {measured}, at least {t['required']:g} wanted: {word}", highlight=False)
+        word = Text("met", "green") if t["met"] else Text("missed", "red")
+        out.print(Text.assemble(f"{t['target']}: {measured}, at least {t['required']:g} wanted: ", word))
     if "stand-in" in data["source"]:
-        out.print(f"[yellow]The data are {data['source']}.[/yellow]")
+        out.print(cell(f"The data are {data['source']}.", "yellow"))
     out.print(
         f"Report: {folder / 'report.html'}   results: {folder / 'results.json'}",
-        highlight=False,
-        soft_wrap=True,
     )

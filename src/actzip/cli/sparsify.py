@@ -96,6 +96,5 @@ def register(app: typer.Typer) -> None:
             out.print(
                 f"{label}: validation accuracy {100 * (m.accuracy or 0):.2f} %, density {m.density:.4f}, "
                 f"theoretical speed-up {m.theoretical_speedup:.2f}x",
-                highlight=False,
             )
-        out.print(f"{target}", highlight=False)
+        out.print(f"{target}")

@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from actzip.codec.decode import decode
 from actzip.codec.encode import encode
 from actzip.codec.info import Info, inspect
 from actzip.errors import CodecError, DataError, InputError
+from actzip.files import Target
 
 __all__ = ["MapReader", "MapWriter", "is_map_file", "iter_maps", "load_maps", "save_maps"]
 
@@ -61,21 +61,8 @@ class MapWriter:
             raise InputError("metadata: names and values must be strings")
         self._entries: list[tuple[str, int, int]] = []
         self._names: set[str] = set()
-        self._path: Path | None = None
-        self._temporary: Path | None = None
-        self._file: IO[bytes]
-        if isinstance(target, (str, os.PathLike)):
-            self._path = Path(target)
-            try:
-                handle, name = tempfile.mkstemp(
-                    prefix=f".{self._path.name}.", suffix=".tmp", dir=self._path.parent
-                )
-            except OSError as e:
-                raise DataError(f"cannot write {self._path}: {e.strerror or e}") from e
-            self._temporary = Path(name)
-            self._file = os.fdopen(handle, "wb")
-        else:
-            self._file = target
+        self._target = Target(target) if isinstance(target, (str, os.PathLike)) else None
+        self._file: IO[bytes] = self._target.file if self._target else target  # type: ignore[assignment]
         self._at = 0
         self._closed = False
         self._write(_BEGIN + struct.pack("<I", _VERSION))
@@ -84,7 +71,8 @@ class MapWriter:
         try:
             self._file.write(data)
         except OSError as e:
-            raise DataError(f"cannot write {self._path or 'the stream'}: {e.strerror or e}") from e
+            where = self._target.path if self._target else "the stream"
+            raise DataError(f"cannot write {where}: {e.strerror or e}") from e
         self._at += len(data)
 
     def add(self, name: str, tensor: Any, **options: Any) -> None:
@@ -119,22 +107,14 @@ class MapWriter:
             start = self._at
             self._write(_INDEX + struct.pack("<Q", len(index)) + index)
             self._write(struct.pack("<IQ", _codec.crc32c(index), start) + _END)
-            if self._temporary is not None and self._path is not None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                self._temporary.chmod(0o644)
-                self._temporary.replace(self._path)
-                self._temporary = None
+            if self._target is not None:
+                self._target.commit()
         finally:
             self._discard()
 
     def _discard(self) -> None:
-        if self._path is not None and not self._file.closed:
-            self._file.close()
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
-            self._temporary = None
+        if self._target is not None:
+            self._target.discard()
 
     def __enter__(self) -> MapWriter:
         return self

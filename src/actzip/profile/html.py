@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actzip.text import visible
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -26,7 +28,7 @@ def render(data: dict[str, Any], samples: Mapping[str, Sample]) -> str:
     # "</script>" inside a string would end the script element
     text = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
     return environment.from_string(source).render(
-        title=f"actzip profile: {payload['model']['name']}", data=text
+        title=f"actzip profile: {visible(payload['model']['name'])}", data=text
     )
 
 

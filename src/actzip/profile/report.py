@@ -4,6 +4,7 @@ and Parquet."""
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from actzip.errors import DataError, InputError
-from actzip.files import read_json, write_text
+from actzip.files import read_json, write_bytes, write_text
 from actzip.profile.collect import Collection
 
 __all__ = ["SCHEMA", "Comparison", "Report", "compare", "load_report", "schema"]
@@ -63,7 +64,7 @@ class Report:
         return dict(self.data["totals"])
 
     def table(self) -> Any:
-        """A Rich renderable: layers, maps and totals."""
+        """For ``print`` and Rich: layers, maps and totals."""
         from actzip.profile.tables import report_table
 
         return report_table(self.data)
@@ -95,8 +96,6 @@ class Report:
         base.mkdir(parents=True, exist_ok=True)
         out = []
         for name, rows in self.frames().items():
-            import io
-
             buffer = io.StringIO()
             if rows:
                 writer = csv.DictWriter(buffer, fieldnames=list(rows[0]))
@@ -120,14 +119,9 @@ class Report:
         base.mkdir(parents=True, exist_ok=True)
         out = []
         for name, rows in self.frames().items():
-            target = base / f"{name}.parquet"
-            temporary = base / f".{name}.parquet.tmp"
-            try:
-                pq.write_table(pa.Table.from_pylist(rows), temporary)
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
-            out.append(target)
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows), buffer)
+            out.append(write_bytes(base / f"{name}.parquet", buffer.getvalue()))
         return out
 
     def frames(self) -> dict[str, list[dict[str, Any]]]:
@@ -146,12 +140,7 @@ class Report:
         return f'<iframe srcdoc="{page}" style="{style}" title="actzip profile"></iframe>'
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-        with console.file:
-            console.print(self.table())
-        return console.export_text()
+        return str(self.table())
 
 
 def schema() -> dict[str, Any]:
@@ -200,7 +189,7 @@ class Comparison:
         )
 
     def table(self) -> Any:
-        """A Rich table: density of each map and input, before and after, and the totals."""
+        """For ``print`` and Rich: density of each map and input, before and after, and the totals."""
         from actzip.profile.tables import comparison_table
 
         return comparison_table(self.rows, self.before.totals, self.after.totals)

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from actzip.text import Rendered, cell
 
 __all__ = ["comparison_table", "flat_rows", "report_table"]
 
 Row = dict[str, Any]
 
 
-def report_table(data: Mapping[str, Any]) -> Group:
+def report_table(data: Mapping[str, Any]) -> Rendered:
     """Layers, maps, totals and notes of a report's ``data``."""
     notes = [Text(x) for x in _said(data)]
-    notes += [Text(f"warning: {w}", style="yellow") for w in data["warnings"]]
+    notes += [cell(f"warning: {w}", "yellow") for w in data["warnings"]]
     info = data["environment"]
-    foot = Text(
+    foot = cell(
         f"{data['model']['name']}: {data['data']['images']} images from {data['data']['source']}; "
         "coded columns are bits/element, headers included. "
         f"{info['cpu']}, {info['isa']}, {info['threads']} threads."
     )
-    return Group(_layers(data), _maps(data), *notes, foot)
+    return Rendered(_layers(data), _maps(data), *notes, foot)
 
 
 def _table(title: str, columns: list[str], left: int) -> Table:
@@ -42,9 +43,9 @@ def _layers(data: Mapping[str, Any]) -> Table:
     columns += ["predicted ms", "measured ms", "kernel"] if engine else []
     table = _table("Convolutions and linear layers", columns, 3)
     for r in rows:
-        row = [
-            r["name"],
-            r["kind"],
+        row: list[Any] = [
+            cell(r["name"]),
+            cell(r["kind"]),
             "x".join(map(str, r["input_shape"])),
             si(r["macs"]),
             si(r["effective_macs"]),
@@ -52,7 +53,7 @@ def _layers(data: Mapping[str, Any]) -> Table:
             ratio(r["theoretical_speedup"]),
         ]
         if engine:
-            row += [number(r["predicted_ms"], 3), number(r["measured_ms"], 3), r["kernel"] or "-"]
+            row += [number(r["predicted_ms"], 3), number(r["measured_ms"], 3), cell(r["kernel"] or "-")]
         table.add_row(*row)
     table.add_section()
     total = ["total", "", "", si(t["macs"]), si(t["effective_macs"]), "", ratio(t["theoretical_speedup"])]
@@ -70,8 +71,8 @@ def _maps(data: Mapping[str, Any]) -> Table:
     for m in data["maps"]:
         spread = m["density_spread"]
         table.add_row(
-            m["name"],
-            m["kind"],
+            cell(m["name"]),
+            cell(m["kind"]),
             "x".join(map(str, m["shape"])),
             f"{m['density']:.3f}",
             f"{spread['p5']:.2f}-{spread['p95']:.2f}",
@@ -123,12 +124,12 @@ def _said(data: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def comparison_table(rows: list[Row], before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
+def comparison_table(rows: list[Row], before: Mapping[str, Any], after: Mapping[str, Any]) -> Rendered:
     """Density of each map and input, before and after, and the two reports' totals."""
     table = _table("Before and after", ["layer", "what", "before", "after", "change"], 2)
     for r in rows:
         a, b = r["before"], r["after"]
-        table.add_row(r["name"], r["what"], f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}")
+        table.add_row(cell(r["name"]), r["what"], f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}")
     table.add_section()
     speedups = (ratio(x["theoretical_speedup"]) for x in (before, after))
     table.add_row("total", "theoretical speed-up", *speedups, "")
@@ -136,7 +137,7 @@ def comparison_table(rows: list[Row], before: Mapping[str, Any], after: Mapping[
         if key in after["coded"]:
             x, y = (of["coded"][key]["bits_per_element"] for of in (before, after))
             table.add_row("total", f"{key} bits/element", f"{x:.2f}", f"{y:.2f}", f"{y - x:+.2f}")
-    return table
+    return Rendered(table)
 
 
 _CODED = (

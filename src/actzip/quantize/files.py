@@ -13,9 +13,6 @@ the rest as JSON in the metadata key ``actzip.quantization``.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError
-from actzip.files import read_json
+from actzip.files import read_json, write_bytes
 from actzip.quantize.linear import QuantRange
 from actzip.quantize.model import WEIGHT, Quantization, SiteQuantizer, quantization, remove_quantization
 
@@ -83,17 +80,12 @@ def quantization_from_dict(data: Any, where: str = "quantization") -> Quantizati
     return Quantization(sites("maps", ""), sites("weights", WEIGHT))
 
 
-def _write(path: Path, write: Callable[[str], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-    os.close(handle)
+def _in_folder(path: Path, data: bytes) -> None:
     try:
-        write(temporary)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
+    write_bytes(path, data)
 
 
 def save_quantization(model: nn.Module, path: str | Path) -> None:
@@ -107,16 +99,16 @@ def save_quantization(model: nn.Module, path: str | Path) -> None:
     data = quantization_to_dict(q)
     if path.suffix == ".json":
         text = json.dumps(data, indent=1) + "\n"
-        _write(path, lambda t: Path(t).write_text(text))
+        _in_folder(path, text.encode())
     elif path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {n: s.scale.detach().cpu().contiguous() for n, s in (q.sites | q.weights).items()}
         for group in (data["maps"], data["weights"]):
             for e in group.values():
                 del e["scale"]
         metadata = {FORMAT: json.dumps(data)}
-        _write(path, lambda t: save_file(tensors, t, metadata))
+        _in_folder(path, save(tensors, metadata))
     else:
         raise InputError(f"scales are written as .json or .safetensors, not {path.name!r}")
 
@@ -159,13 +151,13 @@ def _from_safetensors(path: Path) -> Any:
 
 def save_quantized(model: nn.Module, stem: str | Path) -> None:
     """Writes ``stem.safetensors`` (the float weights, keys as they are) and ``stem.json`` (the scales)."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     stem = Path(stem)
     data = json.dumps(quantization_to_dict(quantization(model)), indent=1) + "\n"
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    _write(stem.with_name(stem.name + ".safetensors"), lambda t: save_file(tensors, t))
-    _write(stem.with_name(stem.name + ".json"), lambda t: Path(t).write_text(data))
+    _in_folder(stem.with_name(stem.name + ".safetensors"), save(tensors))
+    _in_folder(stem.with_name(stem.name + ".json"), data.encode())
 
 
 def load_quantized(model: nn.Module, stem: str | Path) -> nn.Module:

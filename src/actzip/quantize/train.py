@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
-from actzip.files import write_with
-from actzip.quantize.linear import aligned, lsq_gradients, on_grid, per_scale, pieces
+from actzip.files import write_torch
 from actzip.quantize.model import SiteQuantizer, quantization, visiting
 from actzip.training.loop import Pace, read_checkpoint, train_mode
 from actzip.training.mixup import mixed
@@ -374,7 +373,7 @@ class _Finetuning:
             "figures": self.figures,
             "rng": torch.get_rng_state(),
         }
-        write_with(self.checkpoint, lambda f: torch.save(state, f))
+        write_torch(self.checkpoint, state)
 
     def _resume(self) -> None:
         """Takes up what an earlier run left, if there was one."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from actzip.activations import eval_mode, get_thresholds, set_thresholds, without_thresholds
 from actzip.errors import DataError, InputError, TrainingError
-from actzip.files import write_with
+from actzip.files import write_torch
 from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import Measurement, check_labels, measure
 from actzip.sparsify.distill import Objective
@@ -463,7 +463,7 @@ class _Run:
             "rng": torch.get_rng_state(),
             "history": [asdict(h) for h in self.result.history],
         }
-        write_with(self.checkpoint, lambda f: torch.save(state, f))
+        write_torch(self.checkpoint, state)
 
     def _resume(self, loop: _Loop, state: dict[str, Any]) -> int:
         """Takes up what :meth:`_save` left; how many epochs are done."""
