@@ -31,7 +31,8 @@ class Target:
     """A file while it is written: beside its place under another name, in its place once it is complete.
 
     A new file has the mode that the umask leaves, one that is replaced keeps its mode and owner,
-    and a link goes on pointing to what it points to. A pipe, a device or ``/dev/stdout`` cannot be replaced: it is written to.
+    and a link goes on pointing to what it points to. A pipe, a device or ``/dev/stdout``
+    cannot be replaced: it is written to.
 
     Raises:
         DataError: there is no such folder, or it, or the file, may not be written.

@@ -156,8 +156,9 @@ def test_cli_markup_in_paths_and_options(run, tmp_path, monkeypatch):
         Path(f"{name}.npy").write_bytes(Path("m.npy").read_bytes())
         code, out, err = run("encode", f"{name}.npy")
         assert code == 0 and Path(f"{name}.acz").exists() and not _raw(out + err)
-        lines = f"""encode {name}.no|profile {name}|{name}|encode --{name}|encode m.npy --bits {name}|reproduce {name}|
-            profile lenet5 --no-engine --data {name}|bench lenet5 --against {name}|profile --compare {name} {name}|
+        lines = f"""encode {name}.no|profile {name}|{name}|encode --{name}|encode m.npy --bits {name}|
+            reproduce {name}|profile lenet5 --no-engine --data {name}|
+            bench lenet5 --against {name}|profile --compare {name} {name}|
             export {name} x.onnx"""
         for verb in (line.split(" ") for line in lines.replace("\n            ", "").split("|")):
             code, out, err = run(*verb)
