@@ -438,3 +438,73 @@ def test_densities_of_the_given_inception_within_sampling_error(shared_file):
     for values, given in ((outputs, 0.439), (inputs, 0.389)):
         error = np.std(values, ddof=1) * np.sqrt(1 / len(values) + 1 / 40)
         assert abs(np.mean(values) - given) < 3 * error, (np.mean(values), error)
+
+
+class Patches(nn.Module):
+    """4x4 patches as a batch, like window attention or a head on regions; tokens first in the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x)).unfold(2, 4, 4).unfold(3, 4, 4)
+        y = torch.relu(self.b(y.permute(0, 2, 3, 1, 4, 5).reshape(-1, 8, 4, 4)))
+        tokens = y.flatten(2).mean(2).reshape(len(x), -1, 8).transpose(0, 1)
+        return torch.relu(self.fc(tokens)).mean(0)
+
+
+@QUIET
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_profile_macs_folded_batch(batch):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from actzip.sparsify.costs import map_costs, measure
+
+    net, x = Patches().eval(), torch.randn(batch, 3, 16, 16)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        net(x)
+    want = counted.get_total_flops() / 2 / batch
+    report = profile(net, [x, x], codecs=["zvc"], engine=False, whatif_images=2)
+    assert report.totals["macs"] == want == measure(net, [x]).macs
+    assert report.totals["elements"] == 8 * 16 * 16 * 2 + 16 * 5 == sum(m["elements"] for m in report.maps)
+    costs = map_costs(net, x)
+    assert sum(c.elements for c in costs.values()) == report.totals["elements"]
+    assert sum(c.macs for c in costs.values()) <= want
+    assert report.data["data"]["images"] == 2 * batch
+
+
+@QUIET
+def test_images_in_a_list_are_counted_each(net):
+    class Boxes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            return [self.net(i[None]) for i in images]
+
+    first = LOADER[0][0] if isinstance(LOADER[0], tuple) else LOADER[0]
+    x = torch.randn(4, *first.shape[1:])
+    want = profile(net, [x], codecs=(), engine=False, whatif_images=0)
+    got = profile(Boxes(), [(list(x),)], codecs=(), engine=False, whatif_images=0)
+    assert got.data["data"]["images"] == 4 and got.totals["macs"] == pytest.approx(want.totals["macs"])
+
+
+def test_random_weights_silent():
+    from actzip.models import RANDOM_WEIGHTS, resolve
+    from actzip.runtime.models import load
+
+    x = torch.rand(2, 1, 28, 28)
+    for model in ("lenet5", resolve("lenet5"), load("lenet5")):
+        with pytest.warns(match="weights are random"):
+            report = profile(model, [x], codecs=(), engine=False, whatif_images=0)
+        assert report.data["warnings"][0] == RANDOM_WEIGHTS and report.data["model"]["random_weights"]
+        assert (
+            "weights are random" in " ".join(str(report).split()) and "weights are random" in report.to_html()
+        )
+    trained = resolve("lenet5")
+    trained.load_state_dict(resolve("lenet5").state_dict())
+    report = profile(trained, [x], codecs=(), engine=False, whatif_images=0)
+    assert not report.data["model"]["random_weights"] and "weights are random" not in str(report)

@@ -269,7 +269,7 @@ def model_and_input(
 
     from actzip.data import Loader, resolve
     from actzip.errors import ActzipWarning
-    from actzip.models import load_weights
+    from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights
     from actzip.runtime.models import load_model
 
     torch.manual_seed(0)
@@ -278,6 +278,8 @@ def model_and_input(
         m.training = False
     if weights is not None:
         load_weights(net, weights)
+    elif has_random_weights(net):
+        warnings.warn(RANDOM_WEIGHTS, ActzipWarning, stacklevel=2)
     found = Path(ref) if ref.endswith(".onnx") and weights is None else net
     if data is None:
         warnings.warn(

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from actzip.cli.common import JSON, out, print_json
+from actzip.cli.common import JSON, complain, out, print_json
 from actzip.text import cell
 
 
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         import torch
 
         from actzip import data as datasets
-        from actzip.models import load_weights, model_info, resolve
+        from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights, model_info, resolve
         from actzip.quantize import quantization
         from actzip.quantize import quantize as run
         from actzip.quantize.files import quantization_to_dict, save_quantization
@@ -52,6 +52,8 @@ def register(app: typer.Typer) -> None:
         network = resolve(model).eval()
         if weights is not None:
             load_weights(network, weights)
+        elif has_random_weights(network):
+            complain("warning", RANDOM_WEIGHTS, "yellow")
         info = model_info(model)
         images = datasets.resolve(
             data,

@@ -31,6 +31,7 @@ __all__ = [
     "ModelInfo",
     "available",
     "find_weights",
+    "has_random_weights",
     "load_weights",
     "model_info",
     "resolve",
@@ -39,6 +40,13 @@ __all__ = [
 
 if not TYPE_CHECKING:
     __getattr__ = lazy(__name__)
+
+
+#: What is said where such a model is measured.
+RANDOM_WEIGHTS = (
+    "the weights are random, since none were given: densities, bits and speed-ups mean nothing; give "
+    "trained ones (--weights, or a module that has them)"
+)
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,20 @@ def resolve(name: str, **kwargs: Any) -> nn.Module:
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"model {name!r} gave a {type(model).__name__}, not a torch.nn.Module")
+    named = prefix in ("timm", "torchvision") or not rest
+    if named and not any(kwargs.get(k) for k in ("weights", "pretrained", "checkpoint_path")):
+        model.__dict__["_actzip_fresh"] = _versions(model)
     return model
+
+
+def has_random_weights(model: nn.Module) -> bool:
+    """Whether ``model`` is as :func:`resolve` made it without weights: nothing was loaded, no step taken."""
+    return model.__dict__.get("_actzip_fresh") == _versions(model)
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often each parameter was written."""
+    return [p._version for p in model.parameters()]
 
 
 def _torchvision_builder(name: str) -> Callable[..., Any]:

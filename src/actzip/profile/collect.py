@@ -123,6 +123,8 @@ def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.dim() > 0:
             return int(value.shape[0])
+        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+            return len(value)  # images of unlike sizes, as detectors take them
     return 1
 
 

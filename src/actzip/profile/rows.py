@@ -18,7 +18,7 @@ def build_maps(collection: Collection, bits: Iterable[int] = (8, 16)) -> list[di
     rows = []
     edges = bin_edges()
     for stats in collection.maps.values():
-        elements = int(np.prod(stats.shape)) if stats.shape else 1
+        elements = max(1, round(stats.elements / max(1, collection.images)))  # of an image, not a window
         used = np.flatnonzero(stats.hist)
         last = int(used[-1]) + 1 if used.size else 0
         low = int(used[used > 0][0]) if (used > 0).any() else last  # bin 0 is the zeros: kept apart
@@ -93,8 +93,8 @@ def _trim(values: list[int]) -> list[int]:
 def build_layers(collection: Collection) -> list[dict[str, Any]]:
     """One row a convolution or linear layer, in order of execution."""
     rows = []
+    n = max(1, collection.images)  # a layer's own first dimension may be windows, tokens or regions
     for stats in collection.computations.values():
-        n = max(1, stats.images)
         rows.append(
             {
                 "name": stats.site.name,

@@ -12,7 +12,8 @@ from torch import nn
 
 from actzip import cpu
 from actzip.activations import Selector, get_thresholds
-from actzip.errors import ActzipError, DataError, InputError
+from actzip.errors import ActzipError, ActzipWarning, DataError, InputError
+from actzip.models import RANDOM_WEIGHTS, has_random_weights
 from actzip.profile.collect import Collection, collect
 from actzip.profile.report import SCHEMA, Report
 from actzip.profile.rows import build_layers, build_maps, build_totals
@@ -120,6 +121,9 @@ def profile(
         data["maps"], data["layers"] = build_maps(collection, bits), build_layers(collection)
         data["totals"], data["whatif"], data["engine"] = {}, {}, None  # in the order of the schema
         data["warnings"] = [*_warnings_of(collection, notes, random, skipped)]
+        if data["model"]["random_weights"]:
+            data["warnings"].insert(0, RANDOM_WEIGHTS)
+            warnings.warn(RANDOM_WEIGHTS, ActzipWarning, stacklevel=2)
         if whatif_images > 0 and kept:
             data["whatif"] = what_if(model, kept, collection, max_images=whatif_images)
         if engine and kept:
@@ -209,6 +213,7 @@ def _head(
             "class": f"{type(model).__module__}.{type(model).__qualname__}",
             "parameters": getattr(model, "numbers", None) or sum(p.numel() for p in model.parameters()),
             "thresholds": len(get_thresholds(model)),
+            "random_weights": has_random_weights(model),
         },
         "data": {
             "images": collection.images,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_torch
+from actzip.quantize.linear import aligned, lsq_gradients, on_grid, per_scale, pieces
 from actzip.quantize.model import SiteQuantizer, quantization, visiting
 from actzip.training.loop import Pace, read_checkpoint, train_mode
 from actzip.training.mixup import mixed

@@ -110,10 +110,12 @@ def map_costs(model: nn.Module, example: Any) -> dict[str, MapCost]:
         grads = torch.autograd.grad(torch.stack(works).sum(), [y for _, y in found], allow_unused=True)
     else:
         grads = ()
+    # images, which a map's own first dimension (windows, tokens) need not be
+    inputs = torch.utils._pytree.tree_leaves(example)
+    n = next((int(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim() and len(v)), 1)
     costs: dict[str, MapCost] = {}
     for i, (site, y) in enumerate(found):
         grad: Tensor | None = grads[i] if grads else None
-        n = max(1, int(y.shape[0]))
         macs = float(grad.sum()) / n if grad is not None else 0.0
         costs[site.name] = MapCost(site, y.numel() // n, macs, macs * n / max(1, total[0]))
     return costs
