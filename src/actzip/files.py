@@ -181,8 +181,11 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch.load raises many types
-        raise DataError(f"{path} is no readable file of tensors: {' '.join(str(error).split())}") from error
+    except Exception as error:  # torch.load raises many types, and advises to run what the file holds
+        raise DataError(
+            f"{path} is no readable file of tensors: it is damaged, or holds more than tensors "
+            f"({type(error).__name__})"
+        ) from error
 
 
 def cache_dir(name: str = "") -> Path:
