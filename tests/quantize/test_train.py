@@ -275,7 +275,7 @@ def test_a_killed_training_goes_on_to_the_same_weights_and_scales(task, tmp_path
     with pytest.raises(DataError, match="other settings"):
         finetune(actzip.quantize(net, batches, bits=5), batches, checkpoint=file, **settings)
     file.write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="not a readable checkpoint"):
+    with pytest.raises(DataError, match="no readable checkpoint"):
         train(resumed, checkpoint=file)
 
 

@@ -210,7 +210,7 @@ def test_resume_is_bit_equal(trained, tmp_path):
     with pytest.raises(DataError, match="other settings"):
         sparsify(trained, loader(), None, {**settings, "lr": 0.03}, checkpoint_dir=tmp_path)
     (tmp_path / "last.pt").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="not a readable checkpoint"):
+    with pytest.raises(DataError, match="no readable checkpoint"):
         sparsify(trained, loader(), None, settings, checkpoint_dir=tmp_path)
 
 
@@ -233,6 +233,26 @@ def test_auto_keeps_the_floor(trained):
     allowed = [c["theoretical_speedup"] for c in result.checks if c["accuracy"] >= result.floor]
     assert found.theoretical_speedup == pytest.approx(max(allowed))
     assert len({c["alpha"] for c in result.checks}) > 2
+
+
+def test_auto_returns_the_thresholds_that_were_measured_with_the_weights(trained):
+    settings = {
+        "epochs": 3,
+        "lr": 0.05,
+        "alpha": "auto",
+        "alpha_start": 60.0,
+        "alpha_step": 3.0,
+        "checks": 3,
+        "floor_margin": -0.05,
+        "thresholds": "learned",
+    }
+    sparse = sparsify(trained, loader(), loader(), settings)
+    result, found = sparsify_result(sparse), measure(sparse, loader())
+    held = [c for c in result.checks if c["accuracy"] >= result.floor]
+    best = max(held, key=lambda c: c["theoretical_speedup"])
+    assert result.checks[-1] not in held  # the last thresholds are others
+    assert found.accuracy == best["accuracy"]
+    assert found.theoretical_speedup == pytest.approx(best["theoretical_speedup"])
 
 
 def test_impossible_floor_says_so(trained):

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from actzip.errors import ActzipWarning, InputError
 from actzip.sparsify.config import SparsifyConfig
 from actzip.sparsify.costs import Measurement
@@ -43,8 +41,8 @@ class Strength:
     """alpha as given: it rises linearly over ``ramp``, and falls over ``release``.
 
     Attributes:
-        best: the weights to return (``model``) with their ``accuracy`` and ``theoretical_speedup``;
-            None: the last ones.
+        best: what to return: weights (``model``) and thresholds (``learned``), with their ``accuracy``
+            and ``theoretical_speedup``; None: the last ones.
         checks, floor, floor_met: see :class:`~actzip.sparsify.SparsifyResult`.
     """
 
@@ -93,18 +91,18 @@ class AccuracyFloor(Strength):
 
     Args:
         look: measures accuracy and theoretical speed-up of the weights that would be returned now.
-        weights: a copy of these.
+        state: a copy of what makes them: ``model``, their ``state_dict``, and ``learned``, the thresholds.
     """
 
     def __init__(
         self,
         config: SparsifyConfig,
         look: Callable[[], Measurement],
-        weights: Callable[[], dict[str, Tensor]],
+        state: Callable[[], dict[str, Any]],
     ) -> None:
         super().__init__(config)
         self._look = look
-        self._weights = weights
+        self._state = state
         self.alpha = config.alpha_start
         self.fallback: tuple[float, dict[str, Any]] | None = None
 
@@ -145,7 +143,7 @@ class AccuracyFloor(Strength):
             self.fallback = (accuracy, self._state_of(accuracy, speedup))
 
     def _state_of(self, accuracy: float, speedup: float) -> dict[str, Any]:
-        return {"model": self._weights(), "theoretical_speedup": speedup, "accuracy": accuracy}
+        return {**self._state(), "theoretical_speedup": speedup, "accuracy": accuracy}
 
     def finish(self) -> None:
         if self.best is None:

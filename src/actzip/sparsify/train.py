@@ -286,17 +286,23 @@ class _Run:
                 )
             optimizer = _optimizer(c, self.student, learned)
             network, optimizer = self.devices.prepare(self.student, optimizer)
-            yield _Loop(network, optimizer, penalty, learned, self._strength(penalty))
+            yield _Loop(network, optimizer, penalty, learned, self._strength(penalty, learned))
         finally:
             penalty.detach()
             if learned is not None:
                 learned.detach()
 
-    def _strength(self, penalty: ActivationPenalty) -> Strength:
+    def _strength(self, penalty: ActivationPenalty, learned: LearnedThresholds | None) -> Strength:
         c = self.config
         if c.alpha != "auto":
             return Strength(c)
-        return Steered(c, penalty) if c.speedup else AccuracyFloor(c, self._look, self.average.weights)
+        if c.speedup:
+            return Steered(c, penalty)
+
+        def state() -> dict[str, Any]:
+            return {"model": self.average.weights(), "learned": learned.state() if learned else {}}
+
+        return AccuracyFloor(c, self._look, state)
 
     # -- the epochs
 
