@@ -82,7 +82,7 @@ class SparseConv : public ConvBase {
   }
   // ... one block of input channels, all taps; `run` knows which channels; ...
   virtual void accumulate(const Band& b, const Sub& sub, const Block& block,
-                          kernels::SparseRun run) const = 0;
+                          kernels::SparseRun& run) const = 0;
   // ... and the sums of output row y0 + y, u.stride floats a pixel.
   virtual float* sums(const Band& b, int64_t y) const { return b.s.acc + y * b.count * b.u.stride; }
 
@@ -100,12 +100,14 @@ class SparseConv : public ConvBase {
   void run_block(const Band& b, const Block& block) const;
   void point(const ConvArgs& a, int64_t n, int64_t iy, int64_t block, int64_t width, const float** pointers,
              float* values) const;
+
+  int64_t group_width_ = 0;  // input channels of a convolution group
 };
 
 // [unit][sub][ic block][tap][channel of the block][nv * vl]; channels outside the sub's group have no rows'
 // use but keep their place. Taps side by side: a channel's row holds those of a kernel row, last first.
 void SparseConv::pack_weights(const float* weight, int64_t across) {
-  const int64_t icg = problem_.ic / problem_.groups;
+  const int64_t icg = group_width_ = problem_.ic / problem_.groups;
   int64_t total = 0;
   for (Unit& u : units_)
     for (Sub& s : u.subs) {
@@ -184,7 +186,7 @@ void SparseConv::run_item(const ConvArgs& a, int threads, int64_t item, void* sc
 }
 
 void SparseConv::run_block(const Band& b, const Block& block) const {
-  const int64_t icg = problem_.ic / problem_.groups;
+  const int64_t icg = group_width_;
   bool pointed = false;
   for (const Sub& sub : b.u.subs) {
     // Only groups that meet this unit's channels.
@@ -233,55 +235,54 @@ void SparseConv::point(const ConvArgs& a, int64_t n, int64_t iy, int64_t block, 
 }
 
 // A tap at a time, for one output pixel a visit or for pairs of them.
+template <int PIXELS>
 class TapConv : public SparseConv {
  public:
   TapConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias)
-      : SparseConv(p, v, isa, weight, bias, v.nv, 1), pixels_(v.row.pixel_tile) {}
+      : SparseConv(p, v, isa, weight, bias, v.nv, 1) {}
 
  protected:
-  bool expanded() const override { return pixels_ == 2 && kernels_->expanded_pairs; }
+  bool expanded() const override { return PIXELS == 2 && kernels_->expanded_pairs; }
 
-  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun run) const override {
+  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun& run) const override {
     const ConvProblem& p = problem_;
-    const auto kernel = pixels_ == 2 ? kernels_->sparse_pair[sub.nv] : kernels_->sparse[sub.nv];
+    const auto kernel = PIXELS == 2 ? kernels_->sparse_pair[sub.nv] : kernels_->sparse[sub.nv];
     const int64_t weights = block.width * floats(sub);  // of a tap
-    const int64_t visits = std::max<int64_t>(1, b.rows * b.count / pixels_);
+    const int64_t visits = std::max<int64_t>(1, b.rows * b.count / PIXELS);
     const int64_t lines = b.fetch ? ceil_div(weights, 16 * visits) : 0;
-    for (int64_t t = 0; t < taps_; ++t) {
-      const int64_t ky = t / p.kw, kx = t % p.kw;
-      const int64_t dx = kx * p.dw - p.pad_left;
-      // Output pixels whose input pixel exists.
-      const int64_t from = std::max(b.x0, dx < 0 ? ceil_div(-dx, p.sw) : 0);
-      const int64_t last = b.a.iw - 1 - dx;
-      const int64_t to = std::min(b.x0 + b.count, last < 0 ? 0 : last / p.sw + 1);
-      if (from >= to) continue;
-      run.weight = weights_of(sub, block, t);
-      run.count = to - from;
-      // The next tap's weights, or the next block's, follow in memory.
-      run.next_weight = run.weight + weights;
-      run.next_lines = lines;
-      for (int64_t y = 0; y < b.rows; ++y) {
-        const int64_t iy = b.iy0 + y * p.sh + ky * p.dh;
-        if (!b.inside(iy)) continue;
-        run.acc = b.s.acc + (y * b.count + from - b.x0) * b.u.stride + sub.offset;
-        b.look(run, block.index, iy, from * p.sw + dx);
-        kernel(run);
-        run.next_weight += lines * 16 * (run.count / pixels_);
+    const float* weight = weights_of(sub, block, 0);
+    for (int64_t ky = 0; ky < p.kh; ++ky)
+      for (int64_t kx = 0; kx < p.kw; ++kx, weight += weights) {
+        const int64_t dx = kx * p.dw - p.pad_left;
+        // Output pixels whose input pixel exists.
+        const int64_t from = std::max(b.x0, dx < 0 ? ceil_div(-dx, p.sw) : 0);
+        const int64_t last = b.a.iw - 1 - dx;
+        const int64_t to = std::min(b.x0 + b.count, last < 0 ? 0 : last / p.sw + 1);
+        if (from >= to) continue;
+        run.weight = weight;
+        run.count = to - from;
+        // The next tap's weights, or the next block's, follow in memory.
+        run.next_weight = weight + weights;
+        run.next_lines = lines;
+        for (int64_t y = 0; y < b.rows; ++y) {
+          const int64_t iy = b.iy0 + y * p.sh + ky * p.dh;
+          if (!b.inside(iy)) continue;
+          run.acc = b.s.acc + (y * b.count + from - b.x0) * b.u.stride + sub.offset;
+          b.look(run, block.index, iy, from * p.sw + dx);
+          kernel(run);
+          run.next_weight += lines * 16 * (run.count / PIXELS);
+        }
       }
-    }
   }
-
- private:
-  int64_t pixels_;  // a visit
 };
 
 // The taps of a kernel row in one visit of an output pixel, where their weights fit the first-level cache.
-class RowConv final : public TapConv {
+class RowConv final : public TapConv<1> {
  public:
   using TapConv::TapConv;
 
  protected:
-  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun run) const override {
+  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun& run) const override {
     const ConvProblem& p = problem_;
     if (block.width * p.kw * floats(sub) * 4 > kRowWeights) return TapConv::accumulate(b, sub, block, run);
     run.tap_step = p.dw;
@@ -334,10 +335,11 @@ class RowConv final : public TapConv {
 // All taps of a kernel row in one visit of an input pixel, or of two: its outputs lie side by side, and the
 // accumulators have room for those beyond the segment, which are not used. They are laid out
 // [sub][rows][halo, segment, halo][nv * vl].
+template <int PIXELS>
 class TapsConv final : public SparseConv {
  public:
   TapsConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias)
-      : SparseConv(p, v, isa, weight, bias, v.nv / static_cast<int>(p.kw), p.kw), pixels_(v.row.pixel_tile) {}
+      : SparseConv(p, v, isa, weight, bias, v.nv / static_cast<int>(p.kw), p.kw) {}
 
  protected:
   int64_t halo() const override { return problem_.kw - 1; }
@@ -349,9 +351,9 @@ class TapsConv final : public SparseConv {
                      floats(sub));
   }
 
-  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun run) const override {
+  void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun& run) const override {
     const ConvProblem& p = problem_;
-    const auto kernel = pixels_ == 2 ? kernels_->sparse_taps_pair[sub.nv] : kernels_->sparse[sub.nv * p.kw];
+    const auto kernel = PIXELS == 2 ? kernels_->sparse_taps_pair[sub.nv] : kernels_->sparse[sub.nv * p.kw];
     const int64_t from = std::max<int64_t>(0, b.x0 - p.pad_left);
     const int64_t to = std::min(b.a.iw, b.x0 + b.count - p.pad_left + p.kw - 1);
     if (from >= to) return;
@@ -396,8 +398,6 @@ class TapsConv final : public SparseConv {
  private:
   int64_t slots(const Band& b) const { return b.count + 2 * halo(); }  // accumulators of a row
   float* acc_of(const Band& b, const Sub& sub) const { return b.s.acc + b.rows * slots(b) * sub.offset; }
-
-  int64_t pixels_;  // a visit
 };
 
 bool packed(const Variant&, const ConvProblem& p) { return p.in_packed; }
@@ -407,10 +407,17 @@ bool neighbours(const Variant& v, const ConvProblem& p) {
   return p.in_packed && taps && p.sw == 1 && p.dw == 1;
 }
 
+// One pixel or two, as the row says.
+template <template <int> class C>
+std::unique_ptr<Conv> make_pixels(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,
+                                  const float* bias) {
+  return (v.row.pixel_tile == 2 ? make_as<C<2>> : make_as<C<1>>)(p, v, isa, weight, bias);
+}
+
 }  // namespace
 
-const Family kSparse = {packed, make_as<TapConv>};
+const Family kSparse = {packed, make_pixels<TapConv>};
 const Family kSparseRow = {wide, make_as<RowConv>};
-const Family kSparseTaps = {neighbours, make_as<TapsConv>};
+const Family kSparseTaps = {neighbours, make_pixels<TapsConv>};
 
 }  // namespace actzip
