@@ -164,6 +164,7 @@ class ActivationTap:
             tensor that it returns takes the place of the input, a :class:`ComputeCall` that of
             input and weight.
         layers, ignore: which sites, see the module's documentation.
+        copied: whether copies and pickles of the model have the tap too.
 
     Attributes:
         sites: the sites seen so far, in order of first call, whether chosen or not, as a dict name -> Site
@@ -182,10 +183,12 @@ class ActivationTap:
         *,
         layers: Selector | Iterable[Selector] | None = None,
         ignore: Selector | Iterable[Selector] | None = None,
+        copied: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         self.model = model
+        self.copied = copied
         self._activation = activation
         self._compute = compute
         self._layers = as_selectors(layers)
@@ -336,6 +339,9 @@ class _Watched:
             del self.module.__dict__["forward"]
             if self.inner is not None:
                 self.module.__dict__["forward"] = self.inner
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "taps": [(tap, path) for tap, path in self.taps if tap.copied]}
 
     def note(self, module: nn.Module, args: Any) -> None:
         """The forward pre-hook: which module is called, which may be a replica that shares this object."""

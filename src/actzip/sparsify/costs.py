@@ -22,6 +22,7 @@ from actzip.activations import (
 )
 from actzip.activations.macs import reads, reads_transposed
 from actzip.errors import DataError, InputError
+from actzip.training.batches import unpack
 
 __all__ = ["MapCost", "Measurement", "map_costs", "measure"]
 
@@ -207,7 +208,7 @@ def measure(
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         for batch in data:
-            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+            x, y = unpack(batch)
             x = x.to(device)
             out = model(x)
             samples += int(x.shape[0])

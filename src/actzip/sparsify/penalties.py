@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -161,7 +162,10 @@ class ActivationPenalty:
                     self._weights = {
                         n: (1 - e) * c.share + e * c.elements / elements for n, c in costs.items()
                     }
-        self._tap = ActivationTap(model, self._see, layers=layers, ignore=ignore).attach()
+        self._seen = self._warned = False
+        self._taken: set[str] = set()  # names of maps with a term in the last pass
+        self._tap = ActivationTap(model, self._see, layers=layers, ignore=ignore, copied=False).attach()
+        _compile_anew()
 
     # -- strength
 
@@ -206,8 +210,14 @@ class ActivationPenalty:
         return own
 
     def _see(self, site: Site, y: Tensor) -> None:
+        self._seen = True
         if not site.sparse:
             self.unsuitable.setdefault(site.name, site.kind)
+            return
+        if torch._C._current_graph_task_id() != -1:
+            # checkpointing runs the pass again in the backward, and must meet the same operations
+            if site.name in self._taken:
+                self._term(site.name, y)
             return
         if not torch.is_grad_enabled() or not self.model.training or y.dim() < 2 or y.numel() == 0:
             return
@@ -220,8 +230,10 @@ class ActivationPenalty:
         if count % self.stats_every == 0:
             self._count(name, y.detach())
         weight = self._weight(name)
+        self._taken.discard(name)
         if weight > 0 and self._alpha > 0 and y.requires_grad and self._calls % self.every == 0:
             self._terms.setdefault(name, []).append(self._term(name, y))
+            self._taken.add(name)
 
     def _count(self, name: str, y: Tensor) -> None:
         # sums in y's own dtype: one in another first makes a copy of y in it, ten times as slow
@@ -273,6 +285,14 @@ class ActivationPenalty:
         """
         seen, self._terms = self._terms, {}
         self._calls += 1
+        if not seen and not self._seen and self._alpha > 0 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the penalty saw no pass of its model: it is 0. Is another object called (a copy, a "
+                "compiled or exported program of before)?",
+                ActzipWarning,
+                stacklevel=2,
+            )
         if not seen:
             self._last = 0.0
             device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -299,6 +319,7 @@ class ActivationPenalty:
     def detach(self) -> None:
         """Stop watching; the model is as it was before."""
         self._tap.detach()
+        _compile_anew()
 
     def __enter__(self) -> ActivationPenalty:
         return self
@@ -338,3 +359,10 @@ def _strength(value: float) -> float:
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _compile_anew() -> None:
+    """What torch.compile made before knows nothing of a penalty that came, or went, since."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()

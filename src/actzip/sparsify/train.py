@@ -26,7 +26,7 @@ from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import ActivationPenalty
 from actzip.sparsify.strength import AccuracyFloor, Place, Steered, Strength
 from actzip.sparsify.thresholds import calibrate_thresholds
-from actzip.training.batches import epoch_batches, logits, unpack
+from actzip.training.batches import batches_of, check_loader, epoch_batches, logits, unpack
 from actzip.training.devices import Devices
 from actzip.training.loop import Pace, WeightAverage, read_checkpoint, train_mode
 from actzip.training.mixup import mixed
@@ -195,7 +195,8 @@ class _Run:
         teacher: nn.Module | None = None,
     ) -> None:
         self.config = config
-        self.val = val
+        check_loader(train, "train")
+        self.val = None if val is None else check_loader(val, "val")
         self.devices = Devices(model, config.precision, accelerator)
         self.device = self.devices.device
         self.progress = progress if self.devices.main else None
@@ -328,7 +329,7 @@ class _Run:
     def _epoch(self, loop: _Loop, epoch: int, pace: Pace, done: int) -> EpochResult:
         """One epoch; ``done``: those before this run, which ``pace`` did not see."""
         batches = self._batches(epoch)
-        per_epoch = len(batches) if hasattr(batches, "__len__") else 0
+        per_epoch = batches_of(batches)
         train_mode(loop.network, freeze_norm=self.config.freeze_norm)
         sums, whole = _Sums(), True
         for i, batch in enumerate(batches):

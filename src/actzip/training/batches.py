@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from actzip.errors import InputError
 
-__all__ = ["device_of", "epoch_batches", "logits", "output_tensors", "unpack"]
+__all__ = ["batches_of", "check_loader", "device_of", "epoch_batches", "logits", "output_tensors", "unpack"]
 
 
 def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -25,10 +26,46 @@ def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
         x = batch.get("x", batch.get("pixel_values", batch.get("image")))
         y = batch.get("y", batch.get("labels", batch.get("label")))
         if isinstance(x, Tensor):
-            return x, y
+            return x, _labels(y)
     elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
-        return batch[0], batch[1] if len(batch) == 2 else None
+        return batch[0], _labels(batch[1]) if len(batch) == 2 else None
     raise InputError(f"a batch is x or (x, y) with tensors, not {type(batch).__name__}")
+
+
+def _labels(y: Any) -> Any:
+    """Labels as PyTorch's losses take them: tensors, integers as int64."""
+    if isinstance(y, np.ndarray):
+        y = torch.from_numpy(y)
+    narrow = isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
+    return y.long() if narrow else y
+
+
+def check_loader(loader: Any, name: str) -> Any:
+    """``loader``, which can be iterated once an epoch.
+
+    Raises:
+        InputError: an iterator, which one pass uses up; a tensor; nothing that can be iterated.
+    """
+    if isinstance(loader, Tensor):
+        raise InputError(f"{name} is a tensor; batches are needed: [(x, y)], or a DataLoader")
+    try:
+        once = iter(loader) is loader
+    except TypeError:
+        raise InputError(f"{name} cannot be iterated: it is a {type(loader).__name__}") from None
+    if once:
+        raise InputError(
+            f"{name} is an iterator ({type(loader).__name__}), which one pass uses up; give a list "
+            "of batches, a DataLoader, or an object whose __iter__ begins anew"
+        )
+    return loader
+
+
+def batches_of(loader: Any) -> int:
+    """How many batches ``loader`` has; 0 where it does not say (an iterable data set)."""
+    try:
+        return len(loader)
+    except TypeError:
+        return 0
 
 
 def logits(out: Any) -> Tensor:
