@@ -41,6 +41,7 @@
   row(floor) \
   row(ceil) \
   row(round) \
+  row(trunc) \
   row(erf) \
   row(sin) \
   row(cos)

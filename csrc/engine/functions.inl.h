@@ -272,6 +272,9 @@ void floor(const Elements& e) {
 void ceil(const Elements& e) {
   scalar(e, [](float x) { return ceilf(x); });
 }
+void trunc(const Elements& e) {
+  scalar(e, [](float x) { return truncf(x); });
+}
 void round(const Elements& e) {
   scalar(e, [](float x) { return nearbyintf(x); });
 }

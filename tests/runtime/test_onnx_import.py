@@ -238,8 +238,8 @@ RELU = helper.make_node("Relu", ["x"], ["y"], name="r")
     [
         (b"", DataError, "no ONNX graph"),
         (b"\x08\x07garbage" * 9, DataError, "damaged|no ONNX graph"),
-        (make([RELU], [("x", [1, 0, 2])], [("y", None)]), UnsupportedError, "empty"),
-        (make([RELU], [("x", [1, 2])], [("y", None)], opset=9), UnsupportedError, "opset 9"),
+        (make([RELU], [("x", [1, 0, 2])], [("y", None)]), InputError, "dynamic; give an example"),
+        (make([RELU], [("x", [1, 2])], [("y", None)], opset=6), UnsupportedError, "opset 6"),
         (
             make([helper.make_node("Relu", ["z"], ["y"])], [("x", [1])], [("y", None)]),
             InputError,
@@ -311,9 +311,20 @@ def test_control_flow_is_refused_by_name():
         [helper.make_node("Identity", ["x"], ["y"])], "b", [], [helper.make_tensor_value_info("y", 1, [1])]
     )
     node = helper.make_node("If", ["c"], ["y"], name="branch", then_branch=body, else_branch=body)
-    model = make([node], [("x", [1])], [("y", None)], [tensor("c", np.array(True))])
+    model = make([node], [("x", [1]), ("c", [1])], [("y", None)])
+    model.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
     with pytest.raises(UnsupportedError, match="branch"):
         from_onnx(model)
+
+
+def test_a_branch_whose_condition_is_known_is_inlined():
+    def branch(op):
+        out = [helper.make_tensor_value_info(op, 1, [1])]
+        return helper.make_graph([helper.make_node(op, ["x"], [op])], op, [], out)
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Relu"), else_branch=branch("Abs"))
+    model = make([node], [("x", [1])], [("y", None)], [tensor("c", np.array(False))])
+    np.testing.assert_array_equal(run_file(model, np.float32([-2]))[0], np.float32([2]))
 
 
 def test_an_initialiser_with_too_few_bytes_is_refused():

@@ -1,4 +1,4 @@
-// lrn: local response normalisation over neighbouring channels of maps, as ONNX defines it.
+// lrn: local response normalisation over neighbouring channels of maps; `before` of the `size` channels are in front.
 #include <algorithm>
 #include <cmath>
 
@@ -16,14 +16,15 @@ class LrnNode final : public DenseNode {
     same_shape(spec, x, y);
     if (x.layout != Layout::map || y.layout != Layout::map) fail(spec, "needs maps");
     size_ = one(spec, "size", 0);
-    if (size_ < 1) fail(spec, "size");
+    before_ = one(spec, "before", size_ / 2);
+    if (size_ < 1 || before_ < 0 || before_ >= size_) fail(spec, "size");
     alpha_ = number(spec, "alpha", 1e-4);
     beta_ = number(spec, "beta", 0.75);
     k_ = number(spec, "k", 1);
   }
   void run(Context& c, int threads) const override {
     const View &x = in(c), &y = out(c);
-    const int64_t before = size_ / 2, after = (size_ - 1) / 2;
+    const int64_t before = before_, after = size_ - 1 - before_;
     parallel_for(x.n() * x.h(), threads, [&](int64_t i, int) {
       for (int64_t p = 0; p < x.w(); ++p) {
         const float* src = x.row(i / x.h(), i % x.h()) + p * x.pixel();
@@ -41,7 +42,7 @@ class LrnNode final : public DenseNode {
   }
 
  private:
-  int64_t size_ = 1;
+  int64_t size_ = 1, before_ = 0;
   double alpha_ = 0, beta_ = 0, k_ = 1;
 };
 

@@ -80,6 +80,7 @@ ACTS: dict[str, ActRow] = {
     "floor": _row("floor", "Floor"),
     "ceil": _row("ceil", "Ceil"),
     "round": _row("round", "Round"),
+    "trunc": _row("trunc"),
     "erf": _row("erf", "Erf"),
     "sin": _row("sin", "Sin"),
     "cos": _row("cos", "Cos", keeps_zero=False),

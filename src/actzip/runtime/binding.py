@@ -136,8 +136,8 @@ def _short(value: Any) -> str:
     return f"a {type(value).__name__}" if hasattr(value, "shape") else repr(value)
 
 
-def array_of(name: str, x: Any) -> Any:
-    """A float32 array in row-major order of a tensor or array, without a copy where it is one already.
+def array_of(name: str, x: Any, dtype: str = "float32") -> Any:
+    """A float32 array in row-major order of a tensor or array of ``dtype``, without a copy where it is one already.
 
     Raises:
         InputError: of another kind or type, or not on the CPU.
@@ -154,9 +154,9 @@ def array_of(name: str, x: Any) -> Any:
             ) from error
     elif not isinstance(x, np.ndarray):
         raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
-    if x.dtype != np.float32:
-        raise InputError(f"input {name!r} is {x.dtype}; the model takes float32")
-    return np.asarray(x, order="C")
+    if x.dtype != dtype:
+        raise InputError(f"input {name!r} is {x.dtype}; the model takes {dtype}")
+    return np.asarray(x, np.float32, order="C")
 
 
 def arrays_of(graph: g.Graph, example: Any, what: str) -> list[Any]:
@@ -165,7 +165,8 @@ def arrays_of(graph: g.Graph, example: Any, what: str) -> list[Any]:
         args, kwargs = ((), example) if isinstance(example, dict) else ((example,), {})
         if isinstance(example, (tuple, list)):
             args = tuple(example)
-        out = [array_of(v, a) for v, a in zip(graph.inputs, bind(graph, args, kwargs), strict=True)]
+        given = zip(graph.inputs, bind(graph, args, kwargs), strict=True)
+        out = [array_of(v, a, graph.values[v].dtype) for v, a in given]
         batch_of(graph, out)
     except InputError as error:
         raise InputError(f"{what}: {error}") from error

@@ -127,6 +127,17 @@ def _choose(graph: g.Graph, inputs: list[Any], shown: int, threads: int, trials:
         raise InputError(f"not enough memory to compile at batch {batch}") from error
 
 
+def _constant(x: Any, as_torch: bool) -> Any:
+    """An output that is the same for every input; the caller's own."""
+    if not isinstance(x, np.ndarray):
+        return x
+    if not as_torch:
+        return x.copy()
+    import torch
+
+    return torch.from_numpy(x.copy())
+
+
 class CompiledModel:
     """A compiled network. ``fast(x)`` gives what the model gives, within float rounding.
 
@@ -177,6 +188,7 @@ class CompiledModel:
         one = (
             len(self._in) == 1
             and self._types == [np.float32]
+            and graph.values[graph.inputs[0]].dtype == "float32"
             and self._unflatten is None
             and self._slots == [0]
         )
@@ -250,7 +262,7 @@ class CompiledModel:
             import torch
 
             outputs = [torch.from_numpy(o) for o in outputs]
-        filled = [outputs[s] if isinstance(s, int) else s[0] for s in self._slots]
+        filled = [outputs[s] if isinstance(s, int) else _constant(s[0], as_torch) for s in self._slots]
         if self._unflatten is not None:
             return self._unflatten(filled)
         return filled[0] if len(filled) == 1 else filled
@@ -265,11 +277,14 @@ class CompiledModel:
             raise InputError(f"{len(inputs)} inputs given; this model was compiled for {len(self._in)}")
         batch = None
         for name, want, x in zip(self.graph.inputs, self._in, inputs, strict=True):
-            shape = x.shape if hasattr(x, "shape") else np.shape(array_of(name, x))
+            shape = (
+                x.shape if hasattr(x, "shape") else np.shape(array_of(name, x, self.graph.values[name].dtype))
+            )
             batch = fit(name, want, tuple(shape), batch)
         n = 1 if batch is None else batch
         try:
-            arrays = [array_of(name, x) for name, x in zip(self.graph.inputs, inputs, strict=True)]
+            values = self.graph.values
+            arrays = [array_of(v, x, values[v].dtype) for v, x in zip(self.graph.inputs, inputs, strict=True)]
             outputs = [np.empty(g.concrete(s, n), np.float32) for s in self._out]
             self._run(n, arrays, outputs, self.threads)
             outputs = [y.astype(t, copy=False) for y, t in zip(outputs, self._types, strict=True)]

@@ -1,10 +1,9 @@
 """The ONNX front end: a model file, its bytes or a ``ModelProto`` -> :class:`~actzip.runtime.graph.Graph`.
 
-Opset 11 and newer. Shapes may be static or dynamic: a dynamic first dimension of an input becomes
-the symbolic batch, other dynamic dimensions are taken from an example. What depends on initialisers
-alone is computed here; shape arithmetic (Shape, Gather, Concat ... Reshape) is followed
-symbolically. Quantized graphs (QuantizeLinear, DequantizeLinear) become the same arithmetic in
-float32.
+Opset 7 and newer. Shapes may be static or dynamic: a first dimension becomes the symbolic batch where the model allows
+it, other dynamic dimensions are taken from an example. What depends on initialisers alone is computed here; shape
+arithmetic (Shape, Gather, Concat ... Reshape) is worked out at a few batches. Quantized graphs (QuantizeLinear,
+DequantizeLinear) become the same arithmetic in float32; so do those in float16.
 
 Nothing in a file is trusted: sizes are checked before memory is taken, external data must lie in the model's
 folder, and whatever does not fit raises a typed error that names the node.
@@ -16,6 +15,7 @@ import heapq
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,17 @@ from actzip.runtime.acts import Act
 from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import MAX_ELEMENTS, NeedsConstant, load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode, dequantized, float32_of
-from actzip.runtime.ops.shapes import SHAPE_OPS
-from actzip.runtime.registry import ONNX, Dims, Mask
+from actzip.runtime.ops.shapes import SHAPE_OPS, probed, probed_shape
+from actzip.runtime.registry import ONNX, PROBES, Mask, Probed
 
 __all__ = ["MAX_ELEMENTS", "OPERATORS", "NeedsConstant", "from_onnx", "load_onnx"]
 
 
-_MIN_OPSET = 11
+_OLDEST, _OLDEST_READ = 7, 11  # opsets: converted from, read as they are
+
+#: Integer types that float32 holds, and those that it holds to 2^24 only.
+_NARROW, _WIDE = {"bool", "uint8", "int8", "uint16", "int16"}, {"int32", "uint32", "int64", "uint64"}
+_FLOATS = {"float32", "float16", "bfloat16"}
 
 
 def from_onnx(
@@ -42,24 +46,35 @@ def from_onnx(
     *,
     constants: Mapping[str, Array] | None = None,
     name: str | None = None,
+    dynamic: bool = True,
 ) -> g.Graph:
     """A Graph from an ONNX model.
 
     Args:
         source: path, bytes or ``ModelProto``.
-        shapes: shapes of the inputs, by name or in order; they fill in dynamic dimensions that are
-            not the batch.
+        shapes: shapes of the inputs, by name or in order; they fill in dynamic dimensions that are not the batch, and overrule
+            what the file declares.
         constants: inputs of the graph to be taken as constants.
+        dynamic: keep the batch symbolic where the model allows it, also that of a file with a fixed batch. Where it does not
+            (a reshape to a constant, say) the graph is for the batch of ``shapes``, else the declared, else 1.
 
     Raises:
         DataError: the file is missing, damaged or unsafe (:func:`load_onnx`).
         InputError: the graph is malformed: cycles, missing initialisers, shapes that do not fit.
-        UnsupportedError: an operator, type or opset that the engine does not have; the node is named.
+        UnsupportedError: operators, types or an opset that the engine does not have; every such node is named.
     """
-    model = load_onnx(source)
+    model = at_least_opset(load_onnx(source))
     title = name or model.graph.name or "onnx"
     try:
-        return Importer(model, shapes, constants or {}, title).build()
+        importer = Importer(model, shapes, constants or {}, title, dynamic)
+        try:
+            return importer.build()
+        except NeedsConstant:
+            raise
+        except (InputError, UnsupportedError):
+            if not importer.assumed:
+                raise
+        return Importer(model, shapes, constants or {}, title, False).build()
     except ActzipError:
         raise
     except RecursionError as error:
@@ -70,74 +85,153 @@ def from_onnx(
         raise InputError(f"ONNX graph {title!r} is malformed: {type(error).__name__}: {error}") from error
 
 
-class Importer:
-    """A Graph as it is built from an ONNX model: what :data:`~actzip.runtime.registry.ONNX`'s
-    functions work with."""
+def at_least_opset(model: Any) -> Any:
+    """``model`` in an opset that is read as it is, converted by onnx's own converter where it is older.
 
-    def __init__(self, model: Any, shapes: Any, constants: Mapping[str, Array], name: str) -> None:
+    Raises:
+        UnsupportedError: no opset of ai.onnx, one that is too old, or one that cannot be converted.
+    """
+    versions = [e.version for e in model.opset_import if e.domain in ("", "ai.onnx")]
+    if not versions:
+        domains = ", ".join(e.domain or "ai.onnx" for e in model.opset_import) or "none"
+        raise UnsupportedError(f"the model imports no opset of ai.onnx (it imports {domains})")
+    if versions[-1] >= _OLDEST_READ:
+        return model
+    if versions[-1] < _OLDEST:
+        raise UnsupportedError(f"opset {versions[-1]}; {_OLDEST} or newer is needed")
+    from onnx import version_converter
+
+    try:
+        return version_converter.convert_version(model, _OLDEST_READ)
+    except Exception as error:
+        why = f"onnx.version_converter cannot make {_OLDEST_READ} of it: {str(error).splitlines()[0]}"
+        raise UnsupportedError(f"opset {versions[-1]}, and {why}") from error
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A value that the engine does not compute: a blocker's output, or what is computed of one."""
+
+
+@dataclass
+class Blocker:
+    """A node that the engine does not have, and why."""
+
+    node: OnnxNode
+    error: UnsupportedError
+
+
+class Importer:
+    """A Graph as it is built from an ONNX model: what :data:`~actzip.runtime.registry.ONNX`'s functions work with.
+
+    ``blockers`` collects what is refused; ``assumed`` says that an input's batch was taken to be symbolic.
+    """
+
+    def __init__(
+        self, model: Any, shapes: Any, constants: Mapping[str, Array], name: str, dynamic: bool = True
+    ) -> None:
         self.onnx = onnx_package()
         self.model = model
         self.given = shapes
         self.bound = constants
+        self.dynamic = dynamic
         self.graph = g.Graph(name)
         self.env: dict[str, Any] = {}
         self.node_names: set[str] = set()
-        self.opset = 0
+        self.opset = max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
         self.interned: dict[int, tuple[Array, str]] = {}
         self.current: OnnxNode | None = None
+        self.blockers: list[Blocker] = []
+        self.assumed = self.strict = False
+        self._reference_of: tuple[OnnxNode, Any] | None = None
+        self.inexact: set[str] = set()  # integers moved from inputs that may exceed 2^24
 
     # -- set-up
 
     def build(self) -> g.Graph:
-        for entry in self.model.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                self.opset = entry.version
-        if self.opset == 0:
-            domains = ", ".join(e.domain or "ai.onnx" for e in self.model.opset_import) or "none"
-            raise UnsupportedError(f"the model imports no opset of ai.onnx (it imports {domains})")
-        if self.opset < _MIN_OPSET:
-            raise UnsupportedError(f"opset {self.opset}; {_MIN_OPSET} or newer is needed")
+        self.read_inputs()
+        proto = self.model.graph
+        for index, node in enumerate(self.order(proto.node)):
+            self.run(OnnxNode(self, node, index))
+        slots: list[Any] = []
+        for value in proto.output:
+            try:
+                slots.append(self._output(value))
+            except UnsupportedError as error:
+                self.refused(self._producer(value.name), error)
+        if self.blockers:
+            raise refusal(self.blockers)
+        if not self.graph.outputs:
+            raise UnsupportedError("nothing is left for the engine to compute: the outputs are constants")
+        if slots != list(range(len(slots))):
+            self.graph.meta["out_slots"] = slots
+        self.graph.meta["out_names"] = [v.name for v in proto.output]
+        self.graph.meta["in_names"] = list(self.graph.inputs)
+        self.graph.validate()
+        loose = [
+            v for v in self.graph.outputs if not any(isinstance(d, g.Sym) for d in self.graph.shape(v)[:1])
+        ]
+        if self.strict and loose:
+            raise UnsupportedError(f"output {loose[0]!r} does not grow with the batch")
+        return self.graph
+
+    def read_inputs(self) -> None:
+        """Initialisers and inputs into ``env`` and ``graph``."""
         proto = self.model.graph
         for tensor in proto.initializer:
             self.env[tensor.name] = tensor_array(self.onnx, tensor, f"initialiser {tensor.name!r}")
         if len(proto.sparse_initializer):
             raise UnsupportedError("sparse initialisers")
-        names = [v.name for v in proto.input if v.name not in self.env and v.name not in self.bound]
         for key, value in self.bound.items():
             self.env[key] = np.asarray(value)
+        inputs = [v for v in proto.input if v.name not in self.env]
         given: dict[str, Sequence[int]] = {}
         if isinstance(self.given, Mapping):
             given = dict(self.given)
         elif self.given is not None:
-            given = dict(zip(names, self.given, strict=False))
-        for value in proto.input:
-            if value.name in names:
-                self.env[value.name] = self.add_input(value, given.get(value.name))
-        for index, node in enumerate(self._order(proto.node)):
-            self.run(OnnxNode(self, node, index))
-        for value in proto.output:
-            if value.name not in self.env:
-                raise InputError(f"output {value.name!r} is written by no node")
-            out = self.env[value.name]
-            if isinstance(out, (Dims, Mask)):
-                what = "a shape" if isinstance(out, Dims) else "a comparison"
-                raise UnsupportedError(f"output {value.name!r} is {what}, not a float32 tensor")
-            if not isinstance(out, str) and np.asarray(out).dtype != np.float32:
-                raise UnsupportedError(
-                    f"output {value.name!r} is a constant of type {np.asarray(out).dtype}, not float32"
-                )
-            name = out if isinstance(out, str) else self.ref(np.asarray(out))
-            if name in self.graph.inputs or name in self.graph.constants or name in self.graph.outputs:
-                name = self.emit(
-                    ops.Reshape, name, shape=self.graph.shape(name)
-                )  # the engine owns its outputs
-            self.graph.outputs.append(name)
-        self.graph.meta["out_names"] = [v.name for v in proto.output]
-        self.graph.meta["in_names"] = names
-        self.graph.validate()
-        return self.graph
+            given = dict(zip((v.name for v in inputs), self.given, strict=False))
+        for value in inputs:
+            self.env[value.name] = self.add_input(value, given.get(value.name), alone=len(inputs) == 1)
 
-    def _order(self, nodes: Any) -> list[Any]:
+    def _output(self, value: Any) -> Any:
+        """An output of the model as an output of the graph: its number, or ``(array,)`` where it is a constant."""
+        if value.name not in self.env:
+            raise InputError(f"output {value.name!r} is written by no node")
+        out = self.env[value.name]
+        if isinstance(out, np.ndarray):
+            return (out,)
+        if isinstance(out, Foreign):
+            return -1  # its blocker is known
+        if isinstance(out, (Probed, Mask)):
+            what = "a shape that depends on the batch" if isinstance(out, Probed) else "a comparison"
+            raise UnsupportedError(f"output {value.name!r} is {what}")
+        if out in self.inexact:
+            raise UnsupportedError(
+                f"output {value.name!r}: integers of an input, which float32 does not hold above 2^24"
+            )
+        if out in self.graph.inputs or out in self.graph.constants or out in self.graph.outputs:
+            out = self.emit(ops.Reshape, out, shape=self.graph.shape(out))  # the engine owns its outputs
+        declared = self._type(value.type.tensor_type.elem_type)
+        if self.graph.values[out].dtype in _FLOATS and declared in _FLOATS - {"bfloat16"}:
+            self.graph.values[out].dtype = declared
+        self.graph.outputs.append(out)
+        return len(self.graph.outputs) - 1
+
+    def _producer(self, name: str) -> OnnxNode:
+        for index, node in enumerate(self.model.graph.node):
+            if name in node.output:
+                return OnnxNode(self, node, index)
+        raise UnsupportedError(f"output {name!r} is an input or a constant")
+
+    def _type(self, elem_type: int) -> str:
+        """The name of an element type as numpy has it; what it is called in ONNX for one that numpy lacks."""
+        kinds = self.onnx.TensorProto.DataType
+        if elem_type not in kinds.values() or elem_type == 0:
+            return "unknown"
+        label = str(kinds.Name(elem_type)).lower()
+        return {"float": "float32", "double": "float64"}.get(label, label)
+
+    def order(self, nodes: Any) -> list[Any]:
         """Topological order, the file's where that is one; in time linear in the nodes."""
         known = set(self.env) | {""}
         waiting: dict[str, list[int]] = {}  # value -> nodes that wait for it
@@ -175,49 +269,51 @@ class Importer:
             )
         return out
 
-    def add_input(self, value: Any, given: Sequence[int] | None) -> str:
+    def add_input(self, value: Any, given: Sequence[int] | None, alone: bool) -> str:
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type":
             raise UnsupportedError(f"input {value.name!r} is a {kind or 'value of no type'}, not a tensor")
         tensor = value.type.tensor_type
-        if tensor.elem_type != self.onnx.TensorProto.FLOAT:
-            known = self.onnx.TensorProto.DataType.values()
-            label = (
-                self.onnx.TensorProto.DataType.Name(tensor.elem_type)
-                if tensor.elem_type in known
-                else "unknown"
-            )
-            raise NeedsConstant(
-                f"input {value.name!r} is of type {label}; the engine takes float32", value.name
-            )
+        dtype = self._type(tensor.elem_type)
+        if dtype not in _FLOATS | _NARROW | _WIDE or dtype == "bfloat16":
+            raise UnsupportedError(f"input {value.name!r} is of type {dtype}; the engine computes in float32")
+        dims: list[g.Dim]
         if not tensor.HasField("shape"):
             if given is None:
                 raise InputError(f"input {value.name!r} has no shape; give one (an example)")
-            return self.graph.add_input(value.name, tuple(int(d) for d in given))
-        dims: list[g.Dim] = []
-        declared = list(tensor.shape.dim)
+            dims = [int(d) for d in given]
+        else:
+            dims = self._dims(value.name, list(tensor.shape.dim), given, alone)
+        self.check_size(tuple(dims), f"input {value.name!r}")
+        name = self.graph.add_input(value.name, tuple(dims), dtype)
+        if dtype in _WIDE:
+            self.inexact.add(name)
+        return name
+
+    def _dims(self, name: str, declared: list[Any], given: Sequence[int] | None, alone: bool) -> list[g.Dim]:
+        """Dimensions of an input: those given, else those declared; the batch symbolic where it may be."""
         if given is not None and len(given) != len(declared):
-            raise InputError(f"input {value.name!r} has {len(declared)} dimensions, not {len(given)}")
-        for i, d in enumerate(declared):
-            if d.HasField("dim_value"):
-                if d.dim_value < 0:
-                    raise InputError(f"input {value.name!r} has a negative dimension")
-                if given is not None and given[i] != d.dim_value and i > 0:
-                    raise InputError(f"input {value.name!r}: dimension {i} is {d.dim_value}, not {given[i]}")
-                dims.append(int(d.dim_value))
-            elif i == 0:
+            raise InputError(f"input {name!r} has {len(declared)} dimensions, not {len(given)}")
+        # exporters write 0 and -1 for what is dynamic
+        sizes = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else None for d in declared]
+        dims: list[g.Dim] = []
+        for i, size in enumerate(sizes):
+            if i == 0 and self.dynamic and (size is None or (alone and len(sizes) > 1)):
+                self.assumed = True
+                self.strict = self.strict or size is not None
                 dims.append(g.Sym())
             elif given is not None:
+                if i == 1 and size not in (None, given[i]):
+                    raise InputError(f"input {name!r}: dimension {i} is {size}, not {given[i]}")
+                if given[i] < 1:
+                    raise UnsupportedError(f"input {name!r} of shape {tuple(given)} is empty")
                 dims.append(int(given[i]))
+            elif size is not None or i == 0:
+                dims.append(size or 1)
             else:
-                label = d.dim_param or "?"
-                raise InputError(
-                    f"input {value.name!r}: dimension {i} ({label}) is dynamic; give an example input"
-                )
-        self.check_size(tuple(dims), f"input {value.name!r}")
-        if 0 in dims:
-            raise UnsupportedError(f"input {value.name!r} of shape {tuple(dims)} is empty")
-        return self.graph.add_input(value.name, tuple(dims))
+                label = declared[i].dim_param or "?"
+                raise InputError(f"input {name!r}: dimension {i} ({label}) is dynamic; give an example input")
+        return dims
 
     # -- building
 
@@ -234,9 +330,10 @@ class Importer:
         if isinstance(x, str):
             return x
         where = self.current.where if self.current else "the graph"
-        if isinstance(x, (Dims, Mask)):
-            what = "a shape" if isinstance(x, Dims) else "a comparison"
-            raise UnsupportedError(f"{where}: {what} is used as a tensor of numbers")
+        if isinstance(x, Mask):
+            raise UnsupportedError(f"{where}: a comparison is used as a tensor of numbers")
+        if isinstance(x, Probed):
+            return self._expanded(x)
         a = np.asarray(x)
         known = self.interned.get(id(x))
         if known is None:
@@ -244,22 +341,35 @@ class Importer:
             self.interned[id(x)] = known
         return known[1]
 
+    def _expanded(self, x: Probed) -> str:
+        """A value that depends on the batch by its size alone, as the engine's: the same numbers all along that dimension."""
+        shape = probed_shape(x)
+        first = x.values[0]
+        for axis, d in enumerate(shape):
+            if isinstance(d, g.Sym):
+                first = first.take([0], axis)
+        if any(not np.array_equal(np.broadcast_to(first, v.shape), v) for v in x.values):
+            where = self.current.where if self.current else "the graph"
+            raise UnsupportedError(f"{where}: numbers that depend on the batch are used as a tensor")
+        return self.emit(ops.Expand, first, shape=shape)
+
     def shape(self, x: Any) -> g.Shape:
         if isinstance(x, str):
             return self.graph.shape(x)
-        if isinstance(x, Dims):
-            return (len(x),)
+        if isinstance(x, Probed):
+            return probed_shape(x)
         if isinstance(x, Mask):
             return self.graph.shape(x.x)
         return tuple(int(d) for d in np.asarray(x).shape)
 
     def dtype(self, x: str) -> str:
-        """Type of a value of the graph: float32 or int64."""
-        return self.graph.values[x].dtype
+        """Type of a value of the graph: float32 or an integer's. float16 is float32 within."""
+        dtype = self.graph.values[x].dtype
+        return "float32" if dtype in _FLOATS else dtype
 
     def emit(self, cls: type[g.Node], *inputs: Any, dtype: str = "", **fields: Any) -> str:
         names = tuple(self.ref(x) for x in inputs)
-        kinds = {self.graph.values[v].dtype for v in names}
+        kinds = {self.dtype(v) for v in names}
         if kinds != {"float32"} and (cls.dtype or len(kinds) > 1):
             where = self.current.where if self.current else "the graph"
             raise UnsupportedError(
@@ -272,7 +382,9 @@ class Importer:
         self.node_names.add(name)
         source = self.current.where if self.current else ""
         node = cls(name, names, self.graph.fresh(f"v_{name}"), source=source, **fields)
-        out = self.graph.add(node, dtype)
+        out = self.graph.add(node, dtype or cls.dtype or kinds.pop())
+        if self.graph.values[out].dtype in _WIDE and self.inexact.intersection(names):
+            self.inexact.add(out)
         self.check_size(self.graph.shape(out), source)
         return out
 
@@ -288,76 +400,148 @@ class Importer:
     # -- running
 
     def run(self, node: OnnxNode) -> None:
+        """One node's outputs into ``env``; where it is refused, into ``blockers``."""
         self.current = node
+        inputs = [node.input(i) for i in range(len(node.proto.input))]
+        try:
+            if any(isinstance(x, Foreign) for x in inputs):
+                if not self.knows(node):
+                    raise node.refuse(self._unknown(node))
+                results: list[Any] = [self.foreign(name) for name in node.proto.output]
+            else:
+                results = self.results(node, inputs)
+        except NeedsConstant as error:
+            if error.value in self.graph.inputs:
+                raise
+            self.refused(node, error)
+            return
+        except UnsupportedError as error:
+            self.refused(node, error)
+            return
+        for name, value in zip(node.proto.output, results, strict=False):
+            if name:
+                self.env[name] = value
+
+    def refused(self, node: OnnxNode, error: UnsupportedError) -> None:
+        """Notes a blocker; what it would have given is foreign."""
+        self.blockers.append(Blocker(node, error))
+        for name in node.proto.output:
+            if name:
+                self.env[name] = self.foreign(name)
+
+    def foreign(self, name: str) -> Any:
+        """What stands in ``env`` for a value that the engine does not compute."""
+        return Foreign()
+
+    def knows(self, node: OnnxNode) -> bool:
+        known = node.op in ONNX or node.op in ("Constant", "ConstantOfShape", "Range", "If")
+        return known and node.proto.domain in ("", "ai.onnx")
+
+    def _unknown(self, node: OnnxNode) -> str:
         if node.proto.domain not in ("", "ai.onnx"):
-            raise node.refuse(f"operators of domain {node.proto.domain!r} are not known")
+            return f"operators of domain {node.proto.domain!r} are not known"
+        return "this operator is not supported"
+
+    def results(self, node: OnnxNode, inputs: list[Any]) -> list[Any]:
+        """What a node gives for its outputs, in order."""
+        if node.proto.domain not in ("", "ai.onnx"):
+            raise node.refuse(self._unknown(node))
+        if node.op == "If" and isinstance(inputs[0], np.ndarray):
+            return self._branch(node, bool(inputs[0].reshape(-1)[0]))
         for a in node.attributes.values():
             if a.HasField("g") or len(a.graphs):
                 raise node.refuse("control flow is not supported by the engine")
-        inputs = [node.input(i) for i in range(len(node.proto.input))]
         folded = self.fold(node, inputs)
         if folded is None:
             handler = ONNX.get(node.op)
             if handler is None:
-                raise node.refuse("this operator is not supported")
+                raise node.refuse(self._unknown(node))
             folded = handler(self, node)
         results = folded if isinstance(folded, list) else [folded]
-        for name, value in zip(node.proto.output, results, strict=False):
-            if name:
-                self.env[name] = value
         for name in node.proto.output[len(results) :]:
             if name and self.is_read(name):
                 raise node.refuse(f"its output {name!r} is not computed by the engine")
+        return results
+
+    def _branch(self, node: OnnxNode, taken: bool) -> list[Any]:
+        """An If whose condition is known: the nodes of its branch, as if they stood here."""
+        branch = node.attributes["then_branch" if taken else "else_branch"].g
+        for tensor in branch.initializer:
+            self.env[tensor.name] = tensor_array(
+                self.onnx, tensor, f"{node.where}: initialiser {tensor.name!r}"
+            )
+        for index, inner in enumerate(self.order(branch.node)):
+            self.run(OnnxNode(self, inner, index, f"{node.name}/"))
+        self.current = node
+        missing = [v.name for v in branch.output if v.name not in self.env]
+        if missing:
+            raise node.wrong(f"its branch does not write {missing[0]!r}")
+        return [self.env[v.name] for v in branch.output]
 
     def is_read(self, name: str) -> bool:
         proto = self.model.graph
-        return any(name in n.input for n in proto.node) or any(o.name == name for o in proto.output)
+        return any(name in reads(n) for n in proto.node) or any(o.name == name for o in proto.output)
 
     def fold(self, node: OnnxNode, inputs: list[Any]) -> list[Any] | None:
-        """The outputs of a node that reads constants alone, computed by ONNX's own reference
-        implementation."""
-        if node.op in SHAPE_OPS or not all(x is None or isinstance(x, np.ndarray) for x in inputs):
+        """The outputs of a node that reads constants, or what depends on the batch alone, computed by ONNX's own reference."""
+        if node.op in SHAPE_OPS or not all(x is None or isinstance(x, (np.ndarray, Probed)) for x in inputs):
             return None
+        if node.op in _RANDOM:
+            raise node.refuse("random numbers")
+        if not any(isinstance(x, Probed) for x in inputs):
+            return self._folded(node, inputs)
+        runs = []
+        for k in range(len(PROBES)):
+            try:
+                runs.append(self._folded(node, [x.values[k] if isinstance(x, Probed) else x for x in inputs]))
+            except InputError as error:
+                raise node.refuse(f"at batch {PROBES[k]}: {error}") from error
+        return [None if values[0] is None else probed(values) for values in zip(*runs, strict=True)]
+
+    def _folded(self, node: OnnxNode, inputs: list[Any]) -> list[Any]:
         if node.op in _GROWING and not self._small(node, inputs):
             raise node.wrong(f"asks for more than {MAX_ELEMENTS} elements")
         plain = dequantized(node, *inputs) if node.op == "DequantizeLinear" else None
         if plain is not None:
             return [plain]
-        if node.op in (
-            "RandomNormal",
-            "RandomUniform",
-            "RandomNormalLike",
-            "RandomUniformLike",
-            "Multinomial",
-            "Bernoulli",
-        ):
-            raise node.refuse("random numbers")
+        if node.op == "Div" and inputs[0].dtype.kind in "iu" and np.all(inputs[1] != 0):
+            # towards zero, exact at every size: the reference divides in floating point
+            return [
+                np.asarray(
+                    np.sign(inputs[0]) * np.sign(inputs[1]) * (abs(inputs[0]) // abs(inputs[1])),
+                    inputs[0].dtype,
+                )
+            ]
+        names = list(dict.fromkeys(n for n in node.proto.input if n))
+        values = {n: x for n, x in zip(node.proto.input, inputs, strict=True) if n}
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                results = iter(self._reference(node, names).run(None, values))
+        except Exception as error:
+            raise node.wrong(f"its constants do not fit: {type(error).__name__}: {error}") from error
+        return [np.asarray(next(results)) if n else None for n in node.proto.output]
+
+    def _reference(self, node: OnnxNode, names: list[str]) -> Any:
+        """ONNX's reference of one node, made once."""
+        if self._reference_of is not None and self._reference_of[0] is node:
+            return self._reference_of[1]
         from onnx.reference import ReferenceEvaluator
 
         helper = self.onnx.helper
-        names = [n for n in node.proto.input if n]
+        untyped = self.onnx.TypeProto()
         graph = helper.make_graph(
             [node.proto],
             "fold",
-            [helper.make_value_info(n, self.onnx.TypeProto()) for n in dict.fromkeys(names)],
-            [helper.make_value_info(n, self.onnx.TypeProto()) for n in node.proto.output if n],
+            [helper.make_value_info(n, untyped) for n in names],
+            [helper.make_value_info(n, untyped) for n in node.proto.output if n],
         )
         model = helper.make_model(
             graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version or 8
         )
-        try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                values = ReferenceEvaluator(model).run(
-                    None, {n: x for n, x in zip(node.proto.input, inputs, strict=True) if n}
-                )
-        except Exception as error:
-            raise node.wrong(f"its constants do not fit: {type(error).__name__}: {error}") from error
-        out: list[Any] = []
-        results = iter(values)
-        for n in node.proto.output:
-            out.append(np.asarray(next(results)) if n else None)
-        return out
+        made = ReferenceEvaluator(model)
+        self._reference_of = (node, made)
+        return made
 
     def _small(self, node: OnnxNode, inputs: list[Any]) -> bool:
         """Whether an operator whose output's size is data (Expand, Tile ...) asks for something
@@ -392,6 +576,30 @@ class Importer:
         return True
 
 
+def reads(node: Any) -> list[str]:
+    """Names that an ONNX node reads, those of the graphs inside it included."""
+    names = [n for n in node.input if n]
+    for attribute in node.attribute:
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+            own |= {o for inner in graph.node for o in inner.output}
+            inside = [n for inner in graph.node for n in reads(inner)] + [v.name for v in graph.output]
+            names += [n for n in inside if n not in own]
+    return names
+
+
+def refusal(blockers: Sequence[Blocker], most: int = 12) -> UnsupportedError:
+    """One error that names every blocker."""
+    if len(blockers) == 1:
+        return blockers[0].error
+    lines = [str(b.error) for b in blockers[:most]]
+    rest = [f"and {len(blockers) - most} more"] if len(blockers) > most else []
+    return UnsupportedError(f"{len(blockers)} nodes are not for the engine: " + "; ".join(lines + rest))
+
+
+_RANDOM = {
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli",
+}  # fmt: skip
 _GROWING = {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Resize"}
 
 

@@ -44,6 +44,11 @@ __all__ = [
 
 Array = NDArray[Any]
 
+#: Types of values: the engine computes in float32, inputs and outputs are converted at the border.
+TYPES = (
+    "float32", "float16", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Sym:
@@ -364,7 +369,7 @@ class Graph:
         for v in self.outputs:
             if v not in known:
                 raise InputError(f"graph {self.name!r}: output {v!r} is never written")
-            if self.values[v].dtype not in ("float32", "int64"):
+            if self.values[v].dtype not in TYPES:
                 raise InputError(f"graph {self.name!r}: output {v!r} of type {self.values[v].dtype}")
         if not self.outputs:
             raise InputError(f"graph {self.name!r}: no output")

@@ -89,6 +89,12 @@ def _batch_norm(n: ops.BatchNorm, x: Tensor) -> Tensor:
     return apply_act(n.act, x * scale.reshape(shape) + shift.reshape(shape))
 
 
+def _lrn(n: ops.LocalResponseNorm, x: Tensor) -> Tensor:
+    turned = x.flip(1) if n.behind else x
+    y = F.local_response_norm(turned, n.size, n.alpha, n.beta, n.k)
+    return y.flip(1) if n.behind else y
+
+
 def _pool(n: ops.Pool, x: Tensor) -> Tensor:
     """By plain sums over shifted windows, so that uneven padding and ceil_mode need no special case."""
     h, w = x.shape[2:]
@@ -230,7 +236,7 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.BatchNorm: _batch_norm,
     ops.LayerNorm: _layer_norm,
     ops.GroupNorm: lambda n, x: F.group_norm(x, n.groups, _t(n.weight), _t(n.bias), n.eps),
-    ops.LocalResponseNorm: lambda n, x: F.local_response_norm(x, n.size, n.alpha, n.beta, n.k),
+    ops.LocalResponseNorm: _lrn,
     ops.Pool: _biased_pool,
     ops.AdaptivePool: _adaptive,
     ops.Activation: lambda n, x: apply_act(n.act, x),
@@ -267,7 +273,8 @@ def run_node(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
 
 def as_seen(graph: g.Graph, value: str, x: Tensor) -> Tensor:
     """A value as callers see it: of the type that the graph says."""
-    return x if graph.values[value].dtype == "float32" else x.long()
+    dtype = graph.values[value].dtype
+    return x if dtype == "float32" else x.to(getattr(torch, dtype))
 
 
 def batch_of(graph: g.Graph, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -68,7 +68,11 @@ class ActzipRep(BackendRep):  # type: ignore[misc]
         self.names = [v.name for v in self.model.graph.input if v.name not in initialised]
         self.outputs = [v.name for v in self.model.graph.output]
         self.types: list[np.dtype[Any] | None] = []
-        self.fixed: set[str] = set()
+        self.fixed = {
+            v.name
+            for v in self.model.graph.input
+            if v.type.tensor_type.elem_type != 1 and v.name in self.names  # 1: float32
+        }
         self.plans: dict[str, tuple[list[str], Callable[..., Any]]] = {}
 
     def _plan(self, values: dict[str, np.ndarray[Any, Any]]) -> tuple[list[str], Callable[..., Any]]:

@@ -11,7 +11,7 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import NeedsConstant, onnx_package
-from actzip.runtime.registry import Dims, Mask
+from actzip.runtime.registry import Mask, Probed
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class OnnxNode:
     """One ONNX node: typed access to its attributes and inputs, and where it is."""
 
-    def __init__(self, importer: Importer, proto: Any, index: int) -> None:
+    def __init__(self, importer: Importer, proto: Any, index: int, inside: str = "") -> None:
         self.importer = importer
         self.proto = proto
+        self.index = index
         self.op = proto.op_type
-        self.name = proto.name or f"{proto.op_type}_{index}"
+        self.name = inside + (proto.name or f"{proto.op_type}_{index}")
         self.attributes = {a.name: a for a in proto.attribute}
 
     @property
@@ -70,8 +71,7 @@ class OnnxNode:
         return i < len(self.proto.input) and self.proto.input[i] != ""
 
     def input(self, i: int) -> Any:
-        """A value of the graph (its name as ``str``), an array, or :class:`Dims`; None where it is
-        left out."""
+        """A value of the graph (its name as ``str``), an array, or :class:`Probed`; None where it is left out."""
         if not self.has(i):
             return None
         name = self.proto.input[i]
@@ -91,10 +91,8 @@ class OnnxNode:
         value = self.input(i)
         if value is None:
             return None
-        if isinstance(value, Dims):
-            if any(isinstance(d, g.Sym) for d in value):
-                raise self.refuse(f"{what} depends on the batch")
-            return np.array(value, dtype=np.int64)
+        if isinstance(value, Probed):
+            raise self.refuse(f"{what} depends on the batch")
         if isinstance(value, Mask):
             raise self.refuse(f"{what} is the result of a comparison")
         if isinstance(value, str):

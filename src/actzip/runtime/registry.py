@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from actzip.runtime.graph import Array, Dim, Node
+from actzip.runtime.graph import Array, Node
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +49,15 @@ class Mask:
     inverse: bool
 
 
-class Dims(tuple[Dim, ...]):
-    """A one-dimensional integer tensor whose elements may depend on the batch: the value of a Shape."""
+#: Batches at which values that depend on the batch are worked out.
+PROBES = (1, 2, 3, 7)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A tensor that depends on the batch and nothing else, a Shape and what is computed of it: its value at each of PROBES."""
+
+    values: tuple[Array, ...]
 
 
 #: ``builder, arguments by the schema's names -> Ref``, or a tuple of them for several outputs.

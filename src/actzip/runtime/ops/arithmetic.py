@@ -13,9 +13,8 @@ from actzip.runtime.acts import Act, act_fields
 from actzip.runtime.graph import Node, Shape, broadcast
 from actzip.runtime.onnx_node import OnnxNode, floats_only
 from actzip.runtime.ops.reshape import Reshape
-from actzip.runtime.ops.shapes import shape_arithmetic
 from actzip.runtime.ops.threshold import onnx_masked
-from actzip.runtime.registry import Compare, Dims, Mask, Ref, TorchHandler, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Compare, Mask, Ref, TorchHandler, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -111,8 +110,6 @@ _ONNX = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow"}
 @onnx_op(*_ONNX)
 def onnx_binary(imp: Importer, node: OnnxNode) -> Any:
     a, b = node.need(0), node.need(1)
-    if isinstance(a, Dims) or isinstance(b, Dims):
-        return shape_arithmetic(imp, node)
     if node.op == "Mul" and (isinstance(a, Mask) or isinstance(b, Mask)):
         return onnx_masked(imp, node, *((a, b) if isinstance(a, Mask) else (b, a)))
     if node.op != "Pow":

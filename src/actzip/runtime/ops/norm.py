@@ -101,13 +101,16 @@ class GroupNorm(Node):
 
 @dataclass(eq=False)
 class LocalResponseNorm(Node):
-    """x / (k + alpha / size * sum over ``size`` neighbouring channels of x^2) ^ beta
-    (``torch.nn.LocalResponseNorm``)."""
+    """x / (k + alpha / size * sum over ``size`` neighbouring channels of x^2) ^ beta.
+
+    Of an even ``size`` one neighbour more is in front (``torch.nn.LocalResponseNorm``), or behind with ``behind`` (ONNX).
+    """
 
     size: int = field(kw_only=True)
     alpha: float = 1e-4
     beta: float = 0.75
     k: float = 1.0
+    behind: bool = False
 
     op = "lrn"
     layout = "map"
@@ -242,6 +245,7 @@ def onnx_lrn(imp: Importer, node: OnnxNode) -> Any:
         alpha=node.number("alpha", 1e-4),
         beta=node.number("beta", 0.75),
         k=node.number("bias", 1.0),
+        behind=size % 2 == 0,
     )
 
 
@@ -316,6 +320,6 @@ def lower_lrn(low: Lowering, n: LocalResponseNorm) -> None:
         n,
         "lrn",
         "map",
-        ints={"size": [n.size]},
+        ints={"size": [n.size], "before": [(n.size - 1) // 2 if n.behind else n.size // 2]},
         floats={"alpha": [n.alpha], "beta": [n.beta], "k": [n.k]},
     )

@@ -14,7 +14,7 @@ from actzip.runtime.graph import Dim, Node, Shape, Sym, broadcast, numel, same_s
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.select import Concat
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
-from actzip.runtime.registry import Dims, Mask, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Mask, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -209,8 +209,6 @@ def onnx_reshape(imp: Importer, node: OnnxNode) -> Any:
             raise node.wrong(f"shape {shape} cannot become {tuple(out)}")
         missing: Dim = Sym(count // have) if power > has else count // have
         out[out.index(-1)] = missing
-    if isinstance(x, Dims):
-        return x
     # an exporter that fixed the batch at 1 writes it into the shape: one row more in is one row more out
     if shape and isinstance(shape[0], Sym) and not any(isinstance(d, Sym) for d in out):
         count, power = numel(shape)
@@ -236,11 +234,11 @@ def onnx_flatten(imp: Importer, node: OnnxNode) -> Any:
 @onnx_op("Squeeze")
 def onnx_squeeze(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
-    if isinstance(x, Dims):
-        return x
     shape = imp.shape(x)
     axes = onnx_axes(node, 1, len(shape))
     if axes is None:
+        if any(isinstance(d, Sym) for d in shape):
+            raise node.refuse("the number of dimensions depends on the batch; give the axes")
         axes = [i for i, d in enumerate(shape) if d == 1]
     if any(shape[a] != 1 for a in axes):
         raise node.wrong(f"axes {axes} of a tensor of shape {shape} are not all 1")
@@ -250,8 +248,6 @@ def onnx_squeeze(imp: Importer, node: OnnxNode) -> Any:
 @onnx_op("Unsqueeze")
 def onnx_unsqueeze(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
-    if isinstance(x, Dims):
-        return x
     shape = imp.shape(x)
     axes = node.integers(1, "the axes") if node.has(1) else node.ints("axes")
     rank = len(shape) + len(axes or ())
@@ -344,20 +340,53 @@ def onnx_identity(imp: Importer, node: OnnxNode) -> Any:
 @onnx_op("Cast", "CastLike")
 def onnx_cast(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
-    if isinstance(x, Dims):
-        return x
-    if isinstance(x, Mask) and node.op == "Cast" and node.integer("to", 0) == imp.onnx.TensorProto.FLOAT:
-        return x
-    kinds = {"float32": imp.onnx.TensorProto.FLOAT, "int64": imp.onnx.TensorProto.INT64}
+    kinds = imp.onnx.TensorProto
     to = node.integer("to", 0) if node.op == "Cast" else None
+    name = kinds.DataType.Name(to).lower() if to in kinds.DataType.values() else "unknown"
     if node.op == "CastLike":
         other = node.need(1)
-        to = kinds[imp.dtype(other)] if isinstance(other, str) else None
-    if isinstance(x, str) and to == kinds[imp.dtype(x)]:
+        name = imp.dtype(other) if isinstance(other, str) else str(getattr(other, "dtype", "unknown"))
+    name = {"float": "float32", "float16": "float32", "bfloat16": "float32"}.get(name, name)
+    if isinstance(x, Mask) and name == "float32":
         return x
-    if to != imp.onnx.TensorProto.FLOAT:
-        raise node.refuse("a conversion to another type than float32")
-    return imp.emit(Reshape, x, shape=imp.shape(x), dtype="float32") if isinstance(x, str) else x
+    if not isinstance(x, str) or name == imp.dtype(x):
+        if name == "float32":
+            return x
+        if isinstance(x, str):
+            return x
+        raise node.refuse(f"a conversion to {name}")
+    return _converted(imp, node, x, name)
+
+
+#: Integer types and the numbers of bits that a value of them takes, the sign apart.
+_BITS = {
+    "bool": 1,
+    "uint8": 8,
+    "int8": 7,
+    "uint16": 16,
+    "int16": 15,
+    "int32": 31,
+    "int64": 63,
+    "uint32": 32,
+    "uint64": 64,
+}
+
+
+def _converted(imp: Importer, node: OnnxNode, x: str, to: str) -> Any:
+    """Integers to float32 and to wider integers as they are; float32 to integers towards zero."""
+    of, shape = imp.dtype(x), imp.shape(x)
+    if to == "float32":
+        return imp.emit(Reshape, x, shape=shape, dtype="float32")
+    if to not in _BITS or to == "bool":
+        raise node.refuse(f"a conversion to {to}")
+    if of == "float32":
+        if _BITS[to] < 31:
+            raise node.refuse(f"a conversion of float32 to {to}, which numbers outside it make undefined")
+        return imp.emit(Reshape, imp.act(x, "trunc"), shape=shape, dtype=to)
+    unsigned = of[0] in "ub"
+    if _BITS[of] > _BITS[to] or (to[0] == "u" and not unsigned):
+        raise node.refuse(f"a conversion of {of} to {to}")
+    return imp.emit(Reshape, x, shape=shape, dtype=to)
 
 
 @lowers(Reshape)

@@ -88,7 +88,8 @@ def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float
                     raise node.refuse("resizing channels")
                 continue
             factors[axis - 2] = float(scales[i])
-            out[axis - 2] = math.floor(hw[axis - 2] * float(scales[i]))
+            # in float32, as ONNX Runtime: 11 times float32(7 / 11) is 7 there, 6.9999998 in double precision
+            out[axis - 2] = math.floor(float(np.float32(hw[axis - 2]) * np.float32(scales[i])))
         else:
             raise node.wrong("neither scales nor sizes are given")
     return factors, out

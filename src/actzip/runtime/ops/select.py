@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime.graph import Dim, Node, Shape, Sym, normal_axis, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode, floats_only
-from actzip.runtime.ops.shapes import dims_of, dims_result, onnx_axes
-from actzip.runtime.registry import Dims, Ref, lowers, onnx_op, torch_op
+from actzip.runtime.ops.shapes import dims_of, onnx_axes
+from actzip.runtime.registry import Ref, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -249,11 +249,6 @@ def _slice_of(b: Builder, x: Any, axis: int, start: int, stop: int, step: int = 
 @onnx_op("Concat")
 def onnx_concat(imp: Importer, node: OnnxNode) -> Any:
     values = [node.need(i) for i in range(len(node.proto.input))]
-    if any(isinstance(v, Dims) for v in values):
-        out: list[Dim] = []
-        for i in range(len(values)):
-            out += dims_of(node, i, "an operand")
-        return dims_result(out)
     floats_only(node, *values)
     if "axis" not in node.attributes:
         raise node.wrong("attribute 'axis' is missing")
@@ -294,28 +289,58 @@ def onnx_split(imp: Importer, node: OnnxNode) -> Any:
 @onnx_op("Slice")
 def onnx_slice(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
-    starts, ends = node.integers(1, "the starts"), node.integers(2, "the ends")
-    if starts is None or ends is None:
-        raise node.wrong("starts and ends are needed")
+    starts, ends = dims_of(node, 1, "the starts"), dims_of(node, 2, "the ends")
     rank = len(imp.shape(x))
     axes = onnx_axes(node, 3, rank)
     axes = list(range(len(starts))) if axes is None else axes
     steps = node.integers(4, "the steps") or [1] * len(starts)
     if not len(starts) == len(ends) == len(axes) == len(steps):
         raise node.wrong("starts, ends, axes and steps are not of one length")
-    if isinstance(x, Dims):
-        return dims_result(list(x[slice(starts[0], ends[0], steps[0])]))
+    if len(set(axes)) < len(axes) or len(starts) > rank:
+        raise node.wrong(f"axes {axes} for a tensor of {rank} dimensions")
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        size = imp.shape(x)[axis]
-        if isinstance(size, Sym):
-            if start == 0 and end >= 1 << 31 and step == 1:
-                continue
-            raise node.refuse("a part of the batch")
-        if step < 1:
-            raise node.refuse(f"a step of {step}") if step else node.wrong("a step of 0")
-        first, last, _ = slice(start, end, step).indices(size)
-        x = imp.emit(Slice, x, axis=axis, start=first, stop=max(first, last), step=step)
+        if step == 0:
+            raise node.wrong("a step of 0")
+        x = _onnx_slice(imp, node, x, axis, start, end, step)
     return x
+
+
+#: An end of this or more is the end of any dimension: exporters write each integer type's greatest.
+_NO_END = (1 << 31) - 1
+
+
+def _onnx_slice(imp: Importer, node: OnnxNode, x: Any, axis: int, start: Dim, end: Dim, step: int) -> Any:
+    size = imp.shape(x)[axis]
+    if isinstance(size, Sym):
+        if (
+            (start == 0 or (isinstance(start, int) and start <= -_NO_END))
+            and step == 1
+            and (end == size or (isinstance(end, int) and end >= _NO_END))
+        ):
+            return x
+        raise node.refuse("a part of the batch")
+    if isinstance(start, Sym) or isinstance(end, Sym):
+        raise node.refuse("bounds that depend on the batch")
+    first, last, _ = slice(start, end, step).indices(size)
+    if step < 0:
+        return take(imp, node, x, axis, list(range(first, last, step)))
+    if len(range(first, last, step)) == size:
+        return x
+    return imp.emit(Slice, x, axis=axis, start=first, stop=max(first, last), step=step)
+
+
+def take(imp: Importer, node: OnnxNode, x: Any, axis: int, at: list[int]) -> Any:
+    """Elements ``at`` of a dimension, in that order: a slice for each run of neighbours."""
+    if not at or len(at) > 4096:
+        raise node.refuse(f"{len(at)} indices")
+    parts, start = [], 0
+    while start < len(at):
+        stop = start + 1
+        while stop < len(at) and at[stop] == at[stop - 1] + 1:
+            stop += 1
+        parts.append(imp.emit(Slice, x, axis=axis, start=at[start], stop=at[stop - 1] + 1))
+        start = stop
+    return parts[0] if len(parts) == 1 else imp.emit(Concat, *parts, axis=axis)
 
 
 @onnx_op("Gather")
@@ -324,9 +349,6 @@ def onnx_gather(imp: Importer, node: OnnxNode) -> Any:
     indices = node.required(1, "the indices")
     if indices.dtype.kind not in "iu":
         raise node.wrong(f"indices of type {indices.dtype}")
-    if isinstance(x, Dims):
-        flat = [x[int(i)] for i in indices.reshape(-1)]
-        return dims_result(flat)
     shape = imp.shape(x)
     rank = len(shape)
     axis = node.integer("axis", 0)
@@ -340,16 +362,7 @@ def onnx_gather(imp: Importer, node: OnnxNode) -> Any:
     at: list[int] = [int(i) + (size if i < 0 else 0) for i in indices.reshape(-1)]
     if any(not 0 <= i < size for i in at):
         raise node.wrong(f"an index outside a dimension of {size}")
-    if not at or len(at) > 4096:
-        raise node.refuse(f"{len(at)} indices")
-    parts, start = [], 0
-    while start < len(at):  # runs of neighbours are one slice
-        stop = start + 1
-        while stop < len(at) and at[stop] == at[stop - 1] + 1:
-            stop += 1
-        parts.append(imp.emit(Slice, x, axis=axis, start=at[start], stop=at[stop - 1] + 1))
-        start = stop
-    out = parts[0] if len(parts) == 1 else imp.emit(Concat, *parts, axis=axis)
+    out = take(imp, node, x, axis, at)
     return imp.reshape(out, (*shape[:axis], *(int(d) for d in indices.shape), *shape[axis + 1 :]))
 
 

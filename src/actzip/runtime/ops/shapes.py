@@ -1,4 +1,5 @@
-"""ONNX's arithmetic on shapes, followed symbolically where they depend on the batch."""
+"""ONNX's arithmetic on shapes. What depends on the batch is worked out at a few batches, by ONNX's own reference, and read
+as dimensions where the engine needs them."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actzip.runtime.graph import Dim, Sym, numel
+from actzip.errors import UnsupportedError
+from actzip.runtime.graph import Array, Dim, Shape, Sym, concrete
 from actzip.runtime.onnx_node import OnnxNode
-from actzip.runtime.registry import Dims, onnx_op
+from actzip.runtime.registry import PROBES, Probed, onnx_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -17,68 +19,66 @@ if TYPE_CHECKING:
 SHAPE_OPS = {"Shape", "Size"}
 
 
+def probed(values: Sequence[Array]) -> Any:
+    """An array where all are the same, else :class:`Probed`."""
+    first = values[0]
+    if all(
+        v.shape == first.shape and np.array_equal(v, first, equal_nan=v.dtype.kind == "f") for v in values[1:]
+    ):
+        return first
+    return Probed(tuple(values))
+
+
+def dim_of(values: Sequence[int]) -> Dim:
+    """The dimension that has these sizes at PROBES.
+
+    Raises:
+        UnsupportedError: neither a constant nor a multiple of the batch.
+    """
+    if all(v == values[0] for v in values):
+        return values[0]
+    mul = values[0] // PROBES[0]
+    if mul < 1 or any(v != mul * n for v, n in zip(values, PROBES, strict=True)):
+        shown = ", ".join(f"{v} at {n}" for v, n in zip(values, PROBES, strict=True))
+        raise UnsupportedError(
+            f"a dimension that depends on the batch in another way than its multiples ({shown})"
+        )
+    return Sym(mul)
+
+
+def probed_shape(x: Probed) -> Shape:
+    if len({v.ndim for v in x.values}) > 1:
+        raise UnsupportedError("the number of dimensions depends on the batch")
+    return tuple(dim_of([v.shape[i] for v in x.values]) for i in range(x.values[0].ndim))
+
+
 @onnx_op("Shape")
 def onnx_shape(imp: Importer, node: OnnxNode) -> Any:
-    shape = imp.shape(node.need(0))
-    start = node.integer("start", 0)
-    end = node.attribute("end")
-    dims = shape[slice(start, end)]
-    if any(isinstance(d, Sym) for d in dims):
-        return Dims(dims)
-    return np.array(dims, dtype=np.int64)
+    dims = imp.shape(node.need(0))[slice(node.integer("start", 0), node.attribute("end"))]
+    return probed([np.array(concrete(dims, n), np.int64) for n in PROBES])
 
 
 @onnx_op("Size")
 def onnx_size(imp: Importer, node: OnnxNode) -> Any:
-    count, power = numel(imp.shape(node.need(0)))
-    if power == 0:
-        return np.array(count, dtype=np.int64)
-    raise node.refuse("the number of elements depends on the batch")
+    shape = imp.shape(node.need(0))
+    return probed([np.asarray(np.prod(concrete(shape, n), dtype=np.int64)) for n in PROBES])
 
 
 def dims_of(node: OnnxNode, i: int, what: str) -> list[Dim]:
     value = node.need(i)
-    if isinstance(value, Dims):
-        return list(value)
-    array = node.required(i, what)
-    if array.dtype.kind not in "iuf":
-        raise node.wrong(f"{what} is of type {array.dtype}, not a number")
-    return [int(v) for v in array.reshape(-1)]
-
-
-def dims_result(values: Sequence[Dim], like: Any = None) -> Any:
-    return Dims(values) if any(isinstance(v, Sym) for v in values) else np.array(values, dtype=np.int64)
-
-
-def _times(a: Dim, b: Dim, node: OnnxNode) -> Dim:
-    if isinstance(a, Sym) and isinstance(b, Sym):
-        raise node.refuse("a dimension would grow with the square of the batch")
-    if isinstance(a, Sym):
-        return Sym(a.mul * int(b)) if int(b) else 0  # type: ignore[arg-type]
-    if isinstance(b, Sym):
-        return _times(b, a, node)
-    return a * b
-
-
-def shape_arithmetic(imp: Importer, node: OnnxNode) -> Any:
-    a, b = (dims_of(node, i, "an operand") for i in (0, 1))
-    n = max(len(a), len(b))
-    if len(a) not in (1, n) or len(b) not in (1, n):
-        raise node.wrong(f"shapes of {len(a)} and {len(b)} dimensions do not broadcast")
-    a, b = a * (n // len(a)), b * (n // len(b))
-    out: list[Dim] = []
-    for x, y in zip(a, b, strict=True):
-        if node.op == "Mul":
-            out.append(_times(x, y, node))
-        elif node.op == "Div" and isinstance(x, Sym) and isinstance(y, int) and y and x.mul % y == 0:
-            out.append(Sym(x.mul // y))
-        elif node.op in ("Add", "Sub") and y == 0:
-            out.append(x)
-        elif node.op == "Div" and isinstance(x, Sym) and isinstance(y, Sym) and x.mul % y.mul == 0:
-            out.append(x.mul // y.mul)
-        else:
-            raise node.refuse("this arithmetic on a dimension that depends on the batch")
-    return dims_result(out)
+    arrays = value.values if isinstance(value, Probed) else (node.required(i, what),)
+    if any(a.dtype.kind not in "iu" for a in arrays):
+        raise node.wrong(f"{what} is of type {arrays[0].dtype}, not integer")
+    if len({a.size for a in arrays}) > 1:
+        raise node.refuse(f"{what} has a length that depends on the batch")
+    if len(arrays) == 1:
+        return [int(v) for v in arrays[0].reshape(-1)]
+    try:
+        return [
+            dim_of([int(v) for v in column]) for column in zip(*(a.reshape(-1) for a in arrays), strict=True)
+        ]
+    except UnsupportedError as error:
+        raise node.refuse(f"{what}: {error}") from error
 
 
 def onnx_axes(node: OnnxNode, i: int, rank: int, *, name: str = "axes") -> list[int] | None:

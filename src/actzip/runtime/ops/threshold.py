@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actzip.runtime.graph import broadcast, same_shape
 from actzip.runtime.onnx_node import OnnxNode, float32_of
+from actzip.runtime.ops.reshape import Expand
 from actzip.runtime.registry import Compare, Mask, Ref, onnx_op, torch_op
 
 if TYPE_CHECKING:
@@ -94,16 +96,26 @@ def onnx_where(imp: Importer, node: OnnxNode) -> Any:
         yes, no = no, yes
     if not isinstance(no, np.ndarray) or no.size == 0 or bool((no != 0).any()):
         raise node.refuse("only a threshold is supported: Where(x > t, x, 0)")
-    return onnx_masked(imp, node, Mask(mask.x, mask.limit, False), yes)
+    out = onnx_masked(imp, node, Mask(mask.x, mask.limit, False), yes)
+    return _broadcast(imp, out, no.shape)
+
+
+def _broadcast(imp: Importer, x: str, other: tuple[int, ...]) -> str:
+    """``x`` in the shape that it and ``other`` broadcast to."""
+    shape = broadcast([imp.shape(x), other])
+    return x if same_shape(shape, imp.shape(x)) else imp.emit(Expand, x, shape=shape)
 
 
 def onnx_masked(imp: Importer, node: OnnxNode, mask: Mask, x: Any) -> Any:
     """``x`` where the mask is, else 0: a thresholded ReLU."""
-    shape = imp.shape(x)
-    dims = [1] * (len(shape) - mask.limit.ndim) + list(mask.limit.shape)
-    channels = len(dims) == len(shape) > 1 and dims == [1, mask.limit.size, *[1] * (len(shape) - 2)]
+    shape, limit = imp.shape(x), mask.limit
+    while limit.ndim > len(shape) and limit.shape[0] == 1:
+        limit = limit[0]
+    dims = [1] * (len(shape) - limit.ndim) + list(limit.shape)
+    channels = len(dims) == len(shape) > 1 and dims == [1, limit.size, *[1] * (len(shape) - 2)]
+    channels = channels and limit.size == shape[1]
     if mask.inverse or x != mask.x or not (mask.limit.size == 1 or channels):
         raise node.refuse(
             "only a threshold is supported: x where x > t (one number, or one a channel), else 0"
         )
-    return imp.act(x, "threshold", param=mask.limit.reshape(-1))
+    return _broadcast(imp, imp.act(x, "threshold", param=limit.reshape(-1)), mask.limit.shape)

@@ -145,6 +145,18 @@ def fold_batch_norm(graph: g.Graph) -> g.Graph:
     return graph
 
 
+def _windows_inside(node: ops.Pool, shape: g.Shape, padding: tuple[int, ...]) -> bool:
+    """Whether every window of a pool with this padding touches the map: padding that is no less than a window may not."""
+    t, left, b, r = padding
+    (kh, kw), (dh, dw) = node.kernel_size, node.dilation
+    return (
+        len(shape) == 4
+        and max(t, b) <= dh * (kh - 1)
+        and max(left, r) <= dw * (kw - 1)
+        and not node.ceil_mode
+    )
+
+
 def fold_padding(graph: g.Graph) -> g.Graph:
     """Zeros padded around a map go into the padding of the convolution or average pool that alone
     reads it."""
@@ -160,14 +172,16 @@ def fold_padding(graph: g.Graph) -> g.Graph:
         p = (before.before[2], before.before[3], before.after[2], before.after[3])
         if min(p) < 0:
             continue
-        if (isinstance(node, ops.Conv2d) and before.value == 0.0) or (
-            isinstance(node, ops.Pool) and node.kind == "max" and before.value == -math.inf
-        ):
-            pass
-        else:
+        pool = isinstance(node, ops.Pool) and node.kind == "max" and before.value == -math.inf
+        if not pool and not (isinstance(node, ops.Conv2d) and before.value == 0.0):
             continue
+        assert isinstance(node, (ops.Conv2d, ops.Pool))
         padding = tuple(a + b for a, b in zip(node.padding, p, strict=True))
+        if isinstance(node, ops.Pool) and not _windows_inside(node, graph.shape(before.inputs[0]), padding):
+            continue
         merged = dataclasses.replace(node, padding=padding)  # type: ignore[arg-type]
         merged.inputs = (before.inputs[0], *node.inputs[1:])
+        if not g.same_shape(merged.infer([graph.shape(v) for v in merged.inputs]), graph.shape(node.output)):
+            continue  # ceil_mode counts what is padded by a rule of its own
         graph.nodes[i] = merged
     return drop_dead(graph)
