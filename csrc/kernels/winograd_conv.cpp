@@ -53,15 +53,15 @@ class WinogradConv final : public ConvBase {
         s.weight = total;
         total += places_ * p.ic * s.nv * vl;
       }
-    weights_ = make_weights(total);
-    weight_bytes_ = static_cast<size_t>(total) * 4;
     const auto transform = m_ == 2 ? winograd_weights<2> : winograd_weights<4>;
-    for (const Unit& u : units_)
-      for (const Sub& s : u.subs)
-        for (int64_t k = 0; k < p.ic; ++k)
-          for (int64_t o = 0; o < s.width; ++o)
-            transform(weight + ((s.first + o) * p.ic + k) * 9, weights_.get() + s.weight + k * s.nv * vl + o,
-                      p.ic * s.nv * vl);
+    keep_weights(total, [&](float* packed) {
+      for (const Unit& u : units_)
+        for (const Sub& s : u.subs)
+          for (int64_t k = 0; k < p.ic; ++k)
+            for (int64_t o = 0; o < s.width; ++o)
+              transform(weight + ((s.first + o) * p.ic + k) * 9, packed + s.weight + k * s.nv * vl + o,
+                        p.ic * s.nv * vl);
+    });
     raw_ = weight;
     owner_ = std::move(owner);
     if (owner_ == nullptr) {

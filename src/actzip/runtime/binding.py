@@ -137,7 +137,8 @@ def _short(value: Any) -> str:
 
 
 def array_of(name: str, x: Any, dtype: str = "float32") -> Any:
-    """A float32 array in row-major order of a tensor or array of ``dtype``, without a copy where it is one already.
+    """A float32 array in row-major order of a tensor or array of ``dtype``, without a copy where it
+    is one already.
 
     Raises:
         InputError: of another kind or type, or not on the CPU.

@@ -1,8 +1,11 @@
 """The ONNX front end: a model file, its bytes or a ``ModelProto`` -> :class:`~actzip.runtime.graph.Graph`.
 
-Opset 7 and newer. Shapes may be static or dynamic: a first dimension becomes the symbolic batch where the model allows
-it, other dynamic dimensions are taken from an example. What depends on initialisers alone is computed here; shape
-arithmetic (Shape, Gather, Concat ... Reshape) is worked out at a few batches. Quantized graphs (QuantizeLinear,
+Opset 7 and newer. Shapes may be static or dynamic: a first dimension becomes the symbolic batch
+where the model allows it, other dynamic dimensions are taken from an example. What depends on
+initialisers alone is
+computed here; shape arithmetic (Shape, Gather, Concat ... Reshape) is worked out at a few batches.
+Quantized graphs
+(QuantizeLinear,
 DequantizeLinear) become the same arithmetic in float32; so do those in float16.
 
 Nothing in a file is trusted: sizes are checked before memory is taken, external data must lie in the model's
@@ -52,16 +55,19 @@ def from_onnx(
 
     Args:
         source: path, bytes or ``ModelProto``.
-        shapes: shapes of the inputs, by name or in order; they fill in dynamic dimensions that are not the batch, and overrule
-            what the file declares.
+        shapes: shapes of the inputs, by name or in order; they fill in dynamic dimensions that are
+            not the batch, and overrule what the file declares.
         constants: inputs of the graph to be taken as constants.
-        dynamic: keep the batch symbolic where the model allows it, also that of a file with a fixed batch. Where it does not
-            (a reshape to a constant, say) the graph is for the batch of ``shapes``, else the declared, else 1.
+        dynamic: keep the batch symbolic where the model allows it, also that of a file with a fixed
+            batch. Where it does not (a reshape to a constant, say) the graph is for the batch of
+            ``shapes``, else the
+            declared, else 1.
 
     Raises:
         DataError: the file is missing, damaged or unsafe (:func:`load_onnx`).
         InputError: the graph is malformed: cycles, missing initialisers, shapes that do not fit.
-        UnsupportedError: operators, types or an opset that the engine does not have; every such node is named.
+        UnsupportedError: operators, types or an opset that the engine does not have; every such
+        node is named.
     """
     model = at_least_opset(load_onnx(source))
     title = name or model.graph.name or "onnx"
@@ -122,7 +128,8 @@ class Blocker:
 
 
 class Importer:
-    """A Graph as it is built from an ONNX model: what :data:`~actzip.runtime.registry.ONNX`'s functions work with.
+    """A Graph as it is built from an ONNX model: what :data:`~actzip.runtime.registry.ONNX`'s
+    functions work with.
 
     ``blockers`` collects what is refused; ``assumed`` says that an input's batch was taken to be symbolic.
     """
@@ -194,7 +201,8 @@ class Importer:
             self.env[value.name] = self.add_input(value, given.get(value.name), alone=len(inputs) == 1)
 
     def _output(self, value: Any) -> Any:
-        """An output of the model as an output of the graph: its number, or ``(array,)`` where it is a constant."""
+        """An output of the model as an output of the graph: its number, or ``(array,)`` where it is
+        a constant."""
         if value.name not in self.env:
             raise InputError(f"output {value.name!r} is written by no node")
         out = self.env[value.name]
@@ -342,7 +350,8 @@ class Importer:
         return known[1]
 
     def _expanded(self, x: Probed) -> str:
-        """A value that depends on the batch by its size alone, as the engine's: the same numbers all along that dimension."""
+        """A value that depends on the batch by its size alone, as the engine's: the same numbers
+        all along that dimension."""
         shape = probed_shape(x)
         first = x.values[0]
         for axis, d in enumerate(shape):
@@ -483,7 +492,8 @@ class Importer:
         return any(name in reads(n) for n in proto.node) or any(o.name == name for o in proto.output)
 
     def fold(self, node: OnnxNode, inputs: list[Any]) -> list[Any] | None:
-        """The outputs of a node that reads constants, or what depends on the batch alone, computed by ONNX's own reference."""
+        """The outputs of a node that reads constants, or what depends on the batch alone, computed
+        by ONNX's own reference."""
         if node.op in SHAPE_OPS or not all(x is None or isinstance(x, (np.ndarray, Probed)) for x in inputs):
             return None
         if node.op in _RANDOM:

@@ -71,7 +71,8 @@ class OnnxNode:
         return i < len(self.proto.input) and self.proto.input[i] != ""
 
     def input(self, i: int) -> Any:
-        """A value of the graph (its name as ``str``), an array, or :class:`Probed`; None where it is left out."""
+        """A value of the graph (its name as ``str``), an array, or :class:`Probed`; None where it
+        is left out."""
         if not self.has(i):
             return None
         name = self.proto.input[i]

@@ -55,7 +55,8 @@ PROBES = (1, 2, 3, 7)
 
 @dataclass(frozen=True)
 class Probed:
-    """A tensor that depends on the batch and nothing else, a Shape and what is computed of it: its value at each of PROBES."""
+    """A tensor that depends on the batch and nothing else, a Shape and what is computed of it: its
+    value at each of PROBES."""
 
     values: tuple[Array, ...]
 

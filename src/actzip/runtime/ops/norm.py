@@ -103,7 +103,8 @@ class GroupNorm(Node):
 class LocalResponseNorm(Node):
     """x / (k + alpha / size * sum over ``size`` neighbouring channels of x^2) ^ beta.
 
-    Of an even ``size`` one neighbour more is in front (``torch.nn.LocalResponseNorm``), or behind with ``behind`` (ONNX).
+    Of an even ``size`` one neighbour more is in front (``torch.nn.LocalResponseNorm``), or behind
+    with ``behind`` (ONNX).
     """
 
     size: int = field(kw_only=True)

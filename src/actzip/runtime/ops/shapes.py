@@ -1,5 +1,5 @@
-"""ONNX's arithmetic on shapes. What depends on the batch is worked out at a few batches, by ONNX's own reference, and read
-as dimensions where the engine needs them."""
+"""ONNX's arithmetic on shapes. What depends on the batch is worked out at a few batches, by ONNX's
+own reference, and read as dimensions where the engine needs them."""
 
 from __future__ import annotations
 

@@ -146,7 +146,8 @@ def fold_batch_norm(graph: g.Graph) -> g.Graph:
 
 
 def _windows_inside(node: ops.Pool, shape: g.Shape, padding: tuple[int, ...]) -> bool:
-    """Whether every window of a pool with this padding touches the map: padding that is no less than a window may not."""
+    """Whether every window of a pool with this padding touches the map: padding that is no less
+    than a window may not."""
     t, left, b, r = padding
     (kh, kw), (dh, dw) = node.kernel_size, node.dilation
     return (
