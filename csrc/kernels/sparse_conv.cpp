@@ -410,8 +410,8 @@ bool neighbours(const Variant& v, const ConvProblem& p) {
 // One pixel or two, as the row says.
 template <template <int> class C>
 std::unique_ptr<Conv> make_pixels(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,
-                                  const float* bias) {
-  return (v.row.pixel_tile == 2 ? make_as<C<2>> : make_as<C<1>>)(p, v, isa, weight, bias);
+                                  const float* bias, const std::shared_ptr<const void>& owner) {
+  return (v.row.pixel_tile == 2 ? make_as<C<2>> : make_as<C<1>>)(p, v, isa, weight, bias, owner);
 }
 
 }  // namespace
