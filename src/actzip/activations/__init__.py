@@ -39,8 +39,6 @@ from actzip.activations.thresholds import (
 from actzip.activations.tap import _Watched as _Watched  # isort: skip
 from actzip.activations.thresholds import _Thresholds as _Thresholds  # isort: skip
 
-_eval_mode = eval_mode
-
 __all__ = [
     "ROOT",
     "ActivationFn",

@@ -18,7 +18,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from actzip.activations import eval_mode
 from actzip.errors import InputError, UnsupportedError
 from actzip.quantize.model import marked
 from actzip.runtime import graph as g
@@ -58,18 +59,14 @@ def _tensor(a: Any) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    was = {m: m.training for m in model.modules()}
+def _plain_attention() -> Iterator[None]:
+    """Attention modules are traced as their parts inside the block, not as one fused call."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    with suppress(NotImplementedError):  # an exported program's module has no modes
-        model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for m, training in was.items():
-            m.training = training
 
 
 def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
@@ -101,7 +98,7 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     batch = tensors[0].shape[0] if tensors[0].ndim else None
     if batch is not None and batch < 1:
         raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
-    with _eval_mode(model), torch.no_grad(), marked(model):
+    with eval_mode(model), _plain_attention(), torch.no_grad(), marked(model):
         exported = None
         if dynamic and batch is not None:
             exported = _export(model, args, kwargs, batch, dynamic=True)
