@@ -86,6 +86,6 @@ def products(x: g.Array, n: ops.Conv2d, m: int) -> int:
     """Products of the transformed tiles of ``x`` (N, C, H, W) that are not skipped."""
     top, left, bottom, right = n.padding
     high, across = -(-(x.shape[2] + top + bottom - 2) // m), -(-(x.shape[3] + left + right - 2) // m)
-    tiles = x.shape[0] * high * across
+    tiles = int(x.shape[0] * high * across)
     each = (m + 2) ** 2 * int(n.weight.shape[0]) * int(n.weight.shape[1])
     return round(tile_density(x, n, m) * tiles * each)
