@@ -36,7 +36,8 @@ class File:
     """A model file: ``package==version`` as pip knows it, its path inside, and the input that its
     own package makes.
 
-    ``kind`` of input: ``photo`` (a photograph), ``text`` (a line of text), ``audio`` (a sound). Pixels
+    ``kind`` of input: ``photo`` (a photograph), ``page`` (a photograph with lines of text on it),
+    ``text`` (a line of text), ``audio`` (a sound). Pixels
     become ``(pixel / scale - mean) / std``; ``channels`` is rgb, bgr or gray.
     """
 
@@ -77,6 +78,7 @@ FILES = [
         _MODELS + "PP-OCRv6_det_small.onnx",
         (1, 3, 480, 480),
         "text detector, GELU",
+        kind="page",
         channels="bgr",
         **HALF,
     ),
@@ -106,6 +108,7 @@ FILES = [
         _OLD_MODELS + "ch_PP-OCRv4_det_infer.onnx",
         (1, 3, 480, 480),
         "text detector, h-swish",
+        kind="page",
         channels="bgr",
         **HALF,
     ),
@@ -179,6 +182,7 @@ FILES = [
         "easyocr_en_models/models/craft_mlt_25k.pth",
         (1, 3, 480, 480),
         "CRAFT text detector, VGG16-BN U-Net (easyocr 1.7.2, easyocr/craft.py)",
+        kind="page",
         **IMAGENET,
     ),
     File(
@@ -317,6 +321,8 @@ def make_input(file: File, seed: int = 0, images: list[Any] | None = None) -> Ar
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side)).resize((w, h))
+        for k in range(4 if file.kind == "page" else 0):
+            image.paste(text_line((w * 5 // 8, h // 12), seed + k), (w // 8, h // 10 + k * h // 5))
     if file.channels == "gray":
         x = np.asarray(image.convert("L"), np.float32)[None, None] / file.scale
         return np.ascontiguousarray(x, np.float32)
