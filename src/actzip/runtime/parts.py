@@ -1,0 +1,608 @@
+"""An ONNX model in parts: what the engine has runs as compiled networks, the rest with ONNX Runtime.
+
+The graph is cut into stages that alternate between the two. A region of the engine without a
+convolution costs two changes of layout and saves nothing: it goes to ONNX Runtime as well.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from actzip.errors import ActzipError, ActzipWarning, InputError, UnsupportedError
+from actzip.runtime.binding import array_of, bind, no_memory
+from actzip.runtime.explain import Explanation, LayerRow
+from actzip.runtime.from_onnx import Importer, at_least_opset, reads
+from actzip.runtime.graph import Array, Graph
+from actzip.runtime.onnx_file import load_onnx, onnx_package, tensor_array
+from actzip.runtime.onnx_node import OnnxNode
+from actzip.runtime.registry import Mask
+
+__all__ = ["PartitionedModel", "compile_parts"]
+
+_MOST_PLANS = 8  # sizes of input that are kept
+_WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
+
+#: ``graph, inputs -> compiled model``: how a region of the engine is compiled.
+Compiler = Callable[[Graph, list[Array]], Any]
+
+
+def compile_parts(
+    source: Any, inputs: Any, compiler: Compiler, threads: int, refused: UnsupportedError
+) -> PartitionedModel:
+    """A model of which the engine lacks some operators.
+
+    Args:
+        source: path, bytes or ``ModelProto``.
+        inputs: an example: one array, several, or a dict by name; None: random numbers of the declared shapes.
+        refused: what the engine lacks, raised where there is no ONNX Runtime for the rest.
+
+    Raises:
+        UnsupportedError: ONNX Runtime is not installed or cannot run the model, or nothing is left for the engine.
+    """
+    runtime(refused)
+    model = at_least_opset(load_onnx(source))
+    names = _input_names(model)
+    arrays = _example(model, names, inputs)
+    made = PartitionedModel(model.SerializeToString(), names, compiler, threads)
+    made.prepare(arrays)
+    warnings.warn(made.says(), ActzipWarning, stacklevel=3)
+    return made
+
+
+def runtime(refused: UnsupportedError | None = None) -> Any:
+    """ONNX Runtime's module.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        what = f"{refused}. " if refused else ""
+        hint = "with ONNX Runtime the rest would run there: `pip install onnxruntime`"
+        raise UnsupportedError(f"{what}{hint}") from error
+    return onnxruntime
+
+
+def _session(model: Any, threads: int) -> Any:
+    ort = runtime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UnsupportedError(f"ONNX Runtime refuses the rest: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _input_names(model: Any) -> list[str]:
+    known = {t.name for t in model.graph.initializer}
+    return [v.name for v in model.graph.input if v.name not in known]
+
+
+def _types(model: Any) -> dict[str, np.dtype[Any]]:
+    to_numpy = onnx_package().helper.tensor_dtype_to_np_dtype
+    return {v.name: np.dtype(to_numpy(v.type.tensor_type.elem_type)) for v in model.graph.input}
+
+
+def _example(model: Any, names: Sequence[str], given: Any) -> list[Array]:
+    types = _types(model)
+    if given is not None:
+        leaves = [given[n] for n in names if n in given] if isinstance(given, Mapping) else given
+        leaves = leaves if isinstance(leaves, (tuple, list)) else [leaves]
+        if len(leaves) != len(names):
+            raise InputError(f"example: {len(leaves)} inputs given; the model has {len(names)}: {', '.join(names)}")
+        return [_plain(n, x, types[n]) for n, x in zip(names, leaves, strict=True)]
+    rng, out = np.random.default_rng(0), []
+    for value in (v for v in model.graph.input if v.name in names):
+        dims = [d.dim_value if d.dim_value > 0 else 0 for d in value.type.tensor_type.shape.dim]
+        if not all(dims[1:]):
+            raise InputError(f"input {value.name!r} has dynamic dimensions; give an example input")
+        out.append(rng.standard_normal([d or 1 for d in dims]).astype(types[value.name]))
+    return out
+
+
+def _plain(name: str, x: Any, dtype: np.dtype[Any]) -> Array:
+    """An array of its own type, from a tensor or array."""
+    if hasattr(x, "detach"):
+        x = x.detach().resolve_neg().cpu().numpy()
+    if not isinstance(x, np.ndarray):
+        raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
+    if x.dtype != dtype:
+        raise InputError(f"input {name!r} is {x.dtype}; the model takes {dtype}")
+    return np.ascontiguousarray(x)
+
+
+# -- cutting
+
+
+class _Survey(Importer):
+    """Reads a model whose refused nodes are left to another runtime, and says where each node goes."""
+
+    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]], seen: Mapping[str, Array]) -> None:
+        super().__init__(model, shapes, {}, model.graph.name or "onnx", False)
+        self.seen = seen
+        self.elsewhere: set[int] = set()
+        self.forced: set[int] = set()
+        self.constant: set[int] = set()
+
+    def survey(self) -> list[OnnxNode]:
+        self._inputs()
+        self.nodes = [OnnxNode(self, n, i) for i, n in enumerate(self.order(self.model.graph.node))]
+        for node in self.nodes:
+            self.run(node)
+            if node.index not in self.elsewhere and all(
+                isinstance(self.env.get(o), np.ndarray) for o in node.proto.output if o
+            ):
+                self.constant.add(node.index)
+        return self.nodes
+
+    def _inputs(self) -> None:
+        for tensor in self.model.graph.initializer:
+            self.env[tensor.name] = tensor_array(self.onnx, tensor, f"initialiser {tensor.name!r}")
+        for value in self.model.graph.input:
+            if value.name not in self.env:
+                self.env[value.name] = self.foreign(value.name)
+
+    def run(self, node: OnnxNode) -> None:
+        self.current = node
+        if node.index in self.forced:
+            self.refused(node, node.refuse("its result is needed elsewhere"))
+            return
+        try:
+            super().run(node)
+        except ActzipError as error:
+            self.refused(node, UnsupportedError(str(error)))
+
+    def refused(self, node: OnnxNode, error: UnsupportedError) -> None:
+        super().refused(node, error)
+        self.elsewhere.add(node.index)
+
+    def foreign(self, name: str) -> Any:
+        """A value that comes from elsewhere, as an input of the graph."""
+        value = self.seen.get(name)
+        if not isinstance(value, np.ndarray) or value.size == 0:
+            return super().foreign(name)
+        if value.dtype not in (np.float32, np.float16, np.int64, np.int32, np.uint8, np.int8, np.bool_):
+            return super().foreign(name)
+        if name in self.graph.values:
+            return super().foreign(name)
+        added = self.graph.add_input(name, tuple(value.shape), str(value.dtype))
+        if value.dtype in (np.int64, np.int32):
+            self.inexact.add(added)
+        return added
+
+
+@dataclass
+class _Part:
+    """One stage: an ONNX model of its nodes; ``run`` once it is made."""
+
+    engine: bool
+    nodes: list[Any]
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    model: bytes = b""
+    compiled: Any = None
+    session: Any = None
+    milliseconds: float = 0.0
+
+    def run(self, values: dict[str, Array]) -> list[Array]:
+        given = [values[n] for n in self.inputs]
+        if self.engine:
+            outputs = self.compiled._general(tuple(given), {})
+            return outputs if isinstance(outputs, list) else [outputs]
+        return list(self.session.run(self.outputs, dict(zip(self.inputs, given, strict=True))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None, "nodes": []}
+
+
+def _stages(nodes: Sequence[OnnxNode], engine: set[int], live: set[int]) -> list[tuple[bool, list[OnnxNode]]]:
+    """Nodes by stage. Stages alternate; a node stands in the first that its operands allow."""
+    made: dict[str, int] = {}
+    stages: dict[int, list[OnnxNode]] = {}
+    for node in nodes:
+        if node.index not in live:
+            continue
+        parity = 0 if node.index in engine else 1
+        at = parity
+        for name in reads(node.proto):
+            before = made.get(name, -1)
+            if before >= 0:
+                at = max(at, before if before % 2 == parity else before + 1)
+        for o in node.proto.output:
+            made[o] = at
+        stages.setdefault(at, []).append(node)
+    return [(k % 2 == 0, stages[k]) for k in sorted(stages)]
+
+
+def _regions(stage: Sequence[OnnxNode]) -> list[list[OnnxNode]]:
+    """Connected pieces of a stage."""
+    group: dict[str, int] = {}
+    members: dict[int, list[OnnxNode]] = {}
+    for k, node in enumerate(stage):
+        names = [*reads(node.proto), *node.proto.output]
+        met = {group[n] for n in names if n in group}
+        home = min(met, default=k)
+        merged = [n for other in sorted(met) for n in members.pop(other)]
+        members[home] = [*merged, node]
+        for n in [n for m in members[home] for n in [*m.proto.output]]:
+            group[n] = home
+    return list(members.values())
+
+
+# -- running
+
+
+class _Plan:
+    """The parts for one set of input shapes."""
+
+    def __init__(self, model: Any, names: Sequence[str], arrays: Sequence[Array], compiler: Compiler, threads: int) -> None:
+        self.onnx = onnx_package()
+        self.model = model
+        given = dict(zip(names, arrays, strict=True))
+        self.seen = {**given, **self._run_whole(given, threads)}
+        self.shapes = {n: tuple(a.shape) for n, a in given.items()}
+        self.parts = self._cut()
+        values = dict(given)
+        for part in self.parts:
+            if part.engine:
+                shapes = {n: tuple(values[n].shape) for n in part.inputs}
+                graph = Importer(self._proto(part), shapes, {}, "part", False).build()
+                part.compiled = compiler(graph, [values[n] for n in part.inputs])
+            else:
+                part.session = _session(part.model, threads)
+            values.update(zip(part.outputs, part.run(values), strict=True))
+        self.seen = {}
+        self.measure(given)
+
+    def _proto(self, part: _Part) -> Any:
+        return self.onnx.ModelProto.FromString(part.model)
+
+    def _run_whole(self, given: Mapping[str, Array], threads: int) -> dict[str, Array]:
+        """Every value of the model for this input, computed by ONNX Runtime."""
+        model = self.onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for value in model.graph.input:  # what is declared is no promise
+            if value.name in given:
+                shape = value.type.tensor_type.shape
+                for i, d in enumerate(shape.dim):
+                    d.Clear()
+                    d.dim_value = int(given[value.name].shape[i]) if i < given[value.name].ndim else 0
+        declared = {o.name for o in model.graph.output}
+        for o in model.graph.output:
+            o.type.tensor_type.ClearField("shape")
+        del model.graph.value_info[:]
+        for node in model.graph.node:
+            for o in node.output:
+                if o and o not in declared:
+                    declared.add(o)
+                    model.graph.output.append(self.onnx.ValueInfoProto(name=o))
+        session = _session(model, threads)
+        names = [o.name for o in session.get_outputs()]
+        try:
+            results = session.run(names, dict(given))
+        except Exception as error:
+            raise InputError(f"ONNX Runtime cannot run the model on this input: {_line(error)}") from error
+        return {n: r for n, r in zip(names, results, strict=True) if isinstance(r, np.ndarray)}
+
+    def _cut(self) -> list[_Part]:
+        forced: set[int] = set()
+        for _ in range(len(self.model.graph.node) + 1):
+            survey = _Survey(self.model, self.shapes, self.seen)
+            survey.forced = forced
+            nodes = survey.survey()
+            live = {n.index for n in nodes} - survey.constant
+            engine = live - survey.elsewhere
+            stages = _stages(nodes, engine, live)
+            more = self._misplaced(survey, stages)
+            if not more:
+                return self._finished(survey, stages)
+            forced = forced | more
+        raise UnsupportedError("nothing is left for the engine")
+
+    def _misplaced(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> set[int]:
+        """Nodes of the engine that had better be elsewhere: comparisons read there, regions without work."""
+        outputs = {o.name for o in self.model.graph.output}
+        stage_of = {o: k for k, (_, nodes) in enumerate(stages) for n in nodes for o in n.proto.output}
+        maker = {o: n.index for _, nodes in stages for n in nodes for o in n.proto.output}
+        out: set[int] = set()
+        for k, (engine, nodes) in enumerate(stages):
+            for n in nodes:
+                for name in reads(n.proto):
+                    if isinstance(survey.env.get(name), Mask) and stage_of.get(name) != k:
+                        out.add(maker[name])
+            if engine:
+                out |= {maker[o] for o in outputs if stage_of.get(o) == k and self._no_output(survey, o)}
+                for region in _regions(nodes):
+                    if not any(n.op in _WORK for n in region):
+                        out |= {n.index for n in region}
+        return out - survey.forced
+
+    def _no_output(self, survey: _Survey, name: str) -> bool:
+        value = survey.env.get(name)
+        return isinstance(value, Mask) or (isinstance(value, str) and value in survey.inexact)
+
+    def _finished(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> list[_Part]:
+        if not any(engine for engine, _ in stages):
+            raise UnsupportedError(
+                "no convolution of the model is for the engine: " + "; ".join(str(b.error) for b in survey.blockers[:12])
+            )
+        outputs = [o.name for o in self.model.graph.output]
+        parts = [_Part(engine, [n.proto for n in nodes]) for engine, nodes in stages]
+        self.constants = {n: a for n in outputs if isinstance(a := survey.env.get(n), np.ndarray)}
+        for part in parts:
+            written = {o for n in part.nodes for o in n.output}
+            wanted = {n for other in parts if other is not part for m in other.nodes for n in reads(m)} | set(outputs)
+            part.outputs = [o for n in part.nodes for o in n.output if o and o in wanted]
+            read = list(dict.fromkeys(n for m in part.nodes for n in reads(m) if n not in written))
+            known = {n: a for n in read if isinstance(a := survey.env.get(n), np.ndarray)}
+            part.inputs = [n for n in read if n not in known]
+            part.model = self._part_model(part, known)
+        return parts
+
+    def _part_model(self, part: _Part, known: Mapping[str, Array]) -> bytes:
+        helper = self.onnx.helper
+        infos = []
+        for n in part.inputs:
+            value = self.seen[n]
+            infos.append(
+                helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+                if isinstance(value, np.ndarray)
+                else self.onnx.ValueInfoProto(name=n)
+            )
+        outputs = []
+        for n in part.outputs:
+            seen = self.seen.get(n)
+            kind = helper.np_dtype_to_tensor_dtype(seen.dtype) if isinstance(seen, np.ndarray) else 0
+            outputs.append(
+                helper.make_tensor_value_info(n, kind, None) if kind else self.onnx.ValueInfoProto(name=n)
+            )
+        to_tensor = self.onnx.numpy_helper.from_array
+        graph = helper.make_graph(
+            part.nodes, "part", infos, outputs, [to_tensor(np.asarray(a), n) for n, a in known.items()]
+        )
+        model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version or 8)
+        model.functions.extend(self.model.functions)
+        data: bytes = model.SerializeToString()
+        return data
+
+    def run(self, given: Mapping[str, Array], outputs: Sequence[str], clock: bool = False) -> list[Array]:
+        values: dict[str, Array] = {**self.constants, **given}
+        for part in self.parts:
+            start = time.perf_counter()
+            results = part.run(values)
+            if clock:
+                part.milliseconds = 1e3 * (time.perf_counter() - start)
+            values.update(zip(part.outputs, results, strict=True))
+        return [values[o] for o in outputs]
+
+    def measure(self, given: Mapping[str, Array]) -> None:
+        """Times each part once, warm."""
+        self.run(given, [])
+        self.run(given, [], clock=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "onnx": None, "model": None}
+
+    def reopen(self, threads: int) -> None:
+        self.onnx = onnx_package()
+        for part in self.parts:
+            if not part.engine:
+                part.session = _session(part.model, threads)
+
+
+class PartitionedModel:
+    """A compiled network of which some nodes run with ONNX Runtime: called, run, explained and pickled as a
+    :class:`~actzip.runtime.compiled.CompiledModel`.
+
+    Parts are made for the shapes of an input when it first comes; those of the last few are kept.
+
+    Attributes:
+        threads: threads of a call.
+    """
+
+    def __init__(self, model: bytes, names: Sequence[str], compiler: Compiler, threads: int) -> None:
+        self.threads = threads
+        self._bytes = model
+        self._names = list(names)
+        self._compiler = compiler
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._open()
+
+    def _open(self) -> None:
+        self._lock = threading.Lock()
+        self._model = onnx_package().ModelProto.FromString(self._bytes)
+        self._outputs = [o.name for o in self._model.graph.output]
+        self._dtypes = _types(self._model)
+
+    def prepare(self, arrays: Sequence[Array]) -> None:
+        """Makes the parts for these inputs, which are the sample of :meth:`explain`."""
+        self._sample = list(arrays)
+        self._plan(self._sample)
+
+    def _plan(self, arrays: Sequence[Array]) -> _Plan:
+        key = tuple(a.shape for a in arrays)
+        found = self._plans.get(key)
+        if found is None:
+            with self._lock:
+                found = self._plans.get(key)
+                if found is None:
+                    found = _Plan(self._model, self._names, arrays, self._compiler, self.threads)
+                    while len(self._plans) >= _MOST_PLANS:
+                        self._plans.pop(next(iter(self._plans)))
+                    self._plans[key] = found
+        return found
+
+    def says(self) -> str:
+        """One line: which nodes run elsewhere, and their share of the time."""
+        plan = next(iter(self._plans.values()))
+        protos = [n for p in plan.parts if not p.engine for n in self._nodes_of(p)]
+        ours = sum(len(self._nodes_of(p)) for p in plan.parts if p.engine)
+        counts = ", ".join(f"{k} {op}" for op, k in Counter(n.op_type for n in protos).most_common(6))
+        total = sum(p.milliseconds for p in plan.parts) or 1.0
+        share = sum(p.milliseconds for p in plan.parts if not p.engine) / total
+        return (
+            f"{len(protos)} of {len(protos) + ours} nodes run with ONNX Runtime ({counts}), "
+            f"{100 * share:.0f} % of the time; explain() lists them"
+        )
+
+    def _nodes_of(self, part: _Part) -> list[Any]:
+        return list(onnx_package().ModelProto.FromString(part.model).graph.node)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the network.
+
+        Raises:
+            InputError: another number of inputs or type than the model's, or a shape that it cannot take.
+        """
+        leaves = self._leaves(args, kwargs)
+        outputs = self.run(leaves)
+        if any(hasattr(x, "detach") for x in leaves):
+            import torch
+
+            outputs = [torch.from_numpy(np.array(o)) for o in outputs]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            args, kwargs = (), dict(args[0])
+        elif len(args) == 1 and isinstance(args[0], (tuple, list)):
+            args = tuple(args[0])
+        unknown = [k for k in kwargs if k not in self._names]
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        if unknown or len(given) != len(self._names) or len(args) + len(kwargs) != len(self._names):
+            wanted = ", ".join(map(repr, self._names))
+            raise InputError(f"{len(args) + len(kwargs)} inputs given; this model takes {wanted}")
+        return [given[n] for n in self._names]
+
+    def run(self, inputs: list[Any]) -> list[Array]:
+        """Outputs as a flat list of arrays, for a flat list of inputs.
+
+        Raises:
+            InputError: as calling.
+        """
+        if len(inputs) != len(self._names):
+            raise InputError(f"{len(inputs)} inputs given; this model was compiled for {len(self._names)}")
+        arrays = [_plain(n, x, self._dtypes[n]) for n, x in zip(self._names, inputs, strict=True)]
+        if any(a.size == 0 for a in arrays):
+            raise InputError("an input is empty; N must be at least 1")
+        try:
+            plan = self._plan(arrays)
+            return plan.run(dict(zip(self._names, arrays, strict=True)), self._outputs)
+        except MemoryError as error:
+            raise no_memory(arrays[0].shape[0] if arrays and arrays[0].ndim else 1) from error
+
+    def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
+        """What runs where and why, measured now on ``x`` (or on the example)."""
+        arrays = self._sample
+        if x is not None:
+            leaves = self._leaves((x,), {})
+            arrays = [_plain(n, a, self._dtypes[n]) for n, a in zip(self._names, leaves, strict=True)]
+        plan = self._plan(arrays)
+        values: dict[str, Array] = {**plan.constants, **dict(zip(self._names, arrays, strict=True))}
+        reports: list[Explanation] = []
+        rows: list[LayerRow] = []
+        for number, part in enumerate(plan.parts):
+            times = []
+            for _ in range(max(1, runs)):
+                start = time.perf_counter()
+                results = part.run(values)
+                times.append(1e3 * (time.perf_counter() - start))
+            if part.engine:
+                given = [values[n] for n in part.inputs]
+                reports.append(part.compiled.explain(tuple(given), runs=runs))
+                rows += reports[-1].rows
+            else:
+                rows.append(self._foreign_row(part, number, float(np.median(times))))
+            values.update(zip(part.outputs, results, strict=True))
+        return _together(reports, rows, int(arrays[0].shape[0]) if arrays[0].ndim else 1)
+
+    def _foreign_row(self, part: _Part, number: int, milliseconds: float) -> LayerRow:
+        nodes = self._nodes_of(part)
+        counts = ", ".join(f"{k} {op}" for op, k in Counter(n.op_type for n in nodes).most_common())
+        return LayerRow(
+            f"part {number}",
+            "onnxruntime",
+            "onnxruntime",
+            "",
+            f"not for the engine, or not worth a border: {counts}",
+            "dense",
+            "dense",
+            None,
+            None,
+            0,
+            0,
+            milliseconds,
+            None,
+            ", ".join(n.name for n in nodes if n.name)[:200],
+        )
+
+    def arena_bytes(self, batch: int = 1) -> int:
+        """Bytes of activations of the engine's parts at their own batch; ONNX Runtime's are not known."""
+        plan = next(iter(self._plans.values()))
+        return sum(p.compiled.arena_bytes(batch) for p in plan.parts if p.engine)
+
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights and constants of the engine's parts."""
+        plan = next(iter(self._plans.values()))
+        return sum(p.compiled.weight_bytes() for p in plan.parts if p.engine)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Not possible: a ``.actzip`` file holds networks of the engine alone.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"{os.fspath(path)}: some nodes of this model run with ONNX Runtime, which a .actzip file does not hold; "
+            "pickle it, or compile the ONNX file where it runs"
+        )
+
+    def __repr__(self) -> str:
+        return f"PartitionedModel({', '.join(self._names)}: {self.says()})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_model", "_outputs", "_dtypes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+        for plan in self._plans.values():
+            plan.model = self._model
+            plan.reopen(self.threads)
+
+
+def _together(reports: Sequence[Explanation], rows: list[LayerRow], batch: int) -> Explanation:
+    first = reports[0]
+
+    def total(name: str) -> int:
+        return sum(getattr(r, name) for r in reports)
+
+    return replace(
+        first,
+        rows=rows,
+        batch=batch,
+        milliseconds=sum(r.milliseconds for r in rows),
+        macs=total("macs"),
+        effective_macs=total("effective_macs"),
+        arena_bytes=max(r.arena_bytes for r in reports),
+        dense_arena_bytes=max(r.dense_arena_bytes for r in reports),
+        weight_bytes=total("weight_bytes"),
+        spilled_bytes=total("spilled_bytes"),
+    )
