@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from actzip.runtime.graph_data import from_data, to_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
 from actzip.runtime.model_file import read_model_file, write_model_file
+from actzip.runtime.parts import compile_parts
 from actzip.runtime.passes import optimize
 from actzip.runtime.tree import is_plain, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
@@ -68,7 +70,9 @@ def compile(
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
-        UnsupportedError: the engine lacks an operator: named, with its place in the model.
+        UnsupportedError: the engine lacks operators: all are named, with their places in the model.
+            Of an ONNX file they run with ONNX Runtime where that is installed: the result is then
+            a :class:`~actzip.runtime.parts.PartitionedModel`, and a warning says what runs where.
         DataError: an ONNX file that is missing or damaged.
     """
     advise()
@@ -76,7 +80,14 @@ def compile(
         raise InputError(f"storage must be 'float32' or 'float16', not {storage!r}")
     if pack not in ("auto", "always"):
         raise InputError(f"pack must be 'auto' or 'always', not {pack!r}")
-    graph, inputs = front_end(model, example, dynamic)
+    try:
+        graph, inputs = front_end(model, example, dynamic)
+    except UnsupportedError as error:
+        if not isinstance(model, (str, os.PathLike)):
+            raise
+        options = {"calibration": None, "storage": storage, "pack": pack, "winograd": winograd}
+        regions = Regions({**options, "threads": threads, "tune": tune, "cache": cache})
+        return cast(CompiledModel, compile_parts(model, example, regions, _thread_count(threads), error))
     graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
     graph = optimize(graph)
     shown = batch_of(graph, inputs)
@@ -92,6 +103,22 @@ def compile(
         for v, a in zip(graph.inputs, inputs, strict=True)
     ]
     return CompiledModel(tuned.graph, tuned.variants, tuned.why, n_threads, sample)
+
+
+@dataclass
+class Regions:
+    """How the engine's parts of a model are compiled (:mod:`actzip.runtime.parts`): with
+    ``options`` of :func:`compile`."""
+
+    options: dict[str, Any]
+
+    def __call__(self, graph: g.Graph, inputs: list[Any]) -> CompiledModel:
+        """One region, calibrated on its inputs."""
+        return compile(graph, tuple(inputs), **self.options)
+
+    def without_trials(self) -> Regions:
+        """The same for sizes that come while the model is in use."""
+        return Regions({**self.options, "tune": False})
 
 
 def compile_graph(graph: g.Graph, **options: Any) -> CompiledModel:

@@ -54,7 +54,12 @@ def apply_act(act: Act | None, x: Tensor) -> Tensor:
 
 
 def _t(a: g.Array | None) -> Tensor | None:
-    return None if a is None else torch.from_numpy(np.ascontiguousarray(a))
+    if a is None:
+        return None
+    a = np.ascontiguousarray(a)
+    return torch.from_numpy(
+        a if a.flags.writeable else a.copy()
+    )  # PyTorch warns of memory that is read alone
 
 
 def _padded(x: Tensor, padding: tuple[int, int, int, int], value: float) -> Tensor:

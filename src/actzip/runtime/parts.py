@@ -11,17 +11,18 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from actzip.errors import ActzipError, ActzipWarning, InputError, UnsupportedError
-from actzip.runtime.binding import array_of, bind, no_memory
+from actzip.runtime.binding import no_memory
 from actzip.runtime.explain import Explanation, LayerRow
 from actzip.runtime.from_onnx import Importer, at_least_opset, reads
 from actzip.runtime.graph import Array, Graph
+from actzip.runtime.machine import identity, peak_gflops
 from actzip.runtime.onnx_file import load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.registry import Mask
@@ -31,8 +32,13 @@ __all__ = ["PartitionedModel", "compile_parts"]
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
 
-#: ``graph, inputs -> compiled model``: how a region of the engine is compiled.
-Compiler = Callable[[Graph, list[Array]], Any]
+
+class Compiler(Protocol):
+    """How a region of the engine is compiled."""
+
+    def __call__(self, graph: Graph, inputs: list[Array]) -> Any: ...
+
+    def without_trials(self) -> Compiler: ...
 
 
 def compile_parts(
@@ -42,11 +48,13 @@ def compile_parts(
 
     Args:
         source: path, bytes or ``ModelProto``.
-        inputs: an example: one array, several, or a dict by name; None: random numbers of the declared shapes.
+        inputs: an example: one array, several, or a dict by name; None: random numbers of the
+            declared shapes.
         refused: what the engine lacks, raised where there is no ONNX Runtime for the rest.
 
     Raises:
-        UnsupportedError: ONNX Runtime is not installed or cannot run the model, or nothing is left for the engine.
+        UnsupportedError: ONNX Runtime is not installed or cannot run the model, or nothing is left
+        for the engine.
     """
     runtime(refused)
     model = at_least_opset(load_onnx(source))
@@ -106,7 +114,9 @@ def _example(model: Any, names: Sequence[str], given: Any) -> list[Array]:
         leaves = [given[n] for n in names if n in given] if isinstance(given, Mapping) else given
         leaves = leaves if isinstance(leaves, (tuple, list)) else [leaves]
         if len(leaves) != len(names):
-            raise InputError(f"example: {len(leaves)} inputs given; the model has {len(names)}: {', '.join(names)}")
+            raise InputError(
+                f"example: {len(leaves)} inputs given; the model has {len(names)}: {', '.join(names)}"
+            )
         return [_plain(n, x, types[n]) for n, x in zip(names, leaves, strict=True)]
     rng, out = np.random.default_rng(0), []
     for value in (v for v in model.graph.input if v.name in names):
@@ -252,7 +262,9 @@ def _regions(stage: Sequence[OnnxNode]) -> list[list[OnnxNode]]:
 class _Plan:
     """The parts for one set of input shapes."""
 
-    def __init__(self, model: Any, names: Sequence[str], arrays: Sequence[Array], compiler: Compiler, threads: int) -> None:
+    def __init__(
+        self, model: Any, names: Sequence[str], arrays: Sequence[Array], compiler: Compiler, threads: int
+    ) -> None:
         self.onnx = onnx_package()
         self.model = model
         given = dict(zip(names, arrays, strict=True))
@@ -339,16 +351,14 @@ class _Plan:
         return isinstance(value, Mask) or (isinstance(value, str) and value in survey.inexact)
 
     def _finished(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> list[_Part]:
-        if not any(engine for engine, _ in stages):
-            raise UnsupportedError(
-                "no convolution of the model is for the engine: " + "; ".join(str(b.error) for b in survey.blockers[:12])
-            )
         outputs = [o.name for o in self.model.graph.output]
         parts = [_Part(engine, [n.proto for n in nodes]) for engine, nodes in stages]
         self.constants = {n: a for n in outputs if isinstance(a := survey.env.get(n), np.ndarray)}
         for part in parts:
             written = {o for n in part.nodes for o in n.output}
-            wanted = {n for other in parts if other is not part for m in other.nodes for n in reads(m)} | set(outputs)
+            wanted = {n for other in parts if other is not part for m in other.nodes for n in reads(m)} | set(
+                outputs
+            )
             part.outputs = [o for n in part.nodes for o in n.output if o and o in wanted]
             read = list(dict.fromkeys(n for m in part.nodes for n in reads(m) if n not in written))
             known = {n: a for n in read if isinstance(a := survey.env.get(n), np.ndarray)}
@@ -377,7 +387,9 @@ class _Plan:
         graph = helper.make_graph(
             part.nodes, "part", infos, outputs, [to_tensor(np.asarray(a), n) for n, a in known.items()]
         )
-        model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version or 8)
+        model = helper.make_model(
+            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version or 8
+        )
         model.functions.extend(self.model.functions)
         data: bytes = model.SerializeToString()
         return data
@@ -435,6 +447,7 @@ class PartitionedModel:
         """Makes the parts for these inputs, which are the sample of :meth:`explain`."""
         self._sample = list(arrays)
         self._plan(self._sample)
+        self._compiler = self._compiler.without_trials()
 
     def _plan(self, arrays: Sequence[Array]) -> _Plan:
         key = tuple(a.shape for a in arrays)
@@ -457,6 +470,9 @@ class PartitionedModel:
         counts = ", ".join(f"{k} {op}" for op, k in Counter(n.op_type for n in protos).most_common(6))
         total = sum(p.milliseconds for p in plan.parts) or 1.0
         share = sum(p.milliseconds for p in plan.parts if not p.engine) / total
+        if not ours:
+            what = "nothing of this model is for the engine"
+            return f"all {len(protos)} nodes run with ONNX Runtime: {what} ({counts})"
         return (
             f"{len(protos)} of {len(protos) + ours} nodes run with ONNX Runtime ({counts}), "
             f"{100 * share:.0f} % of the time; explain() lists them"
@@ -472,7 +488,7 @@ class PartitionedModel:
             InputError: another number of inputs or type than the model's, or a shape that it cannot take.
         """
         leaves = self._leaves(args, kwargs)
-        outputs = self.run(leaves)
+        outputs: list[Any] = list(self.run(leaves))
         if any(hasattr(x, "detach") for x in leaves):
             import torch
 
@@ -480,10 +496,11 @@ class PartitionedModel:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        if len(args) == 1 and isinstance(args[0], Mapping):
-            args, kwargs = (), dict(args[0])
-        elif len(args) == 1 and isinstance(args[0], (tuple, list)):
-            args = tuple(args[0])
+        only = args[0] if len(args) == 1 else None
+        if isinstance(only, Mapping):
+            args, kwargs = (), only
+        elif isinstance(only, (tuple, list)):
+            args = tuple(only)
         unknown = [k for k in kwargs if k not in self._names]
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         if unknown or len(given) != len(self._names) or len(args) + len(kwargs) != len(self._names):
@@ -506,7 +523,7 @@ class PartitionedModel:
             plan = self._plan(arrays)
             return plan.run(dict(zip(self._names, arrays, strict=True)), self._outputs)
         except MemoryError as error:
-            raise no_memory(arrays[0].shape[0] if arrays and arrays[0].ndim else 1) from error
+            raise no_memory(int(arrays[0].shape[0]) if arrays and arrays[0].ndim else 1) from error
 
     def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
         """What runs where and why, measured now on ``x`` (or on the example)."""
@@ -531,7 +548,8 @@ class PartitionedModel:
             else:
                 rows.append(self._foreign_row(part, number, float(np.median(times))))
             values.update(zip(part.outputs, results, strict=True))
-        return _together(reports, rows, int(arrays[0].shape[0]) if arrays[0].ndim else 1)
+        batch = int(arrays[0].shape[0]) if arrays[0].ndim else 1
+        return _together(reports, rows, batch, self.threads)
 
     def _foreign_row(self, part: _Part, number: int, milliseconds: float) -> LayerRow:
         nodes = self._nodes_of(part)
@@ -570,8 +588,8 @@ class PartitionedModel:
             UnsupportedError: always.
         """
         raise UnsupportedError(
-            f"{os.fspath(path)}: some nodes of this model run with ONNX Runtime, which a .actzip file does not hold; "
-            "pickle it, or compile the ONNX file where it runs"
+            f"{os.fspath(path)}: some nodes of this model run with ONNX Runtime, which no .actzip file "
+            "holds; pickle it, or compile the ONNX file where it runs"
         )
 
     def __repr__(self) -> str:
@@ -588,21 +606,25 @@ class PartitionedModel:
             plan.reopen(self.threads)
 
 
-def _together(reports: Sequence[Explanation], rows: list[LayerRow], batch: int) -> Explanation:
-    first = reports[0]
-
+def _together(reports: Sequence[Explanation], rows: list[LayerRow], batch: int, threads: int) -> Explanation:
     def total(name: str) -> int:
-        return sum(getattr(r, name) for r in reports)
+        return sum(int(getattr(r, name)) for r in reports)
 
-    return replace(
-        first,
+    def most(name: str) -> int:
+        return max((int(getattr(r, name)) for r in reports), default=0)
+
+    return Explanation(
         rows=rows,
         batch=batch,
+        threads=threads,
         milliseconds=sum(r.milliseconds for r in rows),
         macs=total("macs"),
         effective_macs=total("effective_macs"),
-        arena_bytes=max(r.arena_bytes for r in reports),
-        dense_arena_bytes=max(r.dense_arena_bytes for r in reports),
+        peak_gflops=peak_gflops(),
+        arena_bytes=most("arena_bytes"),
+        dense_arena_bytes=most("dense_arena_bytes"),
         weight_bytes=total("weight_bytes"),
         spilled_bytes=total("spilled_bytes"),
+        advice=reports[0].advice if reports else "",
+        machine=identity(),
     )
