@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from actzip._native import _engine
+from actzip.training import heap
 
 __all__ = [
     "NATIVE",
@@ -117,15 +118,19 @@ class Backend(Protocol):
         """The inverse; zeros outside the mask."""
 
 
-def empty(n: int, dtype: torch.dtype, device: torch.device | str = "cpu", slack: int = 0) -> Tensor:
-    """Uninitialised memory of ``n`` elements and ``slack`` bytes beyond its end."""
-    if slack:
-        extra = -(-slack // dtype.itemsize)
-        return empty(n + extra, dtype, device)[:n]
-    x = torch.empty(n, dtype=dtype, device=device)
-    if x.nbytes >= _LARGE and x.device.type == "cpu":
+def empty(n: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory of ``n`` elements, for what lives for a moment."""
+    if n * dtype.itemsize >= heap.LARGE:
+        heap.give_back()
+    x = torch.empty(n, dtype=dtype)
+    if x.nbytes >= _LARGE:
         _native.advise_large_pages(x.data_ptr(), x.nbytes)
     return x
+
+
+def padded(n: int, dtype: torch.dtype) -> Tensor:
+    """The same, readable a little beyond its end."""
+    return torch.empty(n + -(-_native.SLACK // dtype.itemsize), dtype=dtype)[:n]
 
 
 _REAL = {torch.float32: 0, torch.bfloat16: 1}
@@ -169,7 +174,7 @@ class Native:
 
     def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
         assert mask.counts is not None
-        values = empty(mask.ones, x.dtype, slack=_native.SLACK)
+        values = padded(mask.ones, x.dtype)
         same = _native.compress(
             x.data_ptr(),
             x.numel(),
@@ -223,7 +228,7 @@ class Native:
         else:
             assert mask.counts is not None
             size = _native.coded_size(mask.counts.data_ptr(), mask.counts.numel(), bits)
-        codes = empty(size[0], torch.uint8, slack=_native.SLACK)
+        codes = padded(size[0], torch.uint8)
         ranges = torch.empty((size[1], 2), dtype=torch.float32)
         done = _native.quantize(
             x.data_ptr(),
@@ -255,7 +260,7 @@ class Native:
 
 def _mask_memory(n: int) -> tuple[Tensor, Tensor]:
     return (
-        empty((n + 7) // 8, torch.uint8),
+        torch.empty((n + 7) // 8, dtype=torch.uint8),
         torch.empty(-(-n // _native.CHUNK), dtype=torch.int32),
     )
 

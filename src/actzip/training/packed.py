@@ -9,6 +9,7 @@ of 8 or 4 bits, rounded at random so that their mean is right. Measured in
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from actzip._native import _engine
 from actzip.activations import ROOT, Selector, Site, select_sites
 from actzip.errors import InputError
+from actzip.training import heap
 from actzip.training.bits import Predicate
 from actzip.training.rules import CODED, SHAPE, Rule, Window, rule_of
 from actzip.training.saved import (
@@ -123,6 +125,8 @@ class _Session:
     def close(self) -> None:
         """Forget what is not the graph's."""
         self.storages, self.maps, self.kept, self.owned = {}, {}, set(), set()
+        heap.released(self.result.saved_bytes - self.result.packed_bytes)
+        heap.give_back()
 
     # -- accounts
 
@@ -307,14 +311,25 @@ def _seed(settings: _Settings, generator: torch.Generator | None) -> int:
 
 @contextmanager
 def _packing(model: nn.Module, settings: _Settings, generator: torch.Generator | None) -> Iterator[Packing]:
-    session = _Session(model, settings, _seed(settings, generator))
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break()  # what is packed is known only when it runs
+    session = _eager(_Session)(model, settings, _seed(settings, generator))
     with ExitStack() as stack:
         stack.callback(session.close)
         if settings.layers or settings.by_layer:
             stack.enter_context(_names(model, session))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(session.pack, _restore))
+        hooks = torch.autograd.graph.saved_tensors_hooks(_eager(session.pack), _eager(_restore))
+        stack.enter_context(hooks)
         stack.enter_context(_Functions())
         yield session.result
+
+
+def _eager(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as it is, for a compiler that is at work where it is called."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    disabled: Callable[..., Any] = torch._dynamo.disable(function)
+    return disabled
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from actzip._native import _engine
 from actzip.errors import TrainingError
+from actzip.training import heap
 from actzip.training.bits import Backend, Codes, Mask, Predicate, PredicateKind, backend_for, empty
 from actzip.training.rules import Window
 
@@ -170,7 +171,7 @@ class Indices(Slot):
         bits = _engine.training.index_bits(pool)
         if bits == 0:
             return None
-        codes = empty((tensor.numel() * bits + 7) // 8, torch.uint8)
+        codes = torch.empty((tensor.numel() * bits + 7) // 8, dtype=torch.uint8)
         packed = _engine.training.pack_indices(
             tensor.data_ptr(), pool, codes.data_ptr(), torch.get_num_threads()
         )
@@ -205,6 +206,7 @@ class SavedMap:
         "dtype",
         "fingerprint",
         "grew",
+        "held",
         "masks",
         "n",
         "no_gain",
@@ -215,7 +217,7 @@ class SavedMap:
     )
 
     def __init__(self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int) -> None:
-        self.fingerprint = fingerprint
+        self.fingerprint, self.held = fingerprint, 0
         self.n, self.dtype = tensor.numel(), tensor.dtype
         self.backend: Backend = backend_for(tensor)
         self.version = Version(tensor)
@@ -229,19 +231,26 @@ class SavedMap:
         self.dense: Tensor | None = None  # as last restored
         self.dense_of: int | None = None  # from codes of so many bits, or exactly
 
+    def __del__(self) -> None:
+        heap.released(self.held)
+
+    def _grew(self, nbytes: int) -> None:
+        self.held += nbytes
+        self.grew(nbytes)
+
     # -- packing; `flat` is the memory
 
     def pack_test(self, flat: Tensor, test: Predicate) -> None:
         """The answers to ``test``."""
         if test not in self.masks:
             self.masks[test] = mask = self.backend.test(flat, test)
-            self.grew(mask.nbytes)
+            self._grew(mask.nbytes)
 
     def pack_bits(self, flat: Tensor) -> None:
         """A tensor of bools: the mask is all there is."""
         if self.zeros is None:
             self.zeros = self.backend.nonzero(flat)
-            self.grew(self.zeros.nbytes)
+            self._grew(self.zeros.nbytes)
 
     def pack_values(self, flat: Tensor) -> bool:
         """Exactly; False where that does not gain."""
@@ -256,7 +265,7 @@ class SavedMap:
             return False
         self._take_zeros(mask)
         self.values = values
-        self.grew(values.nbytes)
+        self._grew(values.nbytes)
         return True
 
     def pack_coded(self, flat: Tensor, bits: int, seed: int) -> bool:
@@ -276,7 +285,7 @@ class SavedMap:
         if mask is not None:
             self._take_zeros(mask)
         self.coded[bits] = codes, mask
-        self.grew(codes.nbytes)
+        self._grew(codes.nbytes)
         return True
 
     def _sparse_enough(self, flat: Tensor, limit: float) -> bool:
@@ -294,7 +303,7 @@ class SavedMap:
     def _take_zeros(self, mask: Mask) -> None:
         if self.zeros is None:
             if mask is not self.masks.get(RELU):
-                self.grew(mask.nbytes)
+                self._grew(mask.nbytes)
             self.zeros = mask
 
     def _compressed(self, flat: Tensor) -> tuple[Tensor, Mask] | tuple[None, None]:
