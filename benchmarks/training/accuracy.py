@@ -1,9 +1,9 @@
 """CIFAR ResNet-20, fine-tuned from the given weights: does packing in 8 or 4 bits cost accuracy?
 
-    python benchmarks/training/accuracy.py runs/accuracy                 # three seeds each of none, 8 and 4 bits
+    python benchmarks/training/accuracy.py runs/accuracy     # three seeds each of none, 8 and 4 bits
 
-Every seed sees the same images in the same order whatever the bits. Runs go side by side, an epoch of each in turn,
-and are resumable: OUT holds a checkpoint a run. Writes benchmarks/training/results/accuracy.json after every epoch.
+Every seed sees the same images in the same order whatever the bits. Runs go side by side, an epoch of each in
+turn, and are resumable: OUT holds a checkpoint a run. Writes results/accuracy.json after every epoch.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def write(args: argparse.Namespace, start: float, runs: list[dict[str, Any]]) ->
         {"bits": b, "mean": statistics.fmean(v), "low": min(v), "high": max(v)} for b, v in last.items()
     ]
     described = {
-        "what": "CIFAR ResNet-20 from the given weights, SGD, cosine, batch 128, crop and flip; test accuracy, percent",
+        "what": "CIFAR ResNet-20 from the given weights, SGD, cosine, batch 128; test accuracy in percent",
         "epochs": args.epochs,
         "images": args.images,
         "lr": args.lr,

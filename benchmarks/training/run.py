@@ -1,11 +1,11 @@
 """Memory and time of training with packed activation maps, against plain PyTorch and checkpointing.
 
-    python benchmarks/training/run.py                 # every table: results/*.json, and the tables on the screen
-    python benchmarks/training/run.py saved           # one of: saved, step, peak, largest
+    python benchmarks/training/run.py           # every table: results/*.json, and the tables on the screen
+    python benchmarks/training/run.py saved     # one of: saved, step, peak, largest
     python benchmarks/training/run.py step --networks resnet50,vgg16
 
-Peaks are the kernel's own count (VmHWM), each in a process of its own, over what the process holds with model,
-gradients and images before the first step. Times: methods in turn in one process, median and minimum.
+Peaks are the kernel's own count (VmHWM), each in a process of its own, over what the process holds with
+model, gradients and images before the first step. Times: methods in turn in one process, median and minimum.
 The accuracy of a fine-tuned network: accuracy.py.
 """
 

@@ -1,7 +1,7 @@
 """The allocator's heap: what packed maps leave there goes back to the system before large maps are restored.
 
-Blocks of some megabytes lie in the C library's heap, larger ones in pages of their own. What is freed in the heap stays
-with the process, and a large block does not fit into it: without this the peak of a step is a third higher.
+Blocks of some megabytes lie in the C library's heap, larger ones in pages of their own. What is freed in
+the heap stays with the process, and a large block does not fit into it: without this a step takes more.
 """
 
 from __future__ import annotations
