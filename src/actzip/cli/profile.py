@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from actzip.cli.common import JSON, TRUST, errors, out, print_json, progress
+from actzip.files import write_text
 
 if TYPE_CHECKING:
     from actzip.profile.report import Report
+    from actzip.profile.training import TrainingMemory
 
 _EPILOG = (
     "Example:  actzip profile resnet18 --data photos/ --html report.html --codecs seg,zvc,rans\n\n"
@@ -51,6 +54,9 @@ def register(app: typer.Typer) -> None:
         parquet: Path | None = typer.Option(None, help="Write Parquet files into this folder."),
         threads: int | None = typer.Option(None, min=1, help="Threads; all CPUs where not given."),
         compare: tuple[Path, Path] | None = typer.Option(None, help="Two JSON reports, before and after."),
+        training: bool = typer.Option(
+            False, "--training", help="Instead: what a training step saves for backward, packed or not."
+        ),
         trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
@@ -69,6 +75,15 @@ def register(app: typer.Typer) -> None:
             return
         if model is None:
             raise InputError("a MODEL is needed (or --compare A.json B.json)")
+        if training:
+            memory = run_training(model, data, weights, batch, size, trust, json)
+            if output is not None:
+                write_text(output, dumps(memory.to_dict(), indent=1) + "\n")
+            if json:
+                print_json(memory.to_dict())
+            else:
+                out.print(memory.table())
+            return
         try:
             widths = [int(b) for b in bits.split(",") if b]
         except ValueError:
@@ -151,6 +166,21 @@ def run(
             on_batch=lambda n: bar.advance(task, n),
             on_step=lambda done, of: bar.update(timing, completed=done, total=of, visible=True),
         )
+
+
+def run_training(
+    model: str, data: str | None, weights: str | None, batch: int, size: int | None, trust: bool, quiet: bool
+) -> TrainingMemory:
+    """What ``--training`` shows: one batch of the data, forward and loss."""
+    from actzip.profile.source import open_subject
+    from actzip.profile.training import training_memory
+
+    with progress(quiet) as bar:
+        bar.add_task("forward", total=None, note="")
+        found = open_subject(model, data, weights=weights, images=batch, batch=batch, size=size, trust=trust)
+        first = next(iter(found.loader))
+        x, y = first if isinstance(first, (tuple, list)) and len(first) == 2 else (first, None)
+        return training_memory(found.model, x, y)
 
 
 def available_codecs() -> list[str]:

@@ -30,6 +30,8 @@ class SparsifyConfig:
         no clipping). accumulate: batches a step. ``precision``: ``float32`` or ``bfloat16``
         (autocast; float32, with a warning, on a CPU for
             which torch has no bfloat16 convolutions and would be ten times slower).
+        memory: what waits for backward: ``plain`` (as PyTorch keeps it), ``exact`` (packed, same gradients),
+            8 or 4 bits (:func:`actzip.training.packed_activations`).
         ema: decay of the running mean of the weights, which is what is evaluated and returned (0: off).
         distill: share of the loss that is the divergence from the original's outputs at
         ``temperature``; 1: labels are
@@ -92,6 +94,7 @@ class SparsifyConfig:
     distill_layers: Any = field(default=None, repr=False, metadata=_LATER)
     freeze_norm: bool = field(default=False, repr=False, metadata=_LATER)
     mixup: float = field(default=0.0, repr=False, metadata=_LATER)
+    memory: str | int = field(default="plain", repr=False, metadata=_LATER)
     temperature: float = 4.0
     channels_last: bool = False
     seed: int = 0
@@ -132,6 +135,8 @@ class SparsifyConfig:
         one_of("optimizer", ("sgd", "adam", "adamw"))
         one_of("schedule", ("cosine", "onecycle", "constant"))
         one_of("precision", ("float32", "bfloat16"))
+        if self.memory not in ("plain", "exact", 8, 4) or isinstance(self.memory, (bool, float)):
+            raise InputError(f"memory must be plain, exact, 8 or 4, not {self.memory!r}")
         one_of("penalty", KINDS)
         one_of("weighting", WEIGHTINGS)
         one_of("thresholds", ("none", "learned", "calibrated"))

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import ActivationPenalty
 from actzip.sparsify.strength import AccuracyFloor, Place, Steered, Strength
 from actzip.sparsify.thresholds import calibrate_thresholds
+from actzip.training import packed_activations
 from actzip.training.batches import batches_of, check_loader, epoch_batches, logits, unpack
 from actzip.training.devices import Devices
 from actzip.training.loop import Pace, WeightAverage, read_checkpoint, train_mode
@@ -361,7 +362,7 @@ class _Run:
                 group["lr"] = c.lr * _rate(c, place)
         loop.penalty.alpha = loop.strength.at(place)
         with self.devices.accumulating(loop.network, last=last):
-            with self.devices.autocast():
+            with self.devices.autocast(), self._packing(loop.network):
                 out = logits(loop.network(x))
                 if y is not None and self.objective.uses_labels:
                     beyond = out.dim() == 2 and int(y.max()) >= out.shape[1]
@@ -376,6 +377,12 @@ class _Run:
                 raise self._not_finite(value, place)
             self.devices.backward((task + cost) / c.accumulate)
         return task, cost
+
+    def _packing(self, network: nn.Module) -> AbstractContextManager[Any]:
+        memory = self.config.memory
+        if memory == "plain":
+            return nullcontext()
+        return packed_activations(network, memory if isinstance(memory, int) else None)
 
     def _prepared(self, batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
         """Samples, labels, and with mixup the other labels and the share of the first."""

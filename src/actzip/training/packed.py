@@ -62,11 +62,13 @@ class Packing:
     Attributes:
         saved_bytes: of the memory that PyTorch would keep, each storage once.
         packed_bytes: of what is kept instead.
+        largest: the largest storage among those saved.
         layers: the same by module, where that was asked for (``by_layer``).
     """
 
     saved_bytes: int = 0
     packed_bytes: int = 0
+    largest: int = 0
     layers: dict[str, LayerMemory] = field(default_factory=dict)
 
     @property
@@ -145,6 +147,7 @@ class _Session:
         if key not in self.storages:
             self.storages[key] = StorageWeakRef(storage)
             self.result.saved_bytes += storage.nbytes()
+            self.result.largest = max(self.result.largest, storage.nbytes())
             if self.settings.by_layer:
                 self._layer().saved += storage.nbytes()
         return key
