@@ -1,4 +1,4 @@
-"""Packing beside the rest of PyTorch: random networks, compilers, processes, loaders, the profiler, sparsify."""
+"""Packing beside the rest of PyTorch: random networks, compilers, processes, loaders, profiles, sparsify."""
 
 import copy
 import json
