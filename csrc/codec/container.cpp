@@ -398,59 +398,54 @@ void choose_chunks(Header* h, uint64_t aim) {
   h->derive();
 }
 
-size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate allocate, void* context) {
-  for (const auto& [name, value] : o.codec_options) {
-    const std::string known = std::string(" ") + h.codec->options + " ";
-    if (known.find(" " + name + " ") == std::string::npos)
-      throw ArgumentError(std::string("codec ") + h.codec->name + " has no option '" + name + "'" +
-                          (*h.codec->options ? std::string("; it has: ") + h.codec->options : ""));
-  }
-  choose_chunks(&h, o.chunk_elements);
-  const ArraySource source(h, array);
-  h.params = h.codec->plan(h.info, source, o.codec_options, o.threads);
-  if (h.params.size() > kMaxParams) throw ArgumentError("the codec's parameters exceed 16 MiB");
-  const std::unique_ptr<Coder> coder = h.codec->open(h.info, h.params.data(), h.params.size());
-  std::vector<uint8_t> head = build_header(h);
-  const size_t index = head.size(), start = index + 8 * h.chunks + 4;
-  head.resize(start);
+namespace {
 
-  // One thread codes the chunks one behind the other, into the caller's memory if there is room for the slack
-  // that a codec may write, else into memory that the thread keeps. Several threads code each chunk into
-  // memory of their own, and copy it behind the one before, which is known as soon as that is coded. Where
-  // coding costs no more than copying they take the chunks from both ends of a group: those from the front
-  // are coded in place, those from the back aside, in memory small enough to stay in the cache, and all
-  // threads together copy them. If the size is known the blob is coded where it will be.
-  constexpr size_t kKeep = size_t{64} << 20;
-  Scratch& own = thread_scratch();
-  const int threads = std::min<int64_t>(o.threads > 0 ? o.threads : default_threads(), 1 << 10);
-  const bool serial = threads == 1 || h.chunks <= 1, pad = coder->reads_beyond();
-  size_t most = start;
-  for (uint64_t i = 0; i < h.chunks; ++i) most += coder->bound(h.box(i));
-  const bool given = o.out != nullptr, exact = !given && coder->exact();
-  const bool in_place = exact || (given && (!serial || o.out_size >= most));
-  uint8_t* const to = exact      ? with_large_pages(allocate(context, most), most)
-                      : in_place ? o.out
-                                 : own.get_as<uint8_t>(kSlotOut, most);
-  const size_t room = in_place && given ? o.out_size : most;
-  auto note = [&](uint64_t i, const uint8_t* payload, size_t size) {
-    store_u32(head.data() + index + 8 * i, static_cast<uint32_t>(size));
-    store_u32(head.data() + index + 8 * i + 4, crc32c(payload, size));
-  };
-  size_t total = start;
-  if (serial) {
+// The chunks of one blob, coded into memory `to` of which `room` bytes may be written; sizes and checksums go
+// to the index. One thread codes the chunks one behind the other. Several code each chunk into memory of
+// their own, and copy it behind the one before, which is known as soon as that is coded. Where coding costs
+// no more than copying they take the chunks from both ends of a group: those from the front are coded in
+// place, those from the back aside, in memory small enough to stay in the cache, and all threads together
+// copy them.
+struct Chunks {
+  const Header& h;
+  const ArraySource& source;
+  const Coder& coder;
+  uint8_t* index;
+  uint8_t* to;
+  size_t room;
+  int threads;
+  bool pad = coder.reads_beyond();
+
+  // Where the last chunk ends, the first of which begins at `start`.
+  size_t run(size_t start, Scratch& own) {
+    if (threads == 1 || h.chunks <= 1) return one_by_one(start, own);
+    return coder.light() ? both_ends(start, own) : behind(start);
+  }
+
+ private:
+  void note(uint64_t i, const uint8_t* payload, size_t size) const {
+    store_u32(index + 8 * i, static_cast<uint32_t>(size));
+    store_u32(index + 8 * i + 4, crc32c(payload, size));
+  }
+
+  size_t one_by_one(size_t total, Scratch& own) const {
     for (uint64_t i = 0; i < h.chunks; ++i) {
-      const size_t size = coder->encode(source.load(i, own, pad), h.box(i), to + total, own);
+      const size_t size = coder.encode(source.load(i, own, pad), h.box(i), to + total, own);
       note(i, to + total, size);
       total += size;
     }
-  } else if (coder->light()) {
-    constexpr uint64_t kGroup = 64;
-    constexpr size_t kPart = size_t{32} << 10;
-    struct Piece {
-      uint8_t* payload;
-      size_t size;
-    } pieces[kGroup];
-    const size_t slot = coder->bound(h.box(0));  // no chunk is larger than the first
+    return total;
+  }
+
+  struct Piece {
+    uint8_t* payload;
+    size_t size;
+  };
+  static constexpr uint64_t kGroup = 64;
+
+  size_t both_ends(size_t total, Scratch& own) const {
+    Piece pieces[kGroup];
+    const size_t slot = coder.bound(h.box(0));  // no chunk is larger than the first
     uint8_t* const aside = own.get_as<uint8_t>(kBack, slot * std::min(h.chunks, kGroup));
     for (uint64_t from = 0; from < h.chunks; from += kGroup) {
       const uint64_t n = std::min(kGroup, h.chunks - from);
@@ -460,66 +455,125 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
       parallel_for(static_cast<int64_t>(n), threads, [&](int64_t, int worker) {
         const uint64_t k = worker == 0 ? front++ : n - 1 - back.fetch_add(1, std::memory_order_relaxed);
         const Box box = h.box(from + k);
-        const bool here = worker == 0 && at + coder->bound(box) <= room;
+        const bool here = worker == 0 && at + coder.bound(box) <= room;
         Scratch& scratch = thread_scratch();
         uint8_t* const payload = here ? to + at : aside + k * slot;
-        const size_t size = coder->encode(source.load(from + k, scratch, pad), box, payload, scratch);
+        const size_t size = coder.encode(source.load(from + k, scratch, pad), box, payload, scratch);
         note(from + k, payload, size);
         pieces[k] = {payload, size};
         if (worker == 0) at = here ? at + size : room;  // once there is no room, the rest goes aside too
       });
-      struct Part {
-        uint8_t *to, *from;
-        size_t size;
-      };
-      std::vector<Part> parts;
-      for (uint64_t k = 0; k < n; total += pieces[k++].size) {
-        const Piece& piece = pieces[k];
-        if (piece.payload == to + total || total + piece.size > room) continue;
-        for (size_t i = 0; i < piece.size; i += kPart)
-          parts.push_back({to + total + i, piece.payload + i, std::min(kPart, piece.size - i)});
-      }
-      parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t i, int) {
-        const Part& part = parts[static_cast<size_t>(i)];
-        copy_bytes(part.to, part.from, part.size);
-      });
+      total = gather(pieces, n, total);
     }
-  } else {
+    return total;
+  }
+
+  // Copies the pieces that were coded aside to their places; where the last ends.
+  size_t gather(const Piece* pieces, uint64_t n, size_t total) const {
+    constexpr size_t kPart = size_t{32} << 10;
+    struct Part {
+      uint8_t *to, *from;
+      size_t size;
+    };
+    std::vector<Part> parts;
+    for (uint64_t k = 0; k < n; total += pieces[k++].size) {
+      const Piece& piece = pieces[k];
+      if (piece.payload == to + total || total + piece.size > room) continue;
+      for (size_t i = 0; i < piece.size; i += kPart)
+        parts.push_back({to + total + i, piece.payload + i, std::min(kPart, piece.size - i)});
+    }
+    parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t i, int) {
+      const Part& part = parts[static_cast<size_t>(i)];
+      copy_bytes(part.to, part.from, part.size);
+    });
+    return total;
+  }
+
+  struct Behind final : Place {  // the chunk before; chunks are begun in order, so it is in work or done
+    std::atomic<size_t>* ends;
+    std::atomic<bool>* failed;
+    uint8_t* to;
+    size_t room;
+    uint8_t* payload = nullptr;
+    uint8_t* at(size_t size) override {
+      size_t from = 0;
+      for (int spin = 0; (from = ends[0].load(std::memory_order_acquire)) == 0; ++spin) {
+        if (failed->load(std::memory_order_relaxed)) return nullptr;
+        if (spin > 2000) std::this_thread::yield();
+      }
+      ends[1].store(from + size, std::memory_order_release);
+      payload = from + size <= room ? to + from : nullptr;
+      return payload;
+    }
+  };
+
+  size_t behind(size_t start) const {
     std::vector<std::atomic<size_t>> ends(h.chunks + 1);  // of the chunk before; 0: not yet known
     ends[0].store(start, std::memory_order_relaxed);
     std::atomic<bool> failed{false};
-    struct Behind final : Place {  // the chunk before; chunks are begun in order, so it is in work or done
-      std::atomic<size_t>* ends;
-      std::atomic<bool>* failed;
-      uint8_t* to;
-      size_t room;
-      uint8_t* payload = nullptr;
-      uint8_t* at(size_t size) override {
-        size_t from = 0;
-        for (int spin = 0; (from = ends[0].load(std::memory_order_acquire)) == 0; ++spin) {
-          if (failed->load(std::memory_order_relaxed)) return nullptr;
-          if (spin > 2000) std::this_thread::yield();
-        }
-        ends[1].store(from + size, std::memory_order_release);
-        payload = from + size <= room ? to + from : nullptr;
-        return payload;
-      }
-    };
     parallel_for(static_cast<int64_t>(h.chunks), threads, [&](int64_t c, int) {
       const uint64_t i = static_cast<uint64_t>(c);
       Scratch& scratch = thread_scratch();
       Behind place;
       place.ends = ends.data() + i, place.failed = &failed, place.to = to, place.room = room;
       try {
-        const size_t size = coder->encode_to(source.load(i, scratch, pad), h.box(i), place, scratch);
+        const size_t size = coder.encode_to(source.load(i, scratch, pad), h.box(i), place, scratch);
         if (place.payload != nullptr) note(i, place.payload, size);
       } catch (...) {
         failed.store(true);
         throw;
       }
     });
-    total = ends[h.chunks].load(std::memory_order_relaxed);
+    return ends[h.chunks].load(std::memory_order_relaxed);
   }
+};
+
+void check_options(const Header& h, const Options& options) {
+  for (const auto& [name, value] : options) {
+    const std::string known = std::string(" ") + h.codec->options + " ";
+    if (known.find(" " + name + " ") == std::string::npos)
+      throw ArgumentError(std::string("codec ") + h.codec->name + " has no option '" + name + "'" +
+                          (*h.codec->options ? std::string("; it has: ") + h.codec->options : ""));
+  }
+}
+
+// Bytes [start, total), in `parts`.
+void copy_parts(uint8_t* to, const uint8_t* from, size_t start, size_t total, uint64_t parts, int threads) {
+  const size_t part = (total - start) / parts + 1;
+  parallel_for(static_cast<int64_t>(parts), threads, [&](int64_t k, int) {
+    const size_t at = std::min(total, start + static_cast<size_t>(k) * part);
+    copy_bytes(to + at, from + at, std::min(total - at, part));
+  });
+}
+
+}  // namespace
+
+size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate allocate, void* context) {
+  check_options(h, o.codec_options);
+  choose_chunks(&h, o.chunk_elements);
+  const ArraySource source(h, array);
+  h.params = h.codec->plan(h.info, source, o.codec_options, o.threads);
+  if (h.params.size() > kMaxParams) throw ArgumentError("the codec's parameters exceed 16 MiB");
+  const std::unique_ptr<Coder> coder = h.codec->open(h.info, h.params.data(), h.params.size());
+  std::vector<uint8_t> head = build_header(h);
+  const size_t index = head.size(), start = index + 8 * h.chunks + 4;
+  head.resize(start);
+
+  // The blob is coded where it will be if its size is known, or if the caller's memory has room for the slack
+  // that a codec may write; else into memory that the thread keeps.
+  constexpr size_t kKeep = size_t{64} << 20;
+  Scratch& own = thread_scratch();
+  const int threads = std::min<int64_t>(o.threads > 0 ? o.threads : default_threads(), 1 << 10);
+  const bool serial = threads == 1 || h.chunks <= 1;
+  size_t most = start;
+  for (uint64_t i = 0; i < h.chunks; ++i) most += coder->bound(h.box(i));
+  const bool given = o.out != nullptr, exact = !given && coder->exact();
+  const bool in_place = exact || (given && (!serial || o.out_size >= most));
+  uint8_t* const to = exact      ? with_large_pages(allocate(context, most), most)
+                      : in_place ? o.out
+                                 : own.get_as<uint8_t>(kSlotOut, most);
+  Chunks chunks{h, source, *coder, head.data() + index, to, in_place && given ? o.out_size : most, threads};
+  const size_t total = chunks.run(start, own);
   store_u32(head.data() + start - 4, crc32c(head.data(), start - 4));
   if (given && o.out_size < total)
     throw ArgumentError("the blob has " + std::to_string(total) + " bytes, the memory given for it " +
@@ -528,11 +582,7 @@ size_t encode(Header h, const ArrayRef& array, const EncodeOptions& o, Allocate 
   std::memcpy(blob, head.data(), start);
   if (!in_place) {
     const uint64_t parts = serial ? 1 : std::min<uint64_t>(h.chunks, 4 * static_cast<uint64_t>(threads));
-    const size_t part = (total - start) / parts + 1;
-    parallel_for(static_cast<int64_t>(parts), threads, [&](int64_t k, int) {
-      const size_t from = std::min(total, start + static_cast<size_t>(k) * part);
-      copy_bytes(blob + from, to + from, std::min(total - from, part));
-    });
+    copy_parts(blob, to, start, total, parts, threads);
     if (most > kKeep) own.trim(kKeep);
   }
   return total;
