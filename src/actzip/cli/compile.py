@@ -36,6 +36,9 @@ def register(app: typer.Typer) -> None:
         threads: int | None = THREADS,
         storage: str = typer.Option("float32", help="How packed maps keep values: float32 or float16."),
         tune: bool = typer.Option(True, help="Time kernels on this machine, else choose by density."),
+        thorough: bool = typer.Option(
+            False, "--thorough", help="Time every kernel, not the likely best alone."
+        ),
         cache: bool = typer.Option(True, help="Keep what was timed for the next time."),
         runs: int = typer.Option(10, min=1, help="Runs that the table's times are medians of."),
         output: Path | None = typer.Option(
@@ -55,7 +58,9 @@ def register(app: typer.Typer) -> None:
         from actzip.files import write_bytes
 
         found, _, x = model_and_input(model, weights, data, batch, size, trust)
-        fast = compile_model(found, x, threads=threads, tune=tune, cache=cache, storage=storage)
+        fast = compile_model(
+            found, x, threads=threads, tune="thorough" if thorough else tune, cache=cache, storage=storage
+        )
         explanation = fast.explain(x, runs=runs)
         if output is not None and output.suffix in (".pickle", ".pkl"):
             write_bytes(output, pickle.dumps(fast, protocol=5))

@@ -11,6 +11,7 @@ import numpy as np
 
 from actzip._native import _engine
 from actzip.errors import DataError, InputError, UnsupportedError
+from actzip.progress import counted
 from actzip.runtime import graph as g
 from actzip.runtime.binding import array_of, arrays_of, batch_of, bind, fit, front_end, grows, no_memory
 from actzip.runtime.cache import TuningCache
@@ -36,8 +37,9 @@ def compile(
     *,
     threads: int | None = None,
     calibration: Any = None,
-    tune: bool = True,
+    tune: bool | str = True,
     cache: bool = True,
+    progress: bool | None = None,
     dynamic: bool = True,
     storage: str = "float32",
     pack: str = "auto",
@@ -56,9 +58,10 @@ def compile(
         calibration: typical inputs in the form of ``example`` (any batch), for the densities that
             decide how maps are stored and which kernels run; None: ``example``. Results do not
             depend on it, speed and memory do.
-        tune: time kernels here at the example's batch, for some seconds the first time; False:
-            decide from densities alone.
+        tune: time kernels here at the example's batch, for some seconds the first time, the likely
+            best first; ``"thorough"``: all of them; False: decide from densities alone.
         cache: keep what was measured in the tuning cache (:mod:`actzip.runtime.cache`).
+        progress: show a bar with the layer at work; None: where standard error is a terminal.
         dynamic: any batch size; False: the example's only.
         storage: ``float32`` or ``float16``: how packed maps keep their values. Maps of a model quantized by
             ``actzip.quantize`` (unsigned, one scale a map) are kept as 8- or 16-bit integers either way.
@@ -78,6 +81,8 @@ def compile(
     advise()
     if storage not in ("float32", "float16"):
         raise InputError(f"storage must be 'float32' or 'float16', not {storage!r}")
+    if tune not in (True, False, "thorough"):
+        raise InputError(f"tune must be True, False or 'thorough', not {tune!r}")
     if pack not in ("auto", "always"):
         raise InputError(f"pack must be 'auto' or 'always', not {pack!r}")
     try:
@@ -97,7 +102,7 @@ def compile(
     rng = np.random.default_rng(0)
     inputs = [a if a.any() else rng.standard_normal(a.shape, np.float32) for a in inputs]
     n_threads = _thread_count(threads)
-    tuned = _choose(graph, inputs, shown, n_threads, tune, cache)
+    tuned = _choose(graph, inputs, shown, n_threads, tune, cache, progress)
     sample = [
         np.asarray(a[:1], order="C") if grows(graph, v) else a
         for v, a in zip(graph.inputs, inputs, strict=True)
@@ -133,23 +138,33 @@ def _thread_count(threads: int | None) -> int:
     return n
 
 
-def _choose(graph: g.Graph, inputs: list[Any], shown: int, threads: int, trials: bool, cache: bool) -> Tuned:
+def _choose(
+    graph: g.Graph,
+    inputs: list[Any],
+    shown: int,
+    threads: int,
+    trials: bool | str,
+    cache: bool,
+    progress: bool | None = None,
+) -> Tuned:
     """Storages and kernels for ``inputs``; trials are timed at the batch ``shown``."""
     keep_dense = {n.inputs[0] for n in nonfinite_parameters(graph) if n.inputs}
     store = TuningCache(identity()) if cache and trials else None
     batch = batch_of(graph, inputs)
     try:
-        return tune(
-            graph,
-            inputs,
-            batch,
-            threads,
-            trial_batch=shown,
-            cache=store,
-            keep_dense=keep_dense,
-            trials=trials,
-            winograd=graph.meta.get("winograd", True),
-        )
+        with counted("compiling", progress) as step:
+            return tune(
+                graph,
+                inputs,
+                batch,
+                threads,
+                trial_batch=shown,
+                cache=store,
+                keep_dense=keep_dense,
+                trials=trials,
+                winograd=graph.meta.get("winograd", True),
+                progress=step,
+            )
     except MemoryError as error:
         raise InputError(f"not enough memory to compile at batch {batch}") from error
 

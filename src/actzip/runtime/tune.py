@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +36,8 @@ from actzip.runtime.winograd import TOLERANCE, errors, is_winograd
 __all__ = ["Tuned", "tune"]
 
 _REPEATS = 3
+_ENOUGH = 0.15  # seconds of a run, or of runs together, that say what one takes
+QUICK = 6.0  # seconds of trials that ``tune=True`` spends, beside one of each storage
 _MARGIN = 0.98  # another storage or kernel must be this much quicker than the simpler choice
 
 
@@ -58,14 +62,19 @@ class _Bench:
         self.batch, self.threads = batch, threads
         self.outputs = [np.empty(g.concrete(graph.shape(v), batch), np.float32) for v in graph.outputs]
         self.trials = 0
+        self.last = 0.0  # seconds of the last run
 
     def times(self, low: Lowered, repeats: int = _REPEATS) -> dict[str, float]:
-        """Seconds of every graph node, the least of ``repeats`` runs."""
+        """Seconds of every graph node, the least of ``repeats`` runs: of fewer, and without one that
+        touches the memory first, where a run takes so long that neither shows."""
         best: dict[str, float] = {}
-        for r in range(repeats + 1):
+        repeats = max(1, min(repeats, round(_ENOUGH / max(self.last, 1e-9))))
+        first = 0 if self.last < _ENOUGH else 1
+        for r in range(first, repeats + 1):
             rows = low.plan.profile(self.batch, self.inputs, self.outputs, self.threads)
+            self.last = sum(row[4] for row in rows)
             if r == 0:
-                continue  # first touch of the memory
+                continue
             once: dict[str, float] = {}
             for owner, row in zip(low.nodes, rows, strict=True):
                 once[owner] = once.get(owner, 0.0) + row[4]
@@ -112,49 +121,133 @@ def _parts(graph: g.Graph, v: str) -> list[int]:
     return [int(graph.shape(i)[1]) for i in p.inputs]  # type: ignore[arg-type]
 
 
+#: ``done, all, layer``: a display of trials.
+Progress = Callable[[int, int, str], None]
 #: Node -> the Winograd kernels that are exact enough for it, and their errors.
 Exact = dict[str, dict[str, float]]
 
 
-def _try_variants(
-    graph: g.Graph, bench: _Bench, cache: TuningCache | None, exact: Exact
-) -> tuple[dict[str, str], dict[str, float], dict[str, float]]:
-    """Best variant of every convolution of ``graph`` as stored, its time, and the time of every
-    other node."""
-    base = lower(graph, want_variants=True)
-    convs = [n for n in graph.nodes if isinstance(n, ops.Conv2d)]
-    options: dict[str, list[str]] = {}
-    keys: dict[str, str] = {}
-    best: dict[str, str] = {}
-    cost: dict[str, float] = {}
-    for n in convs:
-        names = [v for v in base.variants.get(n.name, []) if not is_winograd(v) or v in exact.get(n.name, {})]
-        keys[n.name] = _key(graph, n, bench.threads, bench.batch, names)
-        found = cache.get(keys[n.name]) if cache is not None else None
-        if found and found.get("kernel") in names and isinstance(found.get("seconds"), float):
-            best[n.name], cost[n.name] = str(found["kernel"]), float(found["seconds"])
-            options[n.name] = [best[n.name]]
-        else:
-            options[n.name] = names
-    rounds = max((len(o) for o in options.values()), default=1)
-    others: dict[str, float] = {}
-    open_layers = {n.name for n in convs if len(options[n.name]) > 1 or n.name not in cost}
-    for r in range(rounds if open_layers else 1):
-        chosen = {name: o[r % len(o)] for name, o in options.items() if o}
-        low = base if r == 0 and not best else lower(graph, chosen)
-        if r == 0 and low is base:
-            chosen = {name: o[0] for name, o in options.items() if o}
-        times = bench.times(low)
-        for name, t in times.items():
-            if name not in options:
-                others[name] = min(others.get(name, t), t)
-            elif name in open_layers and (name not in cost or t < cost[name] * (_MARGIN if r else 1.0)):
-                cost[name], best[name] = t, chosen[name]
-    if cache is not None:
-        for n in convs:
-            if n.name in open_layers and n.name in best:
-                cache.put(keys[n.name], {"kernel": best[n.name], "seconds": cost[n.name]})
-    return best, cost, others
+class _Search:
+    """The quickest variant of every convolution of ``graph`` as stored, a whole plan a step.
+
+    Layers with one key (the same shape, storages and density) are one question: in a step each of them
+    tries another variant.
+    """
+
+    def __init__(self, graph: g.Graph, bench: _Bench, cache: TuningCache | None, exact: Exact) -> None:
+        self.graph, self.bench, self.cache = graph, bench, cache
+        self.base = lower(graph, want_variants=True)
+        self.keys: dict[str, str] = {}
+        self.options: dict[str, list[str]] = {}  # by key
+        self.layers: dict[str, list[str]] = {}  # of one key
+        self.tried: dict[str, dict[str, float]] = {}  # key -> variant -> seconds
+        self.others: dict[str, float] = {}  # seconds of what is no convolution
+        self.step_no = 0
+        for n in graph.nodes:
+            if not isinstance(n, ops.Conv2d):
+                continue
+            names = [
+                v
+                for v in self.base.variants.get(n.name, [])
+                if not is_winograd(v) or v in exact.get(n.name, {})
+            ]
+            key = _key(graph, n, bench.threads, bench.batch, names)
+            self.keys[n.name] = key
+            self.layers.setdefault(key, []).append(n.name)
+            self.options[key] = names
+            self._recall(key)
+
+    def _recall(self, key: str) -> None:
+        found = self.cache.get(key) if self.cache is not None else None
+        if found and found.get("kernel") in self.options[key] and isinstance(found.get("seconds"), float):
+            self.options[key] = [str(found["kernel"])]
+            self.tried[key] = {str(found["kernel"]): float(found["seconds"])}
+
+    def learn(self, other: _Search) -> None:
+        """Takes over what ``other`` tried for the same questions."""
+        for key, tried in other.tried.items():
+            if key in self.options:
+                self.tried.setdefault(key, {}).update(tried)
+
+    def open(self, key: str) -> list[str]:
+        tried = self.tried.get(key, {})
+        return [v for v in self.options[key] if v not in tried]
+
+    @property
+    def left(self) -> int:
+        """Steps until every variant was tried; the first is due in any case."""
+        most = max((-(-len(self.open(k)) // len(n)) for k, n in self.layers.items()), default=0)
+        return max(most, 0 if self.step_no else 1)
+
+    def slowest(self) -> str:
+        """The open layer that takes longest, for a progress display."""
+        best = self.costs()
+        names = [n for k, layers in self.layers.items() if self.open(k) for n in layers]
+        return max(names, key=lambda n: best.get(n, 0.0), default="")
+
+    def step(self) -> None:
+        chosen: dict[str, str] = {}
+        for key, names in self.layers.items():
+            todo = self.open(key)
+            for i, name in enumerate(names):
+                variant = todo[i] if i < len(todo) else self.best(key)
+                if variant:
+                    chosen[name] = variant
+        low = lower(self.graph, chosen)
+        for name, t in self.bench.times(low).items():
+            if name in self.keys:
+                tried = self.tried.setdefault(self.keys[name], {})
+                if name in chosen:
+                    tried[chosen[name]] = min(tried.get(chosen[name], t), t)
+            else:
+                self.others[name] = min(self.others.get(name, t), t)
+        self.step_no += 1
+
+    def best(self, key: str) -> str:
+        """The quickest that was tried; one later in the list has to be quicker by a margin."""
+        tried = self.tried.get(key, {})
+        found = ""
+        for v in self.options[key]:
+            if v in tried and (not found or tried[v] < tried[found] * _MARGIN):
+                found = v
+        return found or next(iter(self.options[key]), "")
+
+    def variants(self) -> dict[str, str]:
+        return {n: v for n, k in self.keys.items() if (v := self.best(k))}
+
+    def costs(self) -> dict[str, float]:
+        """Seconds of every node by its best variant."""
+        found = dict(self.others)
+        for n, k in self.keys.items():
+            if (t := self.tried.get(k, {}).get(self.best(k))) is not None:
+                found[n] = t
+        return found
+
+    def remember(self) -> None:
+        if self.cache is None:
+            return
+        for key in self.layers:
+            if not self.open(key) and key in self.tried and (v := self.best(key)):
+                self.cache.put(key, {"kernel": v, "seconds": self.tried[key][v]})
+
+
+def _search(searches: Sequence[_Search], seconds: float, progress: Progress | None) -> None:
+    """Steps of ``searches`` in turn, one of each in any case, until all was tried or ``seconds`` are over."""
+    end = time.monotonic() + seconds
+    total = sum(s.left for s in searches)
+    done = 0
+    while any(s.left for s in searches):
+        for s in searches:
+            if not s.left or (s.step_no and time.monotonic() > end):
+                continue
+            if progress is not None:
+                progress(done, total, s.slowest())
+            s.step()
+            done += 1
+        if time.monotonic() > end:
+            break
+    for s in searches:
+        s.remember()
 
 
 def _free_groups(packed: g.Graph) -> dict[str, list[str]]:
@@ -173,16 +266,16 @@ def _by_trials(
     plain: g.Graph,
     groups: dict[str, list[str]],
     keep_dense: set[str],
-    bench: _Bench,
-    cache: TuningCache | None,
-    exact: Exact,
+    search: Callable[[g.Graph], _Search],
+    run: Callable[[Sequence[_Search]], None],
 ) -> tuple[g.Graph, dict[str, str], dict[str, str]]:
     """The quickest of all packed, all dense, and each group as its readers and writers ran quicker;
     kernels; reasons."""
     dense = set(keep_dense)
     why: dict[str, str] = {}
-    sv, sc, so = _try_variants(packed, bench, cache, exact)
-    dv, dc, do = _try_variants(plain, bench, cache, exact)
+    first = [search(packed), search(plain)]
+    run(first)
+    sc, dc = first[0].costs(), first[1].costs()
     for members in groups.values():
         inside = set(members)
         readers = [n for n in packed.nodes if set(n.inputs) & inside and n.output not in inside]
@@ -190,17 +283,18 @@ def _by_trials(
             n for n in packed.nodes if n.output in inside and not isinstance(n, (ops.Conv2d, ops.Concat))
         ]
         names = {n.name for n in (*readers, *writers)}
-        a = sum(sc.get(k, so.get(k, 0.0)) for k in names)
-        b = sum(dc.get(k, do.get(k, 0.0)) for k in names)
-        if b < a * _MARGIN:
+        if sum(dc.get(k, 0.0) for k in names) < sum(sc.get(k, 0.0) for k in names) * _MARGIN:
             dense |= inside
-    mixed = choose_storage(packed, dense)
-    variants, _, _ = _try_variants(mixed, bench, cache, exact)
-    for n in mixed.nodes:
+    last = search(choose_storage(packed, dense))
+    for s in first:
+        last.learn(s)
+    run([last])
+    for n in last.graph.nodes:
         p, q = sc.get(n.name), dc.get(n.name)
         if isinstance(n, ops.Conv2d) and p is not None and q is not None:
             why[n.name] = f"trials: packed {p * 1e3:.3f} ms, dense {q * 1e3:.3f} ms"
-    candidates = [(mixed, variants), (packed, sv), (plain, dv)]
+    candidates = [(s.graph, s.variants()) for s in (last, *first)]
+    bench = last.bench
     totals = [sum(bench.times(lower(gr, names), 5).values()) for gr, names in candidates]
     return (*candidates[int(np.argmin(totals))], why)
 
@@ -228,10 +322,11 @@ def tune(
     *,
     cache: TuningCache | None,
     keep_dense: set[str],
-    trials: bool = True,
+    trials: bool | str = True,
     trial_batch: int | None = None,
     storage: Callable[[g.Graph], g.Graph] | None = None,
     winograd: bool = True,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Calibrates on ``inputs`` and chooses a storage for every value and a kernel for every convolution.
 
@@ -239,13 +334,15 @@ def tune(
         inputs: arrays for the graph's inputs with this ``batch``.
         trial_batch: the batch that trials are timed at (None: ``batch``), of the inputs over and over.
         keep_dense: values that must not be packed (non-finite weights read them).
-        trials: False: no timing; packed where the calibrated density is below 0.7, the engine's
-            first choice of kernel. Either way maps that are stored as integers stay packed (they
-            are rounded by that, and smaller at any density), and so does every map where
-            ``graph.meta["pack"]`` is ``always``.
+        trials: True: for :data:`QUICK` seconds, the likely best kernels first; ``thorough``: until
+            every kernel was tried; False: no timing; packed where the calibrated density is below
+            0.7, the engine's first choice of kernel. Either way maps that are stored as integers
+            stay packed (they are rounded by that, and smaller at any density), and so does every
+            map where ``graph.meta["pack"]`` is ``always``.
         storage: a last rewrite of the storages (quantized values, say), before kernels are chosen.
         winograd: Winograd kernels may be tried, where their error on the first of ``inputs`` is at most
             :data:`~actzip.runtime.winograd.TOLERANCE` of the layer's largest output.
+        progress: called with the trials done, their number, and a layer whose kernel is being looked for.
     """
     bench = _Bench(graph, inputs, batch, threads)
     packed = choose_storage(graph, keep_dense)
@@ -262,14 +359,24 @@ def tune(
     why: dict[str, str] = {}
     variants: dict[str, str] = {}
     exact = _exact(graph, inputs, threads) if trials and winograd else {}
-    whole = _plan_key(packed, threads, batch, keep_dense, exact) if trials and cache is not None else ""
+    whole = (
+        _plan_key(packed, threads, batch, keep_dense, exact, trials) if trials and cache is not None else ""
+    )
     found = cache.get(whole) if cache is not None and whole else None
     known = _decision(packed, found) if found else None
     if known is not None:
         dense, variants, why = known
         mixed = choose_storage(packed, dense | keep_dense)
     elif trials:
-        mixed, variants, why = _by_trials(packed, plain, groups, keep_dense, bench, cache, exact)
+        seconds = math.inf if trials == "thorough" else QUICK
+        mixed, variants, why = _by_trials(
+            packed,
+            plain,
+            groups,
+            keep_dense,
+            lambda gr: _Search(gr, bench, cache, exact),
+            lambda searches: _search(searches, seconds * len(searches) / 3, progress),
+        )
         if cache is not None:
             kept = sorted(
                 v
@@ -302,14 +409,16 @@ def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
     return {n: {k: e for k, e in kernels.items() if e <= TOLERANCE} for n, kernels in found.items()}
 
 
-def _plan_key(graph: g.Graph, threads: int, batch: int, keep_dense: set[str], exact: Exact) -> str:
+def _plan_key(
+    graph: g.Graph, threads: int, batch: int, keep_dense: set[str], exact: Exact, trials: bool | str
+) -> str:
     """Stands for the graph's structure, its densities in steps of 0.05, threads, batch and
     what is exact enough."""
     text = [
         str(graph),
         *(f"{v.name}:{v.storage}:{round((v.density or 0) * 20)}" for v in graph.values.values()),
     ]
-    text += [str(threads), str(batch), *sorted(keep_dense)]
+    text += [str(threads), str(batch), str(trials), *sorted(keep_dense)]
     text += [f"{name}:{','.join(sorted(kernels))}" for name, kernels in sorted(exact.items())]
     return "plan-" + hashlib.sha256("\n".join(text).encode()).hexdigest()
 

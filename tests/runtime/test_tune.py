@@ -1,0 +1,128 @@
+"""Trials of kernels: the quickest wins, alike layers share the work, time is kept."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import actzip
+from actzip.runtime import tune as t
+from actzip.runtime.graph import Graph, Sym
+from actzip.runtime.ops import Conv2d
+
+SECONDS = {"slow": 3.0, "quick": 1.0, "nearly": 0.99, "never": 9.0}
+
+
+def chain(layers: int) -> Graph:
+    """Convolutions of one shape, one behind the other."""
+    graph = Graph()
+    x = graph.add_input("x", (Sym(), 8, 6, 6))
+    weight = np.zeros((8, 8, 3, 3), np.float32)
+    for i in range(layers):
+        x = graph.add(Conv2d(f"c{i}", (x,), f"v{i}", weight=weight, padding=(1, 1, 1, 1)))
+    graph.outputs = [x]
+    return graph
+
+
+class Bench:
+    """Times by the table, and what was run."""
+
+    batch, threads = 1, 1
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, str]] = []
+
+    def times(self, low: Any, repeats: int = 3) -> dict[str, float]:
+        self.runs.append(low.chosen)
+        return {n: SECONDS[v] for n, v in low.chosen.items()}
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def lower(graph: Graph, variants: Any = None, want_variants: bool = False) -> Any:
+        return SimpleNamespace(chosen=variants or {}, variants={n.name: list(SECONDS) for n in graph.nodes})
+
+    monkeypatch.setattr(t, "lower", lower)
+
+    def make(graph: Graph) -> tuple[t._Search, Bench]:
+        bench = Bench()
+        return t._Search(graph, bench, None, {}), bench  # type: ignore[arg-type]
+
+    return make
+
+
+def test_the_quickest_variant_wins_by_a_margin(search: Any) -> None:
+    s, bench = search(chain(1))
+    t._search([s], 100.0, None)
+    assert s.variants() == {"c0": "quick"}  # "nearly" is not quicker by 2 %
+    assert [r["c0"] for r in bench.runs] == list(SECONDS)
+
+
+def test_alike_layers_try_different_variants_in_one_run(search: Any) -> None:
+    graph = chain(4)
+    for v in graph.values.values():
+        v.density = 0.5
+    s, bench = search(graph)
+    t._search([s], 100.0, None)
+    assert len(bench.runs) == 1 and set(bench.runs[0].values()) == set(SECONDS)
+    assert set(s.variants().values()) == {"quick"}
+
+
+def test_without_time_each_storage_is_run_once(search: Any) -> None:
+    a, b = search(chain(1)), search(chain(1))
+    t._search([a[0], b[0]], 0.0, None)
+    assert len(a[1].runs) == len(b[1].runs) == 1
+    assert a[0].variants() == {"c0": "slow"}  # the first of the list, the only one tried
+
+
+def test_what_one_search_learned_another_need_not_try(search: Any) -> None:
+    a, b = search(chain(1)), search(chain(1))
+    t._search([a[0]], 100.0, None)
+    b[0].learn(a[0])
+    t._search([b[0]], 100.0, None)
+    assert len(b[1].runs) == 1 and b[0].variants() == {"c0": "quick"}
+
+
+def test_progress_names_layers_and_an_interrupt_passes(search: Any) -> None:
+    seen: list[tuple[int, int, str]] = []
+
+    def step(*args: Any) -> None:
+        seen.append(args)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    s, _ = search(chain(1))
+    with pytest.raises(KeyboardInterrupt):
+        t._search([s], 100.0, step)
+    assert seen == [(0, 4, "c0"), (1, 4, "c0")]
+
+
+@pytest.mark.parametrize("mode", [True, "thorough", False])
+def test_every_mode_gives_the_models_answer(mode: bool | str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()).eval()
+    x = torch.rand(1, 3, 12, 12)
+    fast = actzip.compile(model, x, threads=1, tune=mode, cache=False)
+    torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_an_unknown_mode_is_named() -> None:
+    with pytest.raises(actzip.errors.InputError, match="thorough"):
+        actzip.compile(nn.ReLU(), torch.rand(1, 3), tune="quickly")
+
+
+def test_a_bar_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    from actzip.progress import counted
+
+    with counted("compiling", show=False) as step:
+        assert step is None
+    with counted("compiling", show=True) as step:
+        assert step is not None
+        step(1, 3, "layer[1]")
+        time.sleep(0)
