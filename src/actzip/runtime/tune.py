@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ __all__ = ["Tuned", "tune"]
 
 _REPEATS = 3
 _ENOUGH = 0.15  # seconds of a run, or of runs together, that say what one takes
-QUICK = 6.0  # seconds of trials that ``tune=True`` spends, beside one of each storage
+QUICK = 8.0  # seconds of trials that ``tune=True`` spends, beside one of each storage
 _MARGIN = 0.98  # another storage or kernel must be this much quicker than the simpler choice
 
 
@@ -127,6 +127,12 @@ Progress = Callable[[int, int, str], None]
 Exact = dict[str, dict[str, float]]
 
 
+def _promising(names: Sequence[str], exact: Mapping[str, float]) -> list[str]:
+    """The engine's first choice, then the Winograd kernels that are exact enough, then the others."""
+    direct = [v for v in names if not is_winograd(v)]
+    return [*direct[:1], *(v for v in names if v in exact), *direct[1:]]
+
+
 class _Search:
     """The quickest variant of every convolution of ``graph`` as stored, a whole plan a step.
 
@@ -146,11 +152,7 @@ class _Search:
         for n in graph.nodes:
             if not isinstance(n, ops.Conv2d):
                 continue
-            names = [
-                v
-                for v in self.base.variants.get(n.name, [])
-                if not is_winograd(v) or v in exact.get(n.name, {})
-            ]
+            names = _promising(self.base.variants.get(n.name, []), exact.get(n.name, {}))
             key = _key(graph, n, bench.threads, bench.batch, names)
             self.keys[n.name] = key
             self.layers.setdefault(key, []).append(n.name)
