@@ -14,7 +14,7 @@ from actzip._module import lazy, make_callable
 from actzip.accelerate.api import accelerate
 from actzip.accelerate.promise import Metric, Promise
 from actzip.accelerate.result import Acceleration, Attempt
-from actzip.accelerate.work import LayerWork, Work, measure_work, worth_of_zeros
+from actzip.profile.work import LayerWork, Work, measure_work, worth_of_zeros
 
 __all__ = [
     "Acceleration",

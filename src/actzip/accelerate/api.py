@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from actzip.accelerate.inputs import Inputs, gather, open_model
 from actzip.accelerate.promise import Metric, Promise, Reference
 from actzip.accelerate.result import Acceleration, Attempt
-from actzip.accelerate.work import Work, measure_work, worth_of_zeros
 from actzip.activations import find_sites, get_thresholds, without_thresholds
 from actzip.errors import InputError, TrainingError
 from actzip.profile.cost import CostModel
+from actzip.profile.work import Work, measure_work, worth_of_zeros
 from actzip.sparsify.repair import distil
 from actzip.sparsify.table import Table
 from actzip.sparsify.thresholds import Trials, changed_parameters

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from actzip.accelerate.promise import Promise
-from actzip.accelerate.work import Work, as_rows
 from actzip.activations import set_thresholds
 from actzip.errors import ActzipError, InputError
 from actzip.files import write_text
+from actzip.profile.work import Work, as_rows
 from actzip.sparsify.judge import Judgement
 from actzip.sparsify.thresholds import put_parameters
 

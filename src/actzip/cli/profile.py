@@ -14,6 +14,7 @@ from actzip.files import write_text
 if TYPE_CHECKING:
     from actzip.profile.report import Report
     from actzip.profile.training import TrainingMemory
+    from actzip.profile.verdict import Verdict
 
 _EPILOG = (
     "Example:  actzip profile resnet18 --data photos/ --html report.html --codecs seg,zvc,rans\n\n"
@@ -57,6 +58,9 @@ def register(app: typer.Typer) -> None:
         training: bool = typer.Option(
             False, "--training", help="Instead: what a training step saves for backward, packed or not."
         ),
+        quick: bool = typer.Option(
+            False, "--quick", help="Only whether there is anything to gain, from eight images, in seconds."
+        ),
         trust: bool = TRUST,
         json: bool = JSON,
     ) -> None:
@@ -83,6 +87,13 @@ def register(app: typer.Typer) -> None:
                 print_json(memory.to_dict())
             else:
                 out.print(memory.table())
+            return
+        if quick:
+            verdict = look(model, data, weights, size, threads, trust)
+            if json:
+                print_json(verdict.as_dict())
+            else:
+                typer.echo(verdict.line)
             return
         try:
             widths = [int(b) for b in bits.split(",") if b]
@@ -119,6 +130,19 @@ def register(app: typer.Typer) -> None:
         for written in (output, html, csv, parquet):
             if written is not None:
                 errors.print(f"written: {written}")
+
+
+def look(
+    model: str, data: str | None, weights: str | None, size: int | None, threads: int | None, trust: bool
+) -> Verdict:
+    """The verdict of ``--quick``."""
+    from actzip import cpu
+    from actzip.profile.source import open_subject
+    from actzip.profile.verdict import quick_look
+
+    found = open_subject(model, data, weights=weights, images=8, batch=8, size=size, trust=trust)
+    batches = [b[0] if isinstance(b, (tuple, list)) else b for b in found.loader]
+    return quick_look(found.model, batches, threads or int(cpu.info()["threads"]))
 
 
 def run(

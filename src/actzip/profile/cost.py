@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 _WALK = 0.02
 #: Densities that are timed; the first decides which kernels the others are timed with.
 _DENSITIES = (0.5, 1.0, 0.75, 0.35, 0.2, 0.1, 0.03)
+_FEW = (0.5, 1.0, 0.2)
 _KEPT = 3
 _SMALL, _LARGE = "small", "large"
 #: MACs of a small plan.
@@ -208,24 +210,47 @@ class CostModel:
         Args:
             on_step: called with (steps done, steps in all) while the engine is being timed.
         """
-        from actzip import cpu
-        from actzip._version import __version__
-
-        info = cpu.info()
-        key = f"{_FORMAT}|{__version__}|{info['cpu']}|{info['isa']}|{threads}"
-        path = cache_dir("cost") / f"{hash_text(key):x}.json"
-        if not refresh:
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-                if data["key"] == key:
-                    return cls([_sample(s) for s in data["samples"]], data["others"])
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
+        key, path = _place(threads)
+        kept = None if refresh else cls._kept(threads)
+        if kept is not None:
+            return kept
         samples, others = calibrate(threads, on_step=on_step)
         model = cls(samples, others)
         text = json.dumps({"key": key, "samples": [asdict(s) for s in samples], "others": others})
         write_text(path, text)
         return model
+
+    @classmethod
+    def quick(cls, threads: int) -> CostModel:
+        """:meth:`of_this_machine` where it is in the cache; else one of few shapes, made now in some
+        seconds and not kept."""
+        kept = cls._kept(threads)
+        if kept is not None:
+            return kept
+        plan = _Plan(_grid()[::4], threads)
+        samples = plan.samples("dense", (1.0,), False, lambda: None)
+        return cls(samples + plan.samples("packed", _FEW, False, lambda: None))
+
+    @classmethod
+    def _kept(cls, threads: int) -> CostModel | None:
+        key, path = _place(threads)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["key"] == key:
+                return cls([_sample(s) for s in data["samples"]], data["others"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+
+def _place(threads: int) -> tuple[str, Path]:
+    """What a calibration is known by, and the file that it is kept in."""
+    from actzip import cpu
+    from actzip._version import __version__
+
+    info = cpu.info()
+    key = f"{_FORMAT}|{__version__}|{info['cpu']}|{info['isa']}|{threads}"
+    return key, cache_dir("cost") / f"{hash_text(key):x}.json"
 
 
 def _sample(data: dict[str, Any]) -> Sample:

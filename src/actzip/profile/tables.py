@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from actzip.profile.verdict import verdict_of
 from actzip.text import Rendered, cell
 
 __all__ = ["comparison_table", "flat_rows", "report_table"]
@@ -25,7 +26,7 @@ def report_table(data: Mapping[str, Any]) -> Rendered:
         "coded columns are bits/element, headers included. "
         f"{info['cpu']}, {info['isa']}, {info['threads']} threads."
     )
-    return Rendered(_layers(data), _maps(data), *notes, foot)
+    return Rendered(Text(verdict_of(data), style="bold"), _layers(data), _maps(data), *notes, foot)
 
 
 def _table(title: str, columns: list[str], left: int) -> Table:

@@ -63,9 +63,10 @@ class SparsifyConfig:
             (``channel`` or ``layer``); ``calibrated``: thresholds are found before the first step,
             on the first ``threshold_samples`` training samples, one a ``learned_per``, for the
             ``threshold_speedup`` or ``threshold_density`` asked for (see
-            :func:`~actzip.sparsify.calibrate_thresholds`), and stay as they are while the weights
-            learn to live with them. With ``distill`` they learn from the original without
-            thresholds; with ``alpha: 0`` nothing else makes zeros.
+            :func:`~actzip.sparsify.calibrate_thresholds`), layers behind them are repaired, and the
+            thresholds stay as they are while the weights learn to live with them. With ``distill``
+            they learn from the original without thresholds; with ``alpha: 0`` nothing else makes
+            zeros.
     alpha="auto" (one run; needs labelled validation data):
         floor: lowest validation accuracy in [0, 1]; None: the original's, plus ``floor_margin``.
         alpha_start, alpha_step: where alpha begins, and the factor by which a check raises or lowers it.

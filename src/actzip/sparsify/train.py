@@ -25,7 +25,7 @@ from actzip.sparsify.distill import Objective
 from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import ActivationPenalty
 from actzip.sparsify.strength import AccuracyFloor, Place, Steered, Strength
-from actzip.sparsify.thresholds import calibrate_thresholds
+from actzip.sparsify.thresholds import calibrate_thresholds, put_parameters
 from actzip.training import packed_activations
 from actzip.training.batches import batches_of, check_loader, epoch_batches, logits, unpack
 from actzip.training.devices import Devices
@@ -244,24 +244,29 @@ class _Run:
         return x
 
     def _calibrate(self, found: dict[str, Any] | None) -> None:
-        """Sets thresholds on the student: those found before, else new ones (of the main process,
-        where there are several)."""
+        """Sets thresholds on the student: those found before, else new ones, with what is behind them
+        repaired (those of the main process, where there are several)."""
         c = self.config
-        if found is None:
-            found = calibrate_thresholds(
-                self.student,
-                ((unpack(batch)[0].to(self.device),) for batch in self._batches(0)),
-                speedup=c.threshold_speedup or None,
-                density=c.threshold_density or None,
-                per=c.learned_per,
-                samples=c.threshold_samples,
-                seed=c.seed,
-                layers=c.layers,
-                ignore=c.ignore,
-            ).thresholds
-            found = self.devices.agreed(found)
-        assert found is not None
-        set_thresholds(self.student, found)
+        if found is not None:  # the repair is in the weights that were kept with them
+            set_thresholds(self.student, found)
+            return
+        calibration = calibrate_thresholds(
+            self.student,
+            ((unpack(batch)[0].to(self.device),) for batch in self._batches(0)),
+            speedup=c.threshold_speedup or None,
+            density=c.threshold_density or None,
+            per=c.learned_per,
+            repair=True,
+            samples=c.threshold_samples,
+            seed=c.seed,
+            layers=c.layers,
+            ignore=c.ignore,
+        )
+        # a bias that a layer did not have would not be in the weights that are handed back
+        own = self.student.state_dict()
+        repaired = {k: v for k, v in calibration.parameters.items() if k in own}
+        put_parameters(self.student, self.devices.agreed(repaired))
+        set_thresholds(self.student, self.devices.agreed(calibration.thresholds))
 
     @contextmanager
     def _loop(self, example: Tensor) -> Iterator[_Loop]:

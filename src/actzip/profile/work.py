@@ -41,13 +41,15 @@ class Work:
     Attributes:
         layers: in order of execution.
         density: non-zero outputs of ReLUs / all; densities: of each.
-        ms: predicted milliseconds of the layers at batch 1, None without a cost model.
+        ms: predicted milliseconds of the layers at batch 1, None without a cost model; dense_ms: of
+            the same layers, were no zero skipped.
     """
 
     layers: list[LayerWork] = field(default_factory=list)
     density: float = 1.0
     densities: dict[str, float] = field(default_factory=dict)
     ms: float | None = None
+    dense_ms: float | None = None
 
     @property
     def macs(self) -> float:
@@ -116,6 +118,8 @@ def measure_work(model: nn.Module, batches: Sequence[Tensor], cost: CostModel | 
     if cost is not None:
         small = is_small(c for c in shapes.values() if c is not None)
         found.ms = sum(_predict(row, shapes[row.name], cost, small) for row in found.layers)
+        every = (c for c in shapes.values() if c is not None)
+        found.dense_ms = sum(cost.predict(c, 1.0, packed=False, small=small) for c in every)
     return found
 
 

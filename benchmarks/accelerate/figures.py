@@ -1,0 +1,200 @@
+"""How many zeros thresholds make at what loss, without training: a few unlabelled images, the rest to judge.
+
+    python benchmarks/accelerate/figures.py efficientnet-lite0
+    python benchmarks/accelerate/figures.py --list
+
+Writes benchmarks/results/accelerate/NAME.json: for every point the density of all ReLU outputs,
+effective MACs, top-1 by labels (used here alone), the share of images whose highest output stays,
+how far outputs move, and the seconds that finding the point took, all on images that chose nothing.
+Intervals are of 95 %. Networks come from ordinary packages (networks.py); `--plain` leaves the
+repair out, for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from networks import NETWORKS, Network
+from torch import Tensor, nn
+
+from actzip import cpu
+from actzip.files import write_text
+from actzip.sparsify import calibrate_thresholds, measure
+from actzip.sparsify.judge import agreement_of, are_scores, error_of, wilson
+from actzip.training.batches import output_tensors
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "accelerate"
+
+
+def split(x: Tensor, size: int) -> list[Tensor]:
+    """Batches, in the layout that convolutions run fastest in."""
+    return [b.contiguous(memory_format=torch.channels_last) for b in x.split(size)]
+
+
+def outputs(model: nn.Module, batches: list[Tensor]) -> list[Any]:
+    with torch.no_grad():
+        return [model(x) for x in batches]
+
+
+def range_error(before: list[Any], after: list[Any]) -> dict[str, float]:
+    """Of the first output's maps: root mean square and mean of the difference, in units of their range."""
+    b = torch.cat([output_tensors(y)[0] for y in before])
+    a = torch.cat([output_tensors(y)[0] for y in after])
+    span = float(b.max() - b.min())
+    return {"rms": float((a - b).square().mean().sqrt()) / span, "mean": float((a - b).abs().mean()) / span}
+
+
+def judge(
+    model: nn.Module,
+    reference: list[Any],
+    batches: list[Tensor],
+    labels: Tensor | None,
+    base: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What the model does on images that chose nothing."""
+    after = outputs(model, batches)
+    m = measure(model, batches)
+    found: dict[str, Any] = {
+        "density": m.density,
+        "macs": m.macs,
+        "effective_macs": m.effective_macs,
+        "theoretical_speedup": m.theoretical_speedup,
+        "images": m.samples,
+        "output_error": error_of(reference, after).as_dict(),
+    }
+    if all(are_scores(y) for y in after):
+        found["agreement"] = agreement_of(reference, after).as_dict()
+    else:
+        found["range_error"] = range_error(reference, after)
+    if labels is not None:
+        right = torch.cat([y.argmax(1) for y in after]) == labels
+        found["top1"] = float(right.float().mean())
+        found["top1_interval"] = wilson(int(right.sum()), len(labels))
+        before = torch.cat([y.argmax(1) for y in reference]) == labels
+        lost, won = int((before & ~right).sum()), int((right & ~before).sum())
+        n = len(labels)
+        change = (won - lost) / n
+        half = 1.96 * math.sqrt(max(lost + won - (won - lost) ** 2 / n, 0)) / n
+        found["top1_change"] = {"value": change, "low": change - half, "high": change + half}
+    if base is not None:
+        found["less_work"] = base["effective_macs"] / m.effective_macs
+    return found
+
+
+def point(
+    model: nn.Module,
+    calibration: list[Tensor],
+    target: dict[str, float],
+    network: Network,
+    args: argparse.Namespace,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy with thresholds for the target, and how it was found."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    found = calibrate_thresholds(
+        model,
+        calibration,
+        **target,
+        per="channel",
+        repair=not args.plain,
+        distil_steps=0 if args.plain else args.distil,
+        samples=network.calibrate,
+        projections=1,
+        steps=args.steps,
+    )  # type: ignore[arg-type]
+    made = found.apply(copy.deepcopy(model))
+    told = {
+        "target": target,
+        "met": found.met,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "calibration_density": found.density,
+        "tried": len(found.tried),
+    }
+    return made, told
+
+
+def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    network = NETWORKS[name]
+    model = network.make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, rest, labels = network.data(network.calibrate)
+    rest = rest[: args.images]
+    labels = labels[: args.images] if labels is not None and network.labelled else None
+    calibration, batches = split(x, network.batch), split(rest, network.batch)
+    reference = outputs(model, batches)
+    base = judge(model, reference, batches, labels, None)
+    info = cpu.info()
+    told: dict[str, Any] = {
+        "network": name,
+        "cpu": info["cpu"],
+        "isa": info["isa"],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "calibration_images": len(x),
+        "repair": not args.plain,
+        "distil_steps": 0 if args.plain else args.distil,
+        "before": base,
+        "points": [],
+    }
+    print(line("before", base), flush=True)
+    targets = [{"density": d} for d in args.density or network.density]
+    less_work = () if args.density else network.less_work
+    targets += [{"speedup": f * base["theoretical_speedup"]} for f in less_work]
+    for target in targets:
+        made, row = point(model, calibration, target, network, args)
+        row |= judge(made, reference, batches, labels, base)
+        told["points"].append(row)
+        print(line(json.dumps(target), row), flush=True)
+        write_text(
+            args.out or RESULTS / f"{name}{'-plain' if args.plain else ''}.json",
+            json.dumps(told, indent=1) + "\n",
+        )
+    return told
+
+
+def line(what: str, r: dict[str, Any]) -> str:
+    parts = [f"{what:28} density {r['density']:.4f} theoretical {r['theoretical_speedup']:.2f}x"]
+    if "less_work" in r:
+        parts.append(f"{r['less_work']:.2f}x less work")
+    if "top1" in r:
+        parts.append(f"top-1 {r['top1']:.2%}")
+        c = r["top1_change"]
+        parts.append(f"({100 * c['value']:+.2f}, {100 * c['low']:+.2f} to {100 * c['high']:+.2f})")
+    if "agreement" in r:
+        parts.append(f"agreement {r['agreement']['value']:.2%}")
+    if "range_error" in r:
+        parts.append(f"error of range rms {r['range_error']['rms']:.4f} mean {r['range_error']['mean']:.4f}")
+    parts.append(f"output error {r['output_error']['value']:.3f}")
+    if "seconds" in r:
+        parts.append(f"in {r['seconds']:.0f} s ({r['cpu_seconds']:.0f} s of CPU)")
+    return " ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", nargs="?", choices=sorted(NETWORKS))
+    parser.add_argument("--list", action="store_true", help="the networks")
+    parser.add_argument("--density", type=float, nargs="*", help="other densities")
+    parser.add_argument("--distil", type=int, default=60, help="steps of distillation without labels")
+    parser.add_argument("--steps", type=int, default=3, help="of the bisection")
+    parser.add_argument("--images", type=int, default=10_000, help="judge on at most so many")
+    parser.add_argument("--plain", action="store_true", help="thresholds alone")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.list or args.network is None:
+        print("\n".join(NETWORKS))
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    run(args.network, args)
+
+
+if __name__ == "__main__":
+    main()

