@@ -47,7 +47,7 @@ def test_what_it_says_follows_from_the_zeros():
     assert half.relus == 2 and half.others == 0 and 1.3 < half.theoretical_speedup < 3
     assert half.predicted_speedup > 1.2 and half.line.startswith("Zeros pay here")
     none = quick_look(net(shift=500.0), [X], 1)
-    assert none.density == 1.0 and none.predicted_speedup == pytest.approx(1.0, abs=0.02)
+    assert none.density > 0.95 and none.predicted_speedup == pytest.approx(1.0, abs=0.02)
     assert none.line.startswith("Zeros gain next to nothing")
     smooth = quick_look(net(nn.SiLU), [X], 1)
     assert smooth.relus == 0 and smooth.others == 2 and smooth.line.startswith("Nothing to gain")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actzip.profile.verdict import verdict_of
 from actzip.text import visible
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def render(data: dict[str, Any], samples: Mapping[str, Sample]) -> str:
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     source = resources.files("actzip.profile").joinpath("report.html.j2").read_text(encoding="utf-8")
-    payload = {**data, "samples": _pictures(samples)}
+    payload = {**data, "samples": _pictures(samples), "verdict": verdict_of(data)}
     # "</script>" inside a string would end the script element
     text = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
     return environment.from_string(source).render(

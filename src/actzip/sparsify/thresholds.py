@@ -438,7 +438,7 @@ class _Search:
             return mild
         if best is None:
             best = attempt(0.0)
-        if best.met and self.density is not None:
+        if best.met and (self.density is not None or trials.wanted is not None):
             best = self._refine(trials, mild, best)
         best.tried = self.tried
         return best
@@ -453,13 +453,12 @@ class _Search:
         return 0.5
 
     def _refine(self, trials: Trials, mild: Calibration, best: Calibration) -> Calibration:
-        """Between the last that misses the density and the first that reaches it, until it is hit
-        within 1 %."""
-        assert self.density is not None
+        """Between the last that misses the target and the first that reaches it, until it is hit within
+        1 %."""
         low, high = 0.0, 1.0
         strong = best.thresholds
         for _ in range(8):
-            if best.density >= 0.99 * self.density:
+            if self._hit(best):
                 break
             middle = (low + high) / 2
             thresholds = blend(mild.thresholds, strong, middle)
@@ -469,6 +468,11 @@ class _Search:
             else:
                 low = middle
         return best
+
+    def _hit(self, made: Calibration) -> bool:
+        if self.density is not None:
+            return made.density >= 0.99 * self.density
+        return made.theoretical_speedup <= 1.01 * (self.speedup or 1.0)
 
     def distil(self, trials: Trials, found: Calibration, steps: int, seed: int) -> None:
         """Distils onto what was found, and measures again."""
