@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actzip.errors import UnsupportedError
-from actzip.runtime.graph import Array, Node, Shape, Sym, check_integers, check_rank
+from actzip.runtime.graph import Array, Node, Shape, check_integers, check_rank, static
 from actzip.runtime.onnx_node import OnnxNode
-from actzip.runtime.ops.select import Concat, Slice
+from actzip.runtime.ops.linear import Linear
+from actzip.runtime.ops.reshape import Transpose
+from actzip.runtime.ops.select import take
+from actzip.runtime.ops.shapes import dims_of
 from actzip.runtime.registry import lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
@@ -72,16 +75,17 @@ def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float
     """Scales and sizes of height and width, from whichever is given."""
     axes = node.ints("axes") or list(range(4))
     scales = node.floats(2, "the scales")
-    sizes = node.integers(3, "the sizes")
+    sizes = dims_of(node, 3, "the sizes") if node.has(3) else []
     factors, out = [1.0, 1.0], list(hw)
     for i, axis in enumerate(a % 4 for a in axes):
         if sizes:
             if axis < 2:
-                if sizes[i] != shape[axis] and not isinstance(shape[axis], Sym):
-                    raise node.refuse("resizing channels")
+                if sizes[i] != shape[axis]:
+                    raise node.refuse(f"resizing dimension {axis} from {shape[axis]} to {sizes[i]}")
                 continue
-            out[axis - 2] = sizes[i]
-            factors[axis - 2] = sizes[i] / hw[axis - 2]
+            wanted = static(sizes[i], "a size")
+            out[axis - 2] = wanted
+            factors[axis - 2] = wanted / hw[axis - 2]
         elif scales is not None and scales.size:
             if axis < 2:
                 if scales[i] != 1:
@@ -103,98 +107,130 @@ def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
         raise node.refuse(f"an input of shape {shape} (N, C, H, W is supported)")
     mode = node.attribute("mode", "nearest")
     coordinates = node.attribute("coordinate_transformation_mode", "half_pixel")
-    if mode not in ("nearest", "linear"):
+    if mode not in ("nearest", "linear", "cubic"):
         raise node.refuse(f"mode {mode!r}")
-    if node.integer("antialias", 0):
-        raise node.refuse("antialiasing")
+    if coordinates not in _ONNX_SOURCE:
+        raise node.refuse(f"coordinates {coordinates!r}")
     if node.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise node.refuse("keep_aspect_ratio_policy")
-    hw = [int(d) for d in shape[2:]]  # type: ignore[arg-type]
+    hw = [static(d, "a size") for d in shape[2:]]
     factors, out = _onnx_sizes(node, shape, hw)
-    imp.check_size((1, shape[1], *out), node.where)
     if min(out) < 1:
         raise node.wrong(f"an output of {out[0]} x {out[1]}")
+    imp.check_size((1, shape[1], *out), node.where)
     if coordinates == "align_corners" and any(
         abs(s * f - o) > 1e-6 for s, f, o in zip(hw, factors, out, strict=True)
     ):
         raise node.refuse("align_corners with a scale that does not give a whole size")
-    if coordinates == "pytorch_half_pixel":
-        if min(out) == 1:
-            raise node.refuse("pytorch_half_pixel to a size of 1")
+    if coordinates == "pytorch_half_pixel" and min(out) > 1:
         coordinates = "half_pixel"
+    size, scale = (out[0], out[1]), (factors[0], factors[1])
     if mode == "nearest":
-        rounding = node.attribute("nearest_mode", "round_prefer_floor")
-        if coordinates == "asymmetric" and rounding == "floor":
-            return imp.emit(
-                Resize,
-                x,
-                size=(out[0], out[1]),
-                mode="nearest",
-                coordinates="asymmetric",
-                scale=(factors[0], factors[1]),
-            )
-        for axis in (2, 3):
-            x = _onnx_nearest(
-                imp, node, x, axis, hw[axis - 2], out[axis - 2], factors[axis - 2], coordinates, rounding
-            )
-        return x
-    if coordinates not in ("half_pixel", "align_corners", "asymmetric"):
-        raise node.refuse(f"coordinates {coordinates!r}")
-    return imp.emit(
-        Resize,
-        x,
-        size=(out[0], out[1]),
-        mode="bilinear",
-        coordinates=coordinates,
-        scale=(factors[0], factors[1]),
-    )
+        return _onnx_nearest(imp, node, x, coordinates, size, scale)
+    known = ("half_pixel", "align_corners", "asymmetric")
+    if mode == "cubic" or node.integer("antialias", 0) or coordinates not in known:
+        return _onnx_matrices(imp, node, x, coordinates, size, scale)
+    return imp.emit(Resize, x, size=size, mode="bilinear", coordinates=coordinates, scale=scale)
 
 
-# source coordinate of output i, by coordinate_transformation_mode: (i, size, out, scale)
-_ONNX_SOURCE: dict[str, Callable[[int, int, int, float], float]] = {
-    "half_pixel": lambda i, size, out, scale: (i + 0.5) / scale - 0.5,
+def _half_pixel(i: Any, size: int, out: int, scale: Any) -> Any:
+    return (i + np.float32(0.5)) / scale - np.float32(0.5)
+
+
+# Source coordinates of outputs i, by coordinate_transformation_mode, in float32 as ONNX Runtime has
+# them: (i, size, out, scale).
+_ONNX_SOURCE: dict[str, Callable[[Any, int, int, Any], Any]] = {
+    "half_pixel": _half_pixel,
+    "pytorch_half_pixel": lambda i, size, out, scale: _half_pixel(i, size, out, scale) if out > 1 else i * 0,
     "half_pixel_symmetric": lambda i, size, out, scale: (
-        size / 2 * (1 - out / (scale * size)) + (i + 0.5) / scale - 0.5
+        np.float32(size / 2 * (1 - out / (float(scale) * size))) + _half_pixel(i, size, out, scale)
     ),
-    "align_corners": lambda i, size, out, scale: 0.0 if out == 1 else i * (size - 1) / (out - 1),
+    "align_corners": lambda i, size, out, scale: (
+        i * np.float32(size - 1) / np.float32(out - 1) if out > 1 else i * 0
+    ),
     "asymmetric": lambda i, size, out, scale: i / scale,
 }
-_ONNX_ROUND: dict[str, Callable[[float], int]] = {
-    "round_prefer_floor": lambda c: math.ceil(c - 0.5),
-    "round_prefer_ceil": lambda c: math.floor(c + 0.5),
-    "floor": math.floor,
-    "ceil": math.ceil,
+_TIE = 1e-6  # what float32 makes of a half: ONNX Runtime takes it for one
+_ONNX_ROUND: dict[str, Callable[[Any], Any]] = {
+    "round_prefer_floor": lambda c: np.ceil(c.astype(np.float64) * (1 - _TIE) - 0.5),
+    "round_prefer_ceil": lambda c: np.floor(c.astype(np.float64) * (1 + _TIE) + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
 }
+
+
+def _source(coordinates: str, size: int, out: int, scale: float) -> Array:
+    at = _ONNX_SOURCE[coordinates](np.arange(out, dtype=np.float32), size, out, np.float32(scale))
+    return np.asarray(at, np.float32)
 
 
 def _onnx_nearest(
-    imp: Importer,
-    node: OnnxNode,
-    x: Any,
-    axis: int,
-    size: int,
-    out: int,
-    scale: float,
-    coordinates: str,
-    rounding: str,
+    imp: Importer, node: OnnxNode, x: Any, coordinates: str, size: tuple[int, int], scale: tuple[float, float]
 ) -> Any:
-    """Nearest-neighbour along one axis as slices of runs and a concatenation (rare conventions)."""
-    if coordinates not in _ONNX_SOURCE:
-        raise node.refuse(f"coordinates {coordinates!r}")
-    at = (_ONNX_SOURCE[coordinates](i, size, out, scale) for i in range(out))
-    indices = [min(max(_ONNX_ROUND.get(rounding, math.ceil)(c), 0), size - 1) for c in at]
-    if indices == list(range(size)):
-        return x
-    if out > 1024:
-        raise node.refuse(f"nearest-neighbour with {coordinates}/{rounding} to a size of {out}")
-    parts, start = [], 0
-    while start < len(indices):
-        stop = start + 1
-        while stop < len(indices) and indices[stop] == indices[stop - 1] + 1:
-            stop += 1
-        parts.append(imp.emit(Slice, x, axis=axis, start=indices[start], stop=indices[stop - 1] + 1))
-        start = stop
-    return parts[0] if len(parts) == 1 else imp.emit(Concat, *parts, axis=axis)
+    rounding = node.attribute("nearest_mode", "round_prefer_floor")
+    if rounding not in _ONNX_ROUND:
+        raise node.wrong(f"nearest_mode {rounding!r}")
+    hw = [static(d, "a size") for d in imp.shape(x)[2:]]
+    indices = [
+        np.clip(_ONNX_ROUND[rounding](_source(coordinates, hw[k], size[k], scale[k])), 0, hw[k] - 1).tolist()
+        for k in (0, 1)
+    ]
+    if coordinates == "asymmetric" and rounding == "floor":
+        ours = Resize("", ("",), "", size=size, scale=scale)
+        if all(_table(hw[k], size[k], ours, scale[k])[0] == indices[k] for k in (0, 1)):
+            return imp.emit(Resize, x, size=size, scale=scale)
+    for axis, at in zip((2, 3), indices, strict=True):
+        if at != list(range(hw[axis - 2])):
+            x = take(imp, node, x, axis, [int(i) for i in at])
+    return x
+
+
+def _onnx_matrices(
+    imp: Importer, node: OnnxNode, x: Any, coordinates: str, size: tuple[int, int], scale: tuple[float, float]
+) -> Any:
+    """Interpolation as what it is, a linear map of each axis."""
+    h, w = (static(d, "a size") for d in imp.shape(x)[2:])
+    turn = (0, 1, 3, 2)
+    if (w, scale[1]) != (size[1], 1.0):
+        x = imp.emit(Linear, x, weight=_axis_matrix(node, coordinates, w, size[1], scale[1]))
+    if (h, scale[0]) != (size[0], 1.0):
+        x = imp.emit(Transpose, x, perm=turn)
+        x = imp.emit(Linear, x, weight=_axis_matrix(node, coordinates, h, size[0], scale[0]))
+        x = imp.emit(Transpose, x, perm=turn)
+    return x
+
+
+def _axis_matrix(node: OnnxNode, coordinates: str, size: int, out: int, scale: float) -> Array:
+    """(out, size): the weights of the inputs for each output. Antialiasing widens the kernel by the
+    scale and counts what lies inside alone, as ONNX Runtime and Pillow do."""
+    if size * out > 1 << 22:
+        raise node.refuse(f"interpolation from {size} to {out} by a matrix")
+    at = _source(coordinates, size, out, scale).astype(np.float64)
+    cubic = node.attribute("mode", "nearest") == "cubic"
+    smooth = bool(node.integer("antialias", 0))
+    narrow = min(1.0, scale) if smooth else 1.0
+    inside = smooth or bool(node.integer("exclude_outside", 0))
+    reach = math.ceil((2 if cubic else 1) / narrow) + 1
+    matrix = np.zeros((out, size))
+    rows = np.arange(out)
+    for step in range(-reach, reach + 1):
+        index = np.floor(at).astype(np.int64) + step
+        distance = np.abs(at - index) * narrow
+        weight = (
+            _cubic(distance, node.number("cubic_coeff_a", -0.75)) if cubic else np.maximum(0, 1 - distance)
+        )
+        if inside:
+            weight = np.where((index >= 0) & (index < size), weight, 0.0)
+        np.add.at(matrix, (rows, np.clip(index, 0, size - 1)), weight)
+    if inside:
+        matrix /= matrix.sum(1, keepdims=True)
+    return matrix.astype(np.float32)
+
+
+def _cubic(t: Any, a: float) -> Any:
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
 def _table(size: int, out: int, n: Resize, scale: float | None) -> tuple[list[int], list[int], Array]:

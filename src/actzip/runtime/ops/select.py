@@ -382,6 +382,14 @@ def onnx_pad(imp: Importer, node: OnnxNode) -> Any:
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
     value = node.floats(2, "the value")
     mode = node.attribute("mode", "constant")
+    if mode == "wrap":
+        for axis, (b, a) in enumerate(zip(before, after, strict=True)):
+            size = imp.shape(x)[axis]
+            if (b, a) != (0, 0):
+                if isinstance(size, Sym):
+                    raise node.refuse("padding along the batch")
+                x = take(imp, node, x, axis, [(i - b) % size for i in range(size + b + a)])
+        return x
     if mode not in ("constant", "reflect", "edge"):
         raise node.refuse(f"mode {mode!r}")
     number = 0.0 if value is None or value.size == 0 else float(value.reshape(-1)[0])
