@@ -290,3 +290,39 @@ def test_casts_to_integers_are_towards_zero(to, tmp_path):
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(to))
     nodes = [N("Mul", ["x", "k"], ["m"]), N("Cast", ["m"], ["i"], to=kind), N("Cast", ["i"], ["y"], to=1)]
     check(make(nodes, {"k": np.float32(5)}, ["n", 30]), normal(2, 30), tmp_path)
+
+
+@pytest.mark.parametrize("antialias", [0, 1])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners", "pytorch_half_pixel", "asymmetric"])
+@pytest.mark.parametrize(
+    "mode,wanted", [("cubic", (12, 5)), ("cubic", (4, 21)), ("linear", (3, 4)), ("linear", (1, 20))]
+)
+def test_resize_cubic_and_antialiased(mode, wanted, coordinates, antialias, tmp_path):
+    how = {"mode": mode, "coordinate_transformation_mode": coordinates, "antialias": antialias}
+    node = N("Resize", ["x", "", "", "s"], ["y"], **how)
+    check(
+        make([node], {"s": np.int64([2, 3, *wanted])}, [2, 3, 9, 10], opset=18), normal(2, 3, 9, 10), tmp_path
+    )
+
+
+@pytest.mark.parametrize("pads", [(0, 0, 2, 1, 0, 0, 3, 4), (0, 1, 0, 0, 0, 2, 0, 5)])
+def test_pad_wrap(pads, tmp_path):
+    model = make([N("Pad", ["x", "p"], ["y"], mode="wrap")], {"p": np.int64(pads)}, ["n", 3, 5, 6], opset=19)
+    check(model, normal(2, 3, 5, 6), tmp_path)
+
+
+def test_resize_sizes_that_hold_the_batch(tmp_path):
+    nodes = [
+        N("Shape", ["x"], ["s"]),
+        N("Slice", ["s", "zero", "two"], ["head"]),
+        N("Concat", ["head", "hw"], ["sizes"], axis=0),
+        N("Resize", ["x", "", "", "sizes"], ["y"], mode="linear"),
+    ]
+    constants = {"zero": np.int64([0]), "two": np.int64([2]), "hw": np.int64([7, 9])}
+    model = make(nodes, constants, ["n", 3, 5, 6])
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    fast = actzip.compile(path, normal(1, 3, 5, 6), tune=False)
+    for batch in (1, 4):
+        x = normal(batch, 3, 5, 6)
+        np.testing.assert_allclose(fast(x), theirs(model, x)[0], rtol=0, atol=1e-5)

@@ -201,15 +201,15 @@ def _onnx_matrices(
 
 
 def _axis_matrix(node: OnnxNode, coordinates: str, size: int, out: int, scale: float) -> Array:
-    """(out, size): the weights of the inputs for each output. Antialiasing widens the kernel by the
-    scale and counts what lies inside alone, as ONNX Runtime and Pillow do."""
+    """(out, size): the weights of the inputs for each output. Outside stands the border's number;
+    antialiasing widens the kernel by the scale."""
     if size * out > 1 << 22:
         raise node.refuse(f"interpolation from {size} to {out} by a matrix")
     at = _source(coordinates, size, out, scale).astype(np.float64)
     cubic = node.attribute("mode", "nearest") == "cubic"
     smooth = bool(node.integer("antialias", 0))
     narrow = min(1.0, scale) if smooth else 1.0
-    inside = smooth or bool(node.integer("exclude_outside", 0))
+    inside = bool(node.integer("exclude_outside", 0))
     reach = math.ceil((2 if cubic else 1) / narrow) + 1
     matrix = np.zeros((out, size))
     rows = np.arange(out)
@@ -222,7 +222,7 @@ def _axis_matrix(node: OnnxNode, coordinates: str, size: int, out: int, scale: f
         if inside:
             weight = np.where((index >= 0) & (index < size), weight, 0.0)
         np.add.at(matrix, (rows, np.clip(index, 0, size - 1)), weight)
-    if inside:
+    if inside or smooth:
         matrix /= matrix.sum(1, keepdims=True)
     return matrix.astype(np.float32)
 
