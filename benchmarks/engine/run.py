@@ -334,7 +334,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
     folder = made["folder"]
     common = {k: made.get(k) for k in ("model", "input", "calibration", "ncnn")}
     common["threads"] = args.threads
-    machine = cpu.info()
+    here = cpu.info()
     timed: list[
         tuple[Worker, dict[str, Any], str, dict[str, Any]]
     ] = []  # with row, isa, what compiling it took
@@ -368,7 +368,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
         for row in made["rows"] if engine in ("actzip", "deepsparse") else made["rows"][:1]:
             start(engine, row)
             for isa in args.isa:
-                if isa != machine["isa"] and (engine == "actzip" or isa == "avx2"):
+                if isa != here["isa"] and (engine == "actzip" or isa == "avx2"):
                     start(engine, row, isa)
     if gate is None:
         gate = close_gate(args.gate)
@@ -382,7 +382,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
     for (w, of, isa, taken), explained in zip(timed, explanations, strict=True):
         row: dict[str, Any] = {
             "engine": w.engine,
-            "isa": isa or (machine["isa"] if w.engine == "actzip" else "any"),
+            "isa": isa or (here["isa"] if w.engine == "actzip" else "any"),
             "zeros": of["label"] if w.engine in ("actzip", "deepsparse") else "dense",
             "skip": w.info.get("skip"),
             "version": w.info.get("version"),
@@ -438,7 +438,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
         "batch": args.batch,
         "threads": args.threads,
         "rounds": args.rounds,
-        "machine": machine,
+        "machine": here,
         "advice": advice(),
         "rows": rows,
     }
@@ -447,7 +447,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
     head = json.dumps({**report, "rows": []}, indent=1)
     lines = ",\n".join("  " + json.dumps(r) for r in rows)  # a row a line
     write_text(path, head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
-    print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {machine['cpu']}, float32")
+    print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {here['cpu']}, float32")
     heads = ("min", "runs", "x dense", "x AVX2", "MB")
     print(
         f"{'engine':34} {'version':12} {'zeros':15} {'density':>7} {'top-1':>6} {'error':>6} "
