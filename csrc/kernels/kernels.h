@@ -94,16 +94,23 @@ struct WinogradInput {
   int64_t place_stride;
 };
 
-// One place and input block over tiles: acc[tile] (+)= sum of values times the weight rows of their channels.
+// Some places and one input block over tiles: acc[place][tile] (+)= values times the weight rows of their
+// channels.
 struct WinogradProduct {
-  const float* weight;  // [channel][nv * vl]
-  const float* values;  // [tile][64], as WinogradInput::out
+  const float* weight;    // [channel][place][nv * vl]
+  const float* values;    // [place][tile][64], as WinogradInput::out
+  int64_t values_stride;  // of places
   const uint64_t* masks;
   int64_t tiles, across;     // of them side by side
-  float* acc;                // [tile][nv * vl]
+  float* acc;                // [place][tile][nv * vl]
+  int64_t acc_stride;        // of places
   bool first;                // starts from zero
   const float* next_weight;  // fetched meanwhile: next_lines lines of 64 bytes a pair of tiles
   int64_t next_lines;
+};
+struct WinogradProducts {
+  void (*run)(const WinogradProduct&);
+  int places;  // at once: 1, 2 or 4
 };
 
 // One tile: M x M pixels of `floats` channels from their places.
@@ -131,10 +138,10 @@ struct Kernels {
   SparseRunFn
       sparse_taps_pair[5];  // three taps of two input pixels, by nv of a tap; null where there is none
   bool expanded_pairs;
-  WinogradTile winograd[kMaxWinograd + 1];                       // by M: 2 and 4
-  void (*winograd_product[kMaxNv + 1])(const WinogradProduct&);  // by nv; null where registers do not suffice
-  DenseFn dense[kMaxNv + 1][kMaxMr + 1];                         // by nv and mr; null where there is none
-  int dense_mr[kMaxNv + 1];                                      // the largest mr
+  WinogradTile winograd[kMaxWinograd + 1];        // by M: 2 and 4
+  WinogradProducts winograd_product[kMaxNv + 1];  // by nv; null where registers do not suffice
+  DenseFn dense[kMaxNv + 1][kMaxMr + 1];          // by nv and mr; null where there is none
+  int dense_mr[kMaxNv + 1];                       // the largest mr
 
   void (*fill)(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats);
   void (*epilogue)(const EpilogueRow&);

@@ -69,7 +69,7 @@ constexpr void put_dense(Kernels& k) {
 template <int NV>
 constexpr void put_winograd(Kernels& k) {
   if constexpr (NV >= 1) {
-    k.winograd_product[NV] = winograd_product<NV>;
+    k.winograd_product[NV] = {winograd_product<NV, winograd_places(NV)>, winograd_places(NV)};
     put_winograd<NV - 1>(k);
   }
 }

@@ -5,7 +5,7 @@
 // block, which its A * A places share, and the product is A * A sparse 1x1 convolutions over tiles.
 //
 //   input      [place][block][tile][64]  values of the mask's channels, in order (kCompact), or of all
-//   weights    [place][block][channel][nv * vl]
+//   weights    [place / P][block][channel][place % P][nv * vl]  (P: WinogradProducts::places)
 //   products   [place][tile][nv * vl]
 //
 // Interpolation points: 0, 1, -1, infinity for M = 2; 0, +-1/sqrt(2), +-sqrt(2), infinity for M = 4, whose
@@ -236,69 +236,95 @@ AZ_INLINE int64_t winograd_rank(uint64_t mask, int64_t k) {
   return k;
 }
 
-template <int NV>
-AZ_INLINE void winograd_solo(vf* a, uint64_t m, uint64_t all, const float* v, const float* weight) {
+// P places of a tile at once: their masks are the same, and a visit has more to do.
+template <int NV, int P>
+AZ_INLINE void winograd_solo(const WinogradProduct& w, vf (*a)[NV], uint64_t m, uint64_t all,
+                             const float* v) {
   for (; m != 0; m &= m - 1) {
     const int64_t k = ctz(m);
-    const float* w = weight + k * (NV * VL);
-    const vf b = splat(v[winograd_rank(all, k)]);
+    const float* x = w.weight + k * (P * NV * VL);
+    const float* at = v + winograd_rank(all, k);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const vf b = splat(at[p * w.values_stride]);
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) a[j] += b * load(w + j * VL);
-  }
-}
-
-// One place and block, tiles two at once: channels that both have share the weights' loads.
-template <int NV>
-AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
-  const uint64_t m0 = masks[0], m1 = masks[1];
-  vf a[NV], c[NV];
-  if (w.first) {
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) a[j] = c[j] = vf{};
-  } else {
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) a[j] = load(acc + j * VL), c[j] = load(acc + (NV + j) * VL);
-  }
-  for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
-    const int64_t k = ctz(m);
-    const float* x = w.weight + k * (NV * VL);
-    const vf b0 = splat(v[winograd_rank(m0, k)]), b1 = splat(v[64 + winograd_rank(m1, k)]);
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) {
-      vf y = load(x + j * VL);
-      keep(y);
-      a[j] += b0 * y;
-      c[j] += b1 * y;
+      for (int j = 0; j < NV; ++j) a[p][j] += b * load(x + (p * NV + j) * VL);
     }
   }
-  winograd_solo<NV>(a, m0 & ~m1, m0, v, w.weight);
-  winograd_solo<NV>(c, m1 & ~m0, m1, v + 64, w.weight);
-#pragma GCC unroll 16
-  for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]), store(acc + (NV + j) * VL, c[j]);
 }
 
-template <int NV>
+template <int NV, int P>
+AZ_INLINE void winograd_load(const WinogradProduct& w, vf (*a)[NV], const float* acc) {
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) a[p][j] = w.first ? vf{} : load(acc + p * w.acc_stride + j * VL);
+}
+
+template <int NV, int P>
+AZ_INLINE void winograd_store(const WinogradProduct& w, vf (*a)[NV], float* acc) {
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) store(acc + p * w.acc_stride + j * VL, a[p][j]);
+}
+
+// Two tiles: channels that both have share the weights' loads.
+template <int NV, int P>
+AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
+  const uint64_t m0 = masks[0], m1 = masks[1];
+  vf a[P][NV], c[P][NV];
+  winograd_load<NV, P>(w, a, acc);
+  winograd_load<NV, P>(w, c, acc + NV * VL);
+  for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
+    const int64_t k = ctz(m);
+    const float* x = w.weight + k * (P * NV * VL);
+    const float *v0 = v + winograd_rank(m0, k), *v1 = v + 64 + winograd_rank(m1, k);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const vf b0 = splat(v0[p * w.values_stride]), b1 = splat(v1[p * w.values_stride]);
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) {
+        vf y = load(x + (p * NV + j) * VL);
+        keep(y);
+        a[p][j] += b0 * y;
+        c[p][j] += b1 * y;
+      }
+    }
+  }
+  winograd_solo<NV, P>(w, a, m0 & ~m1, m0, v);
+  winograd_solo<NV, P>(w, c, m1 & ~m0, m1, v + 64);
+  winograd_store<NV, P>(w, a, acc);
+  winograd_store<NV, P>(w, c, acc + NV * VL);
+}
+
+template <int NV, int P>
 AZ_INLINE void winograd_single(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
-  vf a[NV];
-#pragma GCC unroll 16
-  for (int j = 0; j < NV; ++j) a[j] = w.first ? vf{} : load(acc + j * VL);
-  winograd_solo<NV>(a, *masks, *masks, v, w.weight);
-#pragma GCC unroll 16
-  for (int j = 0; j < NV; ++j) store(acc + j * VL, a[j]);
+  vf a[P][NV];
+  winograd_load<NV, P>(w, a, acc);
+  winograd_solo<NV, P>(w, a, *masks, *masks, v);
+  winograd_store<NV, P>(w, a, acc);
 }
 
 // Pairs never reach over the end of a tile row: the order of a sum then depends on the tile's place alone.
-template <int NV>
+template <int NV, int P>
 void winograd_product(const WinogradProduct& w) {
   const float* next = w.next_weight;
   for (int64_t row = 0; row < w.tiles; row += w.across)
     for (int64_t t = row; t < row + w.across; t += 2) {
       next = fetch(next, w.next_lines);
       if (t + 1 < row + w.across)
-        winograd_pair<NV>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL));
+        winograd_pair<NV, P>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL));
       else
-        winograd_single<NV>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL));
+        winograd_single<NV, P>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL));
     }
+}
+
+// Places at once: two tiles' accumulators and what is multiplied stay in registers.
+constexpr int winograd_places(int nv) {
+  for (int p = 4; p > 1; p /= 2)
+    if (2 * p * nv <= kRegisters * 3 / 4) return p;
+  return 1;
 }
 
 // One tile: `count` vectors from the products to M rows of M pixels. Returns whether all are finite.

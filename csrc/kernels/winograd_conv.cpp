@@ -14,9 +14,9 @@ using kernels::WinogradInput;
 using kernels::WinogradOutput;
 using kernels::WinogradProduct;
 
-// G g G^T of a 3x3 kernel: places[(i * A + j) * stride], A = M + 2.
+// G g G^T of a 3x3 kernel.
 template <int M>
-void winograd_weights(const float* kernel, float* places, int64_t stride) {
+void winograd_weights(const float* kernel, float* places) {
   constexpr int A = M + 2;
   static const auto g = [] {
     const double p = M == 4 ? std::sqrt(0.5) : 1.0;
@@ -36,8 +36,8 @@ void winograd_weights(const float* kernel, float* places, int64_t stride) {
     for (size_t j = 0; j < 3; ++j)
       half[i][j] = g[i][0] * kernel[j] + g[i][1] * kernel[3 + j] + g[i][2] * kernel[6 + j];
   for (size_t i = 0; i < A; ++i)
-    for (size_t j = 0; j < A; ++j, places += stride)
-      *places = static_cast<float>(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
+    for (size_t j = 0; j < A; ++j)
+      *places++ = static_cast<float>(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
 }
 
 class WinogradConv final : public ConvBase {
@@ -53,14 +53,9 @@ class WinogradConv final : public ConvBase {
         s.weight = total;
         total += places_ * p.ic * s.nv * vl;
       }
-    const auto transform = m_ == 2 ? winograd_weights<2> : winograd_weights<4>;
     keep_weights(total, [&](float* packed) {
       for (const Unit& u : units_)
-        for (const Sub& s : u.subs)
-          for (int64_t k = 0; k < p.ic; ++k)
-            for (int64_t o = 0; o < s.width; ++o)
-              transform(weight + ((s.first + o) * p.ic + k) * 9, packed + s.weight + k * s.nv * vl + o,
-                        p.ic * s.nv * vl);
+        for (const Sub& s : u.subs) transform_weights(s, weight, packed + s.weight);
     });
     raw_ = weight;
     owner_ = std::move(owner);
@@ -213,6 +208,19 @@ class WinogradConv final : public ConvBase {
   }
 
  private:
+  void transform_weights(const Sub& s, const float* weight, float* packed) const {
+    const int64_t ic = problem_.ic, floats = s.nv * kernels_->vl;
+    const int at_once = kernels_->winograd_product[s.nv].places;
+    const auto transform = m_ == 2 ? winograd_weights<2> : winograd_weights<4>;
+    float places[36];
+    for (int64_t k = 0; k < ic; ++k)
+      for (int64_t o = 0; o < s.width; ++o) {
+        transform(weight + ((s.first + o) * ic + k) * 9, places);
+        for (int p = 0; p < places_; ++p)
+          packed[((p / at_once * ic + k) * at_once + p % at_once) * floats + o] = places[p];
+      }
+  }
+
   // Whether a tile row's pixels are finished as soon as they are there: nothing else of them is to come.
   bool at_once(const Tiling& t) const {
     bool single = t.span == t.across;
@@ -296,20 +304,24 @@ class WinogradConv final : public ConvBase {
     const float* bias = bias_of(static_cast<size_t>(&u - units_.data()));
     for (const Sub& sub : u.subs) {
       const int64_t floats = sub.nv * vl;
+      const auto& products = kernels_->winograd_product[sub.nv];
       WinogradProduct product{};
       product.tiles = tiles;
       product.across = span;
       product.weight = weights_.get() + sub.weight;
-      for (int place = 0; place < places_; ++place) {
+      product.values_stride = s.place;
+      product.acc_stride = s.product_place;
+      for (int place = 0; place < places_; place += products.places) {
         product.acc = s.products + place * s.product_place;
         for (size_t b = 0; b < in_blocks_.size(); ++b) {
-          const int64_t block = in_blocks_[b].width * floats, first = static_cast<int64_t>(b) * tiles;
+          const int64_t block = in_blocks_[b].width * floats * products.places,
+                        first = static_cast<int64_t>(b) * tiles;
           product.values = s.values + place * s.place + first * 64;
           product.masks = s.masks + first;
           product.first = b == 0;
           product.next_weight = product.weight + block;
           product.next_lines = ceil_div(block, 16 * ceil_div(tiles, 2));
-          kernels_->winograd_product[sub.nv](product);
+          products.run(product);
           product.weight += block;
         }
       }
