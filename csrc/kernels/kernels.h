@@ -84,13 +84,15 @@ struct DepthwiseRow {
 
 // Tiles side by side of one tile row and one input block: their A x A transformed places (A = M + 2).
 struct WinogradInput {
-  const uint64_t* masks[6];  // packed: of pixel 0 of every row; rows outside the map: zeros
-  const float* values[6];    // packed: of pixel 0; dense: pixel 0 of the block, null outside the map
-  int64_t pixel_stride;      // dense
-  int64_t iw, x;             // width of the map; the first tile's first pixel, which may be negative
-  int64_t tiles, width;      // channels of the block
+  const float* rows[6];  // pixel 0 of the block's channels, of every row; null outside the map
+  int64_t pixel_stride;
+  int64_t iw, x;         // width of the map; the first tile's first pixel, which may be negative
+  int64_t tiles, width;  // channels of the block
+  // Of pixel 0: channels that are not zero in all rows of the tiles; rows and these then have zeros, too,
+  // beyond the map, as far as tiles reach, and values of whole vectors. Or null: to be found.
+  const uint64_t* masks;
   uint64_t* tile_masks;
-  float* out;  // [place][tile][64]
+  float* out;  // [place][tile][64]; of whole vectors without any channel: anything
   int64_t place_stride;
 };
 
@@ -124,8 +126,7 @@ struct WinogradOutput {
 
 // The transforms of one tile size.
 struct WinogradTile {
-  void (*packed)(const WinogradInput&);
-  void (*dense)(const WinogradInput&);
+  void (*input)(const WinogradInput&);
   bool (*output)(const WinogradOutput&);  // whether all is finite
 };
 

@@ -94,8 +94,8 @@ constexpr Kernels make_kernels() {
   }
   k.expanded_pairs = kExpandedPairs;
   put_winograd<kRegisters == 32 ? 8 : 6>(k);
-  k.winograd[2] = {winograd_packed<2>, winograd_dense<2>, winograd_output<2>};
-  k.winograd[4] = {winograd_packed<4>, winograd_dense<4>, winograd_output<4>};
+  k.winograd[2] = {winograd_input<2>, winograd_output<2>};
+  k.winograd[4] = {winograd_input<4>, winograd_output<4>};
   k.fill = fill;
   k.epilogue = epilogue;
   k.depthwise = depthwise_row;

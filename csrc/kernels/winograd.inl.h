@@ -4,7 +4,7 @@
 // places of the transformed tile. So a tile is to this method what a pixel is to the others: it has a mask a
 // block, which its A * A places share, and the product is A * A sparse 1x1 convolutions over tiles.
 //
-//   input      [place][block][tile][64]  values of the mask's channels, in order (kCompact), or of all
+//   input      [place][block][tile][64]
 //   weights    [place / P][block][channel][place % P][nv * vl]  (P: WinogradProducts::places)
 //   products   [place][tile][nv * vl]
 //
@@ -23,34 +23,6 @@ namespace ACTZIP_ISA_NS {
 namespace {
 
 using namespace actzip::ACTZIP_ISA_NS;
-
-#if defined(__BMI2__)
-constexpr bool kCompact = true;
-AZ_INLINE uint64_t extract(uint64_t mask, uint64_t from) { return _pext_u64(mask, from); }
-#else
-constexpr bool kCompact = false;
-AZ_INLINE uint64_t extract(uint64_t mask, uint64_t) { return mask; }
-#endif
-
-// Lane l is the next of the values at p where bit l is set, else zero. p is readable 64 bytes on.
-AZ_INLINE vf spread(uint32_t bits, const float* p) {
-#if ACTZIP_VL == 16
-  return reinterpret_cast<vf>(_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(p)));
-#elif ACTZIP_VL == 8
-  const uint64_t some = _pdep_u64(bits, 0x0101010101010101ull) * 0xff;
-  const uint64_t lanes = _pdep_u64(0x0706050403020100ull, some);
-  const __m256i index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(lanes)));
-  const __m256i keep = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(static_cast<long long>(some)));
-  const __m256 v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), index);
-  return reinterpret_cast<vf>(_mm256_and_ps(v, _mm256_castsi256_ps(keep)));
-#else
-  vf v{};
-  for (int l = 0; l < VL; ++l) {
-    if (((bits >> l) & 1) != 0) v[l] = *p++;
-  }
-  return v;
-#endif
-}
 
 // B^T d.
 template <int M>
@@ -90,23 +62,7 @@ AZ_INLINE void winograd_out(const vf* m, vf* o) {
   }
 }
 
-// The lanes whose bits are set, side by side; all of them where tiles keep their channels' places.
-AZ_INLINE vf squeeze(uint32_t bits, vf v) {
-#if ACTZIP_VL == 16
-  return reinterpret_cast<vf>(
-      _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(v)));
-#elif ACTZIP_VL == 8
-  const uint64_t some = _pdep_u64(bits, 0x0101010101010101ull) * 0xff;
-  const uint64_t lanes = _pext_u64(0x0706050403020100ull, some);
-  const __m256i index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(lanes)));
-  return reinterpret_cast<vf>(_mm256_permutevar8x32_ps(reinterpret_cast<__m256>(v), index));
-#else
-  (void)bits;
-  return v;
-#endif
-}
-
-// Lanes that are not zero, lane 0 lowest.
+// Whether lanes are not zero, lane 0 lowest.
 AZ_INLINE uint32_t nonzero_lanes(vf v) {
 #if ACTZIP_VL == 16
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_NEQ_UQ);
@@ -120,16 +76,17 @@ AZ_INLINE uint32_t nonzero_lanes(vf v) {
 #endif
 }
 
-// B^T d B of a tile of vectors, place by place through put(place, vector).
-template <int M, class Get, class Put>
-AZ_INLINE void winograd_tile(Get&& get, Put&& put) {
+// B^T d B of VL channels: pixel (r, c) at rows[r] + c * strides[r], place p to `to` + p * place_stride.
+template <int M>
+AZ_INLINE void winograd_tile(const float* const* rows, const int64_t* strides, float* to,
+                             int64_t place_stride) {
   constexpr int A = M + 2;
   vf e[A][A];
 #pragma GCC unroll 8
   for (int c = 0; c < A; ++c) {
     vf d[A], o[A];
 #pragma GCC unroll 8
-    for (int r = 0; r < A; ++r) d[r] = get(r, c);
+    for (int r = 0; r < A; ++r) d[r] = load(rows[r] + c * strides[r]);
     winograd_in<M>(d, o);
 #pragma GCC unroll 8
     for (int r = 0; r < A; ++r) e[r][c] = o[r];
@@ -139,111 +96,77 @@ AZ_INLINE void winograd_tile(Get&& get, Put&& put) {
     vf o[A];
     winograd_in<M>(e[r], o);
 #pragma GCC unroll 8
-    for (int c = 0; c < A; ++c) put(r * A + c, o[c]);
+    for (int c = 0; c < A; ++c, to += place_stride) store(to, o[c]);
   }
 }
 
-// Tiles side by side, of one block of a packed map.
+// Channels of a tile that are not all zero.
 template <int M>
-void winograd_packed(const WinogradInput& w) {
+AZ_INLINE uint64_t winograd_mask(const float* const* rows, const int64_t* strides, int64_t width) {
   constexpr int A = M + 2;
-  const float* at[A];  // the values of each row's pixel x0 or, left of the row, of its first
-  for (int r = 0; r < A; ++r) {
-    at[r] = w.values[r];
-    for (int64_t x = 0; x < w.x && x < w.iw; ++x) at[r] += popcount(w.masks[r][x]);
-  }
-  float* to = w.out;
-  for (int64_t t = 0; t < w.tiles; ++t, to += 64) {
-    const int64_t x0 = w.x + t * M;
-    uint64_t mask[A][A], all = 0;
-    const float* from[A][A];
-    for (int r = 0; r < A; ++r) {
-      const float* p = at[r];
+  uint64_t all = 0;
+  for (int64_t g = 0; g < width; g += VL) {
+    vi any{};
 #pragma GCC unroll 8
-      for (int c = 0; c < A; ++c) {
-        const bool inside = static_cast<uint64_t>(x0 + c) < static_cast<uint64_t>(w.iw);
-        const uint64_t bits = inside ? w.masks[r][x0 + c] : 0;
-        mask[r][c] = bits;
-        from[r][c] = p;
-        all |= bits;
-        p += popcount(bits);
-      }
-      at[r] = from[r][M];
-    }
-    w.tile_masks[t] = all;
-    if (all == 0) continue;
-    if constexpr (kCompact)
-      for (int r = 0; r < A; ++r)
+    for (int r = 0; r < A; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < A; ++c) mask[r][c] = extract(mask[r][c], all);
-    const int64_t width = kCompact ? popcount(all) : w.width;
-    for (int64_t g = 0; g < width; g += VL)
-      winograd_tile<M>(
-          [&](int r, int c) __attribute__((always_inline)) {
-            const auto bits = static_cast<uint32_t>(mask[r][c] >> g) & ((uint32_t{1} << VL) - 1);
-            const vf v = spread(bits, from[r][c]);
-            from[r][c] += popcount(bits);
-            return v;
-          },
-          [&](int p, vf v) __attribute__((always_inline)) { store(to + p * w.place_stride + g, v); });
+      for (int c = 0; c < A; ++c) any |= reinterpret_cast<vi>(load(rows[r] + c * strides[r] + g));
+    all |= static_cast<uint64_t>(nonzero_lanes(reinterpret_cast<vf>(any))) << g;
   }
+  return width == 64 ? all : all & ((uint64_t{1} << width) - 1);
 }
 
-// The same of a dense map, whose masks are found here.
+// Tiles side by side. A tile at the border, or of channels that are no whole vectors, is copied first.
 template <int M>
-void winograd_dense(const WinogradInput& w) {
+void winograd_input(const WinogradInput& w) {
   constexpr int A = M + 2;
   alignas(64) static const float zeros[64] = {};
+  alignas(64) float patch[A][A][64];
   float* to = w.out;
   for (int64_t t = 0; t < w.tiles; ++t, to += 64) {
     const int64_t x0 = w.x + t * M;
-    const float* from[A][A];
-    for (int r = 0; r < A; ++r)
+    const bool whole = x0 >= 0 && x0 + A <= w.iw && w.width % VL == 0;
+    const float* rows[A];
+    int64_t strides[A];
+    for (int r = 0; r < A; ++r) {
+      rows[r] = zeros;
+      strides[r] = 0;
+      if (w.rows[r] == nullptr) continue;
+      strides[r] = w.pixel_stride;
+      rows[r] = w.rows[r] + x0 * w.pixel_stride;
+      if (whole || w.masks != nullptr) continue;
       for (int c = 0; c < A; ++c) {
-        const bool inside =
-            w.values[r] != nullptr && static_cast<uint64_t>(x0 + c) < static_cast<uint64_t>(w.iw);
-        from[r][c] = inside ? w.values[r] + (x0 + c) * w.pixel_stride : zeros;
+        const bool inside = static_cast<uint64_t>(x0 + c) < static_cast<uint64_t>(w.iw);
+        const float* from = rows[r] + c * w.pixel_stride;
+        for (int64_t g = 0; g < w.width; ++g) patch[r][c][g] = inside ? from[g] : 0.0f;
+        for (int64_t g = w.width; g % VL != 0; ++g) patch[r][c][g] = 0.0f;
       }
+      rows[r] = patch[r][0];
+      strides[r] = 64;
+    }
     uint64_t all = 0;
-    int64_t rank = 0;
+    if (w.masks == nullptr)
+      all = winograd_mask<M>(rows, strides, w.width);
+    else
+      for (int c = 0; c < A; ++c) all |= w.masks[x0 + c];
+    w.tile_masks[t] = all;
     for (int64_t g = 0; g < w.width; g += VL) {
-      const int64_t lanes = w.width - g;
-      vf d[A][A];
-      vi any{};
+      if (((all >> g) & ((uint64_t{1} << VL) - 1)) != 0)
+        winograd_tile<M>(rows, strides, to + g, w.place_stride);
 #pragma GCC unroll 8
       for (int r = 0; r < A; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < A; ++c) {
-          d[r][c] = lanes >= VL ? load(from[r][c] + g) : load_part(from[r][c] + g, lanes);
-          any |= reinterpret_cast<vi>(d[r][c]);
-        }
-      const uint32_t bits = nonzero_lanes(reinterpret_cast<vf>(any));
-      if (bits == 0) continue;
-      all |= static_cast<uint64_t>(bits) << g;
-      const int64_t place = kCompact ? rank : g;
-      winograd_tile<M>([&](int r, int c) __attribute__((always_inline)) { return d[r][c]; },
-                       [&](int p, vf v) __attribute__((always_inline)) {
-                         store(to + p * w.place_stride + place, squeeze(bits, v));
-                       });
-      rank += popcount(bits);
+        if (strides[r] != 0) rows[r] += VL;
     }
-    w.tile_masks[t] = all;
   }
-}
-
-AZ_INLINE int64_t winograd_rank(uint64_t mask, int64_t k) {
-  if constexpr (kCompact) return place(mask, k);
-  return k;
 }
 
 // P places of a tile at once: their masks are the same, and a visit has more to do.
 template <int NV, int P>
-AZ_INLINE void winograd_solo(const WinogradProduct& w, vf (*a)[NV], uint64_t m, uint64_t all,
-                             const float* v) {
+AZ_INLINE void winograd_solo(const WinogradProduct& w, vf (*a)[NV], uint64_t m, const float* v) {
   for (; m != 0; m &= m - 1) {
     const int64_t k = ctz(m);
     const float* x = w.weight + k * (P * NV * VL);
-    const float* at = v + winograd_rank(all, k);
+    const float* at = v + k;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const vf b = splat(at[p * w.values_stride]);
@@ -279,7 +202,7 @@ AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, co
   for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
     const int64_t k = ctz(m);
     const float* x = w.weight + k * (P * NV * VL);
-    const float *v0 = v + winograd_rank(m0, k), *v1 = v + 64 + winograd_rank(m1, k);
+    const float *v0 = v + k, *v1 = v + 64 + k;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const vf b0 = splat(v0[p * w.values_stride]), b1 = splat(v1[p * w.values_stride]);
@@ -292,8 +215,8 @@ AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, co
       }
     }
   }
-  winograd_solo<NV, P>(w, a, m0 & ~m1, m0, v);
-  winograd_solo<NV, P>(w, c, m1 & ~m0, m1, v + 64);
+  winograd_solo<NV, P>(w, a, m0 & ~m1, v);
+  winograd_solo<NV, P>(w, c, m1 & ~m0, v + 64);
   winograd_store<NV, P>(w, a, acc);
   winograd_store<NV, P>(w, c, acc + NV * VL);
 }
@@ -302,7 +225,7 @@ template <int NV, int P>
 AZ_INLINE void winograd_single(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
   vf a[P][NV];
   winograd_load<NV, P>(w, a, acc);
-  winograd_solo<NV, P>(w, a, *masks, *masks, v);
+  winograd_solo<NV, P>(w, a, *masks, v);
   winograd_store<NV, P>(w, a, acc);
 }
 

@@ -122,10 +122,14 @@ class WinogradConv final : public ConvBase {
     uint64_t* masks;  // [block][tile]
     float* products;  // [place][tile][nv * vl]
     int64_t product_place;
-    float* rows;     // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
-    float* decoded;  // [a][iw * 64 + 16]
-    uint64_t* nothing;  // the masks of a row outside the map
-    float* redo;        // [a][a][64]
+    float* rows;  // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
+    // Packed input of a span, expanded: a ring of a rows, zeros where they lie outside the map.
+    float* expanded;      // [a][line][64]
+    uint64_t* row_masks;  // [a][line]
+    uint64_t* masks_of;   // [line]: of all rows of a tile row
+    float* decoded;       // values of one row
+    int64_t line;         // pixels that a span's tiles reach
+    float* redo;          // [a][a][64]
     Finish finish;
   };
   Scratch carve(Carver& carver, const Tiling& t, const ConvArgs& a) const {
@@ -143,9 +147,13 @@ class WinogradConv final : public ConvBase {
     s.products = carver.take<float>(places_ * s.product_place);
     const int64_t high = at_once(t) ? m_ : t.group * t.cut.rows;
     s.rows = carver.take<float>(high * t.across * m_ * stride);
-    const bool decode = a.in_map != nullptr && a.in_map->layout().type != ValueType::f32;
-    s.decoded = carver.take<float>(decode ? a_ * (a.iw * 64 + 16) : 0);
-    s.nothing = carver.take<uint64_t>(problem_.in_packed ? a.iw : 0);
+    s.line = t.span * m_ + 2;
+    const bool packed = problem_.in_packed;
+    const bool decode = packed && a.in_map->layout().type != ValueType::f32;
+    s.expanded = carver.take<float>(packed ? a_ * s.line * 64 : 0);
+    s.row_masks = carver.take<uint64_t>(packed ? a_ * s.line : 0);
+    s.masks_of = carver.take<uint64_t>(packed ? s.line : 0);
+    s.decoded = carver.take<float>(decode ? a.iw * 64 + 16 : 0);
     s.redo = carver.take<float>(a_ * a_ * 64 + 16);
     s.finish = take_finish(carver, t.cut, 1);
     return s;
@@ -193,7 +201,6 @@ class WinogradConv final : public ConvBase {
     const Work w = work(t, item);
     Carver carver{static_cast<unsigned char*>(scratch)};
     const Scratch s = carve(carver, t, a);
-    if (problem_.in_packed) std::memset(s.nothing, 0, static_cast<size_t>(a.iw) * 8);
     for (int64_t x = 0; x < t.across; x += t.span) {
       const int64_t span = std::min(t.span, t.across - x);
       transform(a, t, s, w, x, span);
@@ -252,49 +259,74 @@ class WinogradConv final : public ConvBase {
     const int64_t tiles = w.images * (w.last - w.first) * span;
     WinogradInput in{};
     in.place_stride = s.place;
-    in.iw = a.iw;
-    in.x = x * m_ - p.pad_left;
+    const int64_t x0 = x * m_ - p.pad_left;
+    in.iw = p.in_packed ? s.line : a.iw;
+    in.x = p.in_packed ? 0 : x0;
     in.tiles = span;
-    in.pixel_stride = a.in_stride;
-    int64_t channel = 0;
+    in.pixel_stride = p.in_packed ? 64 : a.in_stride;
+    int64_t channel = 0, tile = 0;
     for (size_t b = 0; b < in_blocks_.size(); channel += in_blocks_[b].width, ++b) {
       in.width = in_blocks_[b].width;
-      int64_t tile = static_cast<int64_t>(b) * tiles;
       for (int64_t i = 0; i < w.images; ++i)
         for (int64_t ty = w.first; ty < w.last; ++ty, tile += span) {
-          for (int r = 0; r < a_; ++r)
-            point(a, s, w.image + i, t.cut.first_row + ty * m_ + r - p.pad_top, static_cast<int64_t>(b),
-                  channel, r, in);
+          const int64_t n = w.image + i, iy = t.cut.first_row + ty * m_ - p.pad_top;
+          if (p.in_packed) {
+            expand(a, s, n, x0, iy, ty == w.first ? iy : iy + 2, a.in_first_block + static_cast<int64_t>(b),
+                   in);
+          } else {
+            for (int r = 0; r < a_; ++r)
+              in.rows[r] = iy + r < 0 || iy + r >= a.ih
+                               ? nullptr
+                               : a.in + (n * a.ih + iy + r) * a.iw * a.in_stride + channel;
+          }
           in.tile_masks = s.masks + tile;
           in.out = s.values + tile * 64;
-          (p.in_packed ? kernels_->winograd[m_].packed : kernels_->winograd[m_].dense)(in);
+          kernels_->winograd[m_].input(in);
         }
     }
   }
 
-  // Row `iy` of a block as row r of the tiles.
-  void point(const ConvArgs& a, const Scratch& s, int64_t n, int64_t iy, int64_t block, int64_t channel,
-             int r, WinogradInput& in) const {
-    const bool inside = iy >= 0 && iy < a.ih;
-    if (!problem_.in_packed) {
-      in.values[r] = inside ? a.in + (n * a.ih + iy) * a.iw * a.in_stride + channel : nullptr;
-      return;
+  // Pixels [x0, x0 + line) of rows [iy, iy + a) of a packed block as the tiles' rows. Those before `from` are
+  // in the ring.
+  void expand(const ConvArgs& a, const Scratch& s, int64_t n, int64_t x0, int64_t iy, int64_t from,
+              int64_t block, WinogradInput& in) const {
+    std::memset(s.masks_of, 0, static_cast<size_t>(s.line) * 8);
+    for (int r = 0; r < a_; ++r) {
+      const int64_t y = iy + r;
+      in.rows[r] = nullptr;
+      if (y < 0 || y >= a.ih) continue;
+      float* row = s.expanded + y % a_ * s.line * 64;
+      uint64_t* masks = s.row_masks + y % a_ * s.line;
+      if (y >= from) expand_row(a, s, n, x0, y, block, in.width, row, masks);
+      in.rows[r] = row;
+      for (int64_t i = 0; i < s.line; ++i) s.masks_of[i] |= masks[i];
     }
-    in.masks[r] = s.nothing;
-    in.values[r] = reinterpret_cast<const float*>(s.values);  // readable, not used
-    if (!inside) return;
+    in.masks = s.masks_of;
+  }
+  void expand_row(const ConvArgs& a, const Scratch& s, int64_t n, int64_t x0, int64_t y, int64_t block,
+                  int64_t width, float* row, uint64_t* masks) const {
     const PackedMap& map = *a.in_map;
     const PackedLayout& l = map.layout();
-    block += a.in_first_block;
-    in.masks[r] = map.masks(n, iy, block);
-    in.values[r] = static_cast<const float*>(map.segment(n, iy, block));
-    if (l.type == ValueType::f32) return;
-    int64_t count = 0;
-    for (int64_t x = 0; x < a.iw; ++x) count += __builtin_popcountll(in.masks[r][x]);
-    float* to = s.decoded + r * (a.iw * 64 + 16);
-    kernels_->load_values(map.segment(n, iy, block), count, static_cast<int>(l.type),
-                          l.blocks[static_cast<size_t>(block)].scale, to);
-    in.values[r] = to;
+    const uint64_t* bits = map.masks(n, y, block);
+    const int64_t lo = std::clamp<int64_t>(x0, 0, a.iw), hi = std::clamp<int64_t>(x0 + s.line, lo, a.iw);
+    const int64_t left = std::clamp<int64_t>(lo - x0, 0, s.line);
+    int64_t before = 0, count = 0;
+    for (int64_t x = 0; x < lo; ++x) before += __builtin_popcountll(bits[x]);
+    const auto* values = static_cast<const unsigned char*>(map.segment(n, y, block)) +
+                         static_cast<size_t>(before) * value_size(l.type);
+    if (l.type != ValueType::f32) {
+      for (int64_t x = lo; x < hi; ++x) count += __builtin_popcountll(bits[x]);
+      kernels_->load_values(values, count, static_cast<int>(l.type),
+                            l.blocks[static_cast<size_t>(block)].scale, s.decoded);
+      values = reinterpret_cast<const unsigned char*>(s.decoded);
+    }
+    const int64_t inside = hi - lo, after = left + inside;
+    std::memset(row, 0, static_cast<size_t>(left) * 64 * sizeof(float));
+    kernels_->expand(bits + lo, reinterpret_cast<const float*>(values), inside, width, row + left * 64, 64);
+    std::memset(row + after * 64, 0, static_cast<size_t>(s.line - after) * 64 * sizeof(float));
+    std::memset(masks, 0, static_cast<size_t>(left) * 8);
+    std::memcpy(masks + left, bits + lo, static_cast<size_t>(inside) * 8);
+    std::memset(masks + after, 0, static_cast<size_t>(s.line - after) * 8);
   }
 
   // The unit's products of the transformed tiles, back to pixels.
