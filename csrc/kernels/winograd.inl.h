@@ -116,7 +116,7 @@ AZ_INLINE uint64_t winograd_mask(const float* const* rows, const int64_t* stride
   return width == 64 ? all : all & ((uint64_t{1} << width) - 1);
 }
 
-// Tiles side by side. A tile at the border, or of channels that are no whole vectors, is copied first.
+// Tiles side by side. A tile at the border is copied first.
 template <int M>
 void winograd_input(const WinogradInput& w) {
   constexpr int A = M + 2;
@@ -125,7 +125,8 @@ void winograd_input(const WinogradInput& w) {
   float* to = w.out;
   for (int64_t t = 0; t < w.tiles; ++t, to += 64) {
     const int64_t x0 = w.x + t * M;
-    const bool whole = x0 >= 0 && x0 + A <= w.iw && w.width % VL == 0;
+    // Vectors may reach over the channels as long as there are pixels.
+    const bool whole = x0 >= 0 && (w.iw - x0 - A) * w.pixel_stride >= (VL - w.width % VL) % VL;
     const float* rows[A];
     int64_t strides[A];
     for (int r = 0; r < A; ++r) {

@@ -123,12 +123,13 @@ class WinogradConv final : public ConvBase {
     float* products;  // [place][tile][nv * vl]
     int64_t product_place;
     float* rows;  // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
-    // Packed input of a span, expanded: a ring of a rows, zeros where they lie outside the map.
+    // Packed input of some tiles side by side, expanded: a ring of a rows, zeros where they lie outside the
+    // map.
     float* expanded;      // [a][line][64]
     uint64_t* row_masks;  // [a][line]
     uint64_t* masks_of;   // [line]: of all rows of a tile row
     float* decoded;       // values of one row
-    int64_t line;         // pixels that a span's tiles reach
+    int64_t line;         // pixels that they reach
     float* redo;          // [a][a][64]
     Finish finish;
   };
@@ -147,7 +148,7 @@ class WinogradConv final : public ConvBase {
     s.products = carver.take<float>(places_ * s.product_place);
     const int64_t high = at_once(t) ? m_ : t.group * t.cut.rows;
     s.rows = carver.take<float>(high * t.across * m_ * stride);
-    s.line = t.span * m_ + 2;
+    s.line = std::min(kExpanded, t.span) * m_ + 2;
     const bool packed = problem_.in_packed;
     const bool decode = packed && a.in_map->layout().type != ValueType::f32;
     s.expanded = carver.take<float>(packed ? a_ * s.line * 64 : 0);
@@ -256,34 +257,37 @@ class WinogradConv final : public ConvBase {
   void transform(const ConvArgs& a, const Tiling& t, const Scratch& s, const Work& w, int64_t x,
                  int64_t span) const {
     const ConvProblem& p = problem_;
-    const int64_t tiles = w.images * (w.last - w.first) * span;
     WinogradInput in{};
     in.place_stride = s.place;
-    const int64_t x0 = x * m_ - p.pad_left;
-    in.iw = p.in_packed ? s.line : a.iw;
-    in.x = p.in_packed ? 0 : x0;
-    in.tiles = span;
     in.pixel_stride = p.in_packed ? 64 : a.in_stride;
+    in.iw = p.in_packed ? s.line : a.iw;
+    const int64_t rows = w.last - w.first;
     int64_t channel = 0, tile = 0;
     for (size_t b = 0; b < in_blocks_.size(); channel += in_blocks_[b].width, ++b) {
       in.width = in_blocks_[b].width;
-      for (int64_t i = 0; i < w.images; ++i)
-        for (int64_t ty = w.first; ty < w.last; ++ty, tile += span) {
-          const int64_t n = w.image + i, iy = t.cut.first_row + ty * m_ - p.pad_top;
-          if (p.in_packed) {
-            expand(a, s, n, x0, iy, ty == w.first ? iy : iy + 2, a.in_first_block + static_cast<int64_t>(b),
-                   in);
-          } else {
-            for (int r = 0; r < a_; ++r)
-              in.rows[r] = iy + r < 0 || iy + r >= a.ih
-                               ? nullptr
-                               : a.in + (n * a.ih + iy + r) * a.iw * a.in_stride + channel;
+      for (int64_t i = 0; i < w.images; ++i, tile += rows * span)
+        for (int64_t tx = 0; tx < span; tx += kExpanded) {
+          const int64_t x0 = (x + tx) * m_ - p.pad_left, n = w.image + i;
+          in.x = p.in_packed ? 0 : x0;
+          in.tiles = std::min(kExpanded, span - tx);
+          for (int64_t ty = 0; ty < rows; ++ty) {
+            const int64_t iy = t.cut.first_row + (w.first + ty) * m_ - p.pad_top;
+            if (p.in_packed)
+              expand(a, s, n, x0, iy, ty == 0 ? iy : iy + 2, a.in_first_block + static_cast<int64_t>(b), in);
+            else
+              point(a, n, iy, channel, in);
+            in.tile_masks = s.masks + tile + ty * span + tx;
+            in.out = s.values + (tile + ty * span + tx) * 64;
+            kernels_->winograd[m_].input(in);
           }
-          in.tile_masks = s.masks + tile;
-          in.out = s.values + tile * 64;
-          kernels_->winograd[m_].input(in);
         }
     }
+  }
+
+  // Rows [iy, iy + a) of a dense map's channels as the tiles' rows.
+  void point(const ConvArgs& a, int64_t n, int64_t iy, int64_t channel, WinogradInput& in) const {
+    for (int r = 0; r < a_; ++r, ++iy)
+      in.rows[r] = iy < 0 || iy >= a.ih ? nullptr : a.in + (n * a.ih + iy) * a.iw * a.in_stride + channel;
   }
 
   // Pixels [x0, x0 + line) of rows [iy, iy + a) of a packed block as the tiles' rows. Those before `from` are
@@ -380,7 +384,8 @@ class WinogradConv final : public ConvBase {
   void direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0, const Sub& sub,
               const WinogradOutput& to) const;
 
-  static constexpr int64_t kApart = 16;  // keeps the places of a tile out of one set of the cache
+  static constexpr int64_t kExpanded = 16;  // tiles side by side whose rows stay in the first caches
+  static constexpr int64_t kApart = 16;     // keeps the places of a tile out of one set of the cache
   const int m_, a_, places_;
   const float* raw_ = nullptr;  // [oc][ic][9], for `direct`
   std::shared_ptr<const void> owner_;
