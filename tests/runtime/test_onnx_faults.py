@@ -326,3 +326,27 @@ def test_resize_sizes_that_hold_the_batch(tmp_path):
     for batch in (1, 4):
         x = normal(batch, 3, 5, 6)
         np.testing.assert_allclose(fast(x), theirs(model, x)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "equation,other",
+    [
+        ("nchw,cd->ndhw", (3, 5)), ("nchw,cd->nhwd", (3, 5)), ("nchw,nchv->nhwv", None),
+        ("nchw,c->nhw", (3,)), ("nchw,whd->ncd", (6, 4, 2)), ("nchw,nchw->n", None), ("nchw->nwc", None),
+        ("nchw->nchw", None),
+        ("nchw,chw->nchw", (3, 4, 6)), ("nchw,d->nchwd", (2,)), ("nchw,nkhw->nck", None),
+        ("nchw,cd", (3, 5)),
+    ],
+)  # fmt: skip
+def test_einsum(equation, other, tmp_path):
+    constants = {} if other is None else {"k": normal(*other)}
+    inputs = ["x"] if "," not in equation else ["x", "k" if constants else "x"]
+    model = make(
+        [N("Einsum", inputs, ["h"], equation=equation), N("Relu", ["h"], ["y"])], constants, ["n", 3, 4, 6]
+    )
+    x = normal(2, 3, 4, 6)
+    if equation != "nchw,cd":  # the batch would come behind
+        from actzip.runtime.from_onnx import from_onnx
+
+        from_onnx(model)  # by the engine itself
+    check(model, x, tmp_path)

@@ -105,6 +105,9 @@ def at_least_opset(model: Any) -> Any:
         return model
     if versions[-1] < _OLDEST:
         raise UnsupportedError(f"opset {versions[-1]}; {_OLDEST} or newer is needed")
+    for node in model.graph.node:
+        if node.op_type == "Scan":  # which opset 9 made another operator of
+            raise UnsupportedError(f"Scan node {node.name!r}: not converted from opset {versions[-1]}")
     from onnx import version_converter
 
     try:

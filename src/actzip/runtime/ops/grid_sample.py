@@ -63,6 +63,8 @@ def torch_grid_sample(b: Builder, a: dict[str, Any]) -> Any:
 
 @onnx_op("GridSample")
 def onnx_grid_sample(imp: Importer, node: OnnxNode) -> Any:
+    if len(imp.shape(node.need(0))) != 4:
+        raise node.refuse(f"an input of shape {imp.shape(node.need(0))} (N, C, H, W is supported)")
     mode = node.attribute("mode", "bilinear")
     return imp.emit(
         GridSample,

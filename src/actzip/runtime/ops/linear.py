@@ -10,10 +10,21 @@ import numpy as np
 
 from actzip.errors import InputError
 from actzip.runtime.acts import Act, act_fields
-from actzip.runtime.graph import Array, Node, Shape, broadcast, check_channels, numel, same_shape, static
+from actzip.runtime.graph import (
+    Array,
+    Dim,
+    Node,
+    Shape,
+    Sym,
+    broadcast,
+    check_channels,
+    numel,
+    same_shape,
+    static,
+)  # fmt: skip
 from actzip.runtime.onnx_node import OnnxNode, float32_of
 from actzip.runtime.ops.arithmetic import Binary
-from actzip.runtime.ops.reduce import Softmax
+from actzip.runtime.ops.reduce import Reduce, Softmax
 from actzip.runtime.ops.reshape import Transpose
 from actzip.runtime.registry import Ref, lowers, onnx_op, torch_op
 
@@ -199,6 +210,67 @@ def onnx_matmul(imp: Importer, node: OnnxNode) -> Any:
     if len(sb) == 1:
         del shape[-1]
     return imp.reshape(out, tuple(shape))
+
+
+@onnx_op("Einsum")
+def onnx_einsum(imp: Importer, node: OnnxNode) -> Any:
+    """Sums of products of one or two tensors, as sums, transpositions and one product of matrices."""
+    left, arrow, out = node.attribute("equation", "").replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:  # every label that stands once, in alphabetical order
+        out = "".join(sorted(c for c in left if c != "," and left.count(c) == 1))
+    if "." in left + out or any(len(set(t)) < len(t) for t in [*terms, out]):
+        raise node.refuse(f"equation {node.attribute('equation', '')!r}")
+    values = [node.need(i) for i in range(len(node.proto.input))]
+    if len(terms) != len(values) or any(
+        len(t) != len(imp.shape(v)) for t, v in zip(terms, values, strict=True)
+    ):
+        raise node.wrong(f"equation {left!r} for operands of shapes {[imp.shape(v) for v in values]}")
+    size: dict[str, Dim] = {}
+    for t, v in zip(terms, values, strict=True):
+        for label, d in zip(t, imp.shape(v), strict=True):
+            if size.setdefault(label, d) != d:
+                raise node.refuse(f"label {label!r} of sizes {size[label]} and {d}")
+    if len(values) > 2 or not set(out) <= set(size):
+        raise node.refuse(f"equation {node.attribute('equation', '')!r}")
+    if len(values) == 1:
+        x, have = _summed(imp, values[0], terms[0], out)
+        return _in_order(imp, x, have, out)
+    a, ta = _summed(imp, values[0], terms[0], terms[1] + out)
+    b, tb = _summed(imp, values[1], terms[1], terms[0] + out)
+    shared = [c for c in ta if c in tb and c in out]
+    inner = [c for c in ta if c in tb and c not in out]
+    rows, columns = [c for c in ta if c not in tb], [c for c in tb if c not in ta]
+
+    def merged(labels: list[str]) -> Dim:
+        count, power = numel(tuple(size[c] for c in labels))
+        if power > 1:
+            raise node.refuse("the batch in two dimensions")
+        return Sym(count) if power else count
+
+    batch = [size[c] for c in shared]
+    a = imp.reshape(_in_order(imp, a, ta, [*shared, *rows, *inner]), (*batch, merged(rows), merged(inner)))
+    b = imp.reshape(
+        _in_order(imp, b, tb, [*shared, *inner, *columns]), (*batch, merged(inner), merged(columns))
+    )
+    product = imp.emit(MatMul, a, b)
+    labels = [*shared, *rows, *columns]
+    return _in_order(imp, imp.reshape(product, tuple(size[c] for c in labels)), labels, out)
+
+
+def _summed(imp: Importer, x: Any, labels: str, kept: str) -> tuple[Any, str]:
+    """``x`` summed over the labels that nothing else has, and what labels are left."""
+    axes = tuple(i for i, c in enumerate(labels) if c not in kept)
+    if axes:
+        x = imp.emit(Reduce, x, kind="sum", axes=axes)
+    return x, "".join(c for c in labels if c in kept)
+
+
+def _in_order(imp: Importer, x: Any, labels: Sequence[str], wanted: Sequence[str]) -> Any:
+    perm = tuple(list(labels).index(c) for c in wanted)
+    if isinstance(x, np.ndarray):
+        return x.transpose(perm)
+    return x if perm == tuple(range(len(perm))) else imp.emit(Transpose, x, perm=perm)
 
 
 @lowers(Linear)

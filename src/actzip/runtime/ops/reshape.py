@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actzip.errors import InputError, UnsupportedError
-from actzip.runtime.graph import Dim, Node, Shape, Sym, broadcast, numel, same_shape
+from actzip.runtime.graph import TYPES, Dim, Node, Shape, Sym, broadcast, numel, same_shape
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.select import Concat
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
@@ -349,13 +349,11 @@ def onnx_cast(imp: Importer, node: OnnxNode) -> Any:
     name = {"float": "float32", "float16": "float32", "bfloat16": "float32"}.get(name, name)
     if isinstance(x, Mask) and name == "float32":
         return x
-    if not isinstance(x, str) or name == imp.dtype(x):
-        if name == "float32":
-            return x
-        if isinstance(x, str):
-            return x
+    if isinstance(x, np.ndarray) and name in TYPES:
+        return x.astype(name)
+    if not isinstance(x, str):
         raise node.refuse(f"a conversion to {name}")
-    return _converted(imp, node, x, name)
+    return x if name == imp.dtype(x) else _converted(imp, node, x, name)
 
 
 #: Integer types and the numbers of bits that a value of them takes, the sign apart.
