@@ -236,6 +236,7 @@ def _biased_pool(n: ops.Pool, x: Tensor) -> Tensor:
 _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.Conv2d: _conv,
     ops.ConvTranspose2d: _conv_transpose,
+    ops.Copy: lambda n, x: x,
     ops.Linear: _linear,
     ops.MatMul: lambda n, a, b: torch.matmul(a, b),
     ops.BatchNorm: _batch_norm,

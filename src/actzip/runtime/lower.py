@@ -235,10 +235,6 @@ class Lowering:
         self.node("copy", f"{v}:output", [src], j, v)
         return j
 
-    @property
-    def _aliased(self) -> set[str]:
-        return self.__dict__.setdefault("_alias_set", set())  # type: ignore[no-any-return]
-
     def layout_of(self, name: str) -> str:
         return "map" if self.kind[name] == "map" else "plain"
 

@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 
-__all__ = ["banded", "can_pack", "choose_storage", "keeps_integers", "layouts", "packable"]
+__all__ = [
+    "banded",
+    "can_pack",
+    "choose_storage",
+    "expects_zeros",
+    "is_map",
+    "keeps_integers",
+    "layouts",
+    "packable",
+]
 
 
-def _is_map(shape: g.Shape) -> bool:
+def is_map(shape: g.Shape) -> bool:
     return len(shape) == 4 and all(isinstance(d, int) for d in shape[1:])
 
 
@@ -22,28 +31,30 @@ def layouts(graph: g.Graph) -> dict[str, str]:
         layout = n.works_on()
         if layout == "map":
             kind[n.output] = "map"
-        elif layout == "either" and _is_map(graph.shape(n.output)):
+        elif layout == "either" and is_map(graph.shape(n.output)):
             kind[n.output] = "map" if any(kind[v] == "map" for v in n.inputs) else "plain"
     return kind
 
 
 def packable(graph: g.Graph, node: g.Node) -> bool:
     """Whether the engine can write ``node``'s output packed."""
-    return node.writes_packed() and _is_map(graph.shape(node.output))
+    return node.writes_packed() and is_map(graph.shape(node.output))
 
 
-def _zeros(graph: g.Graph, producers: Mapping[str, g.Node], v: str) -> bool:
+def expects_zeros(graph: g.Graph, producers: Mapping[str, g.Node], v: str) -> bool:
     """Whether exact zeros are to be expected in ``v``."""
     p = producers.get(v)
     if p is None:
         return False
     if isinstance(p, ops.Concat):
-        return any(_zeros(graph, producers, i) for i in p.inputs)
+        return any(expects_zeros(graph, producers, i) for i in p.inputs)
+    if isinstance(p, ops.Copy):
+        return expects_zeros(graph, producers, p.inputs[0])
     act = getattr(p, "act", None)
     if act is not None:
         return bool(act.sparsifies)
     if isinstance(p, ops.Pool) and p.kind == "max" and p.bias is None:
-        return _zeros(graph, producers, p.inputs[0])
+        return expects_zeros(graph, producers, p.inputs[0])
     return False
 
 
@@ -132,7 +143,7 @@ def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset(
             (read or quantized or graph.meta.get("pack") == "always")
             and not any(v in dense for v in members)
             and all(can_pack(graph, v) for v in members)
-            and _zeros(graph, producers, root)
+            and expects_zeros(graph, producers, root)
         )
         for v in members:
             graph.values[v].storage = "packed" if ok else "dense"

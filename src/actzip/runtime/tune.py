@@ -30,6 +30,7 @@ from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.lower import Lowered, lower
+from actzip.runtime.passes.copies import add_copies, drop_copies
 from actzip.runtime.storage import choose_storage, keeps_integers
 from actzip.runtime.winograd import TOLERANCE, errors, is_winograd
 
@@ -347,6 +348,7 @@ def tune(
         progress: called with the trials done, their number, and a layer whose kernel is being looked for.
     """
     bench = _Bench(graph, inputs, batch, threads)
+    graph = add_copies(graph, keep_dense)
     packed = choose_storage(graph, keep_dense)
     densities = bench.densities(lower(packed), packed)
     if trials and trial_batch is not None and trial_batch != batch:
@@ -389,6 +391,7 @@ def tune(
             cache.save()
     else:
         mixed, why = _by_density(packed, groups, keep_dense)
+    mixed = drop_copies(mixed)
     for n in mixed.nodes:
         if isinstance(n, ops.Conv2d) and n.inputs[0] in keep_dense:
             why[n.name] = "weights that are not finite"

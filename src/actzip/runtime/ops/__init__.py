@@ -9,6 +9,7 @@ from pkgutil import iter_modules
 from actzip.runtime.ops.activation import Activation
 from actzip.runtime.ops.arithmetic import BINARY_KINDS, Binary
 from actzip.runtime.ops.conv import Conv2d, ConvTranspose2d
+from actzip.runtime.ops.copy import Copy
 from actzip.runtime.ops.linear import Linear, MatMul
 from actzip.runtime.ops.norm import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
 from actzip.runtime.ops.pool import AdaptivePool, Pool
@@ -27,6 +28,7 @@ __all__ = [
     "Concat",
     "Conv2d",
     "ConvTranspose2d",
+    "Copy",
     "Expand",
     "GroupNorm",
     "LayerNorm",
