@@ -99,7 +99,7 @@ def read_checkpoint(path: Path | None) -> dict[str, Any] | None:
     try:
         state = read_torch(path)
     except DataError as error:
-        raise DataError(f"{path} is not a readable checkpoint: {error}; delete it to start anew") from error
+        raise DataError(f"{path} is no readable checkpoint: {error}; delete it to start anew") from error
     if not isinstance(state, dict):
         raise DataError(f"{path} is not a checkpoint but a {type(state).__name__}; delete it to start anew")
     return state
