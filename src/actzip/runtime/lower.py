@@ -64,6 +64,7 @@ class Lowering:
         }
         self.native: dict[str, int] = {}
         self.copies: dict[tuple[str, str], int] = {}
+        self.views: set[str] = set()  # channel ranges of other maps: their pixels are apart
         self.aliased: set[str] = set()  # values that are views of others
         self.out = Lowered(None)
 
@@ -175,6 +176,7 @@ class Lowering:
             and len(shape) == 4
             and shape[2:] == (1, 1)
             and v.place is None
+            and name not in self.views
             and (name not in self.graph.inputs)
         ):
             j = self.add_value(f"{name}:{want}", shape, want, parent=i)

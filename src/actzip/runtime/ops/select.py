@@ -446,6 +446,7 @@ def lower_slice(low: Lowering, n: Slice) -> None:
     free = low.kind[n.output] == "map" and y.place is None and y.storage == "dense"
     if dense_map and axis == 1 and n.step == 1 and free:
         # a view of its input's channels
+        low.views.add(n.output)
         low.native[n.output] = low.add_value(
             n.output, y.shape, "map", parent=low.declare(n.inputs[0]), offset=n.start
         )
