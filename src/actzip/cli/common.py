@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.text import Text
 
-from actzip.errors import CodecError, DataError, InputError
+from actzip.errors import CodecError, DataError, InputError, UnsupportedError
 from actzip.files import read_torch
 from actzip.progress import display
 from actzip.text import visible
@@ -270,10 +270,15 @@ def model_and_input(
     from actzip.data import Loader, resolve
     from actzip.errors import ActzipWarning
     from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights
-    from actzip.runtime.models import load_model
+    from actzip.runtime.models import load_model, reference_net
 
     torch.manual_seed(0)
-    net, shape, mean, std = load_model(ref, trust=trust)
+    try:
+        net, shape, mean, std = load_model(ref, trust=trust)
+    except UnsupportedError as error:
+        if not ref.endswith(".onnx") or weights is not None:
+            raise
+        net, shape, mean, std = reference_net(Path(ref), error)
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False
     if weights is not None:

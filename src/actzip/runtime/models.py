@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,3 +140,40 @@ def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
         ]
         module.batch = sizes[0] if sizes and isinstance(sizes[0], int) else None  # type: ignore[assignment]
         return module, shape
+
+
+class OnnxNet(nn.Module):
+    """An ONNX file of which the engine does not have every operator, run whole by ONNX Runtime: a
+    reference for what :func:`actzip.compile` makes of it."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__()
+        self._session = session
+        self._name = session.get_inputs()[0].name
+
+    def forward(self, x: Tensor) -> Any:
+        try:
+            arrays = self._session.run(None, {self._name: x.detach().numpy()})
+        except Exception as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"ONNX Runtime refuses an input of shape {tuple(x.shape)}: {why}") from error
+        outputs = [torch.from_numpy(y) for y in arrays]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+def reference_net(
+    path: Path, refused: UnsupportedError, shape: tuple[int, ...] | None = None
+) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    """What :func:`load_model` gives, for an ONNX file that it refuses.
+
+    Raises:
+        UnsupportedError: ONNX Runtime is not installed; what the engine lacks is said.
+        InputError: the size of the input is open.
+    """
+    from actzip.runtime.parts import declared_shape, session
+
+    made, model = session(path, refused)
+    dims = shape or declared_shape(model)
+    if dims is None:
+        raise InputError(f"{path}: the size of its input is open; actzip.compile(path, example) takes any")
+    return _with_shape(OnnxNet(made), dims)

@@ -27,7 +27,7 @@ from actzip.runtime.onnx_file import load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.registry import Mask
 
-__all__ = ["PartitionedModel", "compile_parts"]
+__all__ = ["PartitionedModel", "compile_parts", "declared_shape", "session"]
 
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
@@ -66,6 +66,26 @@ def compile_parts(
     return made
 
 
+def declared_shape(model: Any) -> tuple[int, ...] | None:
+    """Shape of the first input without the batch, where the file says it."""
+    name = _input_names(model)[0]
+    value = next(v for v in model.graph.input if v.name == name)
+    dims = tuple(int(d.dim_value) for d in value.type.tensor_type.shape.dim)[1:]
+    return dims if all(d > 0 for d in dims) else None
+
+
+def session(source: Any, refused: UnsupportedError) -> tuple[Any, Any]:
+    """(ONNX Runtime's session of the whole model, the model), where the engine does not have it all.
+
+    Raises:
+        UnsupportedError: ONNX Runtime is not installed (what the engine lacks is said), or cannot
+        run the model.
+    """
+    runtime(refused)
+    model = load_onnx(source)
+    return _session(model, 0), model
+
+
 def runtime(refused: UnsupportedError | None = None) -> Any:
     """ONNX Runtime's module.
 
@@ -75,7 +95,7 @@ def runtime(refused: UnsupportedError | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        what = f"{refused}. " if refused else ""
+        what = f"{refused}; " if refused else ""
         hint = "with ONNX Runtime the rest would run there: `pip install onnxruntime`"
         raise UnsupportedError(f"{what}{hint}") from error
     return onnxruntime
