@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from actzip.data import Images, Loader, resolve, split
 from actzip.errors import DataError, RecipeError
 from actzip.experiment.coding import code_maps
 from actzip.experiment.recipe import PENALTY_FIELDS, LowBitsPart, Recipe, ThresholdsPart, runs_of
+from actzip.experiment.report import render
 from actzip.files import write_text
 from actzip.models import load_weights, save_weights
 from actzip.models import resolve as resolve_model
@@ -124,6 +125,20 @@ def _check_trust(recipe: Recipe, trust: bool) -> None:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+@dataclass
+class _Stages:
+    """What the stages made: models, what identifies them, and how their training went, by stage."""
+
+    models: dict[str, nn.Module] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, stage: str, model: nn.Module, key: str, history: Any = None) -> None:
+        self.models[stage], self.keys[stage] = model, key
+        if history is not None:
+            self.history[stage] = history
 
 
 class _Experiment:
@@ -338,10 +353,53 @@ class _Experiment:
     def run(self) -> dict[str, Any]:
         r = self.recipe
         began = time.time()
-        models: dict[str, nn.Module] = {}
-        keys: dict[str, str] = {}
-        history: dict[str, Any] = {}
+        made = self._trained()
+        if self.only is not None:
+            return {}
+        calibrated: dict[str, Any] | None = None
+        if r.thresholds is not None:
+            before = _last(made.models)
+            key = self._key(made.keys[before], r.thresholds.model_dump())
+            model, calibrated = self._threshold(made.models[before], r.thresholds, key)
+            made.add("thresholded", model, key)
+        if r.model.control is not None:
+            control = self._model().eval()
+            load_weights(control, r.model.control)
+            made.add("control", control, self._key("given control", r.model.control))
+        measured = {n: self._measured(n, model, made.keys[n]) for n, model in made.models.items()}
+        stages = [_row(stage, m) for stage, m in measured.items()]
+        trained: dict[str, Any] = {}
+        codings = self._quantize_and_encode(made.models, made.keys, stages, trained)
+        reference = measured.get("control", measured["baseline"])
+        for row in stages:
+            row["speedup_over_control"] = reference["effective_macs"] / max(1.0, row["effective_macs"])
+        results: dict[str, Any] = {
+            **self._head(),
+            "stages": stages,
+            "layers": {s: m["densities"] for s, m in measured.items()},
+            "coding": codings,
+            "targets": _targets(r, measured, codings, stages),
+            "history": _without_times(made.history),
+            **({"thresholds": calibrated} if calibrated is not None else {}),
+            "quantized_training": {
+                n: [{k: v for k, v in e.items() if k != "seconds"} for e in t["epochs"]]
+                for n, t in trained.items()
+            },
+            "run": {
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": self.seconds,
+                "wall_seconds": round(time.time() - began, 3),
+                "resumed": self.resumed,
+            },
+        }
+        write_text(self.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        example, _ = next(iter(Loader(self.test.take(slice(0, 1)), 1)))
+        write_text(self.out / "report.html", render(results, made.models, example))
+        return results
 
+    def _trained(self) -> _Stages:
+        """The baseline, and what the recipe makes sparse of it."""
+        r, made = self.recipe, _Stages()
         start = self._model()
         if r.model.weights is not None:
             load_weights(start, r.model.weights)
@@ -349,58 +407,39 @@ class _Experiment:
             set_thresholds(start, load_thresholds(r.model.thresholds))
         if r.train is not None:
             config = r.train.config(r.seed, alpha=0.0)  # type: ignore[attr-defined]
-            keys["baseline"] = self._key("baseline", config.identity())
-            models["baseline"], history["baseline"] = self._train("baseline", start, config, keys["baseline"])
+            key = self._key("baseline", config.identity())
+            model, history = self._train("baseline", start, config, key)
+            made.add("baseline", model, key, history)
         else:
-            keys["baseline"] = self._key("given")
-            models["baseline"] = start.eval()
+            made.add("baseline", start.eval(), self._key("given"))
             self._save("baseline", start)
         if r.sparsify is not None:
-            part: Any = r.sparsify
-            configs = {"sparse": part.config(r.seed)}
-            if part.control:
-                configs = {"control": _control(part, r.seed), **configs}
-            if self.only not in (None, "baseline", *configs):
-                raise RecipeError(f"only: the recipe trains no {self.only!r}")
-            teacher: nn.Module | None = None
-            if r.model.teacher is not None:
-                teacher = self._model().eval()
-                load_weights(teacher, r.model.teacher)
-            for stage, config in configs.items():
-                if self.only not in (None, stage):
-                    continue
-                keys[stage] = self._key(keys["baseline"], stage, config.identity())
-                models[stage], history[stage] = self._train(
-                    stage, models["baseline"], config, keys[stage], teacher
-                )
-
+            self._sparsify(r.sparsify, made)
         elif self.only not in (None, "baseline"):
             raise RecipeError(f"only: the recipe does not sparsify, there is no {self.only!r}")
-        if self.only is not None:
-            return {}
-        calibrated: dict[str, Any] | None = None
-        if r.thresholds is not None:
-            before = _last(models)
-            keys["thresholded"] = self._key(keys[before], r.thresholds.model_dump())
-            models["thresholded"], calibrated = self._threshold(
-                models[before], r.thresholds, keys["thresholded"]
-            )
-        if r.model.control is not None:
-            models["control"] = self._model().eval()
-            load_weights(models["control"], r.model.control)
-            keys["control"] = self._key("given control", r.model.control)
+        return made
 
-        stages: list[dict[str, Any]] = []
-        measured: dict[str, Any] = {}
-        for stage, model in models.items():
-            measured[stage] = m = self._measured(stage, model, keys[stage])
-            stages.append({"stage": stage, "bits": 32, **{k: v for k, v in m.items() if k != "densities"}})
-        trained: dict[str, Any] = {}
-        codings = self._quantize_and_encode(models, keys, stages, trained)
-        reference = measured.get("control", measured["baseline"])
-        for row in stages:
-            row["speedup_over_control"] = reference["effective_macs"] / max(1.0, row["effective_macs"])
-        results: dict[str, Any] = {
+    def _sparsify(self, part: Any, made: _Stages) -> None:
+        r = self.recipe
+        configs = {"sparse": part.config(r.seed)}
+        if part.control:
+            configs = {"control": _control(part, r.seed), **configs}
+        if self.only not in (None, "baseline", *configs):
+            raise RecipeError(f"only: the recipe trains no {self.only!r}")
+        teacher: nn.Module | None = None
+        if r.model.teacher is not None:
+            teacher = self._model().eval()
+            load_weights(teacher, r.model.teacher)
+        for stage, config in configs.items():
+            if self.only in (None, stage):
+                key = self._key(made.keys["baseline"], stage, config.identity())
+                model, history = self._train(stage, made.models["baseline"], config, key, teacher)
+                made.add(stage, model, key, history)
+
+    def _head(self) -> dict[str, Any]:
+        """The first entries of the results: what was run, on what, where."""
+        r = self.recipe
+        return {
             "schema": SCHEMA,
             "name": r.name,
             "about": r.about,
@@ -416,29 +455,7 @@ class _Experiment:
                 "torch_threads": torch.get_num_threads(),
                 "torch_bfloat16": has_bfloat16("cpu"),
             },
-            "stages": stages,
-            "layers": {s: m["densities"] for s, m in measured.items()},
-            "coding": codings,
-            "targets": _targets(r, measured, codings, stages),
-            "history": _without_times(history),
-            **({"thresholds": calibrated} if calibrated is not None else {}),
-            "quantized_training": {
-                n: [{k: v for k, v in e.items() if k != "seconds"} for e in t["epochs"]]
-                for n, t in trained.items()
-            },
-            "run": {
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "seconds": self.seconds,
-                "wall_seconds": round(time.time() - began, 3),
-                "resumed": self.resumed,
-            },
         }
-        write_text(self.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        from actzip.experiment.report import render
-
-        example, _ = next(iter(Loader(self.test.take(slice(0, 1)), 1)))
-        write_text(self.out / "report.html", render(results, models, example))
-        return results
 
     def _quantize_and_encode(
         self,
@@ -481,7 +498,7 @@ class _Experiment:
                     trained[name] = self._train_low(name, quantized, models[stage], low, key)
                 save_quantization(quantized, self.out / f"{name}.quant.json")
                 m = self._measured(name, quantized, key)
-                row = {"stage": stage, "bits": bits, **{k: v for k, v in m.items() if k != "densities"}}
+                row = _row(stage, m, bits)
                 row["trained"] = low is not None
                 stages.append(row)
                 if r.encode is not None:
@@ -604,6 +621,10 @@ def _control(part: Any, seed: int) -> SparsifyConfig:
     plain = {n: getattr(default, n) for n in PENALTY_FIELDS - {"distill", "temperature"}}
     config: SparsifyConfig = part.config(seed, **{**plain, "alpha": 0.0})
     return config
+
+
+def _row(stage: str, measured: Mapping[str, Any], bits: int = 32) -> dict[str, Any]:
+    return {"stage": stage, "bits": bits, **{k: v for k, v in measured.items() if k != "densities"}}
 
 
 def _last(models: Mapping[str, Any]) -> str:

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, Selector, Site
+from actzip.activations import ActivationTap, Selector, Site, find_sites
 from actzip.errors import ActzipWarning, InputError
 from actzip.sparsify import terms
-from actzip.sparsify.costs import map_costs
+from actzip.sparsify.costs import MapCost, map_costs
 
 __all__ = ["KINDS", "WEIGHTINGS", "ActivationPenalty"]
 
@@ -93,16 +93,7 @@ class ActivationPenalty:
         term = terms.get(kind)
         if weighting is None:
             weighting = "macs" if example is not None else "elements"
-        if weighting not in WEIGHTINGS:
-            raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
-        if weighting in ("macs", "mixed") and example is None:
-            raise InputError(f"weighting={weighting!r} needs example=, an input of the model")
-        if not 0 <= elements_share <= 1:
-            raise InputError(f"elements_share must be between 0 and 1, not {elements_share}")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise InputError(f"every must be a whole number of at least 1, not {every!r}")
-        if not beta > 0:
-            raise InputError(f"beta must be positive, not {beta}")
+        _check(weighting, example, elements_share, every, beta)
         if isinstance(alpha, Mapping):
             if layers is None:
                 layers = list(alpha)
@@ -132,40 +123,32 @@ class ActivationPenalty:
         self._calls = 0
         self._last: float = 0.0
         if example is not None:
-            from actzip.activations import find_sites
-
             sites, _ = find_sites(model, example, layers=layers, ignore=ignore)
-            for site in sites:
-                if not site.sparse:
-                    self.unsuitable[site.name] = site.kind
-            if self.unsuitable:
-                names = ", ".join(f"{n} ({k})" for n, k in list(self.unsuitable.items())[:6])
-                more = f" and {len(self.unsuitable) - 6} more" if len(self.unsuitable) > 6 else ""
-                warnings.warn(
-                    f"these layers cannot become sparse: {names}{more}", ActzipWarning, stacklevel=2
-                )
-            if not any(s.sparse for s in sites):
-                warnings.warn(
-                    "the model has no ReLU among the chosen layers: there is nothing to penalise",
-                    ActzipWarning,
-                    stacklevel=2,
-                )
+            self._say_what_cannot_become_sparse(sites)
             if weighting in ("macs", "mixed"):
                 costs = map_costs(model, example)
                 costs = {s.name: costs[s.name] for s in sites if s.sparse and s.name in costs}
                 if weighting == "macs":
                     costs = {n: c for n, c in costs.items() if c.share >= min_share}
-                self._shares = self._weights = {n: c.share for n, c in costs.items()}
-                if weighting == "mixed":
-                    elements = sum(c.elements for c in costs.values())
-                    e = float(elements_share)
-                    self._weights = {
-                        n: (1 - e) * c.share + e * c.elements / elements for n, c in costs.items()
-                    }
+                self._shares = {n: c.share for n, c in costs.items()}
+                self._weights = _weights(costs, float(elements_share) if weighting == "mixed" else 0.0)
         self._seen = self._warned = False
         self._taken: set[str] = set()  # names of maps with a term in the last pass
         self._tap = ActivationTap(model, self._see, layers=layers, ignore=ignore, copied=False).attach()
         _compile_anew()
+
+    def _say_what_cannot_become_sparse(self, sites: list[Site]) -> None:
+        self.unsuitable = {s.name: s.kind for s in sites if not s.sparse}
+        if self.unsuitable:
+            names = ", ".join(f"{n} ({k})" for n, k in list(self.unsuitable.items())[:6])
+            more = f" and {len(self.unsuitable) - 6} more" if len(self.unsuitable) > 6 else ""
+            warnings.warn(f"these layers cannot become sparse: {names}{more}", ActzipWarning, stacklevel=3)
+        if not any(s.sparse for s in sites):
+            warnings.warn(
+                "the model has no ReLU among the chosen layers: there is nothing to penalise",
+                ActzipWarning,
+                stacklevel=3,
+            )
 
     # -- strength
 
@@ -348,6 +331,27 @@ class ActivationPenalty:
         self._counted = dict(state["counted"])
         self._zero_passes = dict(state["zero_passes"])
         self._calls = int(state.get("calls", 0))
+
+
+def _check(weighting: str, example: Any, elements_share: float, every: Any, beta: float) -> None:
+    if weighting not in WEIGHTINGS:
+        raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+    if weighting in ("macs", "mixed") and example is None:
+        raise InputError(f"weighting={weighting!r} needs example=, an input of the model")
+    if not 0 <= elements_share <= 1:
+        raise InputError(f"elements_share must be between 0 and 1, not {elements_share}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise InputError(f"every must be a whole number of at least 1, not {every!r}")
+    if not beta > 0:
+        raise InputError(f"beta must be positive, not {beta}")
+
+
+def _weights(costs: Mapping[str, MapCost], elements_share: float) -> dict[str, float]:
+    """Between the share of the work that each map costs and, with ``elements_share`` 1, that of elements."""
+    if elements_share == 0:
+        return {n: c.share for n, c in costs.items()}
+    e, elements = elements_share, sum(c.elements for c in costs.values())
+    return {n: (1 - e) * c.share + e * c.elements / elements for n, c in costs.items()}
 
 
 def _strength(value: float) -> float:
