@@ -1,6 +1,8 @@
 """Faults that ONNX files brought to light, each with its kind, against ONNX Runtime or by ONNX's
 own words."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -350,3 +352,30 @@ def test_einsum(equation, other, tmp_path):
 
         from_onnx(model)  # by the engine itself
     check(model, x, tmp_path)
+
+
+def test_types_and_constant_outputs_survive_the_file_and_the_module(tmp_path):
+    """`.actzip`, pickle and `actzip.load` give what the ONNX file gives: integers in, a constant of
+    integers out."""
+    nodes = [
+        N("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        N("Conv", ["f", "w"], ["c"]),
+        N("Relu", ["c"], ["y"]),
+        N("Identity", ["k"], ["constant"]),
+    ]
+    constants = {"w": normal(8, 3, 3, 3), "k": np.int64([2**62, 1])}
+    model = make(nodes, constants, ["n", 3, 9, 9], dtype=TensorProto.UINT8, outputs=("y", "constant"))
+    model.graph.output[1].type.tensor_type.elem_type = TensorProto.INT64
+    x = RNG.integers(0, 255, (2, 3, 9, 9)).astype(np.uint8)
+    want = theirs(model, x)
+    onnx.save(model, tmp_path / "m.onnx")
+    fast = actzip.compile(tmp_path / "m.onnx", x, tune=False)
+    fast.save(tmp_path / "m.actzip")
+    net = actzip.load(tmp_path / "m.onnx")
+    for run in (fast, pickle.loads(pickle.dumps(fast)), actzip.runtime.load(tmp_path / "m.actzip")):
+        y, constant = run(x)
+        np.testing.assert_allclose(y, want[0], rtol=0, atol=1e-5 * np.abs(want[0]).max())
+        np.testing.assert_array_equal(constant, want[1])
+    y, constant = net(torch.from_numpy(x))
+    np.testing.assert_allclose(y.detach(), want[0], rtol=0, atol=1e-5 * np.abs(want[0]).max())
+    np.testing.assert_array_equal(constant, want[1])

@@ -277,6 +277,11 @@ def run_node(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
     return meaning(n, *args)
 
 
+def as_computed(x: Tensor) -> Tensor:
+    """An input of any type as the engine takes it: in float32 (float64 stays, for comparisons)."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
+
+
 def as_seen(graph: g.Graph, value: str, x: Tensor) -> Tensor:
     """A value as callers see it: of the type that the graph says."""
     dtype = graph.values[value].dtype
@@ -316,7 +321,7 @@ def interpret(
     """
     batch = batch_of(graph, {k: tuple(v.shape) for k, v in inputs.items()})
     env: dict[str, Tensor] = {k: torch.from_numpy(np.array(v)) for k, v in graph.constants.items()}
-    env.update({k: inputs[k] for k in graph.inputs})
+    env.update({k: as_computed(inputs[k]) for k in graph.inputs})
     wanted = set(keep)
     last: dict[str, int] = {v: i for i, n in enumerate(graph.nodes) for v in n.inputs}
     for i, n in enumerate(graph.nodes):

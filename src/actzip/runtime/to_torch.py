@@ -365,13 +365,18 @@ class GraphNet(nn.Module):
         values: dict[str, Tensor] = {
             name: getattr(self, f"_constant{i}") for i, name in enumerate(self._constants)
         }
-        values.update(zip(self.graph.inputs, inputs, strict=True))
+        values.update(zip(self.graph.inputs, map(interpret.as_computed, inputs), strict=True))
         for (step, node), done in zip(self.steps, self._done, strict=True):
             args = [values[v] for v in node.inputs]
             values[node.output] = step(batch, *args) if isinstance(step, _NodeModule) else step(*args)
             for v in done:
                 del values[v]
         outputs = tuple(interpret.as_seen(self.graph, v, values[v]) for v in self.graph.outputs)
+        slots = self.graph.meta.get("out_slots")
+        if slots is not None:  # some are constants
+            outputs = tuple(
+                outputs[s] if isinstance(s, int) else torch.as_tensor(s[0]).clone() for s in slots
+            )
         return outputs[0] if len(outputs) == 1 else outputs
 
     def example(self) -> Any:
