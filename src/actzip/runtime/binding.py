@@ -145,7 +145,11 @@ def array_of(name: str, x: Any, dtype: str = "float32") -> Any:
     """
     if hasattr(x, "detach"):
         if x.device.type != "cpu":
-            raise InputError(f"input {name!r} is on {x.device}; the engine runs on the CPU")
+            raise InputError(f"input {name!r} is on {x.device}; the engine runs on the CPU: give x.cpu()")
+        if str(x.dtype) != f"torch.{dtype}":
+            raise InputError(
+                f"input {name!r} is {x.dtype}; the model takes {dtype}: give x.to(torch.{dtype})"
+            )
         try:
             x = x.detach().resolve_neg().numpy()
         except (RuntimeError, TypeError) as error:
@@ -156,7 +160,7 @@ def array_of(name: str, x: Any, dtype: str = "float32") -> Any:
     elif not isinstance(x, np.ndarray):
         raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
     if x.dtype != dtype:
-        raise InputError(f"input {name!r} is {x.dtype}; the model takes {dtype}")
+        raise InputError(f"input {name!r} is {x.dtype}; the model takes {dtype}: give x.astype({dtype!r})")
     return np.asarray(x, np.float32, order="C")
 
 
@@ -168,10 +172,24 @@ def arrays_of(graph: g.Graph, example: Any, what: str) -> list[Any]:
             args = tuple(example)
         given = zip(graph.inputs, bind(graph, args, kwargs), strict=True)
         out = [array_of(v, a, graph.values[v].dtype) for v, a in given]
-        batch_of(graph, out)
+        check_batch(graph, batch_of(graph, out))
     except InputError as error:
         raise InputError(f"{what}: {error}") from error
     return out
+
+
+def check_batch(graph: g.Graph, n: int) -> None:
+    """
+    Raises:
+        InputError: the model does something else at this batch than what was captured.
+    """
+    least, most = graph.meta.get("batches", (1, None))
+    if n < least or (most is not None and n > most):
+        held = f"{least} or more" if most is None else f"{least} to {most}"
+        raise InputError(
+            f"a batch of {n}: the model does something else there than at {held}, which it was "
+            f"compiled for; compile it with an example of batch {n}"
+        )
 
 
 def batch_of(graph: g.Graph, arrays: list[Any]) -> int:

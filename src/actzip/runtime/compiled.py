@@ -13,7 +13,17 @@ from actzip._native import _engine
 from actzip.errors import DataError, InputError, UnsupportedError
 from actzip.progress import counted
 from actzip.runtime import graph as g
-from actzip.runtime.binding import array_of, arrays_of, batch_of, bind, fit, front_end, grows, no_memory
+from actzip.runtime.binding import (
+    array_of,
+    arrays_of,
+    batch_of,
+    bind,
+    check_batch,
+    fit,
+    front_end,
+    grows,
+    no_memory,
+)
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.explain import Explanation, explain
 from actzip.runtime.graph_data import from_data, to_data
@@ -22,7 +32,7 @@ from actzip.runtime.machine import advice, advise, identity, peak_gflops
 from actzip.runtime.model_file import read_model_file, write_model_file
 from actzip.runtime.parts import compile_parts
 from actzip.runtime.passes import optimize
-from actzip.runtime.tree import is_plain, unflattener
+from actzip.runtime.tree import class_of, is_plain, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 
 __all__ = ["CompiledModel", "advice", "compile", "compile_graph", "load", "peak_gflops"]
@@ -233,6 +243,7 @@ class CompiledModel:
             and graph.values[graph.inputs[0]].dtype == "float32"
             and self._unflatten is None
             and self._slots == [0]
+            and "batches" not in graph.meta
         )
         self._tail: tuple[int, ...] | None = None
         if (
@@ -324,6 +335,7 @@ class CompiledModel:
             )
             batch = fit(name, want, tuple(shape), batch)
         n = 1 if batch is None else batch
+        check_batch(self.graph, n)
         try:
             values = self.graph.values
             arrays = [array_of(v, x, values[v].dtype) for v, x in zip(self.graph.inputs, inputs, strict=True)]
@@ -380,7 +392,8 @@ class CompiledModel:
         graph = self.graph
         if not is_plain(graph.meta.get("out_spec")):
             raise UnsupportedError(
-                "the model's outputs are of a class of their own; a file holds dicts, lists and tuples only"
+                f"the model's outputs are of a class of their own, {class_of(graph.meta['out_spec'])}; "
+                "a file holds dicts, lists and tuples only"
             )
         data, arrays = to_data(graph)
         sample = {f"sample.{i}": np.asarray(a) for i, a in enumerate(self._sample)}

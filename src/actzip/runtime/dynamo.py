@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from actzip.errors import ActzipError, ActzipWarning, UnsupportedError
+from actzip.runtime.effects import untouched
 
 __all__ = ["backend", "last_report", "reports"]
 
@@ -123,16 +124,34 @@ def _real(value: Any) -> Tensor:
 
     shape = [int(d) for d in value.shape]
     if isinstance(value, FakeTensor) or not value.is_floating_point():
-        drawn: torch.Tensor = torch.randn(shape).to(value.dtype)
+        own = torch.Generator().manual_seed(0)  # the caller's stays as it is
+        drawn: torch.Tensor = torch.randn(shape, generator=own).to(value.dtype)
         return drawn
     copied: torch.Tensor = value.detach().clone()
     return copied
 
 
-def _engine(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
-    from actzip.runtime import compile as compile_module
+def _trace(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
+    """The module exported: it is known to run."""
+    from actzip.runtime.from_torch import trace
 
-    return compile_module(module, examples, **options)
+    batch = examples[0].shape[0] if examples[0].ndim else None
+    if batch == 0:
+        raise UnsupportedError("an empty batch")
+    with torch.no_grad():
+        return trace(module, examples, {}, batch, dynamic=options.get("dynamic", True), known=True)
+
+
+def _engine(
+    module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any], traced: Any = None
+) -> Any:
+    from actzip.runtime import compile as compile_module
+    from actzip.runtime.from_torch import graph_of
+
+    if any(t.dtype != torch.float32 for t in examples):
+        raise UnsupportedError("an input that is not float32")
+    traced = _trace(module, examples, options) if traced is None else traced
+    return compile_module(graph_of(module, traced), examples, **options)
 
 
 def backend(
@@ -191,17 +210,22 @@ class _Built:
     stamps: list[tuple[int, int]]
     shapes: list[torch.Size]
     grows: list[bool]
+    batches: tuple[int, int | None]
     report: dict[str, Any]
 
     def fits(self, static: Sequence[Tensor], shapes: list[torch.Size]) -> bool:
         return (
             all(
-                a == b or (g and a[1:] == b[1:] and len(a) == len(b))
+                a == b or (g and a[1:] == b[1:] and len(a) == len(b) and self._holds(a[0]))
                 for a, b, g in zip(shapes, self.shapes, self.grows, strict=True)
             )
             and all(map(operator.is_, static, self.static))
             and all(_stamp(t) == s for t, s in zip(static, self.stamps, strict=True))
         )
+
+    def _holds(self, n: int) -> bool:
+        least, most = self.batches
+        return least <= n and (most is None or n <= most)
 
 
 def _stamp(t: Tensor) -> tuple[int, int]:
@@ -247,12 +271,12 @@ class _Runner:
                     return {**built.report, "reused": True}
         closed = _Closed(self.gm, self.plan, static)
         stamps = [_stamp(t) for t in static]
-        call, report, grows = _apart(_build)(closed, examples, self.options)
+        call, report, grows, batches = _apart(_build)(closed, examples, self.options)
         if report["mode"] != "eager":
             for old in tuple(self.engines):
                 if all(map(operator.is_, static, old.static)) and old.stamps != stamps:
                     self.engines.remove(old)  # of weights that are no more
-            self.engines.appendleft(_Built(call, static, stamps, shapes, grows, report))
+            self.engines.appendleft(_Built(call, static, stamps, shapes, grows, batches, report))
         return dict(report)
 
     def _kin(self) -> list[_Runner]:
@@ -375,26 +399,101 @@ def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _build(
     closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any], list[bool]]:
+) -> tuple[Callable[..., Any], dict[str, Any], list[bool], tuple[int, int | None]]:
     output = next(n for n in closed.gm.graph.nodes if n.op == "output").args[0]
-    try:
-        call = _engine(closed, examples, options)
-    except ActzipError as error:
-        why = str(error)
+    single = not isinstance(output, (tuple, list))
+    traced = _trace(closed, examples, options)
+    batches = (traced.least, traced.most)
+    why = _effect(traced.program)
+    if why:
+        return closed, {"mode": "eager", "why": why, "parts": 0}, [], batches
+    views = _views(traced.program)
+    if views:
+        why = "outputs share memory"
     else:
-        report = {"mode": "whole", "why": "", "parts": 1}
-        return _flat(call, not isinstance(output, (tuple, list))), report, _growing(call.graph, len(examples))
-    module, parts, kept, grows = _parts(closed, examples, options)
+        try:
+            call = _engine(closed, examples, options, traced)
+        except ActzipError as error:
+            why = str(error)
+        else:
+            report = {"mode": "whole", "why": "", "parts": 1}
+            return _flat(call, single), report, _growing(call.graph, len(examples)), batches
+    module, parts, kept, grows = _parts(traced.program, views, examples, options)
     if parts == 0:
-        return closed, {"mode": "eager", "why": why, "parts": 0}, []
-    warnings.warn(
-        f"torch.compile backend actzip runs {parts} parts of a graph; PyTorch runs the rest "
-        f"({kept} operators): {why}",
-        ActzipWarning,
-        stacklevel=4,
-    )
-    report = {"mode": "parts", "why": why, "parts": parts}
-    return _flat(module, not isinstance(output, (tuple, list))), report, grows
+        return closed, {"mode": "eager", "why": why, "parts": 0}, [], batches
+    if not views or kept > len(views):
+        warnings.warn(
+            f"torch.compile backend actzip runs {parts} parts of a graph; PyTorch runs the rest "
+            f"({kept} operators): {why}",
+            ActzipWarning,
+            stacklevel=4,
+        )
+    return _flat(module, single), {"mode": "parts", "why": why, "parts": parts}, grows, batches
+
+
+def _effect(program: Any) -> str:
+    """What the program does beside giving outputs, '' for nothing: PyTorch alone repeats that exactly."""
+    from actzip.runtime.effects import draws
+
+    signature = program.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if changed:
+        return f"it changes {len(changed)} of its inputs or buffers in place"
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        names = [a.name for a in schema.arguments]
+        if draws(node.target, {**dict(zip(names, node.args, strict=False)), **node.kwargs}):
+            return f"{node.target} draws random numbers"
+        space = schema.name.partition("::")[0]
+        if space not in _PURE:
+            return f"{node.target} is no operator of PyTorch and may have effects"
+    return ""
+
+
+_PURE = ("aten", "prims", "prim", "actzip", "torchvision")
+
+
+def _views(program: Any) -> set[str]:
+    """Nodes that make views that are outputs, where an input or another output is the memory's
+    owner: those PyTorch has to make, for the outputs to share memory as they do without the engine."""
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    roots: dict[fx.Node, list[list[fx.Node]]] = {}
+    for node in dict.fromkeys(n for n in output.args[0] if isinstance(n, fx.Node)):
+        chain, at = [], node
+        while (source := _viewed(at)) is not None:
+            chain.append(at)
+            at = source
+        roots.setdefault(at, []).append(chain)
+    found: set[str] = set()
+    for root, chains in roots.items():
+        if root.op == "placeholder" or len(chains) > 1:
+            found.update(n.name for chain in chains for n in chain)
+            if root.op == "placeholder":
+                found.add(root.name)
+    return found
+
+
+#: Give their input itself, or a view of it, where nothing has to be copied; their schema tells not.
+_SOMETIMES = ("dropout", "feature_dropout", "alpha_dropout")
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """What ``node`` may be a view of."""
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return _viewed(source) if isinstance(source, fx.Node) else None
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.arguments or not node.args:
+        return None
+    info = schema.arguments[0].alias_info
+    view = (info is not None and not info.is_write) or schema.name.partition("::")[2] in _SOMETIMES
+    return node.args[0] if view and isinstance(node.args[0], fx.Node) else None
 
 
 def _growing(graph: Any, inputs: int) -> list[bool]:
@@ -407,7 +506,7 @@ def _growing(graph: Any, inputs: int) -> list[bool]:
     return [bool(s) and isinstance(s[0], Sym) for s in shapes]
 
 
-def _support() -> Any:
+def _support(views: set[str]) -> Any:
     """What the partitioner asks: whether a node may go to the engine."""
     from torch.fx.passes.operator_support import OperatorSupportBase
 
@@ -415,7 +514,7 @@ def _support() -> Any:
 
     class Support(OperatorSupportBase):
         def is_node_supported(self, submodules: Any, node: fx.Node) -> bool:
-            if node.op != "call_function":
+            if node.op != "call_function" or node.name in views:
                 return False
             schema = getattr(node.target, "_schema", None)
             value = node.meta.get("val")
@@ -427,27 +526,16 @@ def _support() -> Any:
 
 
 def _parts(
-    closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
+    program: Any, views: set[str], examples: tuple[Tensor, ...], options: dict[str, Any]
 ) -> tuple[Callable[..., Any], int, int, list[bool]]:
-    """The graph with its largest supported parts on the engine; how many, how many operators are
-    left, and which inputs grow with the batch."""
+    """A program without effects with its largest supported parts, less ``views``, on the engine; how
+    many, how many operators are left, and which inputs grow with the batch."""
     from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 
-    from actzip.runtime.from_torch import decompositions
-
-    batch = examples[0].shape[0] if examples[0].ndim else None
-    shapes = tuple(
-        {0: torch.export.Dim.AUTO}
-        if t.ndim and t.shape[0] == batch and batch is not None and batch > 1
-        else {}
-        for t in examples
-    )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        exported = torch.export.export(closed, examples, dynamic_shapes=(shapes,), strict=False)
-        exported = exported.run_decompositions(decompositions())
-        gm = exported.module()
-        partitioner = CapabilityBasedPartitioner(gm, _support(), allows_single_node_partition=False)
+        gm = program.module()
+        partitioner = CapabilityBasedPartitioner(gm, _support(views), allows_single_node_partition=False)
         fused = partitioner.fuse_partitions(partitioner.propose_partitions(), prefix="fused_")
     nodes = [n for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")]
     seen: dict[str, tuple[Any, ...]] = {}
@@ -457,8 +545,8 @@ def _parts(
         )
         for n in nodes
     ]
-    with torch.no_grad():
-        fused(*examples)
+    with torch.no_grad(), untouched(fused):
+        fused(*(t.detach().clone() for t in examples))
     for handle in handles:
         handle.remove()
     built = 0

@@ -33,7 +33,8 @@ from actzip.quantize.model import marked
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import Act
-from actzip.runtime.registry import TORCH, Compare, Ref
+from actzip.runtime.effects import State, calls_at, draws, same_calls, untouched
+from actzip.runtime.registry import TORCH, Absent, Compare, Ref
 
 __all__ = ["capture", "flat_inputs", "from_exported"]
 
@@ -62,15 +63,16 @@ def _tensor(a: Any) -> Tensor:
 def _plain_attention() -> Iterator[None]:
     """Attention modules are traced as their parts inside the block, not as one fused call."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
-    """Exports ``model`` on ``example`` and builds its Graph (eval mode; training flags are put back).
+    """Exports ``model`` on ``example`` and builds its Graph (eval mode). The model, its buffers,
+    hooks and the random generators are afterwards as before.
 
     Args:
         example: a float32 tensor or array (N, ...); a tuple of several; a dict of keyword arguments.
@@ -83,7 +85,14 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    args, kwargs = flat_inputs(example)
+    seen: set[int] = set()
+
+    def distinct(t: Tensor) -> Tensor:  # torch.export takes one tensor given twice for one input
+        again = id(t) in seen
+        seen.add(id(t))
+        return t.clone() if again else t
+
+    args, kwargs = pytree.tree_map_only(Tensor, distinct, flat_inputs(example))
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     if not tensors:
         raise InputError("example holds no tensor")
@@ -99,20 +108,125 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     if batch is not None and batch < 1:
         raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
     with eval_mode(model), _plain_attention(), torch.no_grad(), marked(model):
-        exported = None
-        if dynamic and batch is not None:
-            exported = _export(model, args, kwargs, batch, dynamic=True)
-        if exported is None:
-            exported = _export(model, args, kwargs, batch, dynamic=False)
-        assert exported is not None
-        graph = from_exported(exported, name=type(model).__name__)  # reads the parameters
-    graph.meta["call"] = _call(model, exported, graph)
-    graph.meta["example_batch"] = batch
+        traced = trace(model, args, kwargs, batch, dynamic=dynamic)
+        return graph_of(model, traced)  # reads the parameters
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An exported program in few operators, the example's batch, and the batches that it holds for."""
+
+    program: Any
+    batch: int | None
+    least: int = 1
+    most: int | None = None
+
+
+def graph_of(model: nn.Module, traced: Traced) -> g.Graph:
+    """The Graph of ``model`` from :func:`trace`.
+
+    Raises:
+        UnsupportedError: as :func:`capture`.
+    """
+    graph = from_exported(traced.program, name=type(model).__name__)
+    graph.meta["call"] = _call(model, traced.program, graph)
+    graph.meta["example_batch"] = traced.batch
+    if (traced.least, traced.most) != (1, None):
+        graph.meta["batches"] = (traced.least, traced.most)
     return graph
 
 
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: int | None,
+    *,
+    dynamic: bool = True,
+    known: bool = False,
+) -> Traced:
+    """Exports a model that is in eval mode.
+
+    Args:
+        batch: the first dimension of inputs that grow.
+        dynamic: keep it symbolic where the model does not fix it.
+        known: the model is known to run on this example.
+
+    Raises:
+        InputError: the model does not run on the example.
+        UnsupportedError: it cannot be exported, or changes what is not a tensor as it runs.
+    """
+    traced = None
+    with untouched(model) as state:
+        if dynamic and batch is not None:
+            program = _export(model, args, kwargs, batch, dynamic=True, known=known)
+            traced = None if program is None else _for_batches(model, args, kwargs, batch, program)
+        if traced is None:
+            traced = Traced(_export(model, args, kwargs, batch, dynamic=False, known=known), batch)
+        changed, drew = state.changes(), state.drew()
+    if drew:
+        raise UnsupportedError("the model draws random numbers of Python or numpy as it runs")
+    if changed:
+        changed = _changes_each_time(model, args, kwargs, batch, changed)
+    if changed:
+        names = ", ".join(map(repr, changed[:3]))
+        raise UnsupportedError(f"the model changes its attribute {names} as it runs")
+    return traced
+
+
+def _for_batches(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, program: Any
+) -> Traced | None:
+    """The program with the batches that it holds for; None where that of the example is not among them.
+
+    torch.export takes a batch of one for a case of its own and says nothing about it: what the
+    model calls there is compared with what it calls at two and three.
+    """
+    from torch.export.graph_signature import InputKind
+
+    names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    vals = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    sizes = [v.shape[0] for v in vals if isinstance(v, Tensor) and v.ndim]
+    symbols: list[Any] = [d for d in sizes if isinstance(d, torch.SymInt)]
+    free = {s for d in symbols for s in d.node.expr.free_symbols}
+    if not free:
+        return None
+    least, most = 1, None
+    for symbol in free:
+        found = program.range_constraints.get(symbol)
+        if found is not None:
+            least = max(least, int(found.lower))
+            most = int(found.upper) if found.upper < 1 << 31 else most
+    if least <= 2 and (most is None or most >= 3):
+        one, two, three = [calls_at(model, args, kwargs, batch, n) for n in (1, 2, 3)]
+        if two is not None and three is not None:
+            least = 1 if one is not None and same_calls(one, two, three) else 2
+        else:
+            least = 1
+    within = least <= batch and (most is None or batch <= most)
+    return Traced(program, batch, least, most) if within else None
+
+
+def _changes_each_time(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None, changed: list[str]
+) -> list[str]:
+    """Those of the attributes that a second run on the same example changes again: not caches."""
+    with untouched(model):
+        if calls_at(model, args, kwargs, batch, batch or 1) is None:
+            return changed
+        again = State(model)
+        calls_at(model, args, kwargs, batch, batch or 1)
+        return again.changes()
+
+
 def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None, *, dynamic: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: int | None,
+    *,
+    dynamic: bool,
+    known: bool,
 ) -> Any:
     def grown(t: Any) -> Any:  # a batch of one would be taken for a constant
         if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch and batch == 1:
@@ -152,7 +266,10 @@ def _export(
             if dynamic:
                 return None
             try:
-                model(*args, **kwargs)
+                if not known:
+                    with untouched(model, own=True):
+                        copies = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+                        model(*copies[0], **copies[1])
             except Exception as plain:
                 first = str(plain).strip().partition("\n")[0]
                 raise InputError(
@@ -267,6 +384,30 @@ def from_exported(exported: Any, name: str = "graph") -> g.Graph:
         UnsupportedError: an operator or type that the engine does not have, with its place in the model.
     """
     return Builder(exported, name).build()
+
+
+class _Broken:
+    """A value of an operator that was refused, or that reads one."""
+
+
+_MOST_SAID = 6  # refusals of one model
+
+
+def _said(value: Any) -> str:
+    """Why an output or argument cannot be had."""
+    if isinstance(value, Absent):
+        return f"{value.what} are not computed by the engine"
+    if isinstance(value, Compare):
+        return "gives torch.bool; the engine computes in float32"
+    return "a size that depends on the batch is an output"
+
+
+def _as_text(spec: Any) -> Any:
+    """A tree's specification as JSON; as it is where JSON cannot say it."""
+    try:
+        return pytree.treespec_dumps(spec)
+    except (NotImplementedError, TypeError, ValueError):
+        return spec
 
 
 class Builder:
@@ -397,9 +538,15 @@ class Builder:
         user = {
             s.arg.name for s in sig.input_specs if s.kind is torch.export.graph_signature.InputKind.USER_INPUT
         }
+        broken: list[UnsupportedError] = []
+        if sig.buffers_to_mutate or sig.user_inputs_to_mutate:
+            what = ", ".join([*sig.buffers_to_mutate.values(), *sig.user_inputs_to_mutate.values()])
+            broken.append(UnsupportedError(f"the model changes {what} as it runs"))
         for node in self.exported.graph.nodes:
             self.node = node
-            if node.op == "placeholder":
+            if any(isinstance(self.env.get(n), _Broken) for n in node.all_input_nodes):
+                self.env[node] = _Broken()
+            elif node.op == "placeholder":
                 if node.name in lifted:
                     self.env[node] = lifted[node.name].detach()
                 elif node.name in user:
@@ -411,34 +558,53 @@ class Builder:
                 else:
                     raise self.refuse("an input that is neither a tensor nor a parameter")
             elif node.op == "call_function":
-                self.env[node] = self.call(node)
+                try:
+                    self.env[node] = self.call(node)
+                except UnsupportedError as error:
+                    broken.append(error)
+                    self.env[node] = _Broken()
             elif node.op == "output":
-                self.finish(node, sig)
+                if not broken:
+                    self.finish(node)
             else:
                 raise self.refuse(f"a graph node {node.op!r}")
+        if broken:
+            said = list(dict.fromkeys(map(str, broken)))
+            more = f"; and {len(said) - _MOST_SAID} more" if len(said) > _MOST_SAID else ""
+            raise UnsupportedError("; ".join(said[:_MOST_SAID]) + more) from broken[0].__cause__
         self.graph.validate()
         return self.graph
 
-    def finish(self, node: Any, sig: Any) -> None:
-        if sig.buffers_to_mutate or sig.user_inputs_to_mutate:
-            what = ", ".join([*sig.buffers_to_mutate.values(), *sig.user_inputs_to_mutate.values()])
-            raise UnsupportedError(f"the model changes {what} as it runs")
-        outputs = [self.env[n] if isinstance(n, torch.fx.Node) else n for n in node.args[0]]
+    def finish(self, node: Any) -> None:
         slots: list[Any] = []
-        for o in outputs:
-            if isinstance(o, (Ref, Tensor)):
+        for n in node.args[0]:
+            o = n
+            if isinstance(n, torch.fx.Node):
+                self.node, o = n, self.env[n]
+            if isinstance(o, Tensor) and o.dtype != torch.float32:
+                slots.append([self.constant(o)])
+            elif isinstance(o, (Ref, Tensor)):
                 name = self.ref(o)
-                slots.append(len(self.graph.outputs))
-                self.graph.outputs.append(name)
+                if name not in self.graph.outputs:
+                    self.graph.outputs.append(name)
+                slots.append(self.graph.outputs.index(name))
+            elif isinstance(o, (Absent, Compare, g.Sym)):
+                raise self.refuse(_said(o))
             elif o is None or isinstance(o, (int, float, str)):
                 slots.append([o])
             else:
                 raise self.refuse("an output that is no tensor")
         spec = self.exported.call_spec.out_spec
         single = len(slots) == 1 and spec == pytree.tree_structure(0)
-        self.graph.meta["out_spec"] = None if single else pytree.treespec_dumps(spec)
+        self.graph.meta["out_spec"] = None if single else _as_text(spec)
         self.graph.meta["out_slots"] = slots
-        self.graph.meta["in_spec"] = pytree.treespec_dumps(self.exported.call_spec.in_spec)
+
+    def constant(self, t: Tensor) -> g.Array:
+        """A tensor that is an output for every input, in its own type."""
+        try:
+            return np.ascontiguousarray(t.detach().resolve_conj().resolve_neg().numpy())
+        except TypeError as error:
+            raise self.refuse(f"a constant of type {t.dtype}") from error
 
     def value(self, a: Any) -> Any:
         if isinstance(a, torch.fx.Node):
@@ -457,11 +623,17 @@ class Builder:
         if isinstance(val, (torch.SymInt, int)) and not isinstance(val, bool):
             return self.dim(val)
         if isinstance(val, (bool, torch.SymBool, torch.SymFloat, float)) or val is None:
-            if getattr(target, "__name__", "").startswith(("_assert", "sym_constrain")) or val is None:
+            name = getattr(target, "__name__", str(target))
+            if name.startswith(("_assert", "sym_constrain")):
                 return None  # torch.export's own guards on the batch
+            if val is None:
+                raise self.refuse(f"operator {target} gives nothing")
             if isinstance(val, (bool, float)):
                 return val
         leaves = pytree.tree_leaves((args, kwargs))
+        for a in leaves:
+            if isinstance(a, Absent):
+                raise self.refuse(_said(a))
         if not any(isinstance(a, (Ref, Compare, g.Sym)) for a in leaves):
             return self.evaluate(target, args, kwargs)
         schema = getattr(target, "_schema", None)
@@ -475,11 +647,20 @@ class Builder:
                 bound[a.name] = kwargs[a.name]
             else:
                 bound[a.name] = a.default_value if a.has_default_value() else None
+        if draws(target, bound):
+            raise self.refuse("random numbers are other ones in each call")
         name = schema.name.partition("::")[2]
         handler = TORCH.get(name)
         if handler is None or not schema.name.startswith(("aten::", "actzip::")):
             raise self.refuse(f"operator {target} is not supported")
-        result = handler(self, bound)
+        try:
+            result = handler(self, bound)
+        except InputError as error:
+            raise self.refuse(str(error)) from error
+        except UnsupportedError:
+            raise
+        except Exception as error:
+            raise self.refuse(f"cannot be taken over: {type(error).__name__}: {error}") from error
         many = isinstance(val, (tuple, list)) and isinstance(result, (tuple, list))
         for r, v in zip(result, val, strict=False) if many else [(result, val)]:
             self.check_type(r, v)
@@ -492,7 +673,8 @@ class Builder:
             raise self.refuse(f"gives {val.dtype}; the engine computes in float32")
 
     def evaluate(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        names = [a.name for a in getattr(getattr(target, "_schema", None), "arguments", ())]
+        if draws(target, {**dict(zip(names, args, strict=False)), **kwargs}):
             raise self.refuse("random numbers are other ones in each call")
         kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "layout")}
         try:

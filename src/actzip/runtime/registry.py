@@ -40,6 +40,13 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """An output that the engine does not compute: refused where something reads it."""
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Mask:
     """``x > limit``, kept until the Where or Mul that makes a threshold of it; ``inverse``: where
     that is false."""

@@ -1,5 +1,5 @@
 """Nested outputs (dicts, lists, tuples) from a flat list, as PyTorch's tree specifications in JSON
-say it, without PyTorch."""
+say it, without PyTorch; as PyTorch's own object where JSON cannot say it (a named tuple)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["is_plain", "unflattener"]
+__all__ = ["class_of", "is_plain", "unflattener"]
 
 _PLAIN: dict[str | None, Callable[[Any, list[Any]], Any]] = {
     "builtins.list": lambda _, children: children,
@@ -20,8 +20,10 @@ _PLAIN: dict[str | None, Callable[[Any, list[Any]], Any]] = {
 }
 
 
-def is_plain(spec: str | None) -> bool:
+def is_plain(spec: Any) -> bool:
     """Whether nothing but dicts, lists, tuples and leaves is in ``spec``."""
+    if spec is not None and not isinstance(spec, str):
+        return False
 
     def plain(node: dict[str, Any]) -> bool:
         return node["type"] is None or (node["type"] in _PLAIN and all(map(plain, node["children_spec"])))
@@ -29,13 +31,13 @@ def is_plain(spec: str | None) -> bool:
     return spec is None or plain(json.loads(spec)[1])
 
 
-def unflattener(spec: str) -> Callable[[list[Any]], Any]:
+def unflattener(spec: Any) -> Callable[[list[Any]], Any]:
     """``leaves -> structure``; other types than the plain ones (named tuples, registered classes)
     are PyTorch's business."""
     if not is_plain(spec):
         from torch.utils import _pytree as pytree
 
-        tree = pytree.treespec_loads(spec)
+        tree = pytree.treespec_loads(spec) if isinstance(spec, str) else spec
         return lambda leaves: pytree.tree_unflatten(leaves, tree)
     root = json.loads(spec)[1]
 
@@ -45,3 +47,19 @@ def unflattener(spec: str) -> Callable[[list[Any]], Any]:
         return _PLAIN[node["type"]](node["context"], [build(c, leaves) for c in node["children_spec"]])
 
     return lambda leaves: build(root, iter(leaves))
+
+
+def class_of(spec: Any) -> str:
+    """The name of the first class in ``spec`` that is not plain."""
+    if isinstance(spec, str):
+        nodes = [json.loads(spec)[1]]
+        for node in nodes:
+            if node["type"] is not None and node["type"] not in _PLAIN:
+                return str(node["type"])
+            nodes.extend(node["children_spec"])
+        return "dict"
+    context = getattr(spec, "context", None)
+    kind = context if isinstance(context, type) else spec.type
+    if kind in (list, tuple, dict, OrderedDict):
+        return next((class_of(c) for c in spec.children_specs if not c.is_leaf()), kind.__name__)
+    return str(kind.__qualname__)

@@ -14,7 +14,7 @@ from actzip.runtime.graph import Array, Layout, Node, Shape, Sym, check_channels
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.arithmetic import Binary
 from actzip.runtime.ops.reduce import Reduce
-from actzip.runtime.registry import lowers, onnx_op, torch_op
+from actzip.runtime.registry import Absent, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -135,7 +135,8 @@ def torch_batch_norm(b: Builder, a: dict[str, Any]) -> Any:
     if a["bias"] is not None:
         shift = shift + b.array(a["bias"])
     y = b.emit(BatchNorm, a["input"], scale=scale.astype(np.float32), shift=shift.astype(np.float32))
-    return y if "cudnn_enabled" in a else (y, None, None)
+    rest = Absent("the statistics of a batch norm")
+    return y if "cudnn_enabled" in a else (y, rest, rest)
 
 
 @torch_op("layer_norm", "native_layer_norm")
@@ -149,7 +150,8 @@ def torch_layer_norm(b: Builder, a: dict[str, Any]) -> Any:
         bias=b.maybe(a["bias"]),
         eps=float(a["eps"]),
     )
-    return y if "cudnn_enable" in a else (y, None, None)
+    rest = Absent("the statistics of a layer norm")
+    return y if "cudnn_enable" in a else (y, rest, rest)
 
 
 @torch_op("group_norm")

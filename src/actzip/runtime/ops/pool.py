@@ -24,7 +24,7 @@ from actzip.runtime.ops.windows import (
     torch_two,
     window,
 )
-from actzip.runtime.registry import lowers, onnx_op, torch_op
+from actzip.runtime.registry import Absent, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -111,7 +111,8 @@ def torch_max_pool(b: Builder, a: dict[str, Any]) -> Any:
         dilation=torch_two(a["dilation"]),
         ceil_mode=bool(a["ceil_mode"]),
     )
-    return (y, None) if "indices" in b.node.target._schema.name else y
+    many = isinstance(b.node.meta["val"], (tuple, list))
+    return (y, Absent("the indices of a max pooling")) if many else y
 
 
 @torch_op("avg_pool2d")
@@ -164,7 +165,7 @@ def torch_adaptive_pool(b: Builder, a: dict[str, Any]) -> Any:
     y: Any = a["self"]
     if (h, w) != tuple(size):
         y = b.emit(AdaptivePool, y, kind="max" if is_max else "avg", output_size=torch_two(size))
-    return (y, None) if is_max else y
+    return (y, Absent("the indices of a max pooling")) if is_max else y
 
 
 @onnx_op("MaxPool", "AveragePool")

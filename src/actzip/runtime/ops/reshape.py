@@ -14,7 +14,7 @@ from actzip.runtime.graph import TYPES, Dim, Node, Shape, Sym, broadcast, numel,
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.select import Concat
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
-from actzip.runtime.registry import Mask, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Absent, Mask, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -90,7 +90,7 @@ def torch_reshape(b: Builder, a: dict[str, Any]) -> Any:
 def torch_same(b: Builder, a: dict[str, Any]) -> Any:
     x = a["self"] if "self" in a else a["input"]
     if b.node.target._schema.name == "aten::native_dropout":
-        return x, None
+        return x, Absent("the mask of a dropout")
     return b.as_float(x) if b.node.meta["val"].is_floating_point() else x
 
 
