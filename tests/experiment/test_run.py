@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actzip import cpu
 from actzip.cli.common import progress
 from actzip.cli.reproduce import _Display
 from actzip.data import Loader, resolve
@@ -175,7 +176,7 @@ def test_killed_run_goes_on_to_the_same_figures(whole, tmp_path, stage):
     recipe.write_text(RECIPE)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "actzip.cli", "reproduce", str(recipe), "--out", str(out)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACTZIP_NUM_THREADS": str(cpu.info()["threads"])}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = out / "stages" / stage / "last.pt"
     deadline = time.monotonic() + 240
