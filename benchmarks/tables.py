@@ -215,6 +215,54 @@ def engine_no_zeros() -> list[str]:
     return grid(head, "lrrlrr", rows)
 
 
+REAL_RIVALS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "torch.compile": ""}
+
+
+def real_results() -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """(machine and network, its rows by engine) of benchmarks/real, largest speed-up first."""
+    found = []
+    for path in (RESULTS / "real").glob("*/*.json"):
+        d = json.loads(path.read_text())
+        cpu = MACHINES.get(path.parent.name, d["machine"]["cpu"])
+        found.append((f"{d['network']}, {cpu}", {r["engine"]: r for r in d["rows"]}))
+    return sorted(found, key=lambda f: (-f[1]["actzip"].get("against_fastest_dense", 0), f[0]))
+
+
+@table
+def real() -> list[str]:
+    def time(r: dict[str, Any] | None) -> str:
+        return f"{r['median_ms']:.2f} ({r['min_ms']:.2f})" if r and "median_ms" in r else ""
+
+    rows = []
+    for name, engines in real_results():
+        own = engines["actzip"]
+        cells = [name, *(time(engines.get(e)) for e in REAL_RIVALS), time(own) or "left out"]
+        if "median_ms" in own:
+            rivals = [r["min_ms"] for e, r in engines.items() if e in REAL_RIVALS and "min_ms" in r]
+            cells += [
+                f"{own['against_fastest_dense']:.2f}x",
+                f"{min(rivals) / own['min_ms']:.2f}x",
+                f"{own['theoretical_speedup']:.2f}x",
+                f"{own['error']:.1e}",
+                f"{own['compile_seconds']:.0f}",
+            ]
+        rows.append([*cells, *[""] * (11 - len(cells))])
+    rivals = " | ".join(title or engine for engine, title in REAL_RIVALS.items())
+    head = f"file | {rivals} | actzip | speed-up | by minima | theoretical | error | compiling, s"
+    return grid(head, "l" + "r" * 10, rows)
+
+
+@table
+def real_left_out() -> list[str]:
+    rows = [
+        (name, engine, r["skip"].replace("|", "/"))
+        for name, engines in real_results()
+        for engine, r in engines.items()
+        if r["skip"] and r["skip"] != "the model is an ONNX file"
+    ]
+    return grid("file | engine | why", "lll", rows)
+
+
 @table
 def coverage() -> list[str]:
     kinds = {"segmentation": ("deeplabv3", "fcn", "lraspp"), "detection backbone": ("_fpn",)}

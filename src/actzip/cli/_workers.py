@@ -15,7 +15,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AVX2_AT_MOST", "DENSE", "NO_AVX2_CAP", "Worker", "export_ncnn", "export_onnx", "take_turns"]
+__all__ = [
+    "AVX2_AT_MOST",
+    "DENSE",
+    "NO_AVX2_CAP",
+    "Worker",
+    "convert_ncnn",
+    "export_ncnn",
+    "export_onnx",
+    "take_turns",
+]
 
 #: Engines whose time does not depend on zeros.
 DENSE = ("torch", "torch channels_last", "torch.compile", "onnxruntime", "openvino", "ncnn")
@@ -168,27 +177,32 @@ def export_ncnn(net: Any, x: Any, folder: Path) -> tuple[str, str]:
     """Converts the model for ncnn with pnnx, float32: what ``ncnn`` is in a spec, and why not, else ''."""
     import torch
 
-    folder = folder.resolve()  # pnnx writes beside the file it reads, and is run there
-    program = next((p for p in _programs("pnnx") if p.is_file()), None)
-    if program is None:
-        return "", "pnnx is not installed, which converts the model"
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.jit.save(torch.jit.trace(net, x[:1]), str(folder / "net.pt"))  # type: ignore[no-untyped-call]
     except Exception as error:
         return "", f"the model cannot be traced for pnnx: {_first_line(error)}"
-    shape = ",".join(map(str, (1, *x.shape[1:])))
+    return convert_ncnn(folder / "net.pt", (1, *x.shape[1:]))
+
+
+def convert_ncnn(file: Path, shape: tuple[int, ...]) -> tuple[str, str]:
+    """:func:`export_ncnn` of a traced module's or ONNX file, beside which the result goes."""
+    file = file.resolve()  # pnnx writes beside the file it reads, and is run there
+    program = next((p for p in _programs("pnnx") if p.is_file()), None)
+    if program is None:
+        return "", "pnnx is not installed, which converts the model"
     done = subprocess.run(
-        [program, folder / "net.pt", f"inputshape=[{shape}]", "fp16=0"],
-        cwd=folder,
+        [program, file, f"inputshape=[{','.join(map(str, shape))}]", "fp16=0"],
+        cwd=file.parent,
         capture_output=True,
         text=True,
     )
-    if done.returncode or not (folder / "net.ncnn.param").is_file():
+    made = file.with_suffix(".ncnn")
+    if done.returncode or not made.with_suffix(".ncnn.param").is_file():
         lines = (done.stderr or done.stdout).strip().splitlines()
         return "", f"pnnx does not convert the model (code {done.returncode}): {lines[-1] if lines else ''}"
-    return str(folder / "net.ncnn"), ""
+    return str(made), ""
 
 
 def _programs(name: str) -> Iterable[Path]:

