@@ -30,8 +30,11 @@ $(VENV)/.ready: $(VENV)/.deps pyproject.toml CMakeLists.txt cmake/isa.cmake $(sh
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[data,onnx,numcodecs,distributed,test,dev]"
 	touch $@
 
-demo: setup ## the main job: LeNet-5 on MNIST, trained, sparsified, quantized, encoded, decoded, checked
+demo: setup ## the main job: LeNet-5 on MNIST, trained, sparsified, quantized, encoded, decoded, checked, timed
+	$(BIN)/python -c 'import onnxruntime' 2>/dev/null || $(BIN)/python -m pip install -q --retries 1 "onnxruntime>=1.18" || \
+	  echo "not installed: onnxruntime"
 	$(BIN)/actzip reproduce recipes/lenet5-mnist/sparsify.yaml --out out/demo --fresh
+	$(BIN)/python benchmarks/demo.py out/demo
 
 # What tests need besides, without another torch. A package or a browser that cannot be had here makes its tests skip,
 # with the reason; `rm .venv/.test-all` tries again.
