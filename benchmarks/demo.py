@@ -1,8 +1,8 @@
 """The end of ``make demo``: the clock on this machine, one image a call, one thread.
 
 First the sparse LeNet-5 that the demo trained, compiled, beside PyTorch and ONNX Runtime; then the
-CIFAR ResNet-20 of ``weights/`` through ``actzip.accelerate``, without training. What is missing here (data, weights,
-an engine) is left out in one line. Run as ``python benchmarks/demo.py out/demo``.
+CIFAR ResNet-20 of ``weights/`` through ``actzip.accelerate``, without training. What is missing here
+(data, weights, an engine) is left out in one line. Run as ``python benchmarks/demo.py out/demo``.
 """
 
 from __future__ import annotations
