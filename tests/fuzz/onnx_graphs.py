@@ -256,7 +256,7 @@ class Maker:
         x, shape = self.any()
         rank = self.between(0, len(shape))
         limit = self.const(np.full([1] * rank, self.r.standard_normal()))
-        zero = self.const(np.zeros(self.pick((), (1,) * len(shape), shape[-1:])))
+        zero = self.const(np.zeros(self.pick((), (1,) * len(shape), shape[1:][-1:])))
         mask = self.node(self.pick("Greater", "GreaterOrEqual"), [x, limit], None)
         self.node("Where", [mask, x, zero], shape)
 
