@@ -1,4 +1,5 @@
-// lrn: local response normalisation over neighbouring channels of maps; `before` of the `size` channels are in front.
+// lrn: local response normalisation over neighbouring channels of maps; `before` of the `size` channels are
+// in front.
 #include <algorithm>
 #include <cmath>
 
