@@ -150,9 +150,9 @@ def test_bad_training(task):
         finetune(q, batches, epochs=0)
     with pytest.raises(InputError, match="distill"):
         finetune(q, batches, epochs=1, distill=2)
-    with pytest.raises(InputError, match="mixup must be finite"):
+    with pytest.raises(InputError, match="mixup must be a finite number"):
         finetune(q, batches, epochs=1, mixup=-1.0)
-    with pytest.raises(InputError, match="precision must be float32 or bfloat16"):
+    with pytest.raises(InputError, match="precision must be one of float32, bfloat16"):
         finetune(q, batches, epochs=1, precision="float16")
     with pytest.raises(DataError, match="no batch"):
         finetune(q, [], epochs=1)

@@ -590,7 +590,7 @@ def test_wrong_settings(trained):
             SparsifyConfig(**{field: value})
     with pytest.raises(InputError, match="validation data"):
         sparsify(trained, loader(), None, {"alpha": "auto"})
-    with pytest.raises(InputError, match="alpha must be finite"):
+    with pytest.raises(InputError, match="alpha must be a finite"):
         ActivationPenalty(trained, alpha=float("nan"))
     with pytest.raises(InputError, match="needs example"):
         ActivationPenalty(trained, weighting="macs")

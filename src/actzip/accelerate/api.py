@@ -16,6 +16,7 @@ from actzip.accelerate.inputs import Inputs, gather, open_model
 from actzip.accelerate.promise import Metric, Promise, Reference
 from actzip.accelerate.result import Acceleration, Attempt
 from actzip.activations import find_sites, get_thresholds, without_thresholds
+from actzip.checks import flag, function, one_of, shown, whole
 from actzip.errors import InputError, TrainingError
 from actzip.profile.cost import CostModel
 from actzip.profile.work import Work, measure_work, worth_of_zeros
@@ -107,12 +108,27 @@ def accelerate(
     """
     promise = Promise(0.99 if keep is None and max_error is None else keep, max_error, labels, metric)
     promise.check()
-    if per not in ("channel", "layer"):
-        raise InputError(f"per must be 'channel' or 'layer', not {per!r}")
-    if by not in ("time", "macs"):
-        raise InputError(f"by must be 'time' or 'macs', not {by!r}")
-    if calibrate < 1 or images < 1 or attempts < 1 or distil_steps < 0 or batch < 1:
-        raise InputError("calibrate, images, attempts and batch must be at least 1, distil_steps at least 0")
+    one_of(per, "per", ("channel", "layer"))
+    one_of(by, "by", ("time", "macs"))
+    for what, count in (
+        ("calibrate", calibrate),
+        ("images", images),
+        ("attempts", attempts),
+        ("batch", batch),
+    ):
+        whole(count, what, 1)
+    whole(distil_steps, "distil_steps", 0)
+    whole(seed, "seed", 0, 2**63 - 1)
+    for what, some in (("threads", threads), ("size", size)):
+        if some is not None:
+            whole(some, what, 1, 2**20)
+    for what, given in (("compile", compile), ("trust", trust), ("progress", progress)):
+        flag(given, what)
+    function(on_step, "on_step")
+    if not isinstance(weights, (str, os.PathLike, type(None))):
+        raise InputError(f"weights must be the path of a safetensors file, not {shown(weights)}")
+    if not isinstance(model, (nn.Module, str, os.PathLike)):
+        raise InputError(f"model must be a torch.nn.Module, a name or a path, not {shown(model)}")
     module, batches, name = open_model(
         model, data, weights=weights, size=size, images=images, batch=batch, trust=trust
     )

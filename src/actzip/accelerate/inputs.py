@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError
-from actzip.training.batches import unpack
+from actzip.training.batches import batches_in, check_finite, unpack
 
 __all__ = ["Inputs", "gather", "open_model"]
 
@@ -72,10 +72,11 @@ def gather(data: Iterable[Any], *, calibrate: int, images: int, batch: int | Non
     xs: list[Tensor] = []
     ys: list[Tensor | None] = []
     count = 0
-    for found in data:
+    for found in batches_in(data):
         x, y = unpack(found)
-        if not bool(torch.isfinite(x).all()):
-            raise InputError(f"the data holds values that are not finite (in the batch after {count} inputs)")
+        if not len(x):
+            continue
+        check_finite(x, f"the data (in the batch after {count} inputs)")
         if not x.is_floating_point():
             raise InputError(f"the data is {x.dtype}; the model takes float32")
         if xs and x.shape[1:] != xs[0].shape[1:]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.activations import eval_mode, run_model
+from actzip.checks import flag, function, number
 from actzip.errors import InputError
 from actzip.sparsify.judge import Judgement, agreement_of, are_scores, error_of, wilson
 from actzip.training.batches import output_tensors
@@ -40,12 +41,12 @@ class Promise:
         """Raises InputError where it cannot be a promise."""
         if (self.keep is None) == (self.max_error is None):
             raise InputError("promise either keep (a share that stays) or max_error, not both")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise InputError(f"keep must be in (0, 1], not {self.keep}: 0.99 keeps 99 of 100 highest outputs")
-        if self.max_error is not None and not 0 < self.max_error < math.inf:
-            raise InputError(
-                f"max_error must be above 0, not {self.max_error}: 0.05 lets outputs move by 5 %"
-            )
+        if self.keep is not None:  # 0.99 keeps 99 of 100 highest outputs
+            number(self.keep, "keep", 0, 1, above=True)
+        if self.max_error is not None:  # 0.05 lets outputs move by 5 %
+            number(self.max_error, "max_error", 0, above=True)
+        flag(self.labels, "labels")
+        function(self.metric, "metric")
         if self.max_error is not None and (self.labels or self.metric is not None):
             raise InputError("labels and a metric go with keep, not with max_error")
         if self.labels and self.metric is not None:

@@ -25,7 +25,15 @@ from __future__ import annotations
 
 from actzip.activations.macs import count_macs, output_size
 from actzip.activations.sites import ROOT, ComputeCall, Selector, Site, select_sites
-from actzip.activations.tap import ActivationFn, ActivationTap, ComputeFn, eval_mode, find_sites, run_model
+from actzip.activations.tap import (
+    ActivationFn,
+    ActivationTap,
+    ComputeFn,
+    call_model,
+    eval_mode,
+    find_sites,
+    run_model,
+)
 from actzip.activations.thresholds import (
     clear_thresholds,
     get_thresholds,
@@ -47,6 +55,7 @@ __all__ = [
     "ComputeFn",
     "Selector",
     "Site",
+    "call_model",
     "clear_thresholds",
     "count_macs",
     "eval_mode",

@@ -191,6 +191,8 @@ def compute_call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tupl
     dims = weight.dim() - 2
     if x.dim() == dims + 1:  # unbatched
         x = x.unsqueeze(0)
+    if x.dim() != dims + 2:  # PyTorch says what is wrong
+        return None
     stride = _tuple(values.get("stride", 1), dims)
     dilation = _tuple(values.get("dilation", 1), dims)
     padding = values.get("padding", 0)

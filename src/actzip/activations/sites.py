@@ -11,6 +11,7 @@ from typing import Union
 
 from torch import Tensor, nn
 
+from actzip.checks import shown
 from actzip.errors import InputError, LayerError
 
 __all__ = [
@@ -94,7 +95,12 @@ def matches(site: Site, module: nn.Module | None, selector: Selector) -> bool:
 def as_selectors(selectors: Selector | Iterable[Selector] | None) -> list[Selector] | None:
     if selectors is None:
         return None
-    chosen: list[Selector] = [selectors] if isinstance(selectors, (str, type)) else list(selectors)
+    try:
+        chosen: list[Selector] = [selectors] if isinstance(selectors, (str, type)) else list(selectors)
+    except (TypeError, RuntimeError):
+        raise InputError(
+            f"layers are chosen by a selector or a list of them, not {shown(selectors)}"
+        ) from None
     for s in chosen:
         if isinstance(s, str):
             if s.startswith("re:"):
@@ -104,7 +110,7 @@ def as_selectors(selectors: Selector | Iterable[Selector] | None) -> list[Select
                     raise InputError(f"layer selector {s!r} is not a regular expression: {error}") from error
         elif not (isinstance(s, type) and issubclass(s, nn.Module)):
             raise InputError(
-                f"a layer selector is a name, a glob, 're:...', 'type:...' or a module type, not {s!r}"
+                f"a layer selector is a name, a glob, 're:...', 'type:...' or a module type, not {shown(s)}"
             )
     return chosen
 

@@ -26,9 +26,9 @@ from actzip.activations.sites import (
     matches,
     select_sites,
 )
-from actzip.errors import InputError, UnsupportedError
+from actzip.errors import ActzipError, InputError, UnsupportedError
 
-__all__ = ["ActivationFn", "ActivationTap", "ComputeFn", "eval_mode", "find_sites", "run_model"]
+__all__ = ["ActivationFn", "ActivationTap", "ComputeFn", "call_model", "eval_mode", "find_sites", "run_model"]
 
 ActivationFn = Callable[[Site, Tensor], "Tensor | None"]
 ComputeFn = Callable[[Site, ComputeCall], "Tensor | ComputeCall | None"]
@@ -405,13 +405,68 @@ def _put_back(training: dict[nn.Module, bool]) -> None:
         m.__dict__["training"] = was
 
 
+def call_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``model(*args, **kwargs)``.
+
+    Raises:
+        InputError: the model itself raises; the message has its words, and what it was given. What
+            actzip's own code raises inside is passed on as it is.
+    """
+    try:
+        return model(*args, **kwargs)
+    except (ActzipError, MemoryError):
+        raise
+    except Exception as error:
+        if _is_ours(error):
+            raise
+        given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
+        raise InputError(
+            f"the model does not take {given}{_other_dtype(model, (*args, *kwargs.values()))}: "
+            f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        ) from error
+
+
+#: Packages whose frames lie in a user's pass without computing anything of ours.
+_LENT = ("actzip.activations.tap", "actzip.models")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error comes from code of actzip that a pass runs, not from the model."""
+    at, ours = error.__traceback__, False
+    while at is not None:
+        name = at.tb_frame.f_globals.get("__name__", "")
+        ours = ours or (name.startswith("actzip.") and not name.startswith(_LENT))
+        at = at.tb_next
+    return ours
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor) and not value.is_nested:
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return f"a {type(value).__name__}"
+
+
+def _other_dtype(model: nn.Module, values: Iterable[Any]) -> str:
+    """A hint where no tensor of ``values`` has the dtype that the model computes in."""
+    want = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    kinds = [v.dtype for v in values if isinstance(v, Tensor)]
+    if want is None or not kinds or want in kinds:
+        return ""
+    name = str(want).removeprefix("torch.")
+    return f" (it computes in {name}: convert the inputs, x.to(torch.{name}), or the model)"
+
+
 def run_model(model: nn.Module, example: Any) -> Any:
-    """``model(example)`` where a tuple is several inputs and a dict keyword arguments."""
+    """``model(example)`` where a tuple is several inputs and a dict keyword arguments.
+
+    Raises:
+        InputError: the model does not take ``example`` (:func:`call_model`).
+    """
     if isinstance(example, dict):
-        return model(**example)
+        return call_model(model, (), example)
     if isinstance(example, (tuple, list)):
-        return model(*example)
-    return model(example)
+        return call_model(model, tuple(example), {})
+    return call_model(model, (example,), {})
 
 
 def find_sites(

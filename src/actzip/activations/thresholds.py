@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from actzip.activations.sites import Site, check_names
 from actzip.activations.tap import ActivationTap, find_sites
+from actzip.checks import number, shown
 from actzip.errors import DataError, InputError, LayerError
 from actzip.files import read_json
 
@@ -87,18 +88,23 @@ def set_thresholds(model: nn.Module, thresholds: dict[str, float | Tensor], exam
         InputError: a threshold is negative or not finite.
         LayerError: ``example`` is given and does not meet a named site, or the site is not a ReLU.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {shown(model)}")
+    if not isinstance(thresholds, Mapping) or not all(isinstance(n, str) for n in thresholds):
+        raise InputError(f"thresholds must be a mapping from names of sites, not {shown(thresholds)}")
     values: dict[str, float | Tensor] = {}
     for name, t in thresholds.items():
         if isinstance(t, Tensor):
-            t = t.detach().clone().to(torch.float32)
-            if t.dim() > 1:
+            if t.dim() > 1 or not t.numel() or t.is_meta or t.is_complex() or t.layout != torch.strided:
                 raise InputError(
-                    f"threshold of {name!r} has shape {tuple(t.shape)}; it is one number, or one a channel"
+                    f"threshold of {name!r} is a tensor of shape {tuple(t.shape)}, {t.dtype}, on "
+                    f"{t.device}; it is one number, or one a channel, with values"
                 )
+            t = (t.dequantize() if t.is_quantized else t).detach().clone().to(torch.float32)
             bad = not bool(torch.isfinite(t).all()) or bool((t < 0).any())
         else:
-            t = float(t)
-            bad = not (0 <= t < float("inf"))
+            t = number(t, f"threshold of {name!r}", 0)
+            bad = False
         if bad:
             raise InputError(f"threshold of {name!r} must be finite and >= 0")
         values[name] = t
@@ -129,7 +135,10 @@ def load_thresholds(path: str | os.PathLike[str]) -> dict[str, float | Tensor]:
 
     Raises:
         DataError: the file cannot be read, is not JSON, or is no object of numbers and lists of numbers.
+        InputError: ``path`` is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path must be the path of a JSON file, not {shown(path)}")
     found = read_json(path)
     plain = isinstance(found, dict) and all(
         isinstance(t, (int, float))

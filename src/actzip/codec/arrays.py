@@ -73,9 +73,11 @@ def view(x: Any) -> View:
     if not isinstance(x, np.ndarray):
         try:
             x = np.asarray(x)
-        except (ValueError, TypeError) as e:
+        except Exception as e:  # whatever its __array__ raises
             raise InputError(f"cannot make an array of {type(x).__name__}: {e}") from None
     name = _name(x.dtype)
+    if any(step % x.itemsize for step in x.strides):  # a field of records
+        x = x.copy(order="K")
     if not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     if name == "bfloat16":
@@ -103,12 +105,17 @@ def _view_tensor(t: Any) -> View:
         )
     if name not in _KNOWN:
         raise InputError(f"dtype {name} cannot be encoded")
-    t = t.detach()
-    if t.is_conj() or t.is_neg():
-        t = t.resolve_conj().resolve_neg()
-    if t.device.type != "cpu":
-        t = t.cpu()
-    a = t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
+    if t.is_meta:
+        raise InputError("a meta tensor cannot be encoded: it has a shape and no values")
+    try:
+        t = t.detach()
+        if t.is_conj() or t.is_neg():
+            t = t.resolve_conj().resolve_neg()
+        if t.device.type != "cpu":
+            t = t.cpu()
+        a = t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
+    except (RuntimeError, TypeError) as e:  # a tensor of a trace, of torch.func, without memory
+        raise InputError(f"a {type(t).__name__} that holds no plain memory cannot be encoded: {e}") from None
     return _checked(View(a, name, True, _channels_last(a)))
 
 
@@ -178,5 +185,5 @@ def listed(values: Iterable[Any], what: str) -> list[Any]:
     """
     try:
         return list(values)
-    except TypeError:
+    except (TypeError, RuntimeError):
         raise InputError(f"{what}: several are needed, in a list, not {type(values).__name__}") from None

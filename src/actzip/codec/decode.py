@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actzip._native import _codec
+from actzip.checks import flag, one_of, shown, whole
 from actzip.codec import arrays, quantizer
 from actzip.codec.info import Info, info_of, read_header
 from actzip.errors import CodecError, InputError
@@ -42,6 +43,7 @@ def decode(
         CodecError: the blob is damaged; the message names the byte, chunk or bit.
         InputError: a chunk, channel or row that does not exist.
     """
+    _check_flags(dequantize, verify, threads)
     h = read_header(blob)
     info = info_of(h)
     framework = _framework(framework, info)
@@ -49,7 +51,7 @@ def decode(
         if chunks is not None:
             if channels is not None or rows is not None:
                 raise InputError("give chunks, or channels and rows, not both")
-            ids = [_index(i, len(info.chunk_bytes), "chunk") for i in chunks]
+            ids = [_index(i, len(info.chunk_bytes), "chunk") for i in arrays.listed(chunks, "chunks")]
             parts = _read(h, info, blob, ids, verify, threads)
             return [_finish(p, info, dequantize, framework) for p in parts]
         if channels is not None or rows is not None:
@@ -77,6 +79,7 @@ def decode_many(
         CodecError: a blob is damaged; the message names the blob and the byte, chunk or bit.
         InputError: something that is no buffer, with its number; an unknown ``framework``.
     """
+    _check_flags(dequantize, verify, threads)
     data = arrays.listed(blobs, "blobs")
     headers, infos, outs = [], [], []
     for i, blob in enumerate(data):
@@ -105,12 +108,18 @@ def decode_many(
 def _framework(framework: str | None, info: Info) -> str:
     if framework is None:
         return "torch" if info.from_torch and arrays.has_torch() else "numpy"
-    if framework not in ("numpy", "torch"):
-        raise InputError(f"framework={framework!r}: 'numpy' or 'torch' is possible")
-    return framework
+    return one_of(framework, "framework", ("numpy", "torch"))
+
+
+def _check_flags(dequantize: bool, verify: bool, threads: int) -> None:
+    flag(dequantize, "dequantize")
+    flag(verify, "verify")
+    whole(threads, "threads", 0, 2**31 - 1)
 
 
 def _index(i: Any, n: int, what: str) -> int:
+    if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
+        raise InputError(f"{what} must be a whole number, not {shown(i)}")
     number = int(i)
     if not -n <= number < n:
         raise InputError(f"{what} {number}: there are {n}")
@@ -134,10 +143,15 @@ def _range(which: slice | int | None, n: int, axis: str) -> tuple[int, int]:
     if which is None:
         return 0, n
     if isinstance(which, slice):
-        start, stop, step = which.indices(n)
+        try:
+            start, stop, step = which.indices(n)
+        except (TypeError, ValueError) as e:
+            raise InputError(f"{axis}: {which} is no slice of whole numbers: {e}") from None
         if step != 1:
             raise InputError(f"{axis}: a slice with step 1 is needed")
         return start, max(start, stop)
+    if not isinstance(which, (int, np.integer)):
+        raise InputError(f"{axis} must be a whole number or a slice, not {shown(which)}")
     i = _index(which, n, axis)
     return i, i + 1
 

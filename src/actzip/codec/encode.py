@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from actzip._native import _codec
+from actzip.checks import flag, number, shown, whole
 from actzip.codec import arrays, quantizer, registry
 from actzip.errors import InputError
 
@@ -99,11 +100,10 @@ def encode(
     array([[0, 0, 3],
            [1, 0, 0]], dtype=uint8)
     """
-    if codec != "auto":
-        registry.get(codec)
-    p = _prepare(tensor, bits, scale, signed, chunk_elements, threads)
+    given = _settings(codec, bits, signed, options, min_speed, chunk_elements, threads)
+    p = _prepare(tensor, bits, scale, signed, threads)
 
-    def run(name: str, opts: Mapping[str, int], to: Any = None) -> Any:
+    def run(name: str, opts: dict[str, int], to: Any = None) -> Any:
         return _codec.encode(
             array=p.array,
             codec=name,
@@ -114,7 +114,7 @@ def encode(
             zero=0,
             channels_last=p.channels_last,
             from_torch=p.torch,
-            options={k: int(x) for k, x in opts.items()},
+            options=opts,
             chunk_elements=chunk_elements,
             threads=threads,
             out=to,
@@ -124,11 +124,11 @@ def encode(
         _check_takes(codec, p.kind)
         view = _writable(out)
         if view is not None:
-            return view[: int(run(codec, options or {}, view))]
-        blob: bytes = run(codec, options or {})
+            return view[: int(run(codec, given, view))]
+        blob: bytes = run(codec, given)
         return blob
     best: bytes | None = None
-    for name in _candidates(p, options, min_speed):
+    for name in _candidates(p, given, min_speed):
         one: bytes = run(name, {})
         if best is None or len(one) < len(best):
             best = one
@@ -179,20 +179,20 @@ def encode_many(
     [array([0, 3, 0], dtype=uint8), array([[1],
            [0]], dtype=uint8)]
     """
-    if codec != "auto":
-        registry.get(codec)
+    opts = _settings(codec, bits, signed, options, min_speed, chunk_elements, threads)
     given = arrays.listed(tensors, "tensors")
     some: Any = scale
-    scales = [some] * len(given) if some is None or np.ndim(some) == 0 else list(some)
+    several = isinstance(some, (list, tuple)) or (isinstance(some, np.ndarray) and some.ndim > 0)
+    scales = list(some) if several else [some] * len(given)
     if len(scales) != len(given):
         raise InputError(f"scale: {len(scales)} for {len(given)} tensors; give one a tensor, or one for all")
-    targets = None if out is None else [_writable(o) for o in out]
+    targets = None if out is None else [_writable(o) for o in arrays.listed(out, "out")]
     if targets is not None and len(targets) != len(given):
         raise InputError(f"out: {len(targets)} buffers for {len(given)} tensors; one a tensor is needed")
     items: list[_Prepared] = []
     for i, (tensor, s) in enumerate(zip(given, scales)):
         try:
-            items.append(_prepare(tensor, bits, s, signed, chunk_elements, threads))
+            items.append(_prepare(tensor, bits, s, signed, threads))
             if codec != "auto":
                 _check_takes(codec, items[-1].kind)
         except InputError as e:
@@ -203,7 +203,7 @@ def encode_many(
             _codec.encode_many(
                 [(p.array, p.dtype, p.bits, p.signed, p.scale, p.channels_last, p.torch) for p in some],
                 name,
-                {k: int(x) for k, x in (options or {}).items()},
+                opts,
                 chunk_elements,
                 threads,
                 to,
@@ -216,7 +216,7 @@ def encode_many(
         sizes = run(codec, items, targets)
         return sizes if targets is None else [t[:n] for t, n in zip(targets, sizes) if t is not None]
     best: list[bytes | None] = [None] * len(items)
-    tried = [_candidates(p, options, min_speed) for p in items]
+    tried = [_candidates(p, opts, min_speed) for p in items]
     for name in registry.codecs():
         able = [i for i, names in enumerate(tried) if name in names]
         for i, blob in zip(able, run(name, [items[i] for i in able])):
@@ -246,14 +246,11 @@ def _prepare(
     bits: int | None,
     scale: float | None,
     signed: bool | None,
-    chunk_elements: int,
     threads: int,
 ) -> _Prepared:
     v = arrays.view(tensor)
-    if bits is not None and (not isinstance(bits, (int, np.integer)) or not 1 <= bits <= 16):
-        raise InputError(f"bits={bits!r}: an integer from 1 to 16 is needed")
-    if not 1 <= chunk_elements <= 2**20:
-        raise InputError(f"chunk_elements={chunk_elements}: 1 to {2**20} are possible")
+    if scale is not None:
+        quantizer.as_step(number(scale, "scale", 0, above=True))
     a = v.array
     quantized = False
     if v.floating and bits is not None:
@@ -271,12 +268,36 @@ def _prepare(
         if signed is not None:
             raise InputError("signed is for floating-point input; integers say themselves whether they are")
         a, bits, is_signed = _integers(a, bits, threads)
-    if scale is not None and not quantized and not 0 < scale < float("inf"):
-        raise InputError(f"scale={scale}: a positive finite number is needed")
     kind = v.dtype if v.floating and not quantized else "integers"
     return _Prepared(
         _stored(a, bits, is_signed), v.dtype, int(bits), is_signed, scale, v.channels_last, v.torch, kind
     )
+
+
+def _settings(
+    codec: str,
+    bits: int | None,
+    signed: bool | None,
+    options: Mapping[str, int] | None,
+    min_speed: float,
+    chunk_elements: int,
+    threads: int,
+) -> dict[str, int]:
+    """The options, after checking all that does not depend on the tensor."""
+    if not isinstance(codec, str) or codec != "auto":
+        registry.get(codec)
+    if bits is not None:
+        whole(bits, "bits", 1, 16)
+    if signed is not None:
+        flag(signed, "signed")
+    number(min_speed, "min_speed", 0, finite=False)
+    whole(chunk_elements, "chunk_elements", 1, 2**20)
+    whole(threads, "threads", 0, 2**31 - 1)
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(k, str) for k in options):
+        raise InputError(f"options must be a mapping from names to whole numbers, not {shown(options)}")
+    return {k: whole(x, f"option {k!r}", -(2**31), 2**31 - 1) for k, x in options.items()}
 
 
 def _check_takes(codec: str, kind: str) -> None:
@@ -288,7 +309,7 @@ def _check_takes(codec: str, kind: str) -> None:
         )
 
 
-def _candidates(p: _Prepared, options: Mapping[str, int] | None, min_speed: float) -> list[str]:
+def _candidates(p: _Prepared, options: Mapping[str, int], min_speed: float) -> list[str]:
     """The codecs that ``auto`` tries: those that take ``p`` and are fast enough."""
     if options:
         raise InputError("options belong to one codec: name it instead of 'auto'")
@@ -316,7 +337,7 @@ def _writable(out: Any) -> memoryview | None:
         return None
     try:
         view = memoryview(out).cast("B")
-    except TypeError as e:
+    except (TypeError, ValueError) as e:
         raise InputError(f"out must be a contiguous writable buffer: {e}") from None
     if view.readonly:
         raise InputError("out must be writable")
@@ -328,7 +349,7 @@ def _integers(
 ) -> tuple[np.ndarray[Any, Any], int, bool]:
     """The array, how many bits its values have and whether they are signed."""
     if a.dtype == np.bool_:
-        return a.view(np.uint8), 1 if bits is None else min(int(bits), 1), False
+        return _canonical(a), 1 if bits is None else min(int(bits), 1), False
     unsigned = a.dtype.kind == "u"
     if unsigned and a.itemsize <= 2 and (bits is None or bits >= 8 * a.itemsize):
         return a, 8 * a.itemsize, False
@@ -346,6 +367,12 @@ def _integers(
     if need > bits:
         raise InputError(f"bits={bits}, but values from {low} to {high} need {need}")
     return a, min(int(bits), most), is_signed
+
+
+def _canonical(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Truth values as 0 and 1: foreign memory may hold any byte that is not 0 for True."""
+    raw = a.view(np.uint8)
+    return raw if int(raw.max()) <= 1 else (raw != 0).view(np.uint8)
 
 
 def _stored(a: np.ndarray[Any, Any], bits: int, is_signed: bool) -> np.ndarray[Any, Any]:

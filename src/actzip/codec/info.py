@@ -114,9 +114,11 @@ def read_header(blob: Any) -> Any:
 
 def _check_buffer(blob: Any) -> None:
     try:
-        memoryview(blob)
-    except TypeError:
+        view = memoryview(blob)
+    except (TypeError, ValueError, BufferError):
         raise InputError(f"a blob is bytes or a buffer, not {type(blob).__name__}") from None
+    if not view.c_contiguous:
+        raise InputError("the blob's buffer has gaps: a contiguous one is needed, bytes(...) makes it")
 
 
 def info_of(h: Any) -> Info:

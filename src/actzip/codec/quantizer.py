@@ -14,7 +14,7 @@ import numpy as np
 
 from actzip.errors import InputError
 
-__all__ = ["dequantize", "limits", "quantize", "storage"]
+__all__ = ["as_step", "dequantize", "limits", "quantize", "storage"]
 
 
 def limits(bits: int, signed: bool) -> tuple[int, int]:
@@ -28,6 +28,19 @@ def limits(bits: int, signed: bool) -> tuple[int, int]:
 def storage(bits: int, signed: bool) -> np.dtype[Any]:
     """The numpy dtype that holds ``bits``-bit integers, or the patterns of a floating-point type."""
     return np.dtype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2 if bits <= 16 else 4}")
+
+
+def as_step(scale: float) -> np.float32:
+    """A quantizer's step as blobs hold it.
+
+    Raises:
+        InputError: it is no positive finite float32 number.
+    """
+    with np.errstate(over="ignore"):
+        s = np.float32(scale)
+    if not 0 < s < np.inf:
+        raise InputError(f"scale={scale}: a positive finite float32 number is needed")
+    return s
 
 
 def quantize(
@@ -45,11 +58,18 @@ def quantize(
     """
     if not 1 <= bits <= 16:
         raise InputError(f"bits={bits}: 1 to 16 are possible")
-    x = np.asarray(x, dtype=np.float32) if x.dtype != np.float32 else x
+    given = x
+    with np.errstate(over="ignore"):
+        x = np.asarray(x, dtype=np.float32) if x.dtype != np.float32 else x
     low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = np.flatnonzero(~np.isfinite(x))
         at = ", ".join(str(int(i)) for i in np.unravel_index(int(bad[0]), x.shape))
+        if bool(np.isfinite(given).all()):
+            raise InputError(
+                f"{bad.size} values are beyond float32, in which values are quantized; the first is "
+                f"{given.flat[bad[0]]:g} at index ({at}): scale them down"
+            )
         raise InputError(
             f"{bad.size} non-finite values, the first at index ({at}): they cannot be quantized; "
             "leave bits=None to keep floating point, NaN and infinity included"
@@ -65,9 +85,7 @@ def quantize(
         top = max(high, -low)
         scale = float(np.float32(top / qmax)) if top > 0 else 1.0
         scale = max(scale, float(np.finfo(np.float32).tiny))
-    if not (0 < scale <= float(np.finfo(np.float32).max)):
-        raise InputError(f"scale={scale}: a positive finite float32 number is needed")
-    s = np.float32(scale)
+    s = as_step(scale)
     q = np.asarray(np.divide(x, s))  # a scalar where x has no dimensions
     np.rint(q, out=q)
     np.clip(q, qmin, qmax, out=q)

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from actzip._native import _codec
+from actzip.checks import shown
 from actzip.errors import InputError
 
 __all__ = ["CodecInfo", "available", "codecs", "get"]
@@ -61,8 +62,8 @@ def get(name: str) -> CodecInfo:
     Raises:
         InputError: there is none; the message names the nearest and all there are.
     """
-    if name not in _TABLE:
+    if not isinstance(name, str) or name not in _TABLE:
         near = difflib.get_close_matches(str(name), available(), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"unknown codec {name!r}: {hint}there are {', '.join(available())}")
+        raise InputError(f"unknown codec {shown(name)}: {hint}there are {', '.join(available())}")
     return _TABLE[name]

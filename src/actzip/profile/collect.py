@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Selector, Site, eval_mode
-from actzip.errors import ActzipWarning, DataError, InputError
+from actzip.activations import ActivationTap, ComputeCall, Selector, Site, call_model, eval_mode
+from actzip.errors import ActzipWarning, DataError
 from actzip.profile.stats import CodedStats, ComputeStats, MapStats
+from actzip.training.batches import arguments, batch_size, batches_in
 
 __all__ = ["Collection", "Sample", "collect", "split_inputs"]
 
@@ -78,54 +78,8 @@ class Collection:
         return whole
 
 
-def split_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments for ``model`` in a batch of a loader: tensors, (inputs, labels) pairs, tuples or dicts.
-
-    A dict gives keyword arguments: those keys that ``forward`` takes (all of them where it takes
-    ``**kwargs``). A tuple or list gives as many positional arguments as ``forward`` requires, at
-    least one; what follows (labels) is left out. numpy arrays become tensors.
-
-    Raises:
-        InputError: nothing in the batch can be an input.
-    """
-
-    def tensor(value: Any) -> Any:
-        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    if isinstance(batch, dict):
-        names = {p.name for p in parameters}
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return (), {k: tensor(v) for k, v in batch.items()}
-        chosen = {k: tensor(v) for k, v in batch.items() if k in names}
-        if chosen:
-            return (), chosen
-        for value in batch.values():
-            if isinstance(value, (Tensor, np.ndarray)):
-                return (tensor(value),), {}
-        raise InputError(f"a batch is a dict with keys {sorted(batch)}; forward takes {sorted(names)}")
-    if isinstance(batch, (tuple, list)):
-        required = [
-            p
-            for p in parameters
-            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        n = getattr(model, "arity", None) or max(1, len(required))
-        if len(batch) < n:
-            raise InputError(f"a batch has {len(batch)} parts; forward requires {n}")
-        return tuple(tensor(v) for v in batch[:n]), {}
-    if isinstance(batch, (Tensor, np.ndarray)):
-        return (tensor(batch),), {}
-    raise InputError(f"a batch is a {type(batch).__name__}; a tensor, an array, a tuple or a dict is needed")
-
-
-def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return int(value.shape[0])
-        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-            return len(value)  # images of unlike sizes, as detectors take them
-    return 1
+#: The name of before.
+split_inputs = arguments
 
 
 class _Collector:
@@ -233,7 +187,8 @@ def collect(
     without gradient.
 
     Args:
-        loader: batches as :func:`split_inputs` takes them.
+        loader: batches as :func:`actzip.training.batches.arguments` takes them; those of no input
+            are passed over.
         layers, ignore: sites to count (:mod:`actzip.activations`); computations are always all counted.
         codecs: codec name -> bit widths; each map of each image is quantized by its own maximum and
             coded whole.
@@ -263,8 +218,8 @@ def collect(
                 if next(module.children(), None) is None
             ]
             for args, kwargs in _batches(model, loader, max_images, device):
-                model(*args, **kwargs)
-                n = _batch_size(args, kwargs)
+                call_model(model, args, kwargs)
+                n = batch_size(args, kwargs)
                 result.images += n
                 result.batches += 1
                 if on_batch is not None:
@@ -275,7 +230,7 @@ def collect(
             handle.remove()
         collector.close()
     if result.batches == 0 and not empty_ok:
-        raise DataError("the loader gave no batch; at least one input is needed to profile a model")
+        raise DataError("the loader gave no batch with an input; one at least is needed to profile a model")
     result.never_run = [
         path
         for path, module in model.named_modules()
@@ -291,14 +246,16 @@ def _batches(
     model: nn.Module, loader: Iterable[Any], max_images: int | None, device: str | torch.device | None
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     left = max_images
-    for batch in loader:
+    for batch in batches_in(loader, "loader"):
         if left is not None and left <= 0:
             return
-        args, kwargs = split_inputs(model, batch)
+        args, kwargs = arguments(model, batch)
+        if batch_size(args, kwargs) == 0:
+            continue
         if device is not None:
             args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        n = _batch_size(args, kwargs)
+        n = batch_size(args, kwargs)
         if left is not None and n > left:
             args = tuple(
                 a[:left] if isinstance(a, Tensor) and a.dim() and a.shape[0] == n else a for a in args

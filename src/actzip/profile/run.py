@@ -12,6 +12,7 @@ from torch import nn
 
 from actzip import cpu
 from actzip.activations import Selector, get_thresholds
+from actzip.checks import flag, function, shown, text, texts, whole
 from actzip.errors import ActzipError, ActzipWarning, DataError, InputError
 from actzip.models import RANDOM_WEIGHTS, has_random_weights
 from actzip.profile.collect import Collection, collect
@@ -21,6 +22,7 @@ from actzip.profile.source import Subject, open_subject
 from actzip.profile.timing import measure_engine
 from actzip.profile.whatif import what_if
 from actzip.runtime.models import load_model
+from actzip.training.batches import batches_in
 
 __all__ = ["profile"]
 
@@ -54,7 +56,7 @@ def profile(
             what the command line takes: a torchvision or timm name, an import path, a ``.pt2`` or
             ``.onnx`` file.
         loader: batches of inputs ``N, C, H, W``; (input, label) pairs, tuples and dicts are understood
-            (:func:`actzip.profile.collect.split_inputs`). Or a folder of images, a parquet file,
+            (:func:`actzip.training.batches.arguments`). Or a folder of images, a parquet file,
             WebDataset shards, an ``.npy``, a data set's name: 100 images of it, or ``max_images``.
             None, for a model given by name: random numbers, with a warning that densities mean
             nothing.
@@ -89,10 +91,29 @@ def profile(
             matches are named).
         LayerError: a layer name that the model does not have.
     """
+    for what, count in (("max_images", max_images), ("threads", threads)):
+        if count is not None:
+            whole(count, what, 1, 2**31 - 1)
+    whole(whatif_images, "whatif_images", 0)
+    flags = {
+        "engine": engine,
+        "runs": runs,
+        "random": random,
+        "distributed": distributed,
+        "progress": progress,
+    }
+    for what, given in flags.items():
+        flag(given, what)
+    for what, words in (("name", name), ("source", source)):
+        if words is not None:
+            text(words, what)
+    function(on_batch, "on_batch")
+    function(on_step, "on_step")
+    plan = _codec_plan(codecs, bits)
+    skipped = texts(skipped, "skipped")
     subject, name = _subject(model, loader, name, max_images)
     model, max_images = subject.model, subject.images
     random, skipped = random or subject.random, (*skipped, *subject.skipped)
-    plan = _codec_plan(codecs, bits)
     info = cpu.info()
     used = threads or int(info["threads"])
     kept: list[Any] = []
@@ -131,7 +152,7 @@ def profile(
                 data["engine"] = measure_engine(
                     model, kept[0], data["layers"], threads=used, on_step=each_step
                 )
-            except ActzipError as error:
+            except (ActzipError, NotImplementedError) as error:
                 data["engine"] = {"error": str(error)}
                 data["warnings"].append(f"the engine cannot run this model, so no time is measured: {error}")
         data["totals"] = build_totals(data["maps"], data["layers"])
@@ -147,7 +168,7 @@ def _subject(model: Any, loader: Any, name: str | None, max_images: int | None) 
     if isinstance(loader, str) or loader is None:
         return open_subject(model, loader, images=max_images or 100), name
     module = load_model(model)[0] if isinstance(model, str) else model
-    return Subject(module, loader, max_images, ""), name
+    return Subject(module, batches_in(loader, "loader"), max_images, ""), name
 
 
 def _keeping(batches: Iterable[Any], kept: list[Any], images: int) -> Iterator[Any]:
@@ -253,19 +274,20 @@ def _bars(
         yield batch, step
 
 
+def _widths(bits: Sequence[int], name: str) -> tuple[int, ...]:
+    if not isinstance(bits, (list, tuple, range, set, frozenset)):
+        raise InputError(f"{name} must be a list of whole numbers from 1 to 16, not {shown(bits)}")
+    return tuple(whole(b, name, 1, 16) for b in bits)
+
+
 def _codec_plan(
     codecs: Sequence[str] | Mapping[str, Sequence[int]], bits: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
-    for b in bits:
-        if not 1 <= int(b) <= 16:
-            raise InputError(f"bits must be between 1 and 16, not {b}")
-    if isinstance(codecs, str):
-        codecs = [codecs]
-    plan = (
-        {k: tuple(int(b) for b in v) for k, v in codecs.items()}
-        if isinstance(codecs, Mapping)
-        else {k: tuple(int(b) for b in bits) for k in codecs}
-    )
+    widths = _widths(bits, "bits")
+    if isinstance(codecs, Mapping):
+        plan = {text(k, "a codec"): _widths(v, f"codecs[{k!r}]") for k, v in codecs.items()}
+    else:
+        plan = dict.fromkeys(texts([codecs] if isinstance(codecs, str) else codecs, "codecs"), widths)
     if plan:
         import numpy as np
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from actzip.errors import UnsupportedError
-from actzip.profile.collect import split_inputs
 from actzip.profile.cost import Conv, CostModel, elements, is_small
+from actzip.training.batches import arguments
 
 __all__ = ["IMPOSED", "impose", "measure_engine"]
 
@@ -52,7 +52,7 @@ def measure_engine(
     from actzip.runtime import compile
     from actzip.runtime.models import GraphNet
 
-    args, kwargs = split_inputs(model, batch)
+    args, kwargs = arguments(model, batch)
     least = getattr(model, "batch", None) or 1  # a model exported with a fixed batch
     first = [a[:least] if isinstance(a, Tensor) and a.dim() else a for a in args]
     named = {k: v[:least] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}

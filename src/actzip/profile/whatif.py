@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Site, count_macs, threshold_activation
-from actzip.profile.collect import Collection, split_inputs
+from actzip.activations import ActivationTap, ComputeCall, Site, count_macs, eval_mode, threshold_activation
+from actzip.profile.collect import Collection
+from actzip.training.batches import arguments, batch_size
 
 __all__ = ["what_if"]
 
@@ -41,23 +41,19 @@ def what_if(
     for batch in batches:
         if images >= max_images:
             break
-        args, kwargs = split_inputs(model, batch)
+        args, kwargs = arguments(model, batch)
         # a model that was exported for a fixed batch takes no part of one
         left = getattr(model, "batch", None) or max_images - images
         args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() else a for a in args)
         kwargs = {k: v[:left] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
-        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
-        images += int(first.shape[0]) if first is not None else 1
+        images += batch_size(args, kwargs)
         inputs.append((args, kwargs))
     sparse = {name: s for name, s in collection.maps.items() if s.site.sparse and s.nonzeros}
     if not inputs or not sparse:
         return {"images": images, "points": []}
-    training = {m: m.training for m in model.modules()}
-    with suppress(NotImplementedError):  # an exported program's module has no modes
-        model.eval()
     points = []
     reference: list[Tensor] = []
-    try:
+    with eval_mode(model):
         for share in keep:
             thresholds = {
                 n: s.threshold_for(share * s.density) if share < 1 else 0.0 for n, s in sparse.items()
@@ -95,9 +91,6 @@ def what_if(
                     "top1_agreement": _agreement(reference, outputs),
                 }
             )
-    finally:
-        for m, was in training.items():
-            m.training = was
     return {"images": images, "points": points}
 
 

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode
+from actzip.activations import ActivationTap, ComputeCall, Site, call_model, eval_mode
 from actzip.errors import InputError
-from actzip.quantize.calibrate import Calibration, Forward, default_forward, input_of
+from actzip.quantize.calibrate import Calibration, Forward
 from actzip.quantize.linear import MAX_BITS, MIN_BITS, QuantRange
 from actzip.quantize.model import INPUT, Quantization, remove_quantization
+from actzip.training.batches import arguments, batch_size, batches_in
 
 __all__ = ["allocate", "bit_path", "sensitivities"]
 
@@ -62,7 +64,7 @@ def sensitivities(
         return x
 
     generator = torch.Generator().manual_seed(seed)
-    data = [calibration] if isinstance(calibration, Tensor) else calibration
+    data = batches_in(calibration, "calibration")
     flags = {p: p.requires_grad for p in model.parameters()}
     try:
         for p in flags:
@@ -71,7 +73,9 @@ def sensitivities(
             for i, batch in enumerate(data):
                 if batches is not None and i >= batches:
                     break
-                out = (forward or default_forward)(model, _tracked(batch))
+                out = _outputs(model, batch, forward)
+                if out is None:
+                    continue
                 y = next(iter(_tensors(out)), None)
                 if y is None or not y.requires_grad:
                     raise InputError("the model's output does not depend on its input: bits cannot be chosen")
@@ -94,16 +98,18 @@ def sensitivities(
     return {n: float(sums[n]) / max(1, images) if n in sums else 0.0 for n in wanted}
 
 
-def _tracked(batch: Any) -> Any:
-    x = input_of(batch)
-    if isinstance(x, Tensor) and x.is_floating_point():
-        return x.detach().clone().requires_grad_()
-    if isinstance(x, dict):
-        return {
-            k: v.detach().clone().requires_grad_() if isinstance(v, Tensor) and v.is_floating_point() else v
-            for k, v in x.items()
-        }
-    return x
+def _outputs(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+    """The model's outputs for a batch, whose gradients reach every map; None where it has no input."""
+    if forward is not None:
+        return forward(model, tree_map(_tracked, batch))
+    args, kwargs = arguments(model, batch)
+    if not batch_size(args, kwargs):
+        return None
+    return call_model(model, *tree_map(_tracked, (args, kwargs)))
+
+
+def _tracked(x: Any) -> Any:
+    return x.detach().clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _tensors(out: Any) -> Iterable[Tensor]:

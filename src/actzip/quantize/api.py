@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actzip.activations import Selector
+from actzip.checks import flag, function, number, one_of, whole
 from actzip.errors import ActzipWarning, InputError
 from actzip.quantize.allocate import allocate
 from actzip.quantize.calibrate import (
@@ -25,6 +26,7 @@ from actzip.quantize.calibrate import (
 from actzip.quantize.linear import QuantRange, check_bits
 from actzip.quantize.model import Quantization, SiteQuantizer, remove_quantization, warn_saturated
 from actzip.quantize.observers import OBSERVERS
+from actzip.training.batches import batches_in
 
 __all__ = ["quantize"]
 
@@ -59,8 +61,8 @@ def quantize(
 
     Args:
         model: any module, thresholded or not; a quantized one is quantized anew from float.
-        calibration: batches: tensors, dicts of keyword arguments, or tuples and lists whose first
-            item is the input; or one tensor. A pass over it, streaming.
+        calibration: batches, as :func:`actzip.training.batches.arguments` takes them (tensors,
+            arrays, tuples with or without labels, dicts); or one tensor. A pass over it, streaming.
         bits: 4 to 16; or one a layer, as {selector: bits}, later ones win
             (``{"*": 8, "layer4.*": 6}``); or ``"auto"`` with ``budget`` or with ``floor`` and
             ``evaluate``.
@@ -95,6 +97,12 @@ def quantize(
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     _check(bits, per, observer, percentile, saturation, weights)
     _check_target(bits, budget, floor, evaluate)
+    one_of(cost, "cost", ("raw", "entropy"))
+    if batches is not None:
+        whole(batches, "batches", 1)
+    function(forward, "forward")
+    flag(inplace, "inplace")
+    calibration = batches_in(calibration, "calibration")
     model = model if inplace else copy.deepcopy(model)
     remove_quantization(model)
     first: Batches | Tensor = calibration  # what later passes over a few batches read
@@ -147,14 +155,10 @@ def quantize(
 def _check(
     bits: Any, per: str, observer: str, percentile: float, saturation: float, weights: int | None
 ) -> None:
-    if observer not in OBSERVERS:
-        raise InputError(f"observer must be one of {', '.join(OBSERVERS)}, not {observer!r}")
-    if per not in ("tensor", "channel"):
-        raise InputError(f"per must be 'tensor' or 'channel', not {per!r}")
-    if not 0 < percentile <= 100:
-        raise InputError(f"percentile must be above 0 and at most 100, not {percentile}")
-    if not 0 <= saturation <= 1:
-        raise InputError(f"saturation is a share from 0 to 1, not {saturation}")
+    one_of(observer, "observer", OBSERVERS)
+    one_of(per, "per", ("tensor", "channel"))
+    number(percentile, "percentile", 0, 100, above=True)
+    number(saturation, "saturation", 0, 1)
     if not isinstance(bits, (Mapping, str)):
         check_bits(bits)
     if weights is not None:
@@ -166,6 +170,11 @@ def _check_target(bits: Any, budget: float | None, floor: float | None, evaluate
     auto = isinstance(bits, str)
     if auto and bits != "auto":
         raise InputError(f"bits must be an integer, a mapping or 'auto', not {bits!r}")
+    if budget is not None:
+        number(budget, "budget", 0, above=True)
+    if floor is not None:
+        number(floor, "floor")
+    function(evaluate, "evaluate")
     if auto and (budget is None) == (floor is None):
         raise InputError("bits='auto' needs either a budget (bits an image) or a floor with evaluate")
     if floor is not None and evaluate is None:

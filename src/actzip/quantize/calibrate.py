@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actzip.activations import ActivationTap, ComputeCall, Selector, Site, eval_mode, run_model, select_sites
+from actzip.activations import ActivationTap, ComputeCall, Selector, Site, call_model, eval_mode, select_sites
 from actzip.errors import DataError, InputError, LayerError
 from actzip.quantize.linear import QuantRange, check_bits
 from actzip.quantize.model import INPUT, WEIGHT, SiteQuantizer
 from actzip.quantize.observers import MapObserver
+from actzip.training.batches import arguments, batch_size, batches_in
 
 __all__ = [
     "Batches",
@@ -21,7 +22,6 @@ __all__ = [
     "Forward",
     "calibrate",
     "default_forward",
-    "input_of",
     "is_signed",
     "quantize_weights",
     "site_bits",
@@ -31,16 +31,10 @@ Batches = Iterable[Any]
 Forward = Callable[[nn.Module, Any], Any]
 
 
-def input_of(batch: Any) -> Any:
-    if isinstance(batch, (list, tuple)):
-        if not batch:
-            raise DataError("a calibration batch is empty")
-        return batch[0]
-    return batch
-
-
 def default_forward(model: nn.Module, batch: Any) -> Any:
-    return run_model(model, input_of(batch))
+    """The model's outputs for the inputs in a batch; None where it has no input."""
+    args, kwargs = arguments(model, batch)
+    return call_model(model, args, kwargs) if batch_size(args, kwargs) else None
 
 
 @dataclass
@@ -65,10 +59,10 @@ def calibrate(
 ) -> Calibration:
     """Runs the calibration data and gives the statistics of each map; see :func:`quantize` for the
     arguments."""
-    data = [calibration] if isinstance(calibration, Tensor) else calibration
+    data = batches_in(calibration, "calibration")
     if isinstance(inputs, str) and inputs == "all":
         inputs = ["*"]
-    elif inputs == []:
+    elif isinstance(inputs, (list, tuple)) and not inputs:
         inputs = None
     run = forward or default_forward
     found = Calibration({}, {})
@@ -95,13 +89,13 @@ def calibrate(
             for i, batch in enumerate(data):
                 if batches is not None and i >= batches:
                     break
-                run(model, batch)
-                found.images += 1
+                if run(model, batch) is not None or forward is not None:
+                    found.images += 1
         finally:
             if input_tap is not None:
                 input_tap.detach()
     if not found.images:
-        raise DataError("the calibration data has no batch")
+        raise DataError("the calibration data has no batch with an input")
     if not found.observers:
         raise LayerError("no activation map was met: the model has none, or `layers` and `ignore` leave none")
     return found
@@ -158,9 +152,10 @@ def quantize_weights(
             scale = torch.where(top > 0, (top / r.qmax).clamp_min(torch.finfo(torch.float32).tiny), 1.0)
             made[name] = SiteQuantizer(name, r, scale, site.kind)
 
-    data = [calibration] if isinstance(calibration, Tensor) else calibration
+    data = batches_in(calibration, "calibration")
     with ActivationTap(model, None, compute), eval_mode(model), torch.no_grad():
         for batch in data:
             (forward or default_forward)(model, batch)
-            break
+            if made:
+                break
     return list(made.values())

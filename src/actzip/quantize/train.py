@@ -21,10 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actzip.activations import call_model, eval_mode
+from actzip.checks import flag, function, number, one_of, shown, whole
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_torch
 from actzip.quantize.linear import aligned, lsq_gradients, on_grid, per_scale, pieces
 from actzip.quantize.model import SiteQuantizer, quantization, visiting
+from actzip.training.batches import batches_of, check_labels, check_loader, device_of, logits, unpack
 from actzip.training.loop import Pace, read_checkpoint, train_mode
 from actzip.training.mixup import mixed
 from actzip.training.precision import autocast, usable
@@ -88,10 +91,8 @@ class RatePenalty:
     """
 
     def __init__(self, model: nn.Module, factor: float, share: float = 1.0) -> None:
-        if not 0 <= factor < math.inf:
-            raise InputError(f"factor must be finite and >= 0, not {factor}")
-        if not 0 < share <= 1:
-            raise InputError(f"share must be above 0 and at most 1, not {share}")
+        number(factor, "factor", 0)
+        number(share, "share", 0, 1, above=True)
         self.share = share
         self.model = model
         self.factor = factor
@@ -176,9 +177,9 @@ def finetune(
     """Fine-tunes a quantized classifier, in place: Adam, cosine learning rate to zero, cross-entropy.
 
     Args:
-        train: batches (images ``N, C, H, W``, labels ``N``), iterated once an epoch; its ``len``
-            must be known. Where it has a method ``at(epoch)`` (:class:`actzip.data.Loader`), that
-            gives the epoch's batches.
+        train: batches (images ``N, C, H, W``, labels ``N``), iterated once an epoch. Where its
+            ``len`` is not known, the learning rate falls by epochs. Where it has a method
+            ``at(epoch)`` (:class:`actzip.data.Loader`), that gives the epoch's batches.
         lr, scale_lr: first learning rates of the weights and, relative to each, of the scales.
         penalty: added to the loss after each forward pass (an ``ActivationPenalty``, say).
         teacher: a float model whose outputs are learned too, with share ``distill`` of the loss.
@@ -206,6 +207,12 @@ def finetune(
     options = _Options(
         epochs, lr, scale_lr, weight_decay, distill, temperature, freeze_norm, mixup, precision, clip
     )
+    if not isinstance(model, nn.Module) or not isinstance(teacher, (nn.Module, type(None))):
+        raise InputError("model must be a torch.nn.Module, and so must teacher, where there is one")
+    if not isinstance(checkpoint, (str, os.PathLike, type(None))):
+        raise InputError(f"checkpoint must be a path, not {shown(checkpoint)}")
+    for name, given in (("penalty", penalty), ("on_epoch", on_epoch), ("on_step", on_step)):
+        function(given, name)
     path = Path(checkpoint) if checkpoint is not None else None
     return _Finetuning(model, train, options, penalty, teacher, path).run(on_epoch, on_step)
 
@@ -226,14 +233,17 @@ class _Options:
     clip: float
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InputError(f"epochs must be at least 1, not {self.epochs}")
-        if not 0 <= self.distill <= 1:
-            raise InputError(f"distill is a share from 0 to 1, not {self.distill}")
-        if not 0 <= self.mixup < math.inf:
-            raise InputError(f"mixup must be finite and >= 0, not {self.mixup}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise InputError(f"precision must be float32 or bfloat16, not {self.precision!r}")
+        whole(self.epochs, "epochs", 1)
+        number(self.lr, "lr", 0)
+        number(self.scale_lr, "scale_lr", 0)
+        number(self.weight_decay, "weight_decay", 0)
+        number(self.distill, "distill", 0, 1)
+        number(self.temperature, "temperature", 0, above=True)
+        flag(self.freeze_norm, "freeze_norm")
+        if number(self.mixup, "mixup", 0):
+            number(self.mixup, "mixup", 1e-6, 1e3)
+        one_of(self.precision, "precision", ("float32", "bfloat16"))
+        number(self.clip, "clip", 0)
 
     def mark(self, *, steps: int, teacher: bool, bits: dict[str, int]) -> str:
         """What identifies a run, for checkpoints."""
@@ -262,19 +272,43 @@ class _Finetuning:
         self.model, self.train, self.options = model, train, options
         self.penalty, self.teacher, self.checkpoint = penalty, teacher, checkpoint
         self.quantizers = quantization(model)
-        self.device = next(model.parameters()).device.type
+        self.device = device_of(model).type
         self.precision = usable(options.precision, self.device)
         o = options
         self.optimizer = torch.optim.AdamW(parameter_groups(model, o.lr, o.weight_decay, o.scale_lr))
         self.rates = [g["lr"] for g in self.optimizer.param_groups]
-        self.per_epoch = len(train)
+        self.per_epoch = batches_of(check_loader(train, "train"))  # 0: it does not say
         self.steps = o.epochs * self.per_epoch
-        if self.steps == 0:
-            raise DataError("the training data has no batch")
+        self._check_first()
         if teacher is not None:
             teacher.eval()
         self.mark = o.mark(steps=self.steps, teacher=teacher is not None, bits=self.quantizers.bits)
         self.figures: list[dict[str, float]] = []
+
+    def _check_first(self) -> None:
+        """The first batch goes through the model and has labels for its outputs."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), eval_mode(self.model):
+            first = next(iter(self._batches(1)), None)
+            if first is None:
+                raise DataError("the training data has no batch")
+            x, y = self._labelled(first)
+            out = logits(call_model(self.model, (x[:2],), {}))
+            check_labels(out, y[:2])
+            if self.teacher is not None:
+                answer = logits(call_model(self.teacher, (x[:2],), {}))
+                if answer.shape != out.shape:
+                    raise InputError(
+                        f"teacher gives outputs {tuple(answer.shape)}, the model {tuple(out.shape)}"
+                    )
+
+    def _batches(self, epoch: int) -> Any:
+        return self.train.at(epoch) if hasattr(self.train, "at") else self.train
+
+    def _labelled(self, batch: Any) -> tuple[Tensor, Tensor]:
+        x, y = unpack(batch)
+        if y is None:
+            raise InputError("train gives batches without labels; finetune needs (x, y)")
+        return x.to(self.device), y.to(self.device)
 
     def run(
         self,
@@ -288,7 +322,11 @@ class _Finetuning:
         def report(epoch: int, batch: int, row: dict[str, float]) -> None:
             if on_step is not None:
                 step = (epoch - 1) * self.per_epoch + batch
-                left = pace.seconds_left(step - done * self.per_epoch, self.steps - step)
+                left = (
+                    pace.seconds_left(step - done * self.per_epoch, self.steps - step)
+                    if self.steps
+                    else math.nan
+                )
                 place = {
                     "epoch": epoch,
                     "epochs": self.options.epochs,
@@ -309,9 +347,9 @@ class _Finetuning:
     def _epoch(self, epoch: int, report: Callable[[int, int, dict[str, float]], None]) -> dict[str, float]:
         train_mode(self.model, freeze_norm=self.options.freeze_norm)
         start, total, right, seen = time.perf_counter(), 0.0, 0, 0
-        batches = self.train.at(epoch) if hasattr(self.train, "at") else self.train
-        for i, (x, y) in enumerate(batches):
-            out, value = self._pass(x, y, epoch, (epoch - 1) * self.per_epoch + i)
+        for i, batch in enumerate(self._batches(epoch)):
+            x, y = self._labelled(batch)
+            out, value = self._pass(x, y, epoch, i)
             if self.options.clip > 0:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
             self.optimizer.step()
@@ -324,9 +362,12 @@ class _Finetuning:
             raise DataError(f"epoch {epoch} of the training data has no batch")
         return {"loss": total / seen, "accuracy": right / seen, "seconds": time.perf_counter() - start}
 
-    def _pass(self, x: Tensor, y: Tensor, epoch: int, step: int) -> tuple[Tensor, float]:
+    def _pass(self, x: Tensor, y: Tensor, epoch: int, batch: int) -> tuple[Tensor, float]:
         """Forward and backward of one batch: logits and loss."""
-        factor = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        step = (epoch - 1) * self.per_epoch + batch
+        # where the number of batches is not known the rate falls by epochs
+        done = step / self.steps if self.steps else (epoch - 1) / self.options.epochs
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         for g, rate in zip(self.optimizer.param_groups, self.rates):
             g["lr"] = rate * factor
         self.optimizer.zero_grad()
@@ -334,14 +375,17 @@ class _Finetuning:
         if self.options.mixup > 0:
             x, other, share = mixed(x, y, self.options.mixup)
         with autocast(self.device) if self.precision == "bfloat16" else nullcontext():
-            out = self.model(x)
+            out = logits(self.model(x))
             if self.teacher is not None:
                 with torch.no_grad():
-                    answer = self.teacher(x).float()
+                    answer = logits(self.teacher(x)).float()
         out = out.float()
         loss = self._loss(out, y, other, share, answer)
         if self.penalty is not None:
-            loss = loss + self.penalty()
+            cost = self.penalty()
+            if not isinstance(cost, (Tensor, float, int)):
+                raise InputError(f"penalty() must give a number or a tensor, not {shown(cost)}")
+            loss = loss + cost
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(

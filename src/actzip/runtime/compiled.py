@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from actzip._native import _engine
+from actzip.checks import flag, one_of, shown, whole
 from actzip.errors import DataError, InputError, UnsupportedError
 from actzip.progress import counted
 from actzip.runtime import graph as g
@@ -88,13 +89,15 @@ def compile(
             a :class:`~actzip.runtime.parts.PartitionedModel`, and a warning says what runs where.
         DataError: an ONNX file that is missing or damaged.
     """
+    one_of(storage, "storage", ("float32", "float16"))
+    one_of(pack, "pack", ("auto", "always"))
+    n_threads = _thread_count(threads)
+    flags = {"cache": cache, "dynamic": dynamic, "winograd": winograd}
+    for name, value in flags.items():
+        flag(value, name)
     advise()
-    if storage not in ("float32", "float16"):
-        raise InputError(f"storage must be 'float32' or 'float16', not {storage!r}")
-    if tune not in (True, False, "thorough"):
-        raise InputError(f"tune must be True, False or 'thorough', not {tune!r}")
-    if pack not in ("auto", "always"):
-        raise InputError(f"pack must be 'auto' or 'always', not {pack!r}")
+    if not isinstance(tune, bool) and (not isinstance(tune, str) or tune != "thorough"):
+        raise InputError(f"tune must be True, False or 'thorough', not {shown(tune)}")
     try:
         graph, inputs = front_end(model, example, dynamic)
     except UnsupportedError as error:
@@ -102,17 +105,16 @@ def compile(
             raise
         options = {"calibration": None, "storage": storage, "pack": pack, "winograd": winograd}
         regions = Regions({**options, "threads": threads, "tune": tune, "cache": cache})
-        return cast(CompiledModel, compile_parts(model, example, regions, _thread_count(threads), error))
+        return cast(CompiledModel, compile_parts(model, example, regions, n_threads, error))
     graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
     graph = optimize(graph)
-    shown = batch_of(graph, inputs)
+    batch = batch_of(graph, inputs)
     if calibration is not None:
         inputs = arrays_of(graph, calibration, "calibration")
     # zeros (what a tracer gives) say nothing about densities
     rng = np.random.default_rng(0)
     inputs = [a if a.any() else rng.standard_normal(a.shape, np.float32) for a in inputs]
-    n_threads = _thread_count(threads)
-    tuned = _choose(graph, inputs, shown, n_threads, tune, cache, progress)
+    tuned = _choose(graph, inputs, batch, n_threads, tune, cache, progress)
     sample = [
         np.asarray(a[:1], order="C") if grows(graph, v) else a
         for v, a in zip(graph.inputs, inputs, strict=True)
@@ -142,10 +144,9 @@ def compile_graph(graph: g.Graph, **options: Any) -> CompiledModel:
 
 
 def _thread_count(threads: int | None) -> int:
-    n = _engine.default_threads() if threads is None or threads == 0 else threads
-    if not isinstance(n, int) or not 1 <= n <= _MOST_THREADS:
-        raise InputError(f"threads is {threads!r}; it must be a number from 1 to {_MOST_THREADS}, or None")
-    return n
+    if threads is None:
+        return int(_engine.default_threads())
+    return whole(threads, "threads", 0, _MOST_THREADS) or int(_engine.default_threads())
 
 
 def _choose(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actzip.checks import flag, shown, whole
 from actzip.errors import DataError, InputError, UnsupportedError
 from actzip.runtime.to_torch import GraphNet, to_torch
 
@@ -43,6 +44,14 @@ def load(
     """
     from actzip.models import load_weights
 
+    for name, value in (("model", model), ("weights", weights)):
+        if not isinstance(value, (str, os.PathLike)) and (name == "model" or value is not None):
+            raise InputError(f"{name} must be a name or a path, not {shown(value)}")
+    if shape is not None:
+        if not isinstance(shape, (tuple, list)):
+            raise InputError(f"shape must be the input's C, H, W, not {shown(shape)}")
+        shape = tuple(whole(d, "a dimension of shape", 1, 2**31 - 1) for d in shape)
+    flag(trust, "trust")
     net = load_model(os.fspath(model), shape, trust=trust)[0]
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False

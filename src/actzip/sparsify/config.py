@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from actzip.checks import flag, number, whole
+from actzip.checks import one_of as check_one_of
 from actzip.errors import InputError
 from actzip.sparsify.penalties import KINDS, WEIGHTINGS
 
@@ -125,8 +127,7 @@ class SparsifyConfig:
 
     def __post_init__(self) -> None:
         def one_of(name: str, allowed: tuple[str, ...]) -> None:
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+            check_one_of(getattr(self, name), name, allowed)
 
         def between(name: str, low: float, high: float) -> None:
             value = getattr(self, name)
@@ -134,7 +135,6 @@ class SparsifyConfig:
                 raise InputError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
 
         one_of("optimizer", ("sgd", "adam", "adamw"))
-        one_of("schedule", ("cosine", "onecycle", "constant"))
         one_of("precision", ("float32", "bfloat16"))
         if self.memory not in ("plain", "exact", 8, 4) or isinstance(self.memory, (bool, float)):
             raise InputError(f"memory must be plain, exact, 8 or 4, not {self.memory!r}")
@@ -142,6 +142,18 @@ class SparsifyConfig:
         one_of("weighting", WEIGHTINGS)
         one_of("thresholds", ("none", "learned", "calibrated"))
         one_of("learned_per", ("channel", "layer"))
+        for name in ("epochs", "accumulate", "penalty_every", "checks", "threshold_samples"):
+            whole(getattr(self, name), name, 1)
+        for name in ("check_samples", "seed"):
+            whole(getattr(self, name), name, 0)
+        for name in ("freeze_norm", "channels_last"):
+            flag(getattr(self, name), name)
+        for name in ("warmup", "clip"):
+            number(getattr(self, name), name, 0)
+        number(self.floor_margin, "floor_margin", -1, 1)
+        if self.normalise is not None:
+            flag(self.normalise, "normalise")
+        one_of("schedule", ("cosine", "onecycle", "constant"))
         between("epochs", 1, 100_000)
         between("lr", 1e-12, 1e3)
         between("momentum", 0, 1)
@@ -162,8 +174,6 @@ class SparsifyConfig:
         between("beta", 1e-6, 1e6)
         between("elements_share", 0, 1)
         between("penalty_every", 1, 1 << 20)
-        if not isinstance(self.penalty_every, int):
-            raise InputError(f"penalty_every must be a whole number, not {self.penalty_every!r}")
         between("alpha_step", 1.0001, 100)
         between("alpha_start", 1e-12, 1e12)
         between("checks", 1, 10_000)

@@ -16,13 +16,14 @@ from actzip.activations import (
     ComputeCall,
     Selector,
     Site,
+    call_model,
     count_macs,
     eval_mode,
     run_model,
 )
 from actzip.activations.macs import reads, reads_transposed
-from actzip.errors import DataError, InputError
-from actzip.training.batches import unpack
+from actzip.errors import DataError
+from actzip.training.batches import batches_in, check_labels, logits, unpack
 
 __all__ = ["MapCost", "Measurement", "map_costs", "measure"]
 
@@ -207,13 +208,15 @@ def measure(
             stack.enter_context(ActivationTap(model, compute=compute))
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
-        for batch in data:
+        for batch in batches_in(data):
             x, y = unpack(batch)
+            if not len(x):
+                continue
             x = x.to(device)
-            out = model(x)
+            out = call_model(model, (x,), {})
             samples += int(x.shape[0])
             if y is not None:
-                y = y.to(device)
+                y, out = y.to(device), logits(out)
                 check_labels(out, y)
                 labelled = True
                 right += int((out.argmax(1) == y).sum())
@@ -233,16 +236,3 @@ def measure(
         macs[0] / samples,
         effective[0] / samples,
     )
-
-
-def check_labels(out: Tensor, y: Tensor) -> None:
-    """Raises InputError where labels ``y`` do not fit logits ``out`` (N, classes)."""
-    if out.dim() != 2 or y.dim() != 1 or y.is_floating_point():
-        raise InputError(
-            f"expected logits (N, classes) and integer labels (N,), got {tuple(out.shape)} and "
-            f"{y.dtype} {tuple(y.shape)}"
-        )
-    if len(y) and (int(y.min()) < 0 or int(y.max()) >= out.shape[1]):
-        raise InputError(
-            f"labels run from {int(y.min())} to {int(y.max())}, but the model gives {out.shape[1]} classes"
-        )

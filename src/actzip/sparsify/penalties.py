@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, Selector, Site, find_sites
+from actzip.checks import flag, number, one_of, shown, whole
 from actzip.errors import ActzipWarning, InputError
 from actzip.sparsify import terms
 from actzip.sparsify.costs import MapCost, map_costs
@@ -90,14 +91,20 @@ class ActivationPenalty:
         stats_every: int = 8,
         dead_after: int = 3,
     ) -> None:
-        term = terms.get(kind)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, not {shown(model)}")
+        term = terms.get(one_of(kind, "kind", KINDS))
         if weighting is None:
             weighting = "macs" if example is not None else "elements"
-        _check(weighting, example, elements_share, every, beta)
+        _check(weighting, example, elements_share, min_share, beta, normalise)
+        for name, count in (("every", every), ("stats_every", stats_every), ("dead_after", dead_after)):
+            whole(count, name, 1)
         if isinstance(alpha, Mapping):
             if layers is None:
                 layers = list(alpha)
-            self._per_site: dict[str, float] | None = {k: _strength(v) for k, v in alpha.items()}
+            self._per_site: dict[str, float] | None = {
+                k: _strength(v, f"alpha of {k!r}") for k, v in alpha.items()
+            }
             self._alpha = 1.0
         else:
             self._per_site = None
@@ -108,7 +115,7 @@ class ActivationPenalty:
         self.beta = float(beta)
         self.normalise = term.normalised if normalise is None else normalise
         self.every = every
-        self.stats_every = max(1, stats_every)
+        self.stats_every = stats_every
         self.dead_after = dead_after
         self.densities: dict[str, float] = {}
         self.dead: set[str] = set()
@@ -333,17 +340,17 @@ class ActivationPenalty:
         self._calls = int(state.get("calls", 0))
 
 
-def _check(weighting: str, example: Any, elements_share: float, every: Any, beta: float) -> None:
-    if weighting not in WEIGHTINGS:
-        raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+def _check(
+    weighting: Any, example: Any, elements_share: Any, min_share: Any, beta: Any, normalise: Any
+) -> None:
+    one_of(weighting, "weighting", WEIGHTINGS)
     if weighting in ("macs", "mixed") and example is None:
         raise InputError(f"weighting={weighting!r} needs example=, an input of the model")
-    if not 0 <= elements_share <= 1:
-        raise InputError(f"elements_share must be between 0 and 1, not {elements_share}")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise InputError(f"every must be a whole number of at least 1, not {every!r}")
-    if not beta > 0:
-        raise InputError(f"beta must be positive, not {beta}")
+    number(elements_share, "elements_share", 0, 1)
+    number(min_share, "min_share", 0, 1)
+    number(beta, "beta", 0, above=True)
+    if normalise is not None:
+        flag(normalise, "normalise")
 
 
 def _weights(costs: Mapping[str, MapCost], elements_share: float) -> dict[str, float]:
@@ -354,11 +361,8 @@ def _weights(costs: Mapping[str, MapCost], elements_share: float) -> dict[str, f
     return {n: (1 - e) * c.share + e * c.elements / elements for n, c in costs.items()}
 
 
-def _strength(value: float) -> float:
-    value = float(value)
-    if not 0 <= value < float("inf"):
-        raise InputError(f"alpha must be finite and >= 0, not {value}")
-    return value
+def _strength(value: float, name: str = "alpha") -> float:
+    return number(value, name, 0)
 
 
 def _distributed() -> bool:

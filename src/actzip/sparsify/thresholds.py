@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from actzip.activations import (
     Selector,
+    call_model,
     clear_thresholds,
     eval_mode,
     set_thresholds,
     without_thresholds,
 )
+from actzip.checks import flag, number, one_of, shown, whole
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.sparsify.costs import Measurement, map_costs, measure
 from actzip.sparsify.judge import Judgement, agreement_of, are_scores
 from actzip.sparsify.repair import Moments, distil, moments, repair
 from actzip.sparsify.table import LEVELS, Table
+from actzip.training.batches import batches_in, check_finite, samples_of
 
 __all__ = ["LEVELS", "Calibration", "agreement", "calibrate_thresholds"]
 
@@ -106,12 +109,16 @@ def collect_inputs(data: Iterable[Any], samples: int) -> list[Tensor]:
     """
     batches: list[Tensor] = []
     count = 0
-    for batch in data:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(x, Tensor):
-            raise InputError(f"calibration data gives batches x or (x, y) of tensors, not {type(x).__name__}")
-        if not bool(torch.isfinite(x).all()):
-            raise InputError("calibration data holds values that are not finite")
+    for batch in batches_in(data):
+        x = samples_of(batch)
+        if not len(x):
+            continue
+        if batches and x.shape[1:] != batches[0].shape[1:]:
+            raise InputError(
+                f"calibration data has inputs of unlike shapes: {tuple(batches[0].shape[1:])} and "
+                f"{tuple(x.shape[1:])}"
+            )
+        check_finite(x, "calibration data")
         x = x[: samples - count]
         batches.append(x)
         count += int(x.shape[0])
@@ -136,8 +143,8 @@ def agreement(model: nn.Module, reference: nn.Module | Sequence[Tensor], data: I
     """
     same = count = 0
     with torch.no_grad(), eval_mode(model):
-        for i, batch in enumerate(data):
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        for i, batch in enumerate(batches_in(data)):
+            x = samples_of(batch)
             if isinstance(reference, nn.Module):
                 with eval_mode(reference):
                     want = reference(x).argmax(1)
@@ -279,7 +286,17 @@ def calibrate_thresholds(
     2020 (FATReLU).
     """
     by = _check(density, speedup, agree, per, by)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {shown(model)}")
+    whole(samples, "samples", 1)
+    whole(projections, "projections", 1)
+    whole(steps, "steps", 1)
+    whole(distil_steps, "distil_steps", 0)
+    whole(seed, "seed", 0, 2**63 - 1)
+    flag(repair, "repair")
     batches = collect_inputs(data, 2 * samples)
+    with torch.no_grad(), eval_mode(model):
+        call_model(model, (batches[0][:2],), {})
     batches, held = _hold_out(batches, samples, always=agree is not None)
     with without_thresholds(model):
         table = Table(
@@ -321,18 +338,16 @@ def _check(
 ) -> str:
     if len([t for t in (density, speedup, agree) if t is not None]) != 1:
         raise InputError("give exactly one target: density, speedup or agree")
-    if density is not None and not 0 < density <= 1:
-        raise InputError(f"density must be in (0, 1], not {density}")
-    if speedup is not None and not 1 <= speedup < float("inf"):
-        raise InputError(f"speedup must be at least 1, not {speedup}")
-    if agree is not None and not 0 < agree <= 1:
-        raise InputError(f"agree must be in (0, 1], not {agree}")
-    if per not in ("layer", "channel"):
-        raise InputError(f"per must be 'layer' or 'channel', not {per!r}")
-    by = by or ("elements" if density is not None else "macs")
-    if by not in ("elements", "macs"):
-        raise InputError(f"by must be 'elements' or 'macs', not {by!r}")
-    return by
+    if density is not None:
+        number(density, "density", 0, 1, above=True)
+    if speedup is not None:
+        number(speedup, "speedup", 1)
+    if agree is not None:
+        number(agree, "agree", 0, 1, above=True)
+    one_of(per, "per", ("layer", "channel"))
+    if by is None:
+        return "elements" if density is not None else "macs"
+    return one_of(by, "by", ("elements", "macs"))
 
 
 def _hold_out(batches: list[Tensor], samples: int, *, always: bool) -> tuple[list[Tensor], list[Tensor]]:

@@ -16,18 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actzip.activations import eval_mode, get_thresholds, set_thresholds, without_thresholds
+from actzip.activations import call_model, eval_mode, get_thresholds, set_thresholds, without_thresholds
+from actzip.checks import function, shown
 from actzip.errors import DataError, InputError, TrainingError
 from actzip.files import write_torch
 from actzip.sparsify.config import SparsifyConfig
-from actzip.sparsify.costs import Measurement, check_labels, measure
+from actzip.sparsify.costs import Measurement, measure
 from actzip.sparsify.distill import Objective
 from actzip.sparsify.learned import LearnedThresholds
 from actzip.sparsify.penalties import ActivationPenalty
 from actzip.sparsify.strength import AccuracyFloor, Place, Steered, Strength
 from actzip.sparsify.thresholds import calibrate_thresholds, put_parameters
 from actzip.training import packed_activations
-from actzip.training.batches import batches_of, check_loader, epoch_batches, logits, unpack
+from actzip.training.batches import batches_of, check_labels, check_loader, epoch_batches, logits, unpack
 from actzip.training.devices import Devices
 from actzip.training.loop import Pace, WeightAverage, read_checkpoint, train_mode
 from actzip.training.mixup import mixed
@@ -142,6 +143,14 @@ def sparsify(
         raise InputError("the model has no parameter to train")
     if config.alpha == "auto" and not config.speedup and val is None:
         raise InputError("alpha='auto' needs validation data (or speedup=, a theoretical speed-up to reach)")
+    if not isinstance(checkpoint_dir, (str, os.PathLike, type(None))):
+        raise InputError(f"checkpoint_dir must be the path of a folder, not {shown(checkpoint_dir)}")
+    if not isinstance(progress, bool):
+        function(progress, "progress")
+    if not isinstance(teacher, (nn.Module, type(None))):
+        raise InputError(f"teacher must be a torch.nn.Module, not {shown(teacher)}")
+    if accelerator is not None and not (hasattr(accelerator, "prepare") and hasattr(accelerator, "device")):
+        raise InputError(f"accelerator must be an accelerate.Accelerator, not {shown(accelerator)}")
     if progress is True:
         from actzip.sparsify.bar import Bar
 
@@ -238,7 +247,7 @@ class _Run:
         x, y = unpack(first)
         x = x[:2].to(self.device)
         with torch.no_grad(), eval_mode(self.student):
-            out = logits(self.student(x))
+            out = logits(call_model(self.student, (x,), {}))
         if y is not None and self.objective.uses_labels:
             check_labels(out, y[:2].to(self.device))
         return x

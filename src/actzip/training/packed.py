@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from actzip._native import _engine
 from actzip.activations import ROOT, Selector, Site, select_sites
+from actzip.checks import flag, shown
 from actzip.errors import InputError
 from actzip.training import heap
 from actzip.training.bits import Predicate
@@ -280,8 +281,8 @@ def _popped(stack: list[str]) -> None:
 
 
 def _check_bits(bits: Any, where: str) -> None:
-    if bits not in (None, 4, 8) or isinstance(bits, (bool, float)):
-        raise InputError(f"{where} is None (exact), 8 or 4, not {bits!r}")
+    if bits is not None and (not isinstance(bits, int) or bits not in (4, 8)):
+        raise InputError(f"{where} is None (exact), 8 or 4, not {shown(bits)}")
 
 
 def _settings(
@@ -294,6 +295,7 @@ def _settings(
     if not isinstance(model, nn.Module):
         raise InputError(f"a torch.nn.Module is needed, not {type(model).__name__}")
     _check_bits(bits, "bits")
+    flag(by_layer, "by_layer")
     if layers is not None and not isinstance(layers, Mapping):
         raise InputError(f"layers maps names to bits ({{'layer1': 8}}), not {layers!r}")
     for name, own in (layers or {}).items():
