@@ -93,6 +93,8 @@ def compile(
     one_of(pack, "pack", ("auto", "always"))
     n_threads = _thread_count(threads)
     flags = {"cache": cache, "dynamic": dynamic, "winograd": winograd}
+    if progress is not None:
+        flags["progress"] = progress
     for name, value in flags.items():
         flag(value, name)
     advise()

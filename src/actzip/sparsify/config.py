@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from actzip.checks import flag, number, whole
+from actzip.checks import flag, number, shown, whole
 from actzip.checks import one_of as check_one_of
 from actzip.errors import InputError
 from actzip.sparsify.penalties import KINDS, WEIGHTINGS
@@ -136,8 +136,9 @@ class SparsifyConfig:
 
         one_of("optimizer", ("sgd", "adam", "adamw"))
         one_of("precision", ("float32", "bfloat16"))
-        if self.memory not in ("plain", "exact", 8, 4) or isinstance(self.memory, (bool, float)):
-            raise InputError(f"memory must be plain, exact, 8 or 4, not {self.memory!r}")
+        known = isinstance(self.memory, (str, int)) and self.memory in ("plain", "exact", 8, 4)
+        if not known or isinstance(self.memory, bool):
+            raise InputError(f"memory must be plain, exact, 8 or 4, not {shown(self.memory)}")
         one_of("penalty", KINDS)
         one_of("weighting", WEIGHTINGS)
         one_of("thresholds", ("none", "learned", "calibrated"))
