@@ -223,6 +223,14 @@ def test_a_branch_on_the_batch_holds_for_its_side():
         few(many)
 
 
+def test_a_branch_on_even_batches_holds_for_the_examples_alone():
+    m = net(lambda m, x: m.c(x) if x.shape[0] % 2 else m.d(x))
+    compiled = actzip.compile(m, X, tune=False)
+    same(compiled(X), m(X))
+    with pytest.raises(InputError):
+        compiled(torch.cat([X, X[:1]]))
+
+
 @pytest.mark.parametrize(
     "f",
     [

@@ -197,12 +197,15 @@ def _for_batches(
         if found is not None:
             least = max(least, int(found.lower))
             most = int(found.upper) if found.upper < 1 << 31 else most
-    if least <= 2 and (most is None or most >= 3):
-        one, two, three = [calls_at(model, args, kwargs, batch, n) for n in (1, 2, 3)]
-        if two is not None and three is not None:
+    first = max(2, least)
+    if most is None or most >= first + 2:
+        one, two, three, four = [calls_at(model, args, kwargs, batch, first + k) for k in range(-1, 3)]
+        if two is None or three is None or four is None:
+            least = 1 if least <= 2 else least
+        elif not same_calls(two, three, four):
+            return None  # a branch that no range says: even batches, say
+        elif least <= 2:
             least = 1 if one is not None and same_calls(one, two, three) else 2
-        else:
-            least = 1
     within = least <= batch and (most is None or batch <= most)
     return Traced(program, batch, least, most) if within else None
 
