@@ -64,6 +64,10 @@ class ActivationPenalty:
         densities: running density of each penalised map; ``dead`` the names of dead ones; ``unsuitable`` the
             activations of the model that have no zeros (SiLU, GELU ...), by name, with their kind.
 
+    ``torch.compile``: what it has made knows nothing of a penalty that comes or goes, so attaching and
+    detaching empty its cache, of all models in the process (``torch._dynamo.reset``). Reentrant
+    checkpointing (``use_reentrant=True``) hides the maps inside: use ``use_reentrant=False``.
+
     Distributed training: scales and densities are averaged over all processes, and terms are means
     over samples, so that the gradients which DistributedDataParallel averages are those of one
     process with the whole batch.
