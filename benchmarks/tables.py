@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -242,7 +243,7 @@ def real() -> list[str]:
             cells += [
                 f"{own['against_fastest_dense']:.2f}x",
                 f"{min(rivals) / own['min_ms']:.2f}x",
-                f"{own['theoretical_speedup']:.2f}x",
+                f"{own['theoretical_speedup']:.2f}x" if own["theoretical_speedup"] < math.inf else "",
                 f"{own['error']:.1e}",
                 f"{own['compile_seconds']:.0f}",
             ]

@@ -54,7 +54,7 @@ def onnx_of_size(source: Path, shape: tuple[int, ...], target: Path) -> None:
 def prepare(file: files.File, folder: Path) -> dict[str, Any]:
     """What the engines load, as engine/run.py's ``prepare`` gives it."""
     photos = files.photographs(3) if file.kind in ("photo", "page") else None
-    x, *others = (files.make_input(file, seed, photos) for seed in (2, 0, 1))
+    x, other = (files.make_input(file, seed, photos) for seed in (2, 0))  # some files take a batch of 1 only
     onnx, answer = folder / "model.onnx", folder / "answer.npy"
     row = {
         "label": "natural", "thresholds": None, "weights": None, "density": None, "unseen": None,
@@ -65,7 +65,7 @@ def prepare(file: files.File, folder: Path) -> dict[str, Any]:
         "calibration": str(folder / "calibration.npy"),
     }  # fmt: skip
     np.save(made["input"], x)
-    np.save(made["calibration"], np.concatenate(others))
+    np.save(made["calibration"], other)
     lacks = made["lacks"]
     if file.onnx:
         import onnxruntime
