@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import actzip
-from actzip.errors import InputError, UnsupportedError
+from actzip.errors import ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.dynamo import backend, last_report
 
 X = torch.linspace(-1, 1, 2 * 6 * 9 * 8).reshape(2, 6, 9, 8)
@@ -384,3 +384,12 @@ def test_an_interrupt_in_capture_leaves_the_model_as_it_was():
     with pytest.raises(KeyboardInterrupt):
         actzip.compile(m, X, tune=False)
     assert m.training and m.calls == 0 and torch.backends.mha.get_fastpath_enabled() == fast_path
+
+
+def test_float16_keeps_maps_that_it_cannot_hold():
+    m = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    m[0].weight.mul_(1e6)
+    with pytest.warns(ActzipWarning, match="65504"):
+        compiled = actzip.compile(m, X, tune=False, storage="float16", pack="always")
+    got, wanted = compiled(X), m(X)
+    assert torch.isfinite(got).all() and float((got - wanted).abs().max() / wanted.abs().max()) < 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ import numpy as np
 
 from actzip._native import _engine
 from actzip.checks import flag, one_of, shown, whole
-from actzip.errors import DataError, InputError, UnsupportedError
+from actzip.errors import ActzipWarning, DataError, InputError, UnsupportedError
 from actzip.progress import counted
 from actzip.runtime import graph as g
 from actzip.runtime.binding import (
@@ -117,6 +118,8 @@ def compile(
     rng = np.random.default_rng(0)
     inputs = [a if a.any() else rng.standard_normal(a.shape, np.float32) for a in inputs]
     tuned = _choose(graph, inputs, batch, n_threads, tune, cache, progress)
+    if storage == "float16":
+        tuned.graph.meta["float32_maps"] = too_great(tuned.graph, inputs)
     sample = [
         np.asarray(a[:1], order="C") if grows(graph, v) else a
         for v, a in zip(graph.inputs, inputs, strict=True)
@@ -138,6 +141,27 @@ class Regions:
     def without_trials(self) -> Regions:
         """The same for sizes that come while the model is in use."""
         return Regions({**self.options, "tune": False})
+
+
+def too_great(graph: g.Graph, inputs: list[Any]) -> list[str]:
+    """Packed maps with a value on ``inputs`` that float16 cannot hold; a warning names them."""
+    import torch
+
+    from actzip.runtime.interpret import interpret
+
+    packed = [n.output for n in graph.nodes if graph.values[n.output].storage == "packed"]
+    given = {v: torch.from_numpy(np.asarray(a)) for v, a in zip(graph.inputs, inputs, strict=True)}
+    most = float(np.finfo(np.float16).max)
+    maps = interpret(graph, given, packed)[1]
+    found = [v for v in packed if v in maps and maps[v].numel() and float(maps[v].abs().max()) > most]
+    if found:
+        names = ", ".join(map(repr, found[:3]))
+        warnings.warn(
+            f"{len(found)} maps hold values above {most:.0f}, float16's greatest, and stay float32: {names}",
+            ActzipWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def compile_graph(graph: g.Graph, **options: Any) -> CompiledModel:

@@ -127,7 +127,8 @@ class Lowering:
             wide = max(bits for _, bits in found) > 8
             scales, tops = [s for s, _ in found], [float(2**bits - 1) for _, bits in found]
             return {"type": "u16" if wide else "u8", "scales": scales, "tops": tops}
-        if self.graph.meta.get("storage") == "float16":
+        meta = self.graph.meta
+        if meta.get("storage") == "float16" and name not in meta.get("float32_maps", ()):
             return {"type": "f16"}
         return {}
 
