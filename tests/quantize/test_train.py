@@ -66,6 +66,15 @@ def test_training_repairs_four_bits_and_moves_the_steps(task):
     assert list(q.state_dict()) == list(net.state_dict())
 
 
+def test_a_teacher_in_training_mode_keeps_its_statistics(task):
+    net, batches = task
+    teacher = torch.nn.Sequential(torch.nn.BatchNorm2d(3), copy.deepcopy(net)).train()
+    before = copy.deepcopy(teacher.state_dict())
+    q = actzip.quantize(net, batches, bits=6)
+    finetune(q, batches, epochs=1, teacher=teacher)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
 def test_a_penalty_trains_together_with_the_quantizer(task):
     net, batches = task
     means = []

@@ -37,7 +37,7 @@ def as_step(scale: float) -> np.float32:
         InputError: it is no positive finite float32 number.
     """
     with np.errstate(over="ignore"):
-        s = np.float32(scale)
+        s: np.float32 = np.float32(scale)
     if not 0 < s < np.inf:
         raise InputError(f"scale={scale}: a positive finite float32 number is needed")
     return s

@@ -279,9 +279,9 @@ class _Finetuning:
         self.rates = [g["lr"] for g in self.optimizer.param_groups]
         self.per_epoch = batches_of(check_loader(train, "train"))  # 0: it does not say
         self.steps = o.epochs * self.per_epoch
-        self._check_first()
         if teacher is not None:
-            teacher.eval()
+            teacher.eval()  # before its first pass: its statistics are not to move
+        self._check_first()
         self.mark = o.mark(steps=self.steps, teacher=teacher is not None, bits=self.quantizers.bits)
         self.figures: list[dict[str, float]] = []
 

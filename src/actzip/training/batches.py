@@ -149,8 +149,9 @@ def _labels(y: Any) -> Any:
     y = as_tensor(y)
     if y is not None and not isinstance(y, Tensor):
         raise InputError(f"the labels of a batch are a tensor, not {shown(y)}")
-    narrow = isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
-    return y.long() if narrow else y
+    if y is None or y.is_floating_point() or y.dtype == torch.bool:
+        return y
+    return y.long()
 
 
 def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
