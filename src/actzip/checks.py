@@ -8,6 +8,7 @@ be right.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -80,7 +81,9 @@ def one_of(value: Any, name: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     if isinstance(value, str) and value in names:
         return value
-    raise InputError(f"{name} must be one of {', '.join(names)}, not {shown(value)}")
+    near = difflib.get_close_matches(value, names, 1) if isinstance(value, str) else []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{name} must be one of {', '.join(names)}, not {shown(value)}{hint}")
 
 
 def flag(value: Any, name: str) -> bool:

@@ -246,7 +246,7 @@ def test_bad_input_is_named(net, tmp_path):
         profile(net, [], codecs=(), engine=False)
     with pytest.raises(InputError, match="Module"):
         profile(lambda x: x, LOADER)
-    with pytest.raises(InputError, match="between 1 and 16"):
+    with pytest.raises(InputError, match="from 1 to 16"):
         profile(net, LOADER, bits=(32,), codecs=())
     with pytest.raises(LayerError, match="convv"):
         profile(net, LOADER, layers="convv", codecs=(), engine=False)
