@@ -85,7 +85,7 @@ struct DepthwiseRow {
 // Tiles side by side of one tile row and one input block: their A x A transformed places (A = M + 2).
 struct WinogradInput {
   const float* rows[6];  // pixel 0 of the block's channels, of every row; null outside the map
-  int64_t pixel_stride;
+  int64_t pixel_stride;  // with masks: 64
   int64_t iw, x;         // width of the map; the first tile's first pixel, which may be negative
   int64_t tiles, width;  // channels of the block
   // Of pixel 0: channels that are not zero in all rows of the tiles; rows and these then have zeros, too,

@@ -76,17 +76,22 @@ AZ_INLINE uint32_t nonzero_lanes(vf v) {
 #endif
 }
 
-// B^T d B of VL channels: pixel (r, c) at rows[r] + c * strides[r], place p to `to` + p * place_stride.
+// B^T d B of VL channels: pixel (r, c) at rows[r] + g + c * stride, place p to `to` + p * place_stride.
+// Returns which of them are not zero.
 template <int M>
-AZ_INLINE void winograd_tile(const float* const* rows, const int64_t* strides, float* to,
-                             int64_t place_stride) {
+AZ_INLINE uint32_t winograd_tile(const float* const* rows, int64_t g, int64_t stride, float* to,
+                                 int64_t place_stride, int64_t next) {
   constexpr int A = M + 2;
   vf e[A][A];
+  vi any{};
 #pragma GCC unroll 8
   for (int c = 0; c < A; ++c) {
     vf d[A], o[A];
 #pragma GCC unroll 8
-    for (int r = 0; r < A; ++r) d[r] = load(rows[r] + c * strides[r]);
+    for (int r = 0; r < A; ++r) {
+      d[r] = load(rows[r] + g + c * stride);
+      any |= reinterpret_cast<vi>(d[r]);
+    }
     winograd_in<M>(d, o);
 #pragma GCC unroll 8
     for (int r = 0; r < A; ++r) e[r][c] = o[r];
@@ -96,67 +101,73 @@ AZ_INLINE void winograd_tile(const float* const* rows, const int64_t* strides, f
     vf o[A];
     winograd_in<M>(e[r], o);
 #pragma GCC unroll 8
-    for (int c = 0; c < A; ++c, to += place_stride) store(to, o[c]);
+    for (int c = 0; c < A; ++c, to += place_stride) {
+      store(to, o[c]);
+      __builtin_prefetch(to + next, 1, 3);
+    }
   }
+  return nonzero_lanes(reinterpret_cast<vf>(any));
 }
 
-// Channels of a tile that are not all zero.
+AZ_INLINE uint64_t winograd_lanes(uint64_t mask, int64_t g) {
+  return (mask >> g) & ((uint64_t{1} << VL) - 1);
+}
+
+// All channels of a tile, or those vectors of them that `known` has; returns which are not zero.
 template <int M>
-AZ_INLINE uint64_t winograd_mask(const float* const* rows, const int64_t* strides, int64_t width) {
-  constexpr int A = M + 2;
+AZ_INLINE uint64_t winograd_channels(const float* const* rows, int64_t stride, int64_t width, uint64_t known,
+                                     float* to, int64_t place_stride) {
   uint64_t all = 0;
-  for (int64_t g = 0; g < width; g += VL) {
-    vi any{};
-#pragma GCC unroll 8
-    for (int r = 0; r < A; ++r)
-#pragma GCC unroll 8
-      for (int c = 0; c < A; ++c) any |= reinterpret_cast<vi>(load(rows[r] + c * strides[r] + g));
-    all |= static_cast<uint64_t>(nonzero_lanes(reinterpret_cast<vf>(any))) << g;
-  }
+  for (int64_t g = 0; g < width; g += VL)
+    if (winograd_lanes(known, g) != 0)
+      all |= static_cast<uint64_t>(winograd_tile<M>(rows, g, stride, to + g, place_stride, g + VL < width ? VL : 64 - g)) << g;
   return width == 64 ? all : all & ((uint64_t{1} << width) - 1);
 }
 
-// Tiles side by side. A tile at the border is copied first.
+// A tile at the border of a dense map, zeros around it.
+template <int M>
+void winograd_patch(const WinogradInput& w, int64_t x0, float (*patch)[M + 2][64]) {
+  constexpr int A = M + 2;
+  for (int r = 0; r < A; ++r)
+    for (int c = 0; c < A; ++c) {
+      const bool inside = w.rows[r] != nullptr && static_cast<uint64_t>(x0 + c) < static_cast<uint64_t>(w.iw);
+      const float* from = inside ? w.rows[r] + (x0 + c) * w.pixel_stride : nullptr;
+      for (int64_t g = 0; g < w.width; g += VL) {
+        const int64_t lanes = w.width - g;
+        store(&patch[r][c][g], !inside ? vf{} : lanes >= VL ? load(from + g) : load_part(from + g, lanes));
+      }
+    }
+}
+
+// Tiles side by side.
 template <int M>
 void winograd_input(const WinogradInput& w) {
   constexpr int A = M + 2;
-  alignas(64) static const float zeros[64] = {};
+  alignas(64) static const float zeros[A * 64] = {};
   alignas(64) float patch[A][A][64];
+  const float* rows[A];
+  bool inner = true;  // no row lies outside the map
+  for (int r = 0; r < A; ++r) inner &= w.rows[r] != nullptr;
   float* to = w.out;
   for (int64_t t = 0; t < w.tiles; ++t, to += 64) {
     const int64_t x0 = w.x + t * M;
-    // Vectors may reach over the channels as long as there are pixels.
-    const bool whole = x0 >= 0 && (w.iw - x0 - A) * w.pixel_stride >= (VL - w.width % VL) % VL;
-    const float* rows[A];
-    int64_t strides[A];
-    for (int r = 0; r < A; ++r) {
-      rows[r] = zeros;
-      strides[r] = 0;
-      if (w.rows[r] == nullptr) continue;
-      strides[r] = w.pixel_stride;
-      rows[r] = w.rows[r] + x0 * w.pixel_stride;
-      if (whole || w.masks != nullptr) continue;
-      for (int c = 0; c < A; ++c) {
-        const bool inside = static_cast<uint64_t>(x0 + c) < static_cast<uint64_t>(w.iw);
-        const float* from = rows[r] + c * w.pixel_stride;
-        for (int64_t g = 0; g < w.width; ++g) patch[r][c][g] = inside ? from[g] : 0.0f;
-        for (int64_t g = w.width; g % VL != 0; ++g) patch[r][c][g] = 0.0f;
-      }
-      rows[r] = patch[r][0];
-      strides[r] = 64;
-    }
-    uint64_t all = 0;
-    if (w.masks == nullptr)
-      all = winograd_mask<M>(rows, strides, w.width);
-    else
+    if (w.masks != nullptr) {
+      uint64_t all = 0;
       for (int c = 0; c < A; ++c) all |= w.masks[x0 + c];
-    w.tile_masks[t] = all;
-    for (int64_t g = 0; g < w.width; g += VL) {
-      if (((all >> g) & ((uint64_t{1} << VL) - 1)) != 0)
-        winograd_tile<M>(rows, strides, to + g, w.place_stride);
-#pragma GCC unroll 8
-      for (int r = 0; r < A; ++r)
-        if (strides[r] != 0) rows[r] += VL;
+      for (int r = 0; r < A; ++r) rows[r] = w.rows[r] != nullptr ? w.rows[r] + x0 * 64 : zeros;
+      winograd_channels<M>(rows, 64, w.width, all, to, w.place_stride);
+      w.tile_masks[t] = all;
+      continue;
+    }
+    // Vectors may reach over the channels as long as there are pixels.
+    const bool whole = inner && x0 >= 0 && (w.iw - x0 - A) * w.pixel_stride >= (VL - w.width % VL) % VL;
+    if (whole) {
+      for (int r = 0; r < A; ++r) rows[r] = w.rows[r] + x0 * w.pixel_stride;
+      w.tile_masks[t] = winograd_channels<M>(rows, w.pixel_stride, w.width, ~uint64_t{0}, to, w.place_stride);
+    } else {
+      winograd_patch<M>(w, x0, patch);
+      for (int r = 0; r < A; ++r) rows[r] = patch[r][0];
+      w.tile_masks[t] = winograd_channels<M>(rows, 64, w.width, ~uint64_t{0}, to, w.place_stride);
     }
   }
 }
