@@ -120,7 +120,9 @@ AZ_INLINE uint64_t winograd_channels(const float* const* rows, int64_t stride, i
   uint64_t all = 0;
   for (int64_t g = 0; g < width; g += VL)
     if (winograd_lanes(known, g) != 0)
-      all |= static_cast<uint64_t>(winograd_tile<M>(rows, g, stride, to + g, place_stride, g + VL < width ? VL : 64 - g)) << g;
+      all |= static_cast<uint64_t>(
+                 winograd_tile<M>(rows, g, stride, to + g, place_stride, g + VL < width ? VL : 64 - g))
+             << g;
   return width == 64 ? all : all & ((uint64_t{1} << width) - 1);
 }
 
