@@ -33,65 +33,74 @@ def what_if(
     Returns:
         ``{"images": n, "points": [...]}``, a point for each share: ``kept``, ``density`` (of all ReLU maps),
         ``theoretical_speedup``, ``output_change`` (L2 of the change / L2 of the output) and
-            ``top1_agreement``
-        (share of rows whose largest output stays the same; None where outputs are not rows of scores).
+        ``top1_agreement`` (share of rows whose largest output stays the same; None where outputs are
+        not rows of scores).
     """
-    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    images = 0
-    for batch in batches:
-        if images >= max_images:
-            break
-        args, kwargs = arguments(model, batch)
-        # a model that was exported for a fixed batch takes no part of one
-        left = getattr(model, "batch", None) or max_images - images
-        args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() else a for a in args)
-        kwargs = {k: v[:left] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
-        images += batch_size(args, kwargs)
-        inputs.append((args, kwargs))
+    inputs, images = _first(model, batches, max_images)
     sparse = {name: s for name, s in collection.maps.items() if s.site.sparse and s.nonzeros}
     if not inputs or not sparse:
         return {"images": images, "points": []}
     points = []
     reference: list[Tensor] = []
-    with eval_mode(model):
+    with eval_mode(model), torch.no_grad():
         for share in keep:
-            thresholds = {
-                n: s.threshold_for(share * s.density) if share < 1 else 0.0 for n, s in sparse.items()
-            }
-            counts = {"nonzeros": 0, "elements": 0, "macs": 0, "effective": 0}
-
-            def cut(
-                site: Site, y: Tensor, thresholds: Any = thresholds, counts: Any = counts
-            ) -> Tensor | None:
-                t = thresholds.get(site.name)
-                if t is None:
-                    return None
-                y = threshold_activation(y, t) if t > 0 else y
-                counts["nonzeros"] += int(torch.count_nonzero(y))
-                counts["elements"] += y.numel()
-                return y
-
-            def compute(site: Site, call: ComputeCall, counts: Any = counts) -> None:
-                macs, _, effective = count_macs(call)
-                counts["macs"] += macs
-                counts["effective"] += effective
-
-            with ActivationTap(model, cut, compute), torch.no_grad():
+            cuts = {n: s.threshold_for(share * s.density) if share < 1 else 0.0 for n, s in sparse.items()}
+            counts = _Counts(cuts)
+            with ActivationTap(model, counts.cut, counts.compute):
                 outputs = [_scores(model(*args, **kwargs)) for args, kwargs in inputs]
-            if not reference:
-                reference = outputs
+            reference = reference or outputs
             points.append(
                 {
                     "kept": share,
-                    "density": counts["nonzeros"] / max(1, counts["elements"]),
-                    "theoretical_speedup": counts["macs"] / counts["effective"]
-                    if counts["effective"]
-                    else None,
+                    "density": counts.nonzeros / max(1, counts.elements),
+                    "theoretical_speedup": counts.macs / counts.effective if counts.effective else None,
                     "output_change": _change(reference, outputs),
                     "top1_agreement": _agreement(reference, outputs),
                 }
             )
     return {"images": images, "points": points}
+
+
+Inputs = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def _first(model: nn.Module, batches: Iterable[Any], most: int) -> tuple[Inputs, int]:
+    """The arguments of the model for the first ``most`` images, and how many these are."""
+    inputs: Inputs = []
+    images = 0
+    for batch in batches:
+        if images >= most:
+            break
+        args, kwargs = arguments(model, batch)
+        # a model that was exported for a fixed batch takes no part of one
+        left = getattr(model, "batch", None) or most - images
+        args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() else a for a in args)
+        kwargs = {k: v[:left] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
+        images += batch_size(args, kwargs)
+        inputs.append((args, kwargs))
+    return inputs, images
+
+
+class _Counts:
+    """Thresholds the maps of a pass, and counts what is left of them and of the work."""
+
+    def __init__(self, thresholds: dict[str, float]) -> None:
+        self.thresholds = thresholds
+        self.nonzeros = self.elements = self.macs = self.effective = 0
+
+    def cut(self, site: Site, y: Tensor) -> Tensor | None:
+        t = self.thresholds.get(site.name)
+        if t is None:
+            return None
+        y = threshold_activation(y, t) if t > 0 else y
+        self.nonzeros += int(torch.count_nonzero(y))
+        self.elements += y.numel()
+        return y
+
+    def compute(self, site: Site, call: ComputeCall) -> None:
+        macs, _, effective = count_macs(call)
+        self.macs += macs
+        self.effective += effective
 
 
 def _scores(output: Any) -> Tensor:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode, find_sites
-from actzip.errors import DataError, InputError, LayerError
+from actzip.errors import ActzipWarning, DataError, InputError, LayerError
 from actzip.quantize.linear import MAX_BITS, MIN_BITS, QuantRange
 from actzip.quantize.model import (
     INPUT,
@@ -181,70 +181,77 @@ def _insert_qdq(onnx: Any, graph: Any, held: Quantization, marked: Mapping[str, 
     DequantizeLinear (weights)."""
     g = graph.graph
     arrays = {t.name: t for t in g.initializer}
-    nodes: list[Any] = []
-    used: set[str] = set()
-    added: dict[str, Any] = {}
-
-    def constant(name: str, value: NDArray[Any]) -> str:
-        added[name] = onnx.numpy_helper.from_array(value, name)
-        return name
-
+    built = _Built(onnx, graph)
     for node in g.node:
         name = marked.get(node.output[0]) if node.op_type == "Identity" else None
         if name is None:
-            nodes.append(node)
-            used.update(node.input)
-            continue
-        weight = held.weights.get(name)
-        q = weight or held.sites[name]
-        r = q.range
-        dtype = r.numpy_dtype
-        scale = q.scale.detach().cpu().numpy().astype(np.float32)
-        many = scale.size > 1
-        tag = PREFIX + name
-        s = constant(f"{tag}/scale", scale if many else scale.reshape(()))
-        z = constant(f"{tag}/zero", np.zeros(scale.shape if many else (), dtype))
-        source, output = node.input[0], node.output[0]
-        attributes = {"axis": 0 if weight else 1} if many else {}
-        if weight is not None and source in arrays:
-            w = torch.from_numpy(onnx.numpy_helper.to_array(arrays[source]).astype(np.float32))
-            integers = weight.integers(w.unsqueeze(0)).numpy()[0]
-            integers_name = constant(f"{tag}/integers", integers)
+            built.nodes.append(node)
         else:
-            used.add(source)
-            if r.qmax != np.iinfo(dtype).max or r.qmin != np.iinfo(dtype).min:
-                if many:  # Clip takes one number; per channel, Min and Max do it
-                    shape = [1, -1, *([1] * (_rank(onnx, graph, source) - 2))]
-                    top = constant(f"{tag}/top", (scale * np.float32(r.qmax)).reshape(shape))
-                    nodes.append(onnx.helper.make_node("Min", [source, top], [f"{tag}/min"]))
-                    source = f"{tag}/min"
-                    if r.signed:
-                        low = constant(f"{tag}/low", (scale * np.float32(r.qmin)).reshape(shape))
-                        nodes.append(onnx.helper.make_node("Max", [source, low], [f"{tag}/max"]))
-                        source = f"{tag}/max"
-                else:
-                    low = constant(f"{tag}/low", (scale * np.float32(r.qmin)).reshape(()))
-                    top = constant(f"{tag}/top", (scale * np.float32(r.qmax)).reshape(()))
-                    nodes.append(onnx.helper.make_node("Clip", [source, low, top], [f"{tag}/clip"]))
-                    source = f"{tag}/clip"
-            integers_name = f"{tag}/integers"
-            nodes.append(
-                onnx.helper.make_node(
-                    "QuantizeLinear", [source, s, z], [integers_name], name=tag, **attributes
-                )
-            )
-        nodes.append(
-            onnx.helper.make_node(
-                "DequantizeLinear", [integers_name, s, z], [output], name=f"{tag}/dequantize", **attributes
-            )
-        )
+            weight = held.weights.get(name)
+            q = weight or held.sites[name]
+            stored = arrays.get(node.input[0]) if weight is not None else None
+            built.quantized(node, q, PREFIX + name, axis=0 if weight else 1, stored=stored)
     del g.node[:]
-    g.node.extend(nodes)
-    reads = used | {i for n in nodes for i in n.input} | {o.name for o in g.output}
+    g.node.extend(built.nodes)
+    reads = {i for n in built.nodes for i in n.input} | {o.name for o in g.output}
     kept = [t for t in g.initializer if t.name in reads]
     del g.initializer[:]
     g.initializer.extend(kept)
-    g.initializer.extend(added.values())
+    g.initializer.extend(built.constants.values())
+
+
+class _Built:
+    """Nodes and constants of a graph with quantizers in it."""
+
+    def __init__(self, onnx: Any, graph: Any) -> None:
+        self.onnx = onnx
+        self.graph = graph
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        self.constants[name] = self.onnx.numpy_helper.from_array(value, name)
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def quantized(self, node: Any, q: SiteQuantizer, tag: str, axis: int, stored: Any) -> None:
+        """``q`` in the place of the identity ``node``; of a constant where one is ``stored``."""
+        scale = q.scale.detach().cpu().numpy().astype(np.float32)
+        many, dtype = scale.size > 1, q.range.numpy_dtype
+        s = self.constant(f"{tag}/scale", scale if many else scale.reshape(()))
+        z = self.constant(f"{tag}/zero", np.zeros(scale.shape if many else (), dtype))
+        attributes = {"axis": axis} if many else {}
+        if stored is not None:
+            w = torch.from_numpy(self.onnx.numpy_helper.to_array(stored).astype(np.float32))
+            integers = self.constant(f"{tag}/integers", q.integers(w.unsqueeze(0)).numpy()[0])
+        else:
+            source = self._bounded(node.input[0], q.range, scale, tag)
+            integers = self.node("QuantizeLinear", [source, s, z], f"{tag}/integers", name=tag, **attributes)
+        self.node(
+            "DequantizeLinear", [integers, s, z], node.output[0], name=f"{tag}/dequantize", **attributes
+        )
+
+    def _bounded(self, source: str, r: QuantRange, scale: NDArray[Any], tag: str) -> str:
+        """``source`` with what its integer type would hold, but the range does not, cut off."""
+        info = np.iinfo(r.numpy_dtype)
+        if r.qmax == info.max and r.qmin == info.min:
+            return source
+        many = scale.size > 1
+        shape = [1, -1, *([1] * (_rank(self.onnx, self.graph, source) - 2))] if many else []
+        if not many:
+            low = self.constant(f"{tag}/low", (scale * np.float32(r.qmin)).reshape(shape))
+            top = self.constant(f"{tag}/top", (scale * np.float32(r.qmax)).reshape(shape))
+            return self.node("Clip", [source, low, top], f"{tag}/clip")
+        # Clip takes one number; per channel, Min and Max do it
+        top = self.constant(f"{tag}/top", (scale * np.float32(r.qmax)).reshape(shape))
+        source = self.node("Min", [source, top], f"{tag}/min")
+        if r.signed:
+            low = self.constant(f"{tag}/low", (scale * np.float32(r.qmin)).reshape(shape))
+            source = self.node("Max", [source, low], f"{tag}/max")
+        return source
 
 
 def _rank(onnx: Any, graph: Any, tensor: str) -> int:
@@ -296,67 +303,62 @@ def read_qdq(path: str | Path) -> list[QdqMap]:
     except Exception as error:  # protobuf's errors have no common public class
         raise DataError(f"{path} is no ONNX model: {error}") from error
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    makers: dict[str, Any] = {}
+    makers: dict[str, Any] = {o: node for node in graph.node for o in node.output}
     for node in graph.node:
-        for o in node.output:
-            makers[o] = node
         if node.op_type == "Constant":
             for a in node.attribute:
                 if a.name == "value":
                     arrays[node.output[0]] = onnx.numpy_helper.to_array(a.t)
-    found: list[QdqMap] = []
-    for node in graph.node:
-        quantizes = node.op_type == "QuantizeLinear"
-        if not quantizes and not (node.op_type == "DequantizeLinear" and node.input[0] in arrays):
-            continue
-        if not quantizes and arrays[node.input[0]].dtype == np.int32:
-            continue  # a bias
-        where = f"{path}: {node.op_type} {node.name or node.output[0]!r}"
-        scale = arrays.get(node.input[1])
-        zero = arrays.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if scale is None or (len(node.input) > 2 and node.input[2] and zero is None):
-            raise InputError(f"{where}: its scale or zero point is no constant")
-        if zero is None:
-            zero = np.zeros((), arrays[node.input[0]].dtype if not quantizes else np.uint8)
-        if zero.dtype.kind not in "iu" or zero.dtype.itemsize > 2:
-            raise InputError(f"{where}: {zero.dtype} is no 8- or 16-bit integer type")
-        info = np.iinfo(zero.dtype)
-        bits = info.bits
-        if (zero == info.min).all():
-            signed = False
-        elif (zero == 0).all():
-            signed = True
-        else:
-            raise InputError(
-                f"{where}: zero point {zero.ravel()[0]} of {zero.dtype}; 0 or {info.min} is needed "
-                "(quantize ReLU outputs unsigned and others symmetric)"
-            )
-        scale = np.asarray(scale, np.float32).reshape(-1)
-        tensor = node.input[0]
-        if not quantizes:
-            found.append(QdqMap(node.name, tensor, "", "", scale, bits, signed, True))
-            continue
-        tensor, top = _before_clip(tensor, makers, arrays)
-        if top is not None:
-            levels = float((top.ravel() / scale).max())
-            if 1 <= levels <= info.max - int(zero.ravel()[0]):
-                bits = round(np.log2(levels + 1)) + (1 if signed else 0)
-        if not MIN_BITS <= bits <= MAX_BITS:
-            raise InputError(f"{where}: {bits} bits; {MIN_BITS} to {MAX_BITS} are supported")
-        maker = makers.get(tensor)
-        found.append(
-            QdqMap(
-                node.name,
-                tensor,
-                maker.name if maker is not None else "",
-                maker.op_type if maker is not None else "",
-                scale,
-                bits,
-                signed,
-                tensor in arrays,
-            )
-        )
-    return found
+    read = (_read_map(node, arrays, makers, f"{path}: {node.op_type} ") for node in graph.node)
+    return [m for m in read if m is not None]
+
+
+def _read_map(
+    node: Any, arrays: Mapping[str, NDArray[Any]], makers: Mapping[str, Any], where: str
+) -> QdqMap | None:
+    """What ``node`` says of a quantized tensor; None where it is no quantizer, or of a bias."""
+    quantizes = node.op_type == "QuantizeLinear"
+    if not quantizes and not (node.op_type == "DequantizeLinear" and node.input[0] in arrays):
+        return None
+    if not quantizes and arrays[node.input[0]].dtype == np.int32:
+        return None  # a bias
+    where += f"{node.name or node.output[0]!r}"
+    scale = arrays.get(node.input[1])
+    zero = arrays.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if scale is None or (len(node.input) > 2 and node.input[2] and zero is None):
+        raise InputError(f"{where}: its scale or zero point is no constant")
+    if zero is None:
+        zero = np.zeros((), np.uint8 if quantizes else arrays[node.input[0]].dtype)
+    bits, signed = _integer_type(zero, where)
+    scale = np.asarray(scale, np.float32).reshape(-1)
+    tensor = node.input[0]
+    if not quantizes:
+        return QdqMap(node.name, tensor, "", "", scale, bits, signed, True)
+    tensor, top = _before_clip(tensor, makers, arrays)
+    if top is not None:
+        levels = float((top.ravel() / scale).max())
+        if 1 <= levels <= np.iinfo(zero.dtype).max - int(zero.ravel()[0]):
+            bits = round(np.log2(levels + 1)) + (1 if signed else 0)
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise InputError(f"{where}: {bits} bits; {MIN_BITS} to {MAX_BITS} are supported")
+    maker = makers.get(tensor)
+    by, kind = (maker.name, maker.op_type) if maker is not None else ("", "")
+    return QdqMap(node.name, tensor, by, kind, scale, bits, signed, tensor in arrays)
+
+
+def _integer_type(zero: NDArray[Any], where: str) -> tuple[int, bool]:
+    """Bits and sign of the integers with this zero point."""
+    if zero.dtype.kind not in "iu" or zero.dtype.itemsize > 2:
+        raise InputError(f"{where}: {zero.dtype} is no 8- or 16-bit integer type")
+    info = np.iinfo(zero.dtype)
+    if (zero == info.min).all():
+        return info.bits, False
+    if (zero == 0).all():
+        return info.bits, True
+    raise InputError(
+        f"{where}: zero point {zero.ravel()[0]} of {zero.dtype}; 0 or {info.min} is needed "
+        "(quantize ReLU outputs unsigned and others symmetric)"
+    )
 
 
 def _before_clip(
@@ -430,75 +432,93 @@ def import_qdq(
         LayerError: ``names`` gives a site that the model does not have, or no map could be matched.
     """
     maps = read_qdq(path)
-    activations, computations = find_sites(model, example)
-    kinds = {s.name: s.kind for s in activations}
-    kinds.update({s.name + INPUT: "input" for s in computations})
-    by_module: dict[str, list[str]] = {}
-    for s in activations:
-        by_module.setdefault(s.module, []).append(s.name)
-    weight_names = {s.name + WEIGHT for s in computations}
-    order = _next_activation(model, example)
-    sites: dict[str, SiteQuantizer] = {}
-    weight_sites: dict[str, SiteQuantizer] = {}
+    matched = _Matched(model, example, path)
     left: list[QdqMap] = []
     for m in maps:
-        r = QuantRange(m.bits, m.signed)
-        own = m.node.removeprefix(PREFIX).removesuffix("/dequantize") if m.node.startswith(PREFIX) else None
         if m.weight:
-            if weights and own in weight_names:
-                assert own is not None
-                weight_sites[own] = SiteQuantizer(own, r, torch.from_numpy(m.scale.copy()), "weight")
-            continue
-        name = None
-        if names and (m.tensor in names or m.node in names):
-            name = names.get(m.tensor, names.get(m.node))
-            if name not in kinds:
-                raise LayerError(f"names: the model has no layer {name!r} (for {m.tensor!r} of {path})")
-        elif own in kinds:
-            name = own
-        else:
-            module = _module_path(m.producer)
-            free = [
-                n
-                for n in by_module.get(module, [])
-                if n not in sites and m.producer_op in _OPERATORS.get(kinds[n], ())
-            ]
-            name = free[0] if free else None
-        if name is None:
+            if weights:
+                matched.weight(m)
+        elif not matched.by_name(m, names or {}):
             left.append(m)
-        else:
-            _add(sites, SiteQuantizer(name, r, torch.from_numpy(m.scale.copy()), kinds[name]), path)
-    for m in list(
-        left
-    ):  # where another tool merged the ReLU into the quantizer, the convolution is the producer
-        name = None
-        if m.producer_op in ("Conv", "Gemm", "MatMul", "BatchNormalization", "Add"):
-            name = order.get(_module_path(m.producer))
-        if name is not None and name not in sites:
-            left.remove(m)
-            r = QuantRange(m.bits, m.signed)
-            sites[name] = SiteQuantizer(name, r, torch.from_numpy(m.scale.copy()), kinds[name])
-    if not sites and left:
-        inner = [m for m in left if m.producer]
-        if len(inner) == len(activations):
-            for m, s in zip(inner, activations):
-                r = QuantRange(m.bits, m.signed)
-                sites[s.name] = SiteQuantizer(s.name, r, torch.from_numpy(m.scale.copy()), s.kind)
-            left = []
-    if not sites:
+    left = [m for m in left if not matched.by_producer(m)]
+    if not matched.sites and matched.in_order([m for m in left if m.producer]):
+        left = []
+    if not matched.sites:
         raise LayerError(
             f"{path}: none of its {len(left)} quantized maps could be matched; give names={{...}}"
         )
     if left:
-        from actzip.errors import ActzipWarning
-
         warnings.warn(
             f"{path}: {len(left)} quantized tensors are no activation maps of the model and were left out "
             f"({', '.join(m.tensor for m in left[:3])} ...)",
             ActzipWarning,
             stacklevel=2,
         )
-    return Quantization(sites.values(), weight_sites.values()).attach(model)
+    return Quantization(matched.sites.values(), matched.weights.values()).attach(model)
+
+
+class _Matched:
+    """The quantizers of a model's sites, as far as the maps of a graph have been matched with them."""
+
+    def __init__(self, model: nn.Module, example: Any, path: str | Path) -> None:
+        self.path = path
+        self.activations, computations = find_sites(model, example)
+        self.kinds = {s.name: s.kind for s in self.activations}
+        self.kinds.update({s.name + INPUT: "input" for s in computations})
+        self.weight_names = {s.name + WEIGHT for s in computations}
+        self.next = _next_activation(model, example)
+        self.sites: dict[str, SiteQuantizer] = {}
+        self.weights: dict[str, SiteQuantizer] = {}
+
+    def weight(self, m: QdqMap) -> None:
+        """Takes a weight that ``export_qdq`` named."""
+        own = _own_name(m)
+        if own in self.weight_names:
+            self.weights[own] = _quantizer(own, m, "weight")
+
+    def by_name(self, m: QdqMap, names: Mapping[str, str]) -> bool:
+        """Takes ``m`` if ``names``, its own name or the module that made it says which site it is."""
+        if m.tensor in names or m.node in names:
+            name = names.get(m.tensor, names.get(m.node))
+            if name not in self.kinds:
+                raise LayerError(f"names: the model has no layer {name!r} (for {m.tensor!r} of {self.path})")
+        elif _own_name(m) in self.kinds:
+            name = _own_name(m)
+        else:
+            module = _module_path(m.producer)
+            here = (s.name for s in self.activations if s.module == module and s.name not in self.sites)
+            name = next((n for n in here if m.producer_op in _OPERATORS.get(self.kinds[n], ())), None)
+        if name is None:
+            return False
+        _add(self.sites, _quantizer(name, m, self.kinds[name]), self.path)
+        return True
+
+    def by_producer(self, m: QdqMap) -> bool:
+        """Takes ``m`` for the activation after its producer: other tools merge it into the quantizer."""
+        name = None
+        if m.producer_op in ("Conv", "Gemm", "MatMul", "BatchNormalization", "Add"):
+            name = self.next.get(_module_path(m.producer))
+        if name is None or name in self.sites:
+            return False
+        self.sites[name] = _quantizer(name, m, self.kinds[name])
+        return True
+
+    def in_order(self, maps: list[QdqMap]) -> bool:
+        """Takes all ``maps`` in order, if there are as many as activations."""
+        if not maps or len(maps) != len(self.activations):
+            return False
+        for m, s in zip(maps, self.activations):
+            self.sites[s.name] = _quantizer(s.name, m, s.kind)
+        return True
+
+
+def _own_name(m: QdqMap) -> str:
+    """The site that ``export_qdq`` wrote into the node's name; empty for other tools' nodes."""
+    return m.node.removeprefix(PREFIX).removesuffix("/dequantize") if m.node.startswith(PREFIX) else ""
+
+
+def _quantizer(name: str, m: QdqMap, kind: str) -> SiteQuantizer:
+    return SiteQuantizer(name, QuantRange(m.bits, m.signed), torch.from_numpy(m.scale.copy()), kind)
 
 
 def _add(sites: dict[str, SiteQuantizer], q: SiteQuantizer, path: str | Path) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from actzip.checks import flag, number, shown, whole
-from actzip.checks import one_of as check_one_of
+from actzip.checks import flag, number, one_of, shown, whole
 from actzip.errors import InputError
 from actzip.sparsify.penalties import KINDS, WEIGHTINGS
 
@@ -18,6 +17,51 @@ __all__ = ["SparsifyConfig"]
 
 #: Of fields that earlier versions did not have: at their default they are left out of what identifies a run.
 _LATER = {"later": True}
+
+
+_ONE_OF: dict[str, tuple[str, ...]] = {
+    "optimizer": ("sgd", "adam", "adamw"),
+    "schedule": ("cosine", "onecycle", "constant"),
+    "precision": ("float32", "bfloat16"),
+    "penalty": KINDS,
+    "weighting": WEIGHTINGS,
+    "thresholds": ("none", "learned", "calibrated"),
+    "learned_per": ("channel", "layer"),
+}
+_WHOLE = {
+    "epochs": 1,
+    "accumulate": 1,
+    "penalty_every": 1,
+    "checks": 1,
+    "threshold_samples": 1,
+    "check_samples": 0,
+    "seed": 0,
+}
+_BETWEEN: dict[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "lr": (1e-12, 1e3),
+    "momentum": (0, 1),
+    "weight_decay": (0, 10),
+    "label_smoothing": (0, 1),
+    "accumulate": (1, 1 << 20),
+    "ema": (0, 0.999999),
+    "distill": (0, 1),
+    "distill_maps": (0, 1e12),
+    "temperature": (1e-3, 1e3),
+    "mixup": (0, 1e3),
+    "ramp": (0, 1),
+    "release": (0, 1),
+    "beta": (1e-6, 1e6),
+    "elements_share": (0, 1),
+    "penalty_every": (1, 1 << 20),
+    "alpha_step": (1.0001, 100),
+    "alpha_start": (1e-12, 1e12),
+    "checks": (1, 10_000),
+    "threshold_speedup": (0, 1e6),
+    "threshold_density": (0, 1),
+    "threshold_samples": (1, 1 << 20),
+    "speedup": (0, 1e6),
+}
 
 
 @dataclass(frozen=True)
@@ -126,61 +170,31 @@ class SparsifyConfig:
     speedup: float = 0.0
 
     def __post_init__(self) -> None:
-        def one_of(name: str, allowed: tuple[str, ...]) -> None:
-            check_one_of(getattr(self, name), name, allowed)
-
-        def between(name: str, low: float, high: float) -> None:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-                raise InputError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
-
-        one_of("optimizer", ("sgd", "adam", "adamw"))
-        one_of("precision", ("float32", "bfloat16"))
-        known = isinstance(self.memory, (str, int)) and self.memory in ("plain", "exact", 8, 4)
-        if not known or isinstance(self.memory, bool):
-            raise InputError(f"memory must be plain, exact, 8 or 4, not {shown(self.memory)}")
-        one_of("penalty", KINDS)
-        one_of("weighting", WEIGHTINGS)
-        one_of("thresholds", ("none", "learned", "calibrated"))
-        one_of("learned_per", ("channel", "layer"))
-        for name in ("epochs", "accumulate", "penalty_every", "checks", "threshold_samples"):
-            whole(getattr(self, name), name, 1)
-        for name in ("check_samples", "seed"):
-            whole(getattr(self, name), name, 0)
-        for name in ("freeze_norm", "channels_last"):
+        for name, allowed in _ONE_OF.items():
+            one_of(getattr(self, name), name, allowed)
+        for name, least in _WHOLE.items():
+            whole(getattr(self, name), name, least)
+        for name in ("freeze_norm", "channels_last", *(("normalise",) if self.normalise is not None else ())):
             flag(getattr(self, name), name)
         for name in ("warmup", "clip"):
             number(getattr(self, name), name, 0)
         number(self.floor_margin, "floor_margin", -1, 1)
-        if self.normalise is not None:
-            flag(self.normalise, "normalise")
-        one_of("schedule", ("cosine", "onecycle", "constant"))
-        between("epochs", 1, 100_000)
-        between("lr", 1e-12, 1e3)
-        between("momentum", 0, 1)
-        between("weight_decay", 0, 10)
-        between("label_smoothing", 0, 1)
-        between("accumulate", 1, 1 << 20)
-        between("ema", 0, 0.999999)
-        between("distill", 0, 1)
-        between("distill_maps", 0, 1e12)
+        known = isinstance(self.memory, (str, int)) and self.memory in ("plain", "exact", 8, 4)
+        if not known or isinstance(self.memory, bool):
+            raise InputError(f"memory must be plain, exact, 8 or 4, not {shown(self.memory)}")
+        for name, (low, high) in _BETWEEN.items():
+            self._between(name, low, high)
         if self.distill_maps > 0 and not self.distill_layers:
             raise InputError("distill_maps needs distill_layers, names of modules whose outputs are compared")
-        between("temperature", 1e-3, 1e3)
-        between("mixup", 0, 1e3)
-        between("ramp", 0, 1)
-        between("release", 0, 1)
-        if self.release and self.alpha == "auto":
-            raise InputError("release lowers a given alpha at the end: it does not go with alpha='auto'")
-        between("beta", 1e-6, 1e6)
-        between("elements_share", 0, 1)
-        between("penalty_every", 1, 1 << 20)
-        between("alpha_step", 1.0001, 100)
-        between("alpha_start", 1e-12, 1e12)
-        between("checks", 1, 10_000)
-        between("threshold_speedup", 0, 1e6)
-        between("threshold_density", 0, 1)
-        between("threshold_samples", 1, 1 << 20)
+        self._check_thresholds()
+        self._check_alpha()
+
+    def _between(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            raise InputError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
+
+    def _check_thresholds(self) -> None:
         wanted = (self.threshold_speedup > 0) + (self.threshold_density > 0)
         if self.thresholds == "calibrated":
             if wanted != 1:
@@ -189,15 +203,18 @@ class SparsifyConfig:
                     "threshold_density (below 1), one of the two"
                 )
             if self.threshold_speedup:
-                between("threshold_speedup", 1, 1e6)
+                self._between("threshold_speedup", 1, 1e6)
         elif wanted:
             raise InputError(
                 "threshold_speedup and threshold_density are targets of thresholds='calibrated', not of "
                 f"thresholds={self.thresholds!r}"
             )
+
+    def _check_alpha(self) -> None:
         if self.floor is not None:
-            between("floor", 0, 1)
-        between("speedup", 0, 1e6)
+            self._between("floor", 0, 1)
+        if self.release and self.alpha == "auto":
+            raise InputError("release lowers a given alpha at the end: it does not go with alpha='auto'")
         if self.speedup > 0:
             if self.alpha != "auto" or self.weighting not in ("macs", "mixed"):
                 raise InputError(
@@ -205,14 +222,14 @@ class SparsifyConfig:
                     f"weighting='macs' or 'mixed', not alpha={self.alpha!r} and "
                     f"weighting={self.weighting!r}"
                 )
-            between("speedup", 1, 1e6)
+            self._between("speedup", 1, 1e6)
         if isinstance(self.alpha, str):
             if self.alpha != "auto":
                 raise InputError(
                     f"alpha must be a number, a mapping of site names or 'auto', not {self.alpha!r}"
                 )
         elif not isinstance(self.alpha, Mapping):
-            between("alpha", 0, 1e30)
+            self._between("alpha", 0, 1e30)
 
     def identity(self) -> dict[str, Any]:
         """The settings by name, without those of :data:`_LATER` that stand at their default: runs
