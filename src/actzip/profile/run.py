@@ -91,19 +91,8 @@ def profile(
             matches are named).
         LayerError: a layer name that the model does not have.
     """
-    for what, count in (("max_images", max_images), ("threads", threads)):
-        if count is not None:
-            whole(count, what, 1, 2**31 - 1)
-    whole(whatif_images, "whatif_images", 0)
-    flags = {
-        "engine": engine,
-        "runs": runs,
-        "random": random,
-        "distributed": distributed,
-        "progress": progress,
-    }
-    for what, given in flags.items():
-        flag(given, what)
+    _check_counts(max_images=max_images, threads=threads, whatif_images=whatif_images)
+    _check_flags(engine=engine, runs=runs, random=random, distributed=distributed, progress=progress)
     for what, words in (("name", name), ("source", source)):
         if words is not None:
             text(words, what)
@@ -112,32 +101,30 @@ def profile(
     plan = _codec_plan(codecs, bits)
     skipped = texts(skipped, "skipped")
     subject, name = _subject(model, loader, name, max_images)
-    model, max_images = subject.model, subject.images
     random, skipped = random or subject.random, (*skipped, *subject.skipped)
     info = cpu.info()
     used = threads or int(info["threads"])
     kept: list[Any] = []
     notes: list[str] = []
-    bars = _bars(max_images, on_batch, on_step) if progress else nullcontext((on_batch, on_step))
+    bars = _bars(subject.images, on_batch, on_step) if progress else nullcontext((on_batch, on_step))
     with bars as (each_batch, each_step):
         with _warnings_as(notes):
             collection = collect(
-                model,
+                subject.model,
                 _keeping(subject.loader, kept, whatif_images),
                 layers=layers,
                 ignore=ignore,
                 codecs=plan,
-                max_images=max_images,
+                max_images=subject.images,
                 runs=runs,
                 threads=used,
                 on_batch=each_batch,
                 empty_ok=distributed,
             )
-            if distributed:
-                collection = collection.merge_processes()
-                if collection.batches == 0:
-                    raise DataError("the loaders of all processes gave no batch")
-        data = _head(model, name, collection, source or subject.source or "a loader", random, skipped)
+        if distributed:
+            collection = _merged(collection)
+        named = source or subject.source or "a loader"
+        data = _head(subject.model, name, collection, named, random, skipped)
         data["environment"] = info
         data["maps"], data["layers"] = build_maps(collection, bits), build_layers(collection)
         data["totals"], data["whatif"], data["engine"] = {}, {}, None  # in the order of the schema
@@ -146,17 +133,46 @@ def profile(
             data["warnings"].insert(0, RANDOM_WEIGHTS)
             warnings.warn(RANDOM_WEIGHTS, ActzipWarning, stacklevel=2)
         if whatif_images > 0 and kept:
-            data["whatif"] = what_if(model, kept, collection, max_images=whatif_images)
+            data["whatif"] = what_if(subject.model, kept, collection, max_images=whatif_images)
         if engine and kept:
-            try:
-                data["engine"] = measure_engine(
-                    model, kept[0], data["layers"], threads=used, on_step=each_step
-                )
-            except (ActzipError, NotImplementedError) as error:
-                data["engine"] = {"error": str(error)}
-                data["warnings"].append(f"the engine cannot run this model, so no time is measured: {error}")
+            _time(data, subject.model, kept[0], used, each_step)
         data["totals"] = build_totals(data["maps"], data["layers"])
     return Report(data, collection)
+
+
+def _check_counts(*, whatif_images: int, **counts: int | None) -> None:
+    for what, count in counts.items():
+        if count is not None:
+            whole(count, what, 1, 2**31 - 1)
+    whole(whatif_images, "whatif_images", 0)
+
+
+def _check_flags(**flags: bool) -> None:
+    for what, given in flags.items():
+        flag(given, what)
+
+
+def _merged(collection: Collection) -> Collection:
+    """What all processes counted."""
+    collection = collection.merge_processes()
+    if collection.batches == 0:
+        raise DataError("the loaders of all processes gave no batch")
+    return collection
+
+
+def _time(
+    data: dict[str, Any],
+    model: nn.Module,
+    batch: Any,
+    threads: int,
+    on_step: Callable[[int, int], None] | None,
+) -> None:
+    """The engine's times into ``data``; where it cannot run the model, why."""
+    try:
+        data["engine"] = measure_engine(model, batch, data["layers"], threads=threads, on_step=on_step)
+    except (ActzipError, NotImplementedError) as error:
+        data["engine"] = {"error": str(error)}
+        data["warnings"].append(f"the engine cannot run this model, so no time is measured: {error}")
 
 
 def _subject(model: Any, loader: Any, name: str | None, max_images: int | None) -> tuple[Subject, str | None]:
