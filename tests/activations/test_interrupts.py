@@ -3,11 +3,13 @@
 import asyncio
 import itertools
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+import actzip
 from actzip.activations import (
     ActivationTap,
     find_sites,
@@ -105,6 +107,18 @@ def test_an_interrupt_at_any_line_of_watching_leaves_the_model_as_it_was():
         assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
 
     assert _every_line(lambda: find_sites(model, x), end, 41) > 1000
+
+
+def test_an_interrupt_at_any_line_of_a_profile_leaves_the_model_as_it_was():
+    model = _interrupted().train()
+    x = torch.randn(2, 3, 8, 8)
+
+    def end():
+        assert all(m.training for m in model.modules()) and _function_modes() == 0
+        assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+
+    run = partial(actzip.profile, model, [x], engine=False, whatif_images=0, codecs=())
+    assert _every_line(run, end, 97) > 1000
 
 
 def test_a_cancelled_task_in_a_pass():

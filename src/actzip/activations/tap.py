@@ -222,10 +222,10 @@ class ActivationTap:
                 watched = found if isinstance(found, _Watched) else _Watched(module)
                 self._watched.append(watched)
                 watched.watch(self, path)
+            return self
         except BaseException:
             self.detach()
             raise
-        return self
 
     def detach(self) -> None:
         """Stops watching and leaves the model as it was."""
@@ -236,6 +236,8 @@ class ActivationTap:
             for watched in self._watched:
                 watched.release(self)
             self._watched = []
+            self._leave(0)
+            _PASSES.clear()
 
     def __enter__(self) -> ActivationTap:
         return self.attach()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Selector, Site, call_model, eval_mode
+from actzip.activations.hooks import Hooks
 from actzip.errors import ActzipWarning, DataError
 from actzip.profile.stats import CodedStats, ComputeStats, MapStats
 from actzip.training.batches import arguments, batch_size, batches_in
@@ -207,16 +208,13 @@ def collect(
         result, codecs=codecs or {}, encode=_quantized_sizes if codecs else None, runs=runs, threads=threads
     )
     ran: set[str] = set()
-    handles: list[Any] = []
     tap = ActivationTap(model, collector.activation, None, layers=layers, ignore=ignore)
     compute_tap = ActivationTap(model, None, collector.computation)
     try:
-        with eval_mode(model), tap, compute_tap, torch.no_grad():
-            handles += [
-                module.register_forward_pre_hook(lambda _m, _a, path=path: ran.add(path))
-                for path, module in model.named_modules()
-                if next(module.children(), None) is None
-            ]
+        with eval_mode(model), tap, compute_tap, Hooks() as hooks, torch.no_grad():
+            for path, module in model.named_modules():
+                if next(module.children(), None) is None:
+                    hooks.before(module, lambda _m, _a, path=path: ran.add(path))
             for args, kwargs in _batches(model, loader, max_images, device):
                 call_model(model, args, kwargs)
                 n = batch_size(args, kwargs)
@@ -225,9 +223,9 @@ def collect(
                 if on_batch is not None:
                     on_batch(n)
         collector.close()
-    finally:
-        for handle in handles:
-            handle.remove()
+    finally:  # what an interrupt kept from its own end too
+        tap.detach()
+        compute_tap.detach()
         collector.close()
     if result.batches == 0 and not empty_ok:
         raise DataError("the loader gave no batch with an input; one at least is needed to profile a model")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actzip.activations.hooks import Hooks
 from actzip.errors import InputError, LayerError
 from actzip.sparsify.config import SparsifyConfig
 from actzip.training.batches import logits
@@ -90,13 +91,13 @@ class _Maps:
     def __init__(self, student: nn.Module, teacher: nn.Module, layers: Any) -> None:
         self.names: list[str] = [layers] if isinstance(layers, str) else [str(n) for n in layers]
         self.outputs: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        self._hooks = []
+        self._hooks = Hooks()
         for model, kept in zip((student, teacher), self.outputs):
             modules = dict(model.named_modules())
             for name in self.names:
                 if name not in modules:
                     raise LayerError(f"distill_layers: the model has no module {name!r}")
-                self._hooks.append(modules[name].register_forward_hook(_keep(kept, name)))
+                self._hooks.after(modules[name], _keep(kept, name))
 
     def distance(self) -> Tensor:
         """Mean over the modules of |student - teacher|^2 / |teacher|^2, of the latest pass of each."""
@@ -111,8 +112,7 @@ class _Maps:
         return torch.stack(terms).mean()
 
     def detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
 
 
 def _keep(kept: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode, run_model
+from actzip.activations.hooks import Hooks
 
 __all__ = ["Targets", "fit", "targets"]
 
@@ -52,28 +53,22 @@ def targets(model: nn.Module, inputs: Any, names: set[str]) -> Targets:
     """What the convolutions ``names`` of ``model`` give for ``inputs``, for those that can be fitted."""
     found = Targets()
     generator = torch.Generator().manual_seed(0)
-    handles = []
-    for name, module in model.named_modules():
-        k = _size(module) if name in names else 0
-        if not 0 < k <= WIDEST:
-            continue
 
-        def see(m: nn.Module, args: Any, out: Tensor, name: str = name, k: int = k) -> None:
-            n, places = int(out.shape[0]), out.shape[2] * out.shape[3]
-            kept = min(places, max(1, ROWS // n))
-            if n * kept < RATIO * k:
-                return
-            chosen = torch.randperm(places, generator=generator)[:kept].sort().values
-            found.positions[name] = chosen
-            found.values[name] = _rows(out.flatten(2)[:, :, chosen])
+    def see(name: str, k: int, out: Tensor) -> None:
+        n, places = int(out.shape[0]), out.shape[2] * out.shape[3]
+        kept = min(places, max(1, ROWS // n))
+        if n * kept < RATIO * k:
+            return
+        chosen = torch.randperm(places, generator=generator)[:kept].sort().values
+        found.positions[name] = chosen
+        found.values[name] = _rows(out.flatten(2)[:, :, chosen])
 
-        handles.append(module.register_forward_hook(see))
-    try:
-        with eval_mode(model), torch.no_grad():
-            run_model(model, inputs)
-    finally:
-        for h in handles:
-            h.remove()
+    with Hooks() as hooks, eval_mode(model), torch.no_grad():
+        for name, module in model.named_modules():
+            k = _size(module) if name in names else 0
+            if 0 < k <= WIDEST:
+                hooks.after(module, lambda m, args, out, name=name, k=k: see(name, k, out))
+        run_model(model, inputs)
     return found
 
 

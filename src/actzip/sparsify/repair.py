@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actzip.activations import eval_mode, run_model
+from actzip.activations.hooks import Hooks
 from actzip.errors import TrainingError
 from actzip.sparsify.reconstruct import Calls, Targets, fit, targets
 from actzip.training.batches import output_tensors
@@ -71,20 +72,13 @@ def _values(v: Tensor) -> int:
 def _watching(model: nn.Module, norm: Callable[..., Any], conv: Callable[..., Any]) -> Iterator[None]:
     """``norm(name, module, input)`` before each BatchNorm, ``conv(name, module, output)`` after
     each convolution."""
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, _Norm):
-            handles.append(
-                module.register_forward_pre_hook(lambda m, args, name=name: norm(name, m, args[0]))
-            )
-        elif isinstance(module, (*_Conv, nn.Linear)):
-            handles.append(module.register_forward_hook(lambda m, args, out, name=name: conv(name, m, out)))
-    try:
-        with eval_mode(model), torch.no_grad():
-            yield
-    finally:
-        for h in handles:
-            h.remove()
+    with Hooks() as hooks, eval_mode(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, _Norm):
+                hooks.before(module, lambda m, args, name=name: norm(name, m, args[0]))
+            elif isinstance(module, (*_Conv, nn.Linear)):
+                hooks.after(module, lambda m, args, out, name=name: conv(name, m, out))
+        yield
 
 
 def moments(model: nn.Module, inputs: Any, *, fitted: bool = False) -> Moments:

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from actzip._native import _engine
 from actzip.activations import ROOT, Selector, Site, select_sites
+from actzip.activations.hooks import Hooks
 from actzip.checks import flag, shown
 from actzip.errors import InputError
 from actzip.training import heap
@@ -261,19 +262,11 @@ def _bits_by_module(model: nn.Module, settings: _Settings) -> dict[str, int | No
 @contextmanager
 def _names(model: nn.Module, session: _Session) -> Iterator[None]:
     """The session's stack follows the modules that run."""
-    handles = []
-    try:
+    with Hooks() as hooks:
         for name, module in model.named_modules():
-            handles.append(
-                module.register_forward_pre_hook(lambda m, a, name=name or ROOT: session.stack.append(name))
-            )
-            handles.append(
-                module.register_forward_hook(lambda m, a, o: _popped(session.stack), always_call=True)
-            )
+            hooks.before(module, lambda m, a, name=name or ROOT: session.stack.append(name))
+            hooks.after(module, lambda m, a, o: _popped(session.stack), always=True)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _popped(stack: list[str]) -> None:
