@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from actzip.runtime.models import load as load
     from actzip.sparsify import ActivationPenalty as ActivationPenalty
     from actzip.sparsify import sparsify as _sparsify
+    from actzip.split import split as _split
 
     accelerate = as_package(_accelerate)
     profile = as_package(_profile)
     quantize = as_package(_quantize)
     sparsify = as_package(_sparsify)
+    split = as_package(_split)
 else:
     #: Functions and classes and their homes. Other public names are packages; ``accelerate``,
-    #: ``profile``, ``quantize`` and ``sparsify`` are called like functions.
+    #: ``profile``, ``quantize``, ``sparsify`` and ``split`` are called like functions.
     __getattr__ = lazy(
         __name__,
         {
@@ -53,6 +55,7 @@ __all__ = [
     "profile",
     "quantize",
     "sparsify",
+    "split",
 ]
 
 

@@ -3,7 +3,7 @@ and be called.
 
 :func:`lazy` keeps imports quick, and makes every dotted name that the documentation writes exist
 from the first line of a program. :func:`make_callable` is for packages called like the function of
-the same name: ``actzip.profile``, ``actzip.sparsify`` and ``actzip.quantize`` are functions of the
+the same name: ``actzip.profile``, ``actzip.sparsify``, ``actzip.split`` ... are functions of the
 public API and packages at the same time. Each such name stands for the package, whoever imports
 what first, and the package is called.
 """

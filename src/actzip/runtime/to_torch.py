@@ -360,7 +360,9 @@ class GraphNet(nn.Module):
             self.graph, {n: tuple(x.shape) for n, x in zip(self.graph.inputs, inputs, strict=True)}
         )
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any) -> Any:
+        if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)):  # several, as compiled models take them
+            inputs = tuple(inputs[0])
         batch = self._batch_of(inputs)
         values: dict[str, Tensor] = {
             name: getattr(self, f"_constant{i}") for i, name in enumerate(self._constants)
