@@ -37,6 +37,7 @@ VERBS = (
     "export",
     "compile",
     "bench",
+    "serve",
     "reproduce",
 )
 

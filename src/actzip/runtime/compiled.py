@@ -342,6 +342,10 @@ class CompiledModel:
             import torch
 
             outputs = [torch.from_numpy(o) for o in outputs]
+        return self.structured(outputs, as_torch)
+
+    def structured(self, outputs: list[Any], as_torch: bool = False) -> Any:
+        """What :meth:`run` gave, as the model itself gives it: dicts, lists, tuples, constants."""
         filled = [outputs[s] if isinstance(s, int) else _constant(s[0], as_torch) for s in self._slots]
         if self._unflatten is not None:
             return self._unflatten(filled)

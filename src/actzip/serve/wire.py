@@ -1,0 +1,135 @@
+"""What goes over the wire: bodies as blobs or files of maps, answers as safetensors or JSON.
+
+Nothing of it is executed: a body is checked against the shapes that the model takes before any of
+it is decoded, so that it cannot claim memory either.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actzip.codec import MapWriter, decode, encode, inspect, iter_maps
+from actzip.codec.maps import is_map_file
+from actzip.errors import CodecError, InputError
+
+if TYPE_CHECKING:
+    from actzip.runtime.compiled import CompiledModel
+
+__all__ = ["BINARY", "JSON", "PROTOCOL", "answer", "arrays_in", "body_of", "named"]
+
+#: Sent as the header ``Actzip-Protocol`` by both sides; another one is refused.
+PROTOCOL = "1"
+BINARY = "application/octet-stream"
+JSON = "application/json"
+_MOST_NUMBERS = 100_000  # in an answer as JSON
+
+
+def body_of(maps: Mapping[str, Any] | Any, **options: Any) -> bytes:
+    """A request's body: one blob for one map, a file of maps (``.azm``) for several by name;
+    ``options`` are those of :func:`actzip.encode`."""
+    if not isinstance(maps, Mapping):
+        return bytes(encode(maps, **options))
+    file = io.BytesIO()
+    with MapWriter(file, **options) as writer:
+        for name, value in maps.items():
+            writer.add(name, value)
+    return file.getvalue()
+
+
+def arrays_in(body: bytes, model: CompiledModel, max_batch: int) -> list[Any]:
+    """The model's inputs, in its order, out of a request's body.
+
+    Raises:
+        CodecError: the body is damaged, cut off, or no blob of this version.
+        InputError: maps that are not the model's inputs: names, shapes, types, batch.
+    """
+    blobs = _blobs(body, model.graph.inputs)
+    batch: int | None = None
+    for name in model.graph.inputs:
+        batch = _fits(name, blobs[name], model, batch)
+    if batch is not None and batch > max_batch:
+        raise InputError(f"a batch of {batch}; this server takes at most {max_batch}")
+    return [decode(blobs[v], framework="numpy", threads=model.threads) for v in model.graph.inputs]
+
+
+def _blobs(body: bytes, inputs: list[str]) -> dict[str, bytes]:
+    """The blobs of a body by the model's names."""
+    if not body:
+        raise CodecError("the body is empty; a blob of actzip.encode is needed")
+    if is_map_file(body):
+        found: dict[str, bytes] = {}
+        for name, blob in iter_maps(io.BytesIO(body), blobs=True):
+            if name in found:
+                raise CodecError(f"the map {name!r} comes twice")
+            found[name] = blob
+    else:
+        inspect(body)  # what is wrong with the body comes before what is wrong with the number of maps
+        found = {inputs[0] if len(inputs) == 1 else "": body}
+    if len(inputs) == 1 and len(found) == 1:
+        return {inputs[0]: next(iter(found.values()))}
+    if set(found) != set(inputs):
+        have = ", ".join(map(repr, found)) if "" not in found else "one map without a name"
+        raise InputError(
+            f"the body holds {have or 'no map'}; the model takes {', '.join(map(repr, inputs))}: "
+            "send them as one file of maps (actzip.codec.save_maps)"
+        )
+    return found
+
+
+def _fits(name: str, blob: bytes, model: CompiledModel, batch: int | None) -> int | None:
+    """The batch, after checking the header of one map."""
+    from actzip.runtime.binding import fit
+
+    header, value = inspect(blob), model.graph.values[name]
+    if header.dtype != value.dtype:
+        raise InputError(f"map {name!r} is {header.dtype}; the model takes {value.dtype}")
+    return fit(name, value.shape, header.shape, batch)
+
+
+def named(value: Any, name: str = "") -> dict[str, Any]:
+    """The arrays of a model's outputs by where they are: ``scores``, ``maps.0``; a lone one is
+    ``output``.
+
+    >>> named({"scores": np.zeros(1), "maps": [np.zeros(2)]}).keys()
+    dict_keys(['scores', 'maps.0'])
+    """
+    if isinstance(value, Mapping):
+        parts = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {name or "output": np.asarray(value)}
+    return {k: a for key, v in parts for k, a in named(v, f"{name}.{key}" if name else key).items()}
+
+
+def answer(outputs: Mapping[str, Any], as_json: bool) -> bytes:
+    """An answer's body.
+
+    Raises:
+        InputError: JSON is asked for and there are too many numbers for it.
+    """
+    if not as_json:
+        from safetensors.numpy import save
+
+        return bytes(save({k: np.ascontiguousarray(a) for k, a in outputs.items()}))
+    numbers = sum(a.size for a in outputs.values())
+    if numbers > _MOST_NUMBERS:
+        raise InputError(
+            f"{numbers} numbers are too many for JSON (at most {_MOST_NUMBERS}): accept {BINARY}"
+        )
+    rows = {k: {"shape": a.shape, "data": _plain(a)} for k, a in outputs.items()}
+    return json.dumps(rows, allow_nan=False).encode()
+
+
+def _plain(a: np.ndarray[Any, Any]) -> Any:
+    """Nested lists; what JSON has no number for (NaN, infinity) is None."""
+    if a.dtype.kind != "f" or bool(np.isfinite(a).all()):
+        return a.tolist()
+    out = a.astype(object)
+    out[~np.isfinite(a)] = None
+    return out.tolist()

@@ -1,0 +1,96 @@
+"""The process that runs a model: ``python -m actzip.serve.worker FILE THREADS MAX_BATCH``.
+
+Frames come on standard input and go on standard output: a byte that says what it is, the length as
+eight bytes, little-endian, the content. It ends when standard input does. Signals that a terminal
+or a service manager sends to the whole group are left to the server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import sys
+from typing import IO, Any
+
+from actzip.errors import ActzipError
+
+__all__ = ["ASK_BINARY", "ASK_JSON", "DONE", "FAULT", "HEAD", "READY", "REFUSED", "main"]
+
+HEAD = struct.Struct("<BQ")
+ASK_BINARY, ASK_JSON = 0, 1
+READY, DONE, REFUSED, FAULT = 2, 3, 4, 5
+
+
+def main(argv: list[str]) -> None:
+    """Loads the model and answers until standard input ends."""
+    path, threads, max_batch = argv[0], int(argv[1]), int(argv[2])
+    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints does not write into the frames
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        model, about = _load(path, threads)
+    except ActzipError as error:
+        _put(target, FAULT, _said(error))
+        return
+    _put(target, READY, json.dumps(about).encode())
+    while head := source.read(HEAD.size):
+        kind, size = HEAD.unpack(head)
+        body = source.read(size)
+        if len(body) < size:
+            return
+        _put(target, *_answer(model, body, kind == ASK_JSON, max_batch))
+
+
+def _put(target: IO[bytes], kind: int, content: bytes) -> None:
+    target.write(HEAD.pack(kind, len(content)))
+    target.write(content)
+    target.flush()
+
+
+def _said(error: Exception) -> bytes:
+    return json.dumps({"type": type(error).__name__, "error": str(error)}).encode()
+
+
+def _load(path: str, threads: int) -> tuple[Any, dict[str, Any]]:
+    """The model after one run on zeros, and what it takes and gives."""
+    import numpy as np
+
+    from actzip.runtime import load
+    from actzip.runtime.graph import concrete
+    from actzip.serve.wire import named
+
+    model = load(path, threads=threads)
+    graph = model.graph
+    n = int(graph.meta.get("batches", (1, None))[0])
+    zeros = [np.zeros(concrete(graph.shape(v), n), graph.values[v].dtype) for v in graph.inputs]
+    outputs = named(model.structured(model.run(zeros)))
+    takes = [
+        {
+            "name": v,
+            "dtype": graph.values[v].dtype,
+            "shape": [d if isinstance(d, int) else str(d) for d in graph.shape(v)],
+        }
+        for v in graph.inputs
+    ]
+    gives = [{"name": k, "dtype": str(a.dtype), "shape": list(a.shape)} for k, a in outputs.items()]
+    return model, {"model": graph.name, "inputs": takes, "outputs": gives, "outputs_batch": n}
+
+
+def _answer(model: Any, body: bytes, as_json: bool, max_batch: int) -> tuple[int, bytes]:
+    """A frame for one request; nothing that a body holds ends the process."""
+    from actzip.serve.wire import answer, arrays_in, named
+
+    try:
+        outputs = model.structured(model.run(arrays_in(body, model, max_batch)))
+        return DONE, answer(named(outputs), as_json)
+    except ActzipError as error:
+        return REFUSED, _said(error)
+    except Exception as error:
+        return FAULT, _said(error)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
