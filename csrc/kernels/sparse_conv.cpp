@@ -36,7 +36,8 @@ class SparseConv : public ConvBase {
   SparseConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias, int nv,
              int64_t across) {
     init(p, v, isa, bias, nv);
-    pack_weights(weight, across);
+    across_ = across;
+    pack_weights(weight);
   }
 
   struct Scratch {
@@ -65,9 +66,12 @@ class SparseConv : public ConvBase {
       run.values = s.pointers + (iy - iy0) * a.iw + x;
     }
   };
-  // Input channels [first, first + width) of the convolution.
+  // Input channels [first, first + width) of the convolution; [lo, hi) of them are of the sub's group.
   struct Block {
     int64_t index, first, width;
+    int64_t lo = 0, hi = 0;
+
+    int64_t rows() const { return hi - lo; }  // of weights, a tap
   };
 
   // What the algorithms do, each its own way: accumulators beside a row's own on either side; ...
@@ -87,48 +91,59 @@ class SparseConv : public ConvBase {
   virtual float* sums(const Band& b, int64_t y) const { return b.s.acc + y * b.count * b.u.stride; }
 
   int64_t floats(const Sub& sub) const { return sub.nv * kernels_->vl; }
+  // Where the row of the block's first channel would be, of the group or not.
   const float* weights_of(const Sub& sub, const Block& block, int64_t tap) const {
-    return weights_.get() + sub.weight + (block.first * taps_ + tap * block.width) * floats(sub);
+    const int64_t before = block.first + block.lo - sub.group * group_width_;
+    return weights_.get() + sub.weight +
+           (before * taps_ + tap * block.rows() - block.lo * across_) * floats(sub);
   }
 
  private:
-  void pack_weights(const float* weight, int64_t across);
+  void pack_weights(const float* weight);
+  bool meets(const Sub& sub, Block* block) const;
   Cut cut_units(const ConvArgs& a, int threads) const {
     return cut(a, threads, static_cast<int64_t>(units_.size()));
   }
   Scratch carve(Carver& carver, const Cut& c, const ConvArgs& a) const;
-  void run_block(const Band& b, const Block& block) const;
+  void run_block(const Band& b, Block block) const;
   void point(const ConvArgs& a, int64_t n, int64_t iy, int64_t block, int64_t width, const float** pointers,
              float* values) const;
 
   int64_t group_width_ = 0;  // input channels of a convolution group
+  int64_t across_ = 1;
 };
 
-// [unit][sub][ic block][tap][channel of the block][nv * vl]; channels outside the sub's group have no rows'
-// use but keep their place. Taps side by side: a channel's row holds those of a kernel row, last first.
-void SparseConv::pack_weights(const float* weight, int64_t across) {
+// Which channels of the block are of the sub's group; whether there are any.
+bool SparseConv::meets(const Sub& sub, Block* block) const {
+  block->lo = std::max<int64_t>(0, sub.group * group_width_ - block->first);
+  block->hi = std::min(block->width, (sub.group + 1) * group_width_ - block->first);
+  return block->lo < block->hi;
+}
+
+// [unit][sub][ic block][tap][channel of the block and the sub's group][nv * vl]. Taps side by side: a
+// channel's row holds those of a kernel row, last first.
+void SparseConv::pack_weights(const float* weight) {
   const int64_t icg = group_width_ = problem_.ic / problem_.groups;
   int64_t total = 0;
   for (Unit& u : units_)
     for (Sub& s : u.subs) {
       s.weight = total;
-      total += problem_.ic * taps_ * floats(s);
+      total += icg * taps_ * floats(s);
     }
   keep_weights(total, [&](float* to) {
     for (const Unit& u : units_)
       for (const Sub& s : u.subs) {
         float* w = to + s.weight;
-        int64_t first = 0;
-        for (const ChannelBlock& b : in_blocks_) {
-          for (int64_t t = 0; t < taps_; t += across)
-            for (int64_t k = 0; k < b.width; ++k)
-              for (int64_t j = across - 1; j >= 0; --j, w += floats(s)) {
-                const int64_t c = first + k - s.group * icg;
-                if (c < 0 || c >= icg) continue;
-                for (int64_t o = 0; o < s.width; ++o)
-                  w[o] = weight[((s.first + o) * icg + c) * taps_ + t + j];
-              }
-          first += b.width;
+        Block b{0, 0, 0};
+        for (const ChannelBlock& block : in_blocks_) {
+          b.width = block.width;
+          if (meets(s, &b))
+            for (int64_t t = 0; t < taps_; t += across_)
+              for (int64_t k = b.first + b.lo - s.group * icg, n = b.rows(); n > 0; ++k, --n)
+                for (int64_t j = across_ - 1; j >= 0; --j, w += floats(s))
+                  for (int64_t o = 0; o < s.width; ++o)
+                    w[o] = weight[((s.first + o) * icg + k) * taps_ + t + j];
+          b.first += b.width;
         }
       }
   });
@@ -185,14 +200,10 @@ void SparseConv::run_item(const ConvArgs& a, int threads, int64_t item, void* sc
   }
 }
 
-void SparseConv::run_block(const Band& b, const Block& block) const {
-  const int64_t icg = group_width_;
+void SparseConv::run_block(const Band& b, Block block) const {
   bool pointed = false;
   for (const Sub& sub : b.u.subs) {
-    // Only groups that meet this unit's channels.
-    const int64_t lo = std::max<int64_t>(0, sub.group * icg - block.first);
-    const int64_t hi = std::min(block.width, (sub.group + 1) * icg - block.first);
-    if (lo >= hi) continue;
+    if (!meets(sub, &block)) continue;
     for (int64_t r = 0; r < b.in_rows && !pointed; ++r)
       if (b.inside(b.iy0 + r) && touched(r, b.rows))
         point(b.a, b.n, b.iy0 + r, b.a.in_first_block + block.index, block.width, b.s.pointers + r * b.a.iw,
@@ -201,7 +212,7 @@ void SparseConv::run_block(const Band& b, const Block& block) const {
     kernels::SparseRun run{};
     run.acc_stride = b.u.stride;
     run.step = problem_.sw;
-    run.clip = (hi - lo == 64 ? ~uint64_t{0} : ((uint64_t{1} << (hi - lo)) - 1)) << lo;
+    run.clip = (block.rows() == 64 ? ~uint64_t{0} : ((uint64_t{1} << block.rows()) - 1)) << block.lo;
     accumulate(b, sub, block, run);
   }
 }
@@ -247,7 +258,7 @@ class TapConv : public SparseConv {
   void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun& run) const override {
     const ConvProblem& p = problem_;
     const auto kernel = PIXELS == 2 ? kernels_->sparse_pair[sub.nv] : kernels_->sparse[sub.nv];
-    const int64_t weights = block.width * floats(sub);  // of a tap
+    const int64_t weights = block.rows() * floats(sub);  // of a tap
     const int64_t visits = std::max<int64_t>(1, b.rows * b.count / PIXELS);
     const int64_t lines = b.fetch ? ceil_div(weights, 16 * visits) : 0;
     const float* weight = weights_of(sub, block, 0);
@@ -284,9 +295,9 @@ class RowConv final : public TapConv<1> {
  protected:
   void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun& run) const override {
     const ConvProblem& p = problem_;
-    if (block.width * p.kw * floats(sub) * 4 > kRowWeights) return TapConv::accumulate(b, sub, block, run);
+    if (block.rows() * p.kw * floats(sub) * 4 > kRowWeights) return TapConv::accumulate(b, sub, block, run);
     run.tap_step = p.dw;
-    run.tap_weight = block.width * floats(sub);
+    run.tap_weight = block.rows() * floats(sub);
     run.next_lines = b.fetch ? ceil_div(p.kw * run.tap_weight, 16 * b.rows * b.count) : 0;
     for (int64_t ky = 0; ky < p.kh; ++ky) {
       const float* weight = weights_of(sub, block, ky * p.kw);
@@ -400,11 +411,12 @@ class TapsConv final : public SparseConv {
   float* acc_of(const Band& b, const Sub& sub) const { return b.s.acc + b.rows * slots(b) * sub.offset; }
 };
 
-bool packed(const Variant&, const ConvProblem& p) { return p.in_packed; }
-bool wide(const Variant&, const ConvProblem& p) { return p.in_packed && p.kw > 1; }
+// Depthwise: a vector of one weight and zeros for every value would be more work than the zeros save.
+bool packed(const Variant&, const ConvProblem& p) { return p.in_packed && !is_depthwise(p); }
+bool wide(const Variant& v, const ConvProblem& p) { return packed(v, p) && p.kw > 1; }
 bool neighbours(const Variant& v, const ConvProblem& p) {
   const bool taps = v.row.pixel_tile == 2 ? p.kw == 3 : p.kw > 1 && p.kw <= 4;
-  return p.in_packed && taps && p.sw == 1 && p.dw == 1;
+  return packed(v, p) && taps && p.sw == 1 && p.dw == 1;
 }
 
 // One pixel or two, as the row says.

@@ -26,6 +26,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _engine.force_isa("")
 
 
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps as small as those of these tests come in bands."""
+    monkeypatch.setattr("actzip.runtime.lower._WHOLE_BYTES", 0)
+
+
 class Net(nn.Module):
     """A packed map, the convolution and the pool in question, and a convolution on what is left."""
 
@@ -116,6 +122,14 @@ def test_the_map_between_takes_no_memory() -> None:
     x = torch.randn(1, 3, 160, 160)
     graph = choose_storage(optimize(capture(net, x)))
     assert lower(graph).plan.arena_bytes(1) < 0.5 * dense_arena_bytes(graph, 1)
+
+
+def test_small_maps_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(64, 3, 1, nn.MaxPool2d(2)).eval()
+    graph = choose_storage(optimize(capture(net, torch.randn(1, 3, 40, 40))))
+    banded_bytes = lower(graph).plan.arena_bytes(1)
+    monkeypatch.undo()
+    assert lower(graph).plan.arena_bytes(1) >= banded_bytes + 4 * 64 * 40 * 20
 
 
 def test_maps_with_other_readers_stay_whole() -> None:

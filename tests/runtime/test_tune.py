@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -126,3 +128,27 @@ def test_a_bar_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
         assert step is not None
         step(1, 3, "layer[1]")
         time.sleep(0)
+
+
+_PEAK = """
+import resource, torch
+from torch import nn
+import actzip
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+torch.manual_seed(0)
+depthwise = nn.Conv2d(1152, 1152, 5, padding=2, groups=1152)
+grouped = nn.Conv2d(1152, 1152, 3, padding=1, groups=96)
+layers = [nn.Conv2d(3, 1152, 1), nn.ReLU(), depthwise, nn.ReLU(), grouped, nn.ReLU(), nn.Conv2d(1152, 8, 1)]
+net, x = nn.Sequential(*layers).eval(), torch.randn(1, 3, 7, 7)
+actzip.compile(nn.Conv2d(3, 8, 1).eval(), x, cache=False)  # what any compilation needs
+before = peak()
+actzip.compile(net, x, cache=False, threads=1)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in kilobytes, as Linux counts it")
+def test_memory_of_compiling_grouped_layers() -> None:
+    """Kernels that are tried keep no weights of other groups: 2 GB for this depthwise layer."""
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 250 << 10

@@ -25,6 +25,7 @@ from actzip.runtime.storage import can_pack, choose_storage, layouts, packable
 __all__ = ["Lowered", "Lowering", "can_pack", "choose_storage", "lower", "packable"]
 
 _BAND_BYTES = 768 << 10  # of a banded map: what stays in the second-level cache
+_WHOLE_BYTES = 2 << 20  # of a map that is left whole: bands would cost more than they save
 
 
 @dataclass
@@ -102,11 +103,13 @@ class Lowering:
         return i
 
     def band(self, name: str) -> int:
-        """Rows of a banded map that are kept: those of eight rows of the pool, fewer where they
-        would leave the cache."""
+        """Rows of a banded map that are kept: all of a small one, else those of eight rows of the
+        pool, fewer where they would leave the cache."""
         pool = self.pools[name]
         c, h, w = (int(d) for d in self.graph.shape(name)[1:])  # type: ignore[arg-type]
         reach = (pool.kernel_size[0] - 1) * pool.dilation[0] + 1
+        if 4 * c * h * w <= _WHOLE_BYTES:
+            return max(h, reach)
         step = max(2, min(8, _BAND_BYTES // (4 * c * w * pool.stride[0])))
         return min(h, (step - 1) * pool.stride[0] + reach) if h > reach else reach
 
