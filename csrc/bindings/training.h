@@ -8,6 +8,7 @@
 #include <nanobind/stl/pair.h>
 
 #include "training/saved.h"
+#include "training/team.h"
 
 namespace actzip::training {
 
@@ -26,6 +27,7 @@ inline void bind(nanobind::module_& parent) {
   static const auto counts = [](Address a) { return reinterpret_cast<int32_t*>(a); };
   static const auto ranges = [](Address a) { return reinterpret_cast<Range*>(a); };
 
+  m.def("use_openmp", [](Address parallel) { use_openmp(reinterpret_cast<OpenMP>(parallel)); }, "parallel"_a);
   m.def(
       "sample_density", [](Address x, int64_t n, int width) { return sample_density(in(x), n, width); },
       "x"_a, "n"_a, "width"_a, Release());

@@ -43,10 +43,9 @@ struct Kernels {
   void (*fill)(const uint8_t* bits, int64_t n, int width, uint64_t on, uint64_t off, void* out);
   void (*widen)(const void* x, int64_t n, float* out);   // bfloat16 to float32
   void (*narrow)(const float* x, int64_t n, void* out);  // to nearest, ties to even; n rounded up to 16
-  // x (scratch, written beyond n up to a multiple of kCodeBlock) to codes of 8 or 4 bits, groups of kGroup,
-  // rounded up or down at random so that the mean is right. False where something is not finite. `codes`:
-  // scratch.
-  bool (*quantize)(float* x, int64_t n, int bits, uint64_t seed, uint8_t* codes, Range* ranges);
+  // x to codes of 8 or 4 bits, groups of kGroup, rounded up or down at random so that the mean is right (to
+  // 2^-17 of a step). False where something is not finite. `codes`: scratch.
+  bool (*quantize)(const float* x, int64_t n, int bits, uint64_t seed, uint8_t* codes, Range* ranges);
   // `codes` is readable kSlack bytes beyond its end; out: scratch.
   void (*dequantize)(const uint8_t* codes, const Range* ranges, int64_t n, int bits, float* out);
 };

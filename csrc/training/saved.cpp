@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/isa_table.h"
-#include "common/thread_pool.h"
+#include "training/team.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -34,10 +34,10 @@ Scratch& scratch() {
 // fn(chunk, first element, elements) for every chunk.
 template <class F>
 void each_chunk(int64_t n, int threads, F&& fn) {
-  // Some chunks a call: 8 chunks are 256 KiB of floats.
-  constexpr int64_t kStride = 8;
+  // Some chunks a call: 4 chunks are 128 KiB of floats.
+  constexpr int64_t kStride = 4;
   const int64_t chunks = chunks_of(n);
-  parallel_for((chunks + kStride - 1) / kStride, threads, [&](int64_t block, int) {
+  each((chunks + kStride - 1) / kStride, threads, [&](int64_t block) {
     const int64_t end = std::min(chunks, (block + 1) * kStride);
     for (int64_t c = block * kStride; c < end; ++c) fn(c, c * kChunk, std::min(kChunk, n - c * kChunk));
   });
@@ -195,12 +195,12 @@ Quantized quantize(const void* x, int64_t n, Real type, const uint8_t* mask, con
       }
       from = to;
     }
-    if (type == Real::bfloat16)
+    if (type == Real::bfloat16) {
       k.widen(from, place.count, s.floats);
-    else if (mask == nullptr)
-      memcpy(s.floats, from, static_cast<size_t>(size) * 4);
+      from = s.floats;
+    }
     const uint64_t chunk_seed = seed ^ (static_cast<uint64_t>(c) * 0xd1342543de82ef95ull);
-    if (!k.quantize(s.floats, place.count, bits, chunk_seed, s.codes, s.ranges)) {
+    if (!k.quantize(static_cast<const float*>(from), place.count, bits, chunk_seed, s.codes, s.ranges)) {
       result = Quantized::not_finite;
       return;
     }
@@ -262,7 +262,7 @@ bool pack_indices(const int64_t* indices, const PoolShape& pool, uint8_t* codes,
   const int bits = pool.bits();
   if (bits == 0) return false;
   std::atomic<bool> fit{true};
-  parallel_for((n + kIndexBlock - 1) / kIndexBlock, threads, [&](int64_t block, int) {
+  each((n + kIndexBlock - 1) / kIndexBlock, threads, [&](int64_t block) {
     const int64_t begin = block * kIndexBlock, end = std::min(n, begin + kIndexBlock);
     const auto iw = static_cast<uint32_t>(pool.iw);
     bool good = true;
@@ -293,7 +293,7 @@ void unpack_indices(const uint8_t* codes, const PoolShape& pool, int64_t* indice
   int64_t steps[256];  // from a window's first place to each of its places
   for (int64_t p = 0; p < pool.kernel_h * pool.kernel_w; ++p)
     steps[p] = p / pool.kernel_w * pool.dilation_h * pool.iw + p % pool.kernel_w * pool.dilation_w;
-  parallel_for((n + kIndexBlock - 1) / kIndexBlock, threads, [&](int64_t block, int) {
+  each((n + kIndexBlock - 1) / kIndexBlock, threads, [&](int64_t block) {
     const int64_t begin = block * kIndexBlock, end = std::min(n, begin + kIndexBlock);
     each_output(pool, begin, end, [&](int64_t i, int64_t row, int64_t column) {
       const int64_t bit = i * bits;

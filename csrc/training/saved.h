@@ -1,7 +1,8 @@
 // Packing of the tensors that autograd saves: masks of a bit an element, the values that are not zero, codes
 // of 8 or 4 bits, and the indices of max pools. Tensors are dense memory of n elements, cut into chunks of
 // kChunk; `counts` holds how many bits are set in each chunk. Nothing here allocates what it returns: callers
-// give buffers of the sizes named, and `threads` as parallel_for takes it.
+// give buffers of the sizes named, and `threads` as parallel_for takes it
+// (the loops are those of team.h).
 #pragma once
 
 #include <cstdint>

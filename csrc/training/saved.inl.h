@@ -6,6 +6,8 @@
 
 #if ACTZIP_VL == 4 && defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace actzip::training::ACTZIP_ISA_NS {
@@ -362,7 +364,8 @@ void narrow(const float* x, int64_t n, void* out) {  // finite values alone
   }
 }
 
-// 16 lanes of xorshift, whatever the vector length, so that every instruction set rounds alike.
+// 16 lanes of xorshift, whatever the vector length, so that every instruction set rounds alike. A draw is two
+// numbers of 16 bits.
 constexpr int kLaneVectors = 16 / VL;
 struct Random {
   vu state[kLaneVectors];
@@ -375,17 +378,46 @@ struct Random {
       state[j / VL][j % VL] = static_cast<uint32_t>(z >> 32) | 1u;
     }
   }
-  AZ_INLINE vf next(int j) {  // [0, 1), 24 bits
+  AZ_INLINE vu next(int j) {
     vu& s = state[j];
     s ^= s << 13;
     s ^= s >> 17;
     s ^= s << 5;
-    return __builtin_convertvector(reinterpret_cast<vi>(s >> 8), vf) * 0x1p-24f;
+    return s;
   }
 };
 
 AZ_INLINE vf smaller(vf a, vf b) { return a < b ? a : b; }
 AZ_INLINE vf larger(vf a, vf b) { return a > b ? a : b; }
+
+// To the nearest integer, ties to even.
+AZ_INLINE vi nearest(vf v) {
+#if ACTZIP_VL == 16
+  return reinterpret_cast<vi>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(v)));
+#elif ACTZIP_VL == 8
+  return reinterpret_cast<vi>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(v)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<vi>(_mm_cvtps_epi32(reinterpret_cast<__m128>(v)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<vi>(vcvtnq_s32_f32(reinterpret_cast<float32x4_t>(v)));
+#else
+  vi n;
+  for (int l = 0; l < VL; ++l) n[l] = static_cast<int32_t>(__builtin_rintf(v[l]));
+  return n;
+#endif
+}
+
+// One lane of them all, by a tree.
+template <class F>
+AZ_INLINE float reduced(vf v, const F& of) {
+  float x[VL];
+  memcpy(x, &v, sizeof x);
+#pragma GCC unroll 4
+  for (int half = VL / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int l = 0; l < half; ++l) x[l] = of(x[l], x[l + half]);
+  return x[0];
+}
 
 // Codes of VL values to bytes.
 AZ_INLINE void store_bytes(uint8_t* p, vi q) {
@@ -411,65 +443,76 @@ AZ_INLINE vi load_bytes(const uint8_t* p) {
 #endif
 }
 
+// The smallest and the largest of n values (a multiple of 2 * VL); false where one is not finite.
+AZ_INLINE bool bounds(const float* x, int64_t n, float* lo, float* hi) {
+  vf low[2] = {load(x), load(x + VL)}, high[2] = {low[0], low[1]};
+  vi size[2] = {};
+  for (int64_t i = 0; i < n; i += 2 * VL)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const vf v = load(x + i + j * VL);
+      low[j] = smaller(low[j], v), high[j] = larger(high[j], v);
+      const vi bits = reinterpret_cast<vi>(v) & 0x7fffffff;
+      size[j] = size[j] > bits ? size[j] : bits;
+    }
+  *lo = reduced(smaller(low[0], low[1]), [](float a, float b) { return a < b ? a : b; });
+  *hi = reduced(larger(high[0], high[1]), [](float a, float b) { return a > b ? a : b; });
+  constexpr int32_t kInfinity = 0x7f800000;
+  return (lanes(size[0] >= kInfinity) | lanes(size[1] >= kInfinity)) == 0;
+}
+
+// Codes in units of 2^-16, plus a random number of 16 bits, without those bits.
 struct Scale {
-  vf lo, inverse, top;
-  AZ_INLINE vi code(vf x, vf random) const {
-    return __builtin_convertvector(smaller((x - lo) * inverse + random, top), vi);
+  vf lo, units;
+  int top;
+  AZ_INLINE vi code(vf x, vu random) const {
+    const vi up = nearest((x - lo) * units) + reinterpret_cast<vi>(random);
+    const vi code = up >> 16;
+    return code < top ? code : top;
   }
 };
 
 // n: a multiple of kCodeBlock, at most kGroup.
 template <int BITS>
 AZ_INLINE bool quantize_group(const float* x, int64_t n, Random& random, uint8_t* codes, Range* range) {
-  vf low = load(x), high = low, sum{};
-  for (int64_t i = 0; i < n; i += VL) {
-    const vf v = load(x + i);
-    low = smaller(low, v), high = larger(high, v);
-    sum += v * 0.0f;  // NaN where something is not finite
-  }
-  float lo = low[0], hi = high[0], odd = sum[0];
-  for (int l = 1; l < VL; ++l) {
-    lo = low[l] < lo ? low[l] : lo;
-    hi = high[l] > hi ? high[l] : hi;
-    odd += sum[l];
-  }
-  constexpr float top = (1 << BITS) - 1;
+  static_assert(kCodeBlock == 32);
+  float lo, hi;
+  if (!bounds(x, n, &lo, &hi)) return false;
+  constexpr int top = (1 << BITS) - 1;
   const float width = hi - lo;
-  if (!(odd == 0.0f) || !(width <= 3.4028234e38f)) return false;
-  *range = {lo, width / top};
-  const float inverse = width > 0x1p-100f ? top / width : 0.0f;  // a range too small to divide by is a point
-  if (inverse == 0.0f) range->step = 0.0f;
-  const Scale scale{splat(lo), splat(inverse), splat(top)};
-  if constexpr (BITS == 8) {
-    for (int64_t i = 0; i < n; i += 16)
+  if (!(width <= 3.4028234e38f)) return false;
+  const bool point = !(width > 0x1p-100f);  // a range too small to divide by
+  *range = {lo, point ? 0.0f : width / top};
+  const Scale scale{splat(lo), splat(point ? 0.0f : top / width * 65536.0f), top};
+  for (int64_t i = 0; i < n; i += 32)
 #pragma GCC unroll 4
-      for (int j = 0; j < kLaneVectors; ++j)
-        store_bytes(codes + i + j * VL, scale.code(load(x + i + j * VL), random.next(j)));
-  } else {
-    for (int64_t i = 0; i < n; i += 32)
-#pragma GCC unroll 4
-      for (int j = 0; j < kLaneVectors; ++j) {
-        const vi a = scale.code(load(x + i + j * VL), random.next(j));
-        const vi b = scale.code(load(x + i + 16 + j * VL), random.next(j));
+    for (int j = 0; j < kLaneVectors; ++j) {
+      const vu r = random.next(j);
+      const vi a = scale.code(load(x + i + j * VL), r & 0xffff);
+      const vi b = scale.code(load(x + i + 16 + j * VL), r >> 16);
+      if constexpr (BITS == 8) {
+        store_bytes(codes + i + j * VL, a);
+        store_bytes(codes + i + 16 + j * VL, b);
+      } else {
         store_bytes(codes + i / 2 + j * VL, a | (b << 4));
       }
-  }
+    }
   return true;
 }
 
 template <int BITS>
-bool quantize_bits(float* x, int64_t n, uint64_t seed, uint8_t* codes, Range* ranges) {
-  const int64_t whole = (n + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
-  for (int64_t i = n; i < whole; ++i) x[i] = x[n - 1];
+bool quantize_bits(const float* x, int64_t n, uint64_t seed, uint8_t* codes, Range* ranges) {
   Random random(seed);
-  for (int64_t i = 0; i < whole; i += kGroup) {
-    const int64_t size = whole - i < kGroup ? whole - i : kGroup;
-    if (!quantize_group<BITS>(x + i, size, random, codes + i * BITS / 8, ranges++)) return false;
-  }
-  return true;
+  for (; n >= kGroup; n -= kGroup, x += kGroup, codes += kGroup * BITS / 8)
+    if (!quantize_group<BITS>(x, kGroup, random, codes, ranges++)) return false;
+  if (n == 0) return true;
+  alignas(64) float rest[kGroup] = {};
+  const int64_t whole = (n + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
+  for (int64_t i = 0; i < whole; ++i) rest[i] = x[i < n ? i : n - 1];
+  return quantize_group<BITS>(rest, whole, random, codes, ranges);
 }
 
-bool quantize(float* x, int64_t n, int bits, uint64_t seed, uint8_t* codes, Range* ranges) {
+bool quantize(const float* x, int64_t n, int bits, uint64_t seed, uint8_t* codes, Range* ranges) {
   if (n == 0) return true;
   return bits == 8 ? quantize_bits<8>(x, n, seed, codes, ranges)
                    : quantize_bits<4>(x, n, seed, codes, ranges);

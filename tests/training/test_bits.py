@@ -208,3 +208,17 @@ def test_pool_indices_come_back(channels_last):
         wrong = indices.clone()
         wrong[-1, -1, -1, -1] = -1
         assert not _engine.training.pack_indices(wrong.data_ptr(), pool, codes.data_ptr(), 2)
+
+
+def test_loops_run_on_the_threads_of_torch_or_on_our_own():
+    from actzip.training import bits
+
+    x = torch.randn(300_000)
+    made = []
+    for openmp in (0, bits._openmp()):
+        _engine.training.use_openmp(openmp)
+        mask = NATIVE.nonzero(x.relu())
+        made.append((mask, NATIVE.compress(x.relu(), mask), NATIVE.quantize(x, 8, 3, None)))
+    (mask, values, codes), (mask2, values2, codes2) = made
+    assert torch.equal(mask.bits, mask2.bits) and torch.equal(values, values2)
+    assert torch.equal(codes.codes, codes2.codes) and torch.equal(codes.ranges, codes2.ranges)

@@ -7,8 +7,11 @@ what one packs, it alone unpacks.
 
 from __future__ import annotations
 
+import ctypes
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,6 +26,7 @@ __all__ = [
     "Backend",
     "Codes",
     "Mask",
+    "Memory",
     "Predicate",
     "PredicateKind",
     "backend_for",
@@ -30,6 +34,23 @@ __all__ = [
 ]
 
 _native = _engine.training
+
+
+def _openmp() -> int:
+    """The address of GOMP_parallel in the OpenMP runtime that torch computes with; 0 where it has none."""
+    if "OpenMP" not in torch.__config__.parallel_info().partition("parallel backend:")[2].split("\n")[0]:
+        return 0
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        try:
+            parallel = ctypes.CDLL(str(path)).GOMP_parallel  # of what it links to, too
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(parallel, ctypes.c_void_p).value or 0
+    return 0
+
+
+_native.use_openmp(_openmp())
 #: Fresh memory of this size and more is worth asking large pages for.
 _LARGE = 4 << 20
 
@@ -92,30 +113,8 @@ class Codes:
         return self.codes.nbytes + self.ranges.nbytes
 
 
-class Backend(Protocol):
-    """What packs and unpacks."""
-
-    def nonzero(self, x: Tensor) -> Mask:
-        """The elements whose bits are not all zero."""
-
-    def test(self, x: Tensor, test: Predicate) -> Mask:
-        """The elements that pass."""
-
-    def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
-        """The elements under ``mask``; None where it is not :meth:`nonzero`'s."""
-
-    def expand(self, values: Tensor, mask: Mask, n: int) -> Tensor:
-        """The inverse."""
-
-    def fill(self, mask: Mask, n: int, like: Tensor, on: Tensor, off: Tensor) -> Tensor:
-        """``on`` where the mask is set, ``off`` elsewhere."""
-
-    def quantize(self, x: Tensor, bits: int, seed: int, mask: Mask | None) -> Codes | None:
-        """Codes of all elements, or of those under ``mask`` (:meth:`nonzero`'s); None where one is
-        not finite."""
-
-    def dequantize(self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype) -> Tensor:
-        """The inverse; zeros outside the mask."""
+#: What memory of so many elements comes from.
+Memory = Callable[[int, torch.dtype], Tensor]
 
 
 def empty(n: int, dtype: torch.dtype) -> Tensor:
@@ -126,6 +125,36 @@ def empty(n: int, dtype: torch.dtype) -> Tensor:
     if x.nbytes >= _LARGE:
         _native.advise_large_pages(x.data_ptr(), x.nbytes)
     return x
+
+
+class Backend(Protocol):
+    """What packs and unpacks. What is unpacked may lie in memory of the caller's (``memory``)."""
+
+    def nonzero(self, x: Tensor) -> Mask:
+        """The elements whose bits are not all zero."""
+
+    def test(self, x: Tensor, test: Predicate) -> Mask:
+        """The elements that pass."""
+
+    def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
+        """The elements under ``mask``; None where it is not :meth:`nonzero`'s."""
+
+    def expand(self, values: Tensor, mask: Mask, n: int, memory: Memory = empty) -> Tensor:
+        """The inverse."""
+
+    def fill(
+        self, mask: Mask, n: int, like: Tensor, on: Tensor, off: Tensor, memory: Memory = empty
+    ) -> Tensor:
+        """``on`` where the mask is set, ``off`` elsewhere."""
+
+    def quantize(self, x: Tensor, bits: int, seed: int, mask: Mask | None) -> Codes | None:
+        """Codes of all elements, or of those under ``mask`` (:meth:`nonzero`'s); None where one is
+        not finite."""
+
+    def dequantize(
+        self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype, memory: Memory = empty
+    ) -> Tensor:
+        """The inverse; zeros outside the mask."""
 
 
 def padded(n: int, dtype: torch.dtype) -> Tensor:
@@ -190,11 +219,11 @@ class Native:
             return values[:1].clone()
         return values
 
-    def expand(self, values: Tensor, mask: Mask, n: int) -> Tensor:
+    def expand(self, values: Tensor, mask: Mask, n: int, memory: Memory = empty) -> Tensor:
         assert mask.counts is not None
         if values.numel() < mask.ones:  # one value for all
-            return self.fill(mask, n, values, values, torch.zeros_like(values))
-        out = empty(n, values.dtype)
+            return self.fill(mask, n, values, values, torch.zeros_like(values), memory)
+        out = memory(n, values.dtype)
         _native.expand(
             values.data_ptr(),
             mask.bits.data_ptr(),
@@ -206,8 +235,10 @@ class Native:
         )
         return out
 
-    def fill(self, mask: Mask, n: int, like: Tensor, on: Tensor, off: Tensor) -> Tensor:
-        out = empty(n, like.dtype)
+    def fill(
+        self, mask: Mask, n: int, like: Tensor, on: Tensor, off: Tensor, memory: Memory = empty
+    ) -> Tensor:
+        out = memory(n, like.dtype)
         _native.fill(
             mask.bits.data_ptr(),
             n,
@@ -243,8 +274,10 @@ class Native:
         )
         return Codes(bits, codes, ranges) if done == 0 else None
 
-    def dequantize(self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype) -> Tensor:
-        out = empty(n, dtype if dtype in _REAL else torch.float32)
+    def dequantize(
+        self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype, memory: Memory = empty
+    ) -> Tensor:
+        out = memory(n, dtype if dtype in _REAL else torch.float32)
         _native.dequantize(
             codes.codes.data_ptr(),
             codes.ranges.data_ptr(),
@@ -308,14 +341,16 @@ class Portable:
         values = x[answers]
         return values[:1].clone() if values.numel() > 1 and bool((values == values[0]).all()) else values
 
-    def expand(self, values: Tensor, mask: Mask, n: int) -> Tensor:
+    def expand(self, values: Tensor, mask: Mask, n: int, memory: Memory = empty) -> Tensor:
         out = torch.zeros(n, dtype=values.dtype, device=values.device)
         answers = self._answers(mask, n)
         if values.numel() < mask.ones:
             return out.masked_fill_(answers, values[0])
         return out.masked_scatter_(answers, values)
 
-    def fill(self, mask: Mask, n: int, like: Tensor, on: Tensor, off: Tensor) -> Tensor:
+    def fill(
+        self, mask: Mask, n: int, like: Tensor, on: Tensor, off: Tensor, memory: Memory = empty
+    ) -> Tensor:
         return torch.where(self._answers(mask, n), on.to(like.device), off.to(like.device)).to(like.dtype)
 
     def quantize(self, x: Tensor, bits: int, seed: int, mask: Mask | None) -> Codes | None:
@@ -340,7 +375,9 @@ class Portable:
             codes = codes[0::2] | codes[1::2] << 4
         return Codes(bits, codes.clone(), torch.cat([low, step], 1))
 
-    def dequantize(self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype) -> Tensor:
+    def dequantize(
+        self, codes: Codes, mask: Mask | None, n: int, dtype: torch.dtype, memory: Memory = empty
+    ) -> Tensor:
         count = n if mask is None else mask.ones
         parts = codes.codes
         if codes.bits == 4:

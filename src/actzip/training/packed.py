@@ -29,6 +29,7 @@ from actzip.checks import flag, shown
 from actzip.errors import InputError
 from actzip.training import heap
 from actzip.training.bits import Predicate
+from actzip.training.buffers import Buffers
 from actzip.training.rules import CODED, SHAPE, Rule, Window, rule_of
 from actzip.training.saved import (
     Indices,
@@ -113,7 +114,7 @@ class _Session:
 
     def __init__(self, model: nn.Module, settings: _Settings, seed: int) -> None:
         self.settings, self.seed, self.count = settings, seed, 0
-        self.result = Packing()
+        self.result, self.buffers = Packing(), Buffers()
         self.stack = [ROOT]
         self.bits_of = _bits_by_module(model, settings)
         # A storage's address is not used again while a weak reference to it lives.
@@ -130,7 +131,8 @@ class _Session:
         """Forget what is not the graph's."""
         self.storages, self.maps, self.kept, self.owned = {}, {}, set(), set()
         heap.released(self.result.saved_bytes - self.result.packed_bytes)
-        heap.give_back()
+        if self.result.largest >= heap.LARGE:
+            heap.give_back()
 
     # -- accounts
 
@@ -212,7 +214,7 @@ class _Session:
         saved = None if found is None else found()
         print_now = _fingerprint(flat)
         if saved is None or saved.fingerprint != print_now:
-            saved = SavedMap(flat, self.grew, print_now)
+            saved = SavedMap(flat, self.grew, print_now, self.buffers.empty)
             self.maps[key] = weakref.ref(saved)
         return saved
 

@@ -17,7 +17,16 @@ from torch import Tensor
 from actzip._native import _engine
 from actzip.errors import TrainingError
 from actzip.training import heap
-from actzip.training.bits import Backend, Codes, Mask, Predicate, PredicateKind, backend_for, empty
+from actzip.training.bits import (
+    Backend,
+    Codes,
+    Mask,
+    Memory,
+    Predicate,
+    PredicateKind,
+    backend_for,
+    empty,
+)
 from actzip.training.rules import Window
 
 __all__ = ["Indices", "Kept", "Narrowed", "SavedMap", "ShapeOnly", "Slot", "Version", "dense_order"]
@@ -194,7 +203,7 @@ class Indices(Slot):
 class SavedMap:
     """One run of memory, packed: masks, the values under the mask of the zeros, or their codes.
 
-    ``grew`` is called with every number of bytes that it takes.
+    ``grew`` is called with every number of bytes that it takes; ``memory`` is where it is restored.
     """
 
     __slots__ = (
@@ -208,6 +217,7 @@ class SavedMap:
         "grew",
         "held",
         "masks",
+        "memory",
         "n",
         "no_gain",
         "scalar",
@@ -216,8 +226,10 @@ class SavedMap:
         "zeros",
     )
 
-    def __init__(self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int) -> None:
-        self.fingerprint, self.held = fingerprint, 0
+    def __init__(
+        self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int, memory: Memory = empty
+    ) -> None:
+        self.fingerprint, self.held, self.memory = fingerprint, 0, memory
         self.n, self.dtype = tensor.numel(), tensor.dtype
         self.backend: Backend = backend_for(tensor)
         self.version = Version(tensor)
@@ -331,13 +343,13 @@ class SavedMap:
             if test == RELU and mask is self.coded[self.dense_of][1]:
                 return self.dense  # codes of positive values stay positive
         on, off = (torch.tensor(v, dtype=self.dtype) for v in (test.on, test.off))
-        return self.backend.fill(mask, self.n, self.scalar, on, off)
+        return self.backend.fill(mask, self.n, self.scalar, on, off, self.memory)
 
     def restore_bits(self) -> Tensor:
         """Bools."""
         assert self.zeros is not None
         on, off = torch.tensor(True), torch.tensor(False)
-        return self.backend.fill(self.zeros, self.n, self.scalar, on, off)
+        return self.backend.fill(self.zeros, self.n, self.scalar, on, off, self.memory)
 
     def restore_values(self) -> Tensor:
         """The memory, bit for bit."""
@@ -345,7 +357,8 @@ class SavedMap:
             return self.dense
         assert self.values is not None and self.zeros is not None
         _forget_last(self)
-        self.dense, self.dense_of = self.backend.expand(self.values, self.zeros, self.n), None
+        self.dense = self.backend.expand(self.values, self.zeros, self.n, self.memory)
+        self.dense_of = None
         return self.dense
 
     def restore_coded(self, bits: int) -> Tensor:
@@ -354,7 +367,8 @@ class SavedMap:
             return self.dense
         _forget_last(self)
         codes, mask = self.coded[bits]
-        self.dense, self.dense_of = self.backend.dequantize(codes, mask, self.n, self.dtype), bits
+        self.dense = self.backend.dequantize(codes, mask, self.n, self.dtype, self.memory)
+        self.dense_of = bits
         return self.dense
 
 
