@@ -26,7 +26,7 @@ class ActRow:
     0. ``sparsifies``: exact zeros for a whole range of inputs. ``param``: takes the array
     ``Act.param``. ``torch``: aten operators that are this function of one tensor;
     ``torch_numbers``: what these call the numbers. ``onnx``: ONNX's operator; ``onnx_numbers``: its
-    attributes, with its defaults.
+    attributes, with its defaults. ``module``: the class of ``torch.nn`` that takes ``numbers``.
     """
 
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -37,6 +37,7 @@ class ActRow:
     torch_numbers: tuple[str, ...] = ()
     onnx: str = ""
     onnx_numbers: Mapping[str, float] = field(default_factory=dict)
+    module: str = ""
 
 
 def _row(name: str, onnx: str = "", numbers: Mapping[str, float] | None = None, **more: Any) -> ActRow:
@@ -45,29 +46,30 @@ def _row(name: str, onnx: str = "", numbers: Mapping[str, float] | None = None, 
 
 # fmt: off
 ACTS: dict[str, ActRow] = {
-    "relu": _row("relu", "Relu", sparsifies=True),
+    "relu": _row("relu", "Relu", sparsifies=True, module="ReLU"),
     "clip": ActRow({"lo": -math.inf, "hi": math.inf}),  # zeros: by its numbers
     "threshold": ActRow({"hi": math.inf}, sparsifies=True, param=True),  # x > theta ? min(x, hi) : 0
     "leaky_relu": _row("leaky_relu", "LeakyRelu", {"alpha": 0.01}, torch_numbers=("negative_slope",),
-                       onnx_numbers={"alpha": 0.01}),
+                       onnx_numbers={"alpha": 0.01}, module="LeakyReLU"),
     "prelu": ActRow(param=True),
-    "elu": ActRow({"alpha": 1.0}, onnx="Elu", onnx_numbers={"alpha": 1.0}),
-    "selu": _row("selu"),
-    "celu": _row("celu", "Celu", {"alpha": 1.0}, torch_numbers=("alpha",), onnx_numbers={"alpha": 1.0}),
+    "elu": ActRow({"alpha": 1.0}, onnx="Elu", onnx_numbers={"alpha": 1.0}, module="ELU"),
+    "selu": _row("selu", module="SELU"),
+    "celu": _row("celu", "Celu", {"alpha": 1.0}, torch_numbers=("alpha",), onnx_numbers={"alpha": 1.0},
+                 module="CELU"),
     "softplus": _row("softplus", "Softplus", {"beta": 1.0, "limit": 20.0},
-                     torch_numbers=("beta", "threshold"), keeps_zero=False),
-    "softsign": _row("softsign", "Softsign"),
-    "sigmoid": _row("sigmoid", "Sigmoid", keeps_zero=False),
-    "logsigmoid": ActRow(torch=("log_sigmoid", "log_sigmoid_forward"), keeps_zero=False),
+                     torch_numbers=("beta", "threshold"), keeps_zero=False, module="Softplus"),
+    "softsign": _row("softsign", "Softsign", module="Softsign"),
+    "sigmoid": _row("sigmoid", "Sigmoid", keeps_zero=False, module="Sigmoid"),
+    "logsigmoid": ActRow(torch=("log_sigmoid", "log_sigmoid_forward"), keeps_zero=False, module="LogSigmoid"),
     "hardsigmoid": _row("hardsigmoid", "HardSigmoid", {"alpha": 1.0 / 6.0, "beta": 0.5},
                         onnx_numbers={"alpha": 0.2, "beta": 0.5}, keeps_zero=False, sparsifies=True),
-    "tanh": _row("tanh", "Tanh"),
+    "tanh": _row("tanh", "Tanh", module="Tanh"),
     "hardtanh": _row("hardtanh", "", {"lo": -1.0, "hi": 1.0}, torch_numbers=("min_val", "max_val")),  # a clip
-    "silu": _row("silu"),
-    "gelu": ActRow(),
+    "silu": _row("silu", module="SiLU"),
+    "gelu": ActRow(module="GELU"),
     "gelu_tanh": ActRow(),
-    "hardswish": _row("hardswish", "HardSwish", sparsifies=True),
-    "mish": _row("mish", "Mish"),
+    "hardswish": _row("hardswish", "HardSwish", sparsifies=True, module="Hardswish"),
+    "mish": _row("mish", "Mish", module="Mish"),
     "exp": _row("exp", "Exp", keeps_zero=False),
     "log": _row("log", "Log", keeps_zero=False),
     "sqrt": _row("sqrt", "Sqrt"),

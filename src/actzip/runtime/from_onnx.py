@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -512,7 +512,7 @@ class Importer:
         return [None if values[0] is None else probed(values) for values in zip(*runs, strict=True)]
 
     def _folded(self, node: OnnxNode, inputs: list[Any]) -> list[Any]:
-        if node.op in _GROWING and not self._small(node, inputs):
+        if not _elements(node.op, inputs) <= MAX_ELEMENTS:  # NaN too
             raise node.wrong(f"asks for more than {MAX_ELEMENTS} elements")
         plain = dequantized(node, *inputs) if node.op == "DequantizeLinear" else None
         if plain is not None:
@@ -556,38 +556,6 @@ class Importer:
         self._reference_of = (node, made)
         return made
 
-    def _small(self, node: OnnxNode, inputs: list[Any]) -> bool:
-        """Whether an operator whose output's size is data (Expand, Tile ...) asks for something
-        reasonable."""
-        try:
-            if node.op in ("ConstantOfShape", "Expand"):
-                wanted = inputs[0] if node.op == "ConstantOfShape" else inputs[1]
-                return (
-                    math.prod(max(1, int(d)) for d in wanted.reshape(-1))
-                    * (inputs[0].size if node.op == "Expand" else 1)
-                    <= MAX_ELEMENTS
-                )
-            if node.op == "Tile":
-                return bool(
-                    inputs[0].size * math.prod(max(1, int(d)) for d in inputs[1].reshape(-1)) <= MAX_ELEMENTS
-                )
-            if node.op == "Range":
-                start, limit, delta = (float(v.reshape(())) for v in inputs)
-                return delta != 0 and abs((limit - start) / delta) <= MAX_ELEMENTS
-            if node.op == "Pad":
-                pads = inputs[1].reshape(-1)
-                rank = inputs[0].ndim
-                sizes = [
-                    inputs[0].shape[i] + int(pads[i]) + int(pads[i + len(pads) // 2])
-                    for i in range(min(rank, len(pads) // 2))
-                ]
-                return bool(math.prod(max(1, s) for s in sizes) * max(1, inputs[0].size) <= MAX_ELEMENTS)
-            if node.op == "OneHot":
-                return bool(inputs[0].size * int(inputs[1].reshape(-1)[0]) <= MAX_ELEMENTS)
-        except (ValueError, IndexError, OverflowError):
-            return True  # malformed: the evaluation says how
-        return True
-
 
 def reads(node: Any) -> list[str]:
     """Names that an ONNX node reads, those of the graphs inside it included."""
@@ -613,7 +581,41 @@ def refusal(blockers: Sequence[Blocker], most: int = 12) -> UnsupportedError:
 _RANDOM = {
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli",
 }  # fmt: skip
-_GROWING = {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Resize"}
+
+
+def _product(sizes: Iterable[Any]) -> int:
+    """Of sizes, those of zero counted as one."""
+    return math.prod(max(1, int(d)) for d in sizes)
+
+
+def _range(start: Array, limit: Array, delta: Array) -> float:
+    first, last, step = (float(v.reshape(())) for v in (start, limit, delta))
+    return abs((last - first) / step) if step else math.inf
+
+
+def _padded(x: Array, pads: Array, *more: Array) -> int:
+    ends = pads.reshape(-1)
+    half = len(ends) // 2
+    sizes = [x.shape[i] + int(ends[i]) + int(ends[i + half]) for i in range(min(x.ndim, half))]
+    return _product(sizes) * max(1, x.size)
+
+
+#: Elements of a constant whose size is data: a small file must not ask for all memory.
+_SIZES: dict[str, Callable[..., float]] = {
+    "ConstantOfShape": lambda shape: _product(shape.reshape(-1)),
+    "Expand": lambda x, shape: _product(shape.reshape(-1)) * x.size,
+    "Tile": lambda x, repeats: _product(repeats.reshape(-1)) * x.size,
+    "Range": _range,
+    "Pad": _padded,
+    "OneHot": lambda indices, depth, values: indices.size * int(depth.reshape(-1)[0]),
+}
+
+
+def _elements(op: str, inputs: Sequence[Any]) -> float:
+    try:
+        return _SIZES[op](*inputs) if op in _SIZES else 0
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0  # malformed: the evaluation says how
 
 
 #: ONNX operators that the front end knows.

@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import interpret, ops
-from actzip.runtime.acts import Act
+from actzip.runtime.acts import ACTS, Act
 
 __all__ = ["GraphNet", "to_torch"]
 
@@ -202,27 +202,13 @@ def _activation(n: ops.Activation, shape: g.Shape) -> nn.Module | None:
     if a.kind == "prelu":
         assert a.param is not None
         return _filled(nn.PReLU(a.param.size), weight=a.param)
-    if a.kind == "hardsigmoid" and (abs(a.alpha - 1 / 6) > 1e-6 or a.beta != 0.5):
-        return None
-    table: dict[str, Callable[[], nn.Module]] = {
-        "relu": nn.ReLU,
-        "leaky_relu": lambda: nn.LeakyReLU(a.alpha),
-        "elu": lambda: nn.ELU(a.alpha),
-        "selu": nn.SELU,
-        "celu": lambda: nn.CELU(a.alpha),
-        "softplus": lambda: nn.Softplus(a.beta, a.limit),
-        "softsign": nn.Softsign,
-        "sigmoid": nn.Sigmoid,
-        "logsigmoid": nn.LogSigmoid,
-        "hardsigmoid": nn.Hardsigmoid,
-        "tanh": nn.Tanh,
-        "silu": nn.SiLU,
-        "gelu": nn.GELU,
-        "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-        "hardswish": nn.Hardswish,
-        "mish": nn.Mish,
-    }
-    return table[a.kind]() if a.kind in table else None
+    if a.kind == "hardsigmoid":
+        return nn.Hardsigmoid() if abs(a.alpha - 1 / 6) <= 1e-6 and a.beta == 0.5 else None
+    if a.kind == "gelu_tanh":
+        return nn.GELU(approximate="tanh")
+    row = ACTS[a.kind]
+    made = getattr(nn, row.module)(*(getattr(a, n) for n in row.numbers)) if row.module else None
+    return cast("nn.Module | None", made)
 
 
 def _pool(n: ops.Pool, shape: g.Shape) -> nn.Module | None:
