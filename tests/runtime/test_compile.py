@@ -183,7 +183,7 @@ def test_structured_inputs_and_outputs():
 def test_wrong_inputs_are_typed_errors(net):
     fast = actzip.compile(net, torch.randn(1, 3, 17, 19), tune=False)
     for bad in (
-        torch.randn(1, 3, 17, 18),
+        torch.randn(1, 2, 17, 19),
         torch.randn(3, 17, 19),
         torch.randn(0, 3, 17, 19),
         torch.randn(1, 3, 17, 19).double(),

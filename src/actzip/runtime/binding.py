@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from actzip.errors import InputError
 from actzip.runtime import graph as g
+from actzip.runtime.origin import OnnxOrigin, Origin, TorchOrigin
 
 
 def no_memory(batch: int) -> InputError:
@@ -21,9 +23,12 @@ def grows(graph: g.Graph, value: str) -> bool:
     return bool(shape) and shape[0] == g.Sym()
 
 
-def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[Any]]:
+def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[Any], Origin | None]:
+    """The graph of what :func:`actzip.compile` is given, inputs for it, and what makes it for other sizes."""
+    origin: Origin | None = None
     if isinstance(model, (str, os.PathLike)):
-        from actzip.runtime.from_onnx import from_onnx
+        from actzip.runtime.from_onnx import at_least_opset, from_onnx
+        from actzip.runtime.onnx_file import load_onnx
 
         shapes = None
         if example is not None:
@@ -33,7 +38,10 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
             shapes = (
                 {k: tuple(v.shape) for k, v in kwargs.items()} if kwargs else [tuple(a.shape) for a in args]
             )
-        graph = from_onnx(Path(model), shapes)
+        proto = at_least_opset(load_onnx(Path(model)))
+        graph = from_onnx(proto, shapes)
+        shapes = [g.concrete(graph.shape(v), 1) for v in graph.inputs]
+        origin = OnnxOrigin(proto, str(model), shapes) if dynamic else None
     elif isinstance(model, g.Graph):
         graph = model
         graph.validate()
@@ -48,13 +56,14 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
             )
         if example is None:
             raise InputError("an nn.Module needs an example input: compile(model, example)")
-        graph = _own_graph(model) or capture(model, example, dynamic=dynamic)
+        own = _own_graph(model)
+        graph = own or capture(model, example, dynamic=dynamic)
+        origin = TorchOrigin(model, example, dynamic) if own is None and dynamic else None
     if example is not None:
-        return graph, arrays_of(graph, example, "example")
+        return graph, arrays_of(graph, example, "example"), origin
     rng = np.random.default_rng(0)
-    return graph, [
-        np.asarray(rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32)) for v in graph.inputs
-    ]
+    drawn = [rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32) for v in graph.inputs]
+    return graph, [np.asarray(a) for a in drawn], origin
 
 
 def _own_graph(model: Any) -> g.Graph | None:
@@ -64,6 +73,14 @@ def _own_graph(model: Any) -> g.Graph | None:
 
     plain = isinstance(model, GraphNet) and "_actzip_quantization" not in model.__dict__
     return model.to_graph() if plain else None
+
+
+def memory_of(model: Any) -> list[tuple[int, int]]:
+    """Where the parameters and buffers of a module lie: first byte and bytes of each."""
+    if isinstance(model, (str, os.PathLike, g.Graph)):
+        return []
+    own = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
+    return [(s.data_ptr(), s.nbytes()) for s in own]
 
 
 def bind(graph: g.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -164,12 +181,17 @@ def array_of(name: str, x: Any, dtype: str = "float32") -> Any:
     return np.asarray(x, np.float32, order="C")
 
 
+def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as positional and keyword arguments."""
+    if isinstance(example, dict):
+        return (), example
+    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
 def arrays_of(graph: g.Graph, example: Any, what: str) -> list[Any]:
     """``example`` as float32 arrays in the order of the graph's inputs."""
     try:
-        args, kwargs = ((), example) if isinstance(example, dict) else ((example,), {})
-        if isinstance(example, (tuple, list)):
-            args = tuple(example)
+        args, kwargs = as_call(example)
         given = zip(graph.inputs, bind(graph, args, kwargs), strict=True)
         out = [array_of(v, a, graph.values[v].dtype) for v, a in given]
         check_batch(graph, batch_of(graph, out))
@@ -197,6 +219,28 @@ def batch_of(graph: g.Graph, arrays: list[Any]) -> int:
     for v, a in zip(graph.inputs, arrays, strict=True):
         batch = fit(v, graph.shape(v), tuple(a.shape), batch)
     return 1 if batch is None else batch
+
+
+def fits(graph: g.Graph, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the graph takes inputs of these shapes, at a batch of its own."""
+    batch: int | None = None
+    try:
+        for v, s in zip(graph.inputs, shapes, strict=True):
+            batch = fit(v, graph.shape(v), s, batch)
+        check_batch(graph, 1 if batch is None else batch)
+    except InputError:
+        return False
+    return True
+
+
+def resized(graph: g.Graph, shapes: Sequence[tuple[int, ...]]) -> str:
+    """The first input that has as many dimensions as the graph's and another one than the first of
+    another size; '' where there is none."""
+    for v, got in zip(graph.inputs, shapes, strict=True):
+        want = graph.shape(v)
+        if len(want) == len(got) and 0 not in got and want[1:] != got[1:]:
+            return v
+    return ""
 
 
 def fit(name: str, want: g.Shape, got: tuple[int, ...], batch: int | None) -> int | None:

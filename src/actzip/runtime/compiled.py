@@ -18,13 +18,16 @@ from actzip.runtime import graph as g
 from actzip.runtime.binding import (
     array_of,
     arrays_of,
+    as_call,
     batch_of,
     bind,
     check_batch,
     fit,
     front_end,
     grows,
+    memory_of,
     no_memory,
+    resized,
 )
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.explain import Explanation, explain
@@ -32,8 +35,10 @@ from actzip.runtime.graph_data import from_data, to_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
 from actzip.runtime.model_file import read_model_file, write_model_file
+from actzip.runtime.origin import Shapes
 from actzip.runtime.parts import compile_parts
 from actzip.runtime.passes import optimize
+from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned
 from actzip.runtime.tree import class_of, is_plain, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 
@@ -74,7 +79,8 @@ def compile(
             best first; ``"thorough"``: all of them; False: decide from densities alone.
         cache: keep what was measured in the tuning cache (:mod:`actzip.runtime.cache`).
         progress: show a bar with the layer at work; None: where standard error is a terminal.
-        dynamic: any batch size; False: the example's only.
+        dynamic: any batch, height and width that the model takes (a Graph: any batch); False: the
+            example's only.
         storage: ``float32`` or ``float16``: how packed maps keep their values. Maps of a model quantized by
             ``actzip.quantize`` (unsigned, one scale a map) are kept as 8- or 16-bit integers either way.
         pack: ``auto``: maps are packed where that is quicker, or where they are kept as integers;
@@ -102,7 +108,7 @@ def compile(
     if not isinstance(tune, bool) and (not isinstance(tune, str) or tune != "thorough"):
         raise InputError(f"tune must be True, False or 'thorough', not {shown(tune)}")
     try:
-        graph, inputs = front_end(model, example, dynamic)
+        graph, inputs, origin = front_end(model, example, dynamic)
     except UnsupportedError as error:
         if not isinstance(model, (str, os.PathLike)):
             raise
@@ -110,7 +116,7 @@ def compile(
         regions = Regions({**options, "threads": threads, "tune": tune, "cache": cache})
         return cast(CompiledModel, compile_parts(model, example, regions, n_threads, error))
     graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
-    graph = optimize(graph)
+    graph = owned(optimize(graph), memory_of(model))
     batch = batch_of(graph, inputs)
     if calibration is not None:
         inputs = arrays_of(graph, calibration, "calibration")
@@ -120,11 +126,16 @@ def compile(
     tuned = _choose(graph, inputs, batch, n_threads, tune, cache, progress)
     if storage == "float16":
         tuned.graph.meta["float32_maps"] = too_great(tuned.graph, inputs)
-    sample = [
-        np.asarray(a[:1], order="C") if grows(graph, v) else a
-        for v, a in zip(graph.inputs, inputs, strict=True)
-    ]
-    return CompiledModel(tuned.graph, tuned.variants, tuned.why, n_threads, sample)
+    resizer = None if origin is None else Resizer(origin, graph, [a.shape for a in inputs])
+    return CompiledModel(
+        tuned.graph, tuned.variants, tuned.why, n_threads, _one_each(graph, inputs), resizer=resizer
+    )
+
+
+def _one_each(graph: g.Graph, inputs: list[Any]) -> list[Any]:
+    """One image of inputs that grow with the batch."""
+    pairs = zip(graph.inputs, inputs, strict=True)
+    return [np.asarray(a[:1], order="C") if grows(graph, v) else a for v, a in pairs]
 
 
 @dataclass
@@ -206,6 +217,15 @@ def _choose(
         raise InputError(f"not enough memory to compile at batch {batch}") from error
 
 
+def _has_shape(x: Any) -> bool:
+    return hasattr(x, "shape")
+
+
+def _size(shapes: list[g.Shape]) -> str:
+    """The sizes of inputs without the batch: "3x480x640"."""
+    return " and ".join("x".join(map(str, s[1:])) for s in shapes)
+
+
 def _constant(x: Any, as_torch: bool) -> Any:
     """An output that is the same for every input; the caller's own."""
     if not isinstance(x, np.ndarray):
@@ -220,10 +240,12 @@ def _constant(x: Any, as_torch: bool) -> Any:
 class CompiledModel:
     """A compiled network. ``fast(x)`` gives what the model gives, within float rounding.
 
-    Takes torch tensors or numpy arrays (float32, the shapes of the example but for the batch) and
-    gives the same kind; the outputs are structured as the model's. May be called from several
-    threads at once; pickles (the plan is rebuilt where it is loaded, kernels as they were chosen if
-    that CPU has them).
+    Takes torch tensors or numpy arrays (float32, of any batch, height and width that the model
+    takes) and gives the same kind; the outputs are structured as the model's. The first call at a
+    new size makes a plan for it, which shares the weights; those of the last
+    :data:`~actzip.runtime.sizes.MOST_SIZES` sizes are kept. May be called from several threads at
+    once; pickles (the plan is rebuilt where it is loaded, kernels as they were chosen if that CPU
+    has them).
 
     Attributes:
         graph: the optimised :class:`~actzip.runtime.graph.Graph`, densities and storages in its values.
@@ -238,6 +260,8 @@ class CompiledModel:
         threads: int,
         sample: list[Any],
         store: Any = None,
+        *,
+        resizer: Resizer | None = None,
     ) -> None:
         self.graph = graph
         self.threads = threads
@@ -245,6 +269,8 @@ class CompiledModel:
         self._why = why
         self._sample = sample
         self._store = _engine.WeightStore() if store is None else store
+        self._resizer = resizer
+        self._sizes: Sizes[CompiledModel] | None = None if resizer is None else Sizes(self._resized)
         self._finish()
 
     def _finish(self) -> None:
@@ -253,8 +279,10 @@ class CompiledModel:
         except UnsupportedError:
             if not self._variants:
                 raise
-            self._variants = {}  # chosen on a CPU with other kernels
-            self._low = lower(self.graph, store=self._store)
+            # chosen on a CPU with other kernels, or for another size
+            there = lower(self.graph, want_variants=True).variants
+            self._variants = {n: v for n, v in self._variants.items() if v in there.get(n, ())}
+            self._low = lower(self.graph, self._variants, store=self._store)
         self._plan = self._low.plan
         graph = self.graph
         self._in = [graph.shape(v) for v in graph.inputs]
@@ -294,7 +322,8 @@ class CompiledModel:
         """Runs the network.
 
         Raises:
-            InputError: another number of inputs, type or shape than the example's (the batch may differ).
+            InputError: another number of inputs, type or rank than the example's, or a size that does
+                not fit the model.
         """
         tail = self._tail
         if tail is not None and len(args) == 1 and not kwargs:
@@ -337,6 +366,9 @@ class CompiledModel:
             leaves = list(args)
         else:
             leaves = bind(self.graph, args, kwargs)
+        return self._for(leaves)._called(leaves)
+
+    def _called(self, leaves: list[Any]) -> Any:
         outputs, as_torch = self.run(leaves, _tell=True)
         if as_torch:
             import torch
@@ -359,6 +391,9 @@ class CompiledModel:
         """
         if len(inputs) != len(self._in):
             raise InputError(f"{len(inputs)} inputs given; this model was compiled for {len(self._in)}")
+        other = self._for(inputs)
+        if other is not self:
+            return other.run(inputs, _tell=_tell)
         batch = None
         for name, want, x in zip(self.graph.inputs, self._in, inputs, strict=True):
             shape = (
@@ -378,8 +413,46 @@ class CompiledModel:
         as_torch = any(hasattr(x, "detach") for x in inputs)
         return (outputs, as_torch) if _tell else outputs
 
+    def _for(self, leaves: list[Any]) -> CompiledModel:
+        """The model for inputs of the size of ``leaves``: itself, or one made for that size."""
+        if self._sizes is None or len(leaves) != len(self._in) or not all(map(_has_shape, leaves)):
+            return self
+        shapes = [tuple(x.shape) for x in leaves]
+        name = resized(self.graph, shapes)
+        if not name:
+            return self
+        try:
+            return self._sizes.get(shapes)
+        except (InputError, UnsupportedError) as error:
+            at = self.graph.inputs.index(name)
+            want = ", ".join(map(str, self._in[at]))
+            raise InputError(
+                f"input {name!r} has shape {shapes[at]}; this model was compiled for ({want}), and "
+                f"another size does not fit: {error}"
+            ) from error
+
+    def _resized(self, shapes: Shapes) -> CompiledModel:
+        """The model at another size: weights shared, storages and kernels as they were chosen."""
+        assert self._resizer is not None
+        plain = self._resizer.at(shapes)
+        keep_dense = {n.inputs[0] for n in nonfinite_parameters(plain) if n.inputs}
+        graph = as_stored(plain, self.graph, keep_dense)
+        names = {n.name for n in graph.nodes}
+        variants = {n: v for n, v in self._variants.items() if n in names}
+        why = {n: f"as at {_size(self._in)}" for n in self._why if n in names}
+        rng = np.random.default_rng(0)
+        arrays = [rng.standard_normal(s, np.float32) for s in shapes]
+        sample = _one_each(graph, arrays)
+        return CompiledModel(graph, variants, why, self.threads, sample, self._store)
+
     def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
-        """What runs where and why, measured now on ``x`` (or on one image of the calibration)."""
+        """What runs where and why, measured now on ``x``, of any size (or on one image of the
+        calibration)."""
+        if x is not None:
+            args, kwargs = as_call(x)
+            other = self._for(bind(self.graph, args, kwargs))
+            if other is not self:
+                return other.explain(x, runs=runs)
         arrays = self._sample if x is None else arrays_of(self.graph, x, "x")
         return explain(
             self.graph,

@@ -61,6 +61,7 @@ class Explanation:
     spilled_bytes: int
     advice: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def theoretical_speedup(self) -> float:
@@ -74,6 +75,10 @@ class Explanation:
         return (
             2e-6 * sum(r.products for r in self.rows) / (ms * self.peak_gflops * self.threads) if ms else 0.0
         )
+
+    def _size(self) -> str:
+        shown = ", ".join(f"{v} {'x'.join(map(str, s))}" for v, s in self.inputs.items())
+        return shown or f"batch {self.batch}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -132,7 +137,7 @@ class Explanation:
         isa = self.machine.get("isa", "")
         lines += [
             "",
-            f"{self.milliseconds:.2f} ms, batch {self.batch}, {self.threads} thread(s), "
+            f"{self.milliseconds:.2f} ms, {self._size()}, {self.threads} thread(s), "
             f"{self.machine.get('cpu', '')} ({isa}), peak {self.peak_gflops:.0f} GFLOP/s a core",
             f"{self.macs / 1e6:.0f} MMACs, {self.effective_macs / 1e6:.0f} effective (theoretical speed-up "
             f"{self.theoretical_speedup:.2f}); convolutions run them at "
@@ -292,4 +297,5 @@ def explain(
         int(low.plan.spilled_bytes()),
         advice,
         cpu.info(),
+        {v: list(a.shape) for v, a in zip(graph.inputs, arrays, strict=True)},
     )

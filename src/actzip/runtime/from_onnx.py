@@ -588,6 +588,14 @@ def _product(sizes: Iterable[Any]) -> int:
     return math.prod(max(1, int(d)) for d in sizes)
 
 
+def _broadcast(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """The greater of both in every dimension, the last ones together."""
+    rank = max(len(a), len(b))
+    return [
+        max(x, y) for x, y in zip([1] * (rank - len(a)) + [*a], [1] * (rank - len(b)) + [*b], strict=True)
+    ]
+
+
 def _range(start: Array, limit: Array, delta: Array) -> float:
     first, last, step = (float(v.reshape(())) for v in (start, limit, delta))
     return abs((last - first) / step) if step else math.inf
@@ -603,7 +611,7 @@ def _padded(x: Array, pads: Array, *more: Array) -> int:
 #: Elements of a constant whose size is data: a small file must not ask for all memory.
 _SIZES: dict[str, Callable[..., float]] = {
     "ConstantOfShape": lambda shape: _product(shape.reshape(-1)),
-    "Expand": lambda x, shape: _product(shape.reshape(-1)) * x.size,
+    "Expand": lambda x, shape: _product(_broadcast([int(d) for d in shape.reshape(-1)], x.shape)),
     "Tile": lambda x, repeats: _product(repeats.reshape(-1)) * x.size,
     "Range": _range,
     "Pad": _padded,

@@ -17,7 +17,7 @@ import operator
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ from actzip.runtime.acts import Act
 from actzip.runtime.effects import State, calls_at, draws, same_calls, untouched
 from actzip.runtime.registry import TORCH, Absent, Compare, Ref
 
-__all__ = ["capture", "flat_inputs", "from_exported"]
+__all__ = ["capture", "flat_inputs", "from_exported", "graph_of", "plain_attention", "symbolic", "trace"]
 
 
 def flat_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -60,7 +60,7 @@ def _tensor(a: Any) -> Tensor:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Attention modules are traced as their parts inside the block, not as one fused call."""
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -107,7 +107,7 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     batch = tensors[0].shape[0] if tensors[0].ndim else None
     if batch is not None and batch < 1:
         raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
-    with eval_mode(model), _plain_attention(), torch.no_grad(), marked(model):
+    with eval_mode(model), plain_attention(), torch.no_grad(), marked(model):
         traced = trace(model, args, kwargs, batch, dynamic=dynamic)
         return graph_of(model, traced)  # reads the parameters
 
@@ -230,7 +230,10 @@ def _export(
     *,
     dynamic: bool,
     known: bool,
+    sizes: bool = False,
 ) -> Any:
+    """The exported program; ``sizes``: with every dimension symbolic that the model does not fix."""
+
     def grown(t: Any) -> Any:  # a batch of one would be taken for a constant
         if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch and batch == 1:
             return torch.cat([t, t])
@@ -245,9 +248,10 @@ def _export(
     dimension = torch.export.Dim.AUTO if len(grows) == 1 else torch.export.Dim("batch")
 
     def spec(t: Any) -> Any:
-        if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch:
-            return {0: dimension}
-        return {} if isinstance(t, Tensor) else None
+        if not isinstance(t, Tensor):
+            return None
+        rest = dict.fromkeys(range(1, t.ndim), torch.export.Dim.AUTO) if sizes else {}
+        return {0: dimension, **rest} if t.ndim and t.shape[0] == batch else rest
 
     shapes = None
     if dynamic:
@@ -279,6 +283,63 @@ def _export(
                     f"the model does not run on this example: {type(plain).__name__}: {first}"
                 ) from plain
             raise _export_error(error) from error
+
+
+@dataclass(frozen=True)
+class Symbolic:
+    """An exported program whose inputs' sizes are symbols, and what it takes to hold for some sizes."""
+
+    program: Any
+    inputs: list[tuple[Any, ...]]  # of every input: sizes as numbers or expressions of symbols
+    guards: list[Any]
+    ranges: dict[Any, Any]
+    batch: Any  # the batch's symbol, or None
+
+    def sizes(self, shapes: Sequence[tuple[int, ...]]) -> dict[Any, int] | None:
+        """Numbers for the symbols but the batch's; None where the program does not hold for ``shapes``."""
+        found: dict[Any, int] = {}
+        for dims, shape in zip(self.inputs, shapes, strict=True):
+            for d, n in zip(dims, shape, strict=True):
+                if isinstance(d, int):
+                    if d != n:
+                        return None
+                elif d != self.batch and (not d.is_Symbol or found.setdefault(d, n) != n):
+                    return None
+        for symbol, n in found.items():
+            if symbol in self.ranges and not self.ranges[symbol].lower <= n <= self.ranges[symbol].upper:
+                return None
+        fixed = {s: int(r.lower) for s, r in self.ranges.items() if r.lower == r.upper}
+        for n in (2, 3, 7, 64):
+            numbers = {**fixed, **found, **({} if self.batch is None else {self.batch: n})}
+            if any(guard.subs(numbers) != True for guard in self.guards):  # noqa: E712
+                return None
+        return found
+
+
+def symbolic(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None
+) -> Symbolic | None:
+    """A model in eval mode exported for any sizes; None where torch.export cannot."""
+    from torch.export.graph_signature import InputKind
+
+    with untouched(model):
+        program = _export(model, args, kwargs, batch, dynamic=True, known=True, sizes=True)
+    if program is None:
+        return None
+    names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    vals = [n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), Tensor)]
+    inputs = [tuple(d.node.expr if isinstance(d, torch.SymInt) else int(d) for d in v.shape) for v in vals]
+    inputs = [tuple(int(d) if getattr(d, "is_Integer", False) else d for d in dims) for dims in inputs]
+    env = next((d.node.shape_env for v in vals for d in v.shape if isinstance(d, torch.SymInt)), None)
+    if env is None:
+        return None
+    guards = [guard.expr for guard in env.guards]
+    guards += [a.expr for asserts in env.deferred_runtime_asserts.values() for a in asserts]
+    grows = [dims[0] for dims, t in zip(inputs, vals, strict=True) if t.ndim and not isinstance(dims[0], int)]
+    if len(set(grows)) > 1 or any(not d.is_Symbol for d in grows):
+        return None
+    return Symbolic(program, inputs, guards, dict(env.var_to_range), grows[0] if grows else None)
 
 
 @dataclass(frozen=True)
@@ -380,13 +441,13 @@ def _path(node: Any) -> str:
     return path
 
 
-def from_exported(exported: Any, name: str = "graph") -> g.Graph:
-    """A Graph from a decomposed ``torch.export.ExportedProgram``.
+def from_exported(exported: Any, name: str = "graph", sizes: Mapping[Any, int] | None = None) -> g.Graph:
+    """A Graph from a decomposed ``torch.export.ExportedProgram``; ``sizes``: numbers for its symbols.
 
     Raises:
         UnsupportedError: an operator or type that the engine does not have, with its place in the model.
     """
-    return Builder(exported, name).build()
+    return Builder(exported, name, sizes).build()
 
 
 class _Broken:
@@ -417,8 +478,9 @@ class Builder:
     """A Graph as it is built from an exported program: what
     :data:`~actzip.runtime.registry.TORCH`'s functions work with."""
 
-    def __init__(self, exported: Any, name: str) -> None:
+    def __init__(self, exported: Any, name: str, sizes: Mapping[Any, int] | None = None) -> None:
         self.exported = exported
+        self.sizes = dict(sizes or {})
         self.graph = g.Graph(name)
         self.env: dict[Any, Any] = {}
         self.node: Any = None
@@ -432,6 +494,8 @@ class Builder:
         if isinstance(d, int):
             return d
         expr = d.node.expr
+        if self.sizes:
+            expr = expr.subs(self.sizes)
         free = expr.free_symbols
         if not free:
             return int(expr)

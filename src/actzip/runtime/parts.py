@@ -569,7 +569,8 @@ class PartitionedModel:
                 rows.append(self._foreign_row(part, number, float(np.median(times))))
             values.update(zip(part.outputs, results, strict=True))
         batch = int(arrays[0].shape[0]) if arrays[0].ndim else 1
-        return _together(reports, rows, batch, self.threads)
+        inputs = {n: list(a.shape) for n, a in zip(self._names, arrays, strict=True)}
+        return _together(reports, rows, batch, self.threads, inputs)
 
     def _foreign_row(self, part: _Part, number: int, milliseconds: float) -> LayerRow:
         nodes = self._nodes_of(part)
@@ -626,7 +627,13 @@ class PartitionedModel:
             plan.reopen(self.threads)
 
 
-def _together(reports: Sequence[Explanation], rows: list[LayerRow], batch: int, threads: int) -> Explanation:
+def _together(
+    reports: Sequence[Explanation],
+    rows: list[LayerRow],
+    batch: int,
+    threads: int,
+    inputs: dict[str, list[int]],
+) -> Explanation:
     def total(name: str) -> int:
         return sum(int(getattr(r, name)) for r in reports)
 
@@ -647,4 +654,5 @@ def _together(reports: Sequence[Explanation], rows: list[LayerRow], batch: int, 
         spilled_bytes=total("spilled_bytes"),
         advice=reports[0].advice if reports else "",
         machine=identity(),
+        inputs=inputs,
     )

@@ -7,7 +7,7 @@ from actzip.runtime import ops
 from actzip.runtime.passes.edit import prune
 from actzip.runtime.storage import choose_storage, expects_zeros, is_map
 
-__all__ = ["add_copies", "drop_copies"]
+__all__ = ["add_copies", "add_copy", "drop_copies"]
 
 
 def add_copies(graph: g.Graph, keep_dense: set[str]) -> g.Graph:
@@ -31,18 +31,20 @@ def add_copies(graph: g.Graph, keep_dense: set[str]) -> g.Graph:
             if isinstance(n, ops.Conv2d) and n.inputs[0] == v and (n.groups == 1 or n.weight.shape[1] >= 16)
         ]
         if readers:
-            _copy(graph, v, readers)
+            add_copy(graph, v, readers)
     return graph
 
 
-def _copy(graph: g.Graph, v: str, readers: list[ops.Conv2d]) -> None:
+def add_copy(graph: g.Graph, v: str, readers: list[ops.Conv2d]) -> g.Value:
+    """In place: a copy of ``v`` that ``readers`` read in its stead."""
     name = graph.fresh(f"{v}:packed")
     value = graph.values[v]
-    graph.values[name] = g.Value(name, value.shape, value.dtype, density=value.density)
+    copy = graph.values[name] = g.Value(name, value.shape, value.dtype, density=value.density)
     for n in readers:
         n.inputs = (name, *n.inputs[1:])
     at = next(i for i, n in enumerate(graph.nodes) if n.output == v)
     graph.nodes.insert(at + 1, ops.Copy(name, (v,), name))
+    return copy
 
 
 def drop_copies(graph: g.Graph) -> g.Graph:

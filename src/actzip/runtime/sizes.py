@@ -1,0 +1,304 @@
+"""A compiled network at other sizes: the same weights, kernels and storages, other shapes.
+
+The graph for a size comes from the model itself (:mod:`actzip.runtime.origin`), so that it does
+there what the model does; its weights come from the graph that was compiled. Two graphs of one
+origin have the same numbers in a weight where they made it the same way: that is how a weight is
+found again. A number that is new at a size is kept if it does not come of a large weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from actzip.errors import UnsupportedError
+from actzip.runtime import graph as g
+from actzip.runtime.acts import Act
+from actzip.runtime.binding import fits
+from actzip.runtime.ops import Conv2d
+from actzip.runtime.origin import Origin, Shapes
+from actzip.runtime.passes import optimize
+from actzip.runtime.passes.copies import add_copies, add_copy, drop_copies
+from actzip.runtime.storage import choose_storage, is_map
+
+__all__ = ["MOST_SIZES", "Resizer", "Sizes", "as_stored", "owned"]
+
+#: Sizes beside the compiled one whose plans are kept, the last that were used.
+MOST_SIZES = 8
+_KEPT_META = ("storage", "pack", "winograd", "float32_maps", "call", "example_batch")
+
+
+class _Sized(Protocol):
+    graph: g.Graph
+
+
+M = TypeVar("M", bound=_Sized)
+
+
+class Sizes(Generic[M]):
+    """What ``make(shapes)`` gave for the sizes that came last, :data:`MOST_SIZES` of them. Safe from
+    several threads: one makes, the others go on with what there is."""
+
+    def __init__(self, make: Callable[[Shapes], M]) -> None:
+        self._make = make
+        self._made: OrderedDict[Any, M] = OrderedDict()
+        self._lock, self._making = threading.Lock(), threading.Lock()
+
+    def get(self, shapes: Shapes) -> M:
+        """The model for inputs of these shapes.
+
+        Raises:
+            InputError, UnsupportedError: as ``make``.
+        """
+        found = self._find(shapes)
+        if found is None:
+            with self._making:
+                found = self._find(shapes)
+                if found is None:
+                    found = self._make(shapes)
+                    self.put(shapes, found)
+        return found
+
+    def _find(self, shapes: Shapes) -> M | None:
+        for key in (tuple(s[1:] for s in shapes), tuple(shapes)):
+            with self._lock:
+                found = self._made.get(key)
+                if found is not None and fits(found.graph, shapes):
+                    self._made.move_to_end(key)
+                    return found
+        return None
+
+    def put(self, shapes: Shapes, model: M) -> None:
+        """Keeps ``model`` for these shapes, in the place of what was kept for them."""
+        graph = model.graph
+        any_batch = all(isinstance(graph.shape(v)[0], g.Sym) for v in graph.inputs if graph.shape(v))
+        key = tuple(s[1:] for s in shapes) if any_batch else tuple(shapes)
+        with self._lock:
+            self._made[key] = model
+            self._made.move_to_end(key)
+            while len(self._made) > MOST_SIZES:
+                self._made.popitem(last=False)
+
+    def all(self) -> list[M]:
+        """Those kept, the least recently used first."""
+        with self._lock:
+            return list(self._made.values())
+
+
+# -- arrays of a graph, by place
+
+
+def _walk(value: Any, at: tuple[Any, ...], visit: Callable[[tuple[Any, ...], g.Array], g.Array]) -> Any:
+    if isinstance(value, np.ndarray):
+        return visit(at, value)
+    if isinstance(value, Act):
+        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{k: _walk(v, (*at, k), visit) for k, v in own.items()})
+    if isinstance(value, tuple):
+        return tuple(_walk(v, (*at, i), visit) for i, v in enumerate(value))
+    return value
+
+
+def _with_arrays(graph: g.Graph, visit: Callable[[tuple[Any, ...], g.Array], g.Array]) -> g.Graph:
+    """``graph`` with what ``visit(place, array)`` gives in the place of every array."""
+    graph = graph.copy()
+    for n in graph.nodes:
+        for name, value in n.fields():
+            setattr(n, name, _walk(value, (n.name, name), visit))
+    graph.constants = {k: visit(("", k), a) for k, a in graph.constants.items()}
+    return graph
+
+
+def _arrays(graph: g.Graph) -> dict[tuple[Any, ...], g.Array]:
+    found: dict[tuple[Any, ...], g.Array] = {}
+
+    def visit(at: tuple[Any, ...], a: g.Array) -> g.Array:
+        found[at] = a
+        return a
+
+    for n in graph.nodes:
+        for name, value in n.fields():
+            _walk(value, (n.name, name), visit)
+    found.update({("", k): a for k, a in graph.constants.items()})
+    return found
+
+
+def owned(graph: g.Graph, foreign: list[tuple[int, int]]) -> g.Graph:
+    """``graph`` with copies of the arrays that lie in memory (first byte, bytes) of somebody else, who
+    may write there."""
+
+    def own(_: tuple[Any, ...], a: g.Array) -> g.Array:
+        at = a.__array_interface__["data"][0]
+        return a.copy() if any(p <= at < p + n for p, n in foreign) else a
+
+    return _with_arrays(graph, own)
+
+
+def _digest(a: g.Array) -> tuple[Any, ...]:
+    data = np.ascontiguousarray(a)
+    return (a.shape, str(a.dtype), hashlib.sha256(data.reshape(-1).view(np.uint8).data).digest())
+
+
+# -- names
+
+
+def _said(graph: g.Graph) -> str:
+    """The graph in words, values and nodes by number: equal for two that differ in names alone."""
+    number = {v: f"%{i}" for i, v in enumerate([*graph.inputs, *(n.output for n in graph.nodes)])}
+    constants = {v: f"c{g.show(a)}" for v, a in graph.constants.items()}
+    lines = [str([graph.values[v].shape for v in graph.inputs])]
+    for n in graph.nodes:
+        copy = dataclasses.replace(n, name="", source="")
+        copy.inputs = tuple(number.get(v) or constants[v] for v in n.inputs)
+        copy.output = ""
+        lines.append(str(copy))
+    return "\n".join([*lines, str([number.get(v) for v in graph.outputs])])
+
+
+def _renamed(graph: g.Graph, values: dict[str, str], nodes: dict[str, str]) -> g.Graph:
+    """``graph`` with other names; those that are not in the tables get one that is in none."""
+    values, nodes = dict(values), dict(nodes)
+    taken, taken_nodes = set(values.values()), set(nodes.values())
+    for v in graph.values:
+        if v not in values:
+            values[v] = v if v not in taken else f"{v}:own"
+    for n in graph.nodes:
+        if n.name not in nodes:
+            nodes[n.name] = n.name if n.name not in taken_nodes else f"{n.name}:own"
+    out = graph.copy()
+    out.values = {}
+    for v, value in graph.values.items():
+        place = value.place and (values[value.place[0]], value.place[1])
+        out.values[values[v]] = dataclasses.replace(value, name=values[v], place=place)
+    for n in out.nodes:
+        n.name, n.output = nodes[n.name], values[n.output]
+        n.inputs = tuple(values[v] for v in n.inputs)
+    out.constants = {values[v]: a for v, a in graph.constants.items()}
+    out.inputs = [values[v] for v in graph.inputs]
+    out.outputs = [values[v] for v in graph.outputs]
+    return out
+
+
+# -- storages
+
+
+def as_stored(graph: g.Graph, like: g.Graph, keep_dense: set[str]) -> g.Graph:
+    """``graph`` with the storages and densities of ``like``, its values by name."""
+    graph = add_copies(graph, keep_dense)
+    dense = set(keep_dense)
+    copies = {n.output for n in graph.nodes if n.op == "copy"}
+    for v, value in graph.values.items():
+        known = like.values.get(v)
+        if known is not None:
+            value.density = known.density
+        if (known is None and v in copies) or (known is not None and known.storage == "dense"):
+            dense.add(v)
+    return _alike(drop_copies(choose_storage(graph, dense)), like)
+
+
+def _alike(graph: g.Graph, like: g.Graph) -> g.Graph:
+    """``graph`` with a packed copy for every convolution that reads a packed map in ``like`` and a
+    dense one here, so that its weights are packed in one order."""
+    before = {n.name: n for n in like.nodes if isinstance(n, Conv2d)}
+    for n in list(graph.nodes):
+        was = before.get(n.name)
+        if not isinstance(n, Conv2d) or was is None or n.inputs[0] in (*graph.inputs, *graph.constants):
+            continue
+        source = like.values[was.inputs[0]]
+        here = graph.values[n.inputs[0]]
+        if source.storage == "packed" and here.storage == "dense" and is_map(here.shape):
+            copy = add_copy(graph, n.inputs[0], [n])
+            copy.storage, copy.density = "packed", source.density
+    return graph
+
+
+@dataclass
+class _Base:
+    """The graph of the compiled size as the origin gives it: names, and what its arrays are."""
+
+    values: dict[str, str]
+    nodes: dict[str, str]
+    digests: dict[tuple[Any, ...], tuple[Any, ...]]
+
+
+class Resizer:
+    """Makes a compiled graph's like for other sizes.
+
+    Args:
+        origin: where the graph came from.
+        plain: the optimised graph, storages not chosen.
+        shapes: of its inputs.
+    """
+
+    def __init__(self, origin: Origin, plain: g.Graph, shapes: Shapes) -> None:
+        self.origin = origin
+        self.plain = plain
+        self.shapes = [tuple(s) for s in shapes]
+        self._base: _Base | None = None
+
+    def at(self, shapes: Shapes) -> g.Graph:
+        """The graph for inputs of these shapes, storages not chosen.
+
+        Raises:
+            InputError, UnsupportedError: the size does not fit the model.
+        """
+        base = self._known()
+        new = _renamed(self._made(shapes, 0), base.values, base.nodes)
+        ours = _arrays(self.plain)
+        fresh: list[tuple[Any, ...]] = []
+
+        def put(at: tuple[Any, ...], a: g.Array) -> g.Array:
+            if base.digests.get(at) == _digest(a):
+                return ours[at]
+            fresh.append(at)
+            return a
+
+        graph = _with_arrays(new, put)
+        if fresh:
+            self._check(fresh, graph, _renamed(self._made(shapes, 1), base.values, base.nodes))
+        meta = self.plain.meta
+        graph.meta.update({k: meta[k] for k in _KEPT_META if k in meta})
+        if "batches" in meta:
+            graph.meta.setdefault("batches", meta["batches"])
+        return graph
+
+    def _made(self, shapes: Shapes, seed: int) -> g.Graph:
+        graph = self.origin.graph(shapes, seed)
+        meta = self.plain.meta
+        graph.meta.update({k: meta[k] for k in ("storage", "pack", "winograd") if k in meta})
+        return optimize(graph)
+
+    def _known(self) -> _Base:
+        if self._base is None:
+            made, plain = self._made(self.shapes, 0), self.plain
+            while _said(made) != _said(plain):
+                if not self.origin.simpler():
+                    raise UnsupportedError("the model does not give the same network a second time")
+                made = self._made(self.shapes, 0)
+            values = dict(zip(made.inputs, plain.inputs, strict=True))
+            nodes = {}
+            for a, b in zip(made.nodes, plain.nodes, strict=True):
+                values[a.output], nodes[a.name] = b.output, b.name
+                values.update({v: w for v, w in zip(a.inputs, b.inputs, strict=True) if v in made.constants})
+            found = _arrays(_renamed(made, values, nodes))
+            ours = _arrays(self.plain)
+            digests = {k: _digest(a) for k, a in found.items() if k in ours and ours[k].shape == a.shape}
+            self._base = _Base(values, nodes, digests)
+        return self._base
+
+    def _check(self, fresh: list[tuple[Any, ...]], graph: g.Graph, other: g.Graph) -> None:
+        """
+        Raises:
+            UnsupportedError: numbers of this size alone come of a weight that is not kept.
+        """
+        mine, others = _arrays(graph), _arrays(other)
+        for at in fresh:
+            if at not in others or _digest(mine[at]) != _digest(others[at]):
+                raise UnsupportedError(f"the weights of {at[0] or at[1]!r} are other ones at this size")

@@ -1,0 +1,298 @@
+"""One compiled model at every height and width: outputs are the model's, weights are shared, and what
+does not fit says why."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import actzip
+from actzip.errors import InputError
+from actzip.runtime import sizes
+
+
+def conv(i: int, o: int, **more: Any) -> nn.Sequential:
+    made = nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False, **more), nn.BatchNorm2d(o), nn.ReLU())
+    nn.init.uniform_(made[1].running_mean, -0.3, 0.3)
+    nn.init.uniform_(made[1].running_var, 0.5, 2.0)
+    return made
+
+
+class Convolutional(nn.Module):
+    """No layer knows a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 32), conv(32, 64, stride=2)
+        self.c = nn.ConvTranspose2d(64, 8, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.a(x)))
+
+
+class Classifier(nn.Module):
+    """Adaptive pooling to what the map is already at the size that it is compiled at, then linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(3, 16), nn.MaxPool2d(2), conv(16, 32), nn.MaxPool2d(2, ceil_mode=True))
+        self.pool, self.head = (
+            nn.AdaptiveAvgPool2d((8, 12)),
+            nn.Sequential(nn.Linear(32 * 96, 64), nn.ReLU(), nn.Linear(64, 5)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(self.body(x)).flatten(1))
+
+
+class UNet(nn.Module):
+    """Skips; maps resized to the size of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 16), conv(16, 32), conv(32, 64)
+        self.d, self.e = conv(96, 32), conv(48, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)
+        b = self.b(F.max_pool2d(a, 2))
+        c = self.c(F.max_pool2d(b, 2))
+        up = F.interpolate(c, size=b.shape[2:], mode="bilinear", align_corners=False)
+        b = self.d(torch.cat([up, b], 1))
+        up = F.interpolate(b, size=a.shape[2:], mode="nearest")
+        return self.e(torch.cat([up, a], 1))
+
+
+class Pyramid(nn.Module):
+    """FPN: three outputs, lateral sums of maps enlarged by scale, cut to what there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 16, stride=2), conv(16, 16, stride=2), conv(16, 16, stride=2)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        a = self.a(x)
+        b = self.b(a)
+        c = self.c(b)
+        up = F.interpolate(c, scale_factor=2.0, mode="nearest")[:, :, : b.shape[2], : b.shape[3]]
+        b = b + up
+        up = F.interpolate(b, scale_factor=2.0, mode="bilinear", align_corners=False)
+        a = a + up[:, :, : a.shape[2], : a.shape[3]]
+        return {"a": self.head(a), "b": self.head(b), "c": self.head(c)}
+
+
+class Branching(nn.Module):
+    """Odd sizes are padded, even ones are not; a grid of positions is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 16), conv(17, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, w = x.shape[2:]
+        y = self.a(F.pad(x, (0, w % 2, 0, h % 2)))
+        h, w = y.shape[2:]
+        rows = torch.arange(h, dtype=torch.float32).view(1, 1, h, 1).expand(1, 1, h, w) / h
+        y = self.b(torch.cat([y, rows.expand(y.shape[0], 1, h, w)], 1))
+        return y.reshape(y.shape[0], 16, h // 2, 2, w // 2, 2).mean((3, 5)).flatten(2).transpose(1, 2)
+
+
+class Positions(nn.Module):
+    """A large weight that is resized to the map: other numbers at every size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv(3, 16)
+        self.grid = nn.Parameter(torch.randn(1, 16, 32, 48))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        return y + F.interpolate(self.grid, size=y.shape[2:], mode="bilinear", align_corners=False)
+
+
+MODELS = [Convolutional, Classifier, UNet, Pyramid, Branching]
+SIZES = [(33, 47), (32, 48), (8, 8), (97, 16), (64, 128), (17, 4), (4, 5), (160, 200)]
+
+
+def flat(y: Any) -> list[torch.Tensor]:
+    if isinstance(y, dict):
+        return [torch.as_tensor(v) for v in y.values()]
+    return [torch.as_tensor(v) for v in y] if isinstance(y, (list, tuple)) else [torch.as_tensor(y)]
+
+
+def close(got: Any, want: Any) -> None:
+    for a, b in zip(flat(got), flat(want), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5 * max(1.0, float(b.abs().max())), rtol=0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_size_is_the_models(kind: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    fast = actzip.compile(model, torch.randn(1, 3, 32, 48), threads=1, tune=kind is Pyramid)
+    rng = np.random.default_rng(0)
+    for h, w in [*SIZES, *rng.integers(4, 90, (6, 2)).tolist()]:
+        x = torch.randn(int(rng.integers(1, 4)), 3, h, w)
+        with torch.no_grad():
+            close(fast(x), model(x))
+
+
+@pytest.mark.parametrize("kind", [m for m in MODELS if m is not Classifier])  # which has no export
+def test_an_onnx_file_with_dynamic_axes_takes_every_size(
+    kind: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    model, path = kind().eval(), str(tmp_path / "m.onnx")
+    axes = {0: "n", 2: "h", 3: "w"}
+    x = torch.randn(1, 3, 32, 48)
+    torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": axes})
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    fast = actzip.compile(path, x, threads=1, tune=False)
+    for i, (h, w) in enumerate(SIZES):
+        a = np.random.default_rng(i).standard_normal((1 + i % 3, 3, h, w), np.float32)
+        try:
+            want = session.run(None, {"x": a})
+        except Exception:  # Branching: it was traced for even sizes
+            with pytest.raises(InputError, match="does not fit"):
+                fast(a)
+            continue
+        close(fast(a), [torch.from_numpy(y) for y in want])
+
+
+def test_a_size_that_does_not_fit_says_what_the_model_needs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 4)).eval()
+    fast = actzip.compile(model, torch.randn(1, 3, 32, 32), tune=False)
+    for shape in [(1, 3, 40, 40), (1, 4, 32, 32), (1, 3, 2, 2)]:
+        with pytest.raises(
+            InputError, match=r"compiled for \(N, 3, 32, 32\), and another size does not fit: "
+        ) as e:
+            fast(torch.randn(shape))
+        assert "\n" not in str(e.value)
+    assert fast(torch.randn(2, 3, 32, 32)).shape == (2, 4)
+
+
+def test_an_onnx_file_of_a_fixed_size_names_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    path = str(tmp_path / "fixed.onnx")
+    x = torch.randn(1, 3, 32, 48)
+    torch.onnx.export(Convolutional().eval(), (x,), path, dynamo=False, input_names=["x"])
+    fast = actzip.compile(path, x, tune=False)
+    with pytest.raises(InputError, match="fixes dimension 2 of 'x' at 32"):
+        fast(torch.randn(1, 3, 64, 48))
+    assert (
+        actzip.compile(path, torch.randn(1, 3, 64, 48), tune=False)(torch.randn(1, 3, 64, 48)).shape[2] == 64
+    )
+
+
+def test_a_large_weight_that_depends_on_the_size_is_refused_and_never_wrong() -> None:
+    torch.manual_seed(0)
+    model = Positions().eval()
+    x = torch.randn(1, 3, 32, 48)
+    fast = actzip.compile(model, x, tune=False)
+    with torch.no_grad():
+        close(fast(x), model(x))
+    with pytest.raises(InputError, match="other ones at this size"):
+        fast(torch.randn(1, 3, 40, 48))
+
+
+def test_weights_are_packed_once_for_all_sizes_and_the_model_is_let_go() -> None:
+    model: nn.Module | None = nn.Sequential(*(conv(64, 64) for _ in range(6))).eval()
+    weights = model[0][0].weight.detach()
+    seen = weakref.ref(weights.untyped_storage())
+    fast = actzip.compile(model, torch.randn(1, 64, 24, 24), tune=False, threads=1)
+    y = fast(torch.ones(1, 64, 24, 24))
+    packed = sum(a.nbytes for a in fast._store.used().values())
+    del model, weights
+    gc.collect()
+    assert seen() is None
+    for n in (16, 20, 31, 48):
+        fast(torch.randn(1, 64, n, n + 1))
+    assert sum(a.nbytes for a in fast._store.used().values()) <= 1.01 * packed
+    other = fast._sizes.all()[-1]
+    assert all(
+        np.shares_memory(a.weight, b.weight)
+        for a, b in zip(fast.graph.nodes, other.graph.nodes, strict=False)
+        if hasattr(a, "weight") and hasattr(b, "weight")
+    )
+    torch.testing.assert_close(fast(torch.ones(1, 64, 24, 24)), y)
+
+
+def test_weights_that_change_afterwards_change_no_size() -> None:
+    torch.manual_seed(0)
+    model = Convolutional().eval()
+    fast = actzip.compile(model, torch.randn(1, 3, 32, 48), tune=False)
+    x = torch.randn(1, 3, 20, 28)
+    with torch.no_grad():
+        want = model(x)
+        for p in model.parameters():
+            p.mul_(2)
+    close(fast(x), want)
+
+
+def test_few_sizes_are_kept_the_last_that_were_used() -> None:
+    model = Convolutional().eval()
+    fast = actzip.compile(model, torch.randn(1, 3, 16, 16), tune=False)
+    for n in range(sizes.MOST_SIZES + 3):
+        fast(torch.randn(1, 3, 20 + 2 * n, 20))
+        fast(torch.randn(1, 3, 20, 20))
+    kept = fast._sizes.all()
+    assert len(kept) == sizes.MOST_SIZES
+    assert kept[-1].graph.shape(kept[-1].graph.inputs[0])[2] == 20
+
+
+def test_sizes_from_several_threads() -> None:
+    torch.manual_seed(0)
+    model = UNet().eval()
+    fast = actzip.compile(model, torch.randn(1, 3, 16, 16), tune=False, threads=1)
+    inputs = [torch.randn(1, 3, 16 + 3 * i, 20) for i in range(12)]
+    with torch.no_grad():
+        want = [model(x) for x in inputs]
+    wrong: list[Any] = []
+
+    def work(seed: int) -> None:
+        for i in np.random.default_rng(seed).permutation(len(inputs)):
+            if not torch.allclose(fast(inputs[i]), want[i], atol=1e-4):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_thresholds_and_quantized_maps_at_other_sizes() -> None:
+    torch.manual_seed(0)
+    x, other = torch.randn(2, 3, 32, 48), torch.randn(1, 3, 40, 30)
+    model = Convolutional().eval()
+    actzip.activations.set_thresholds(model, {"a.2": 0.3, "b.2": 0.2})
+    with torch.no_grad():
+        want = model(other)
+    close(actzip.compile(model, x, tune=False)(other), want)
+    quantized = actzip.quantize(Convolutional().eval(), x, bits=8)
+    with torch.no_grad():
+        want = quantized(other)
+    got = actzip.compile(quantized, x, tune=False)(other)
+    assert float((got - want).abs().mean() / want.abs().mean()) < 0.02
+
+
+def test_explain_says_for_which_size() -> None:
+    fast = actzip.compile(Convolutional().eval(), torch.randn(1, 3, 32, 48), tune=False)
+    report = fast.explain(torch.randn(1, 3, 20, 30), runs=1)
+    assert "1x3x20x30" in report.table()
+    assert "1x3x32x48" in fast.explain(runs=1).table()
+    assert any(r.why.startswith("as at 3x32x48") for r in report.rows)
