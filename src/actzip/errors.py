@@ -14,6 +14,7 @@ __all__ = [
     "InputError",
     "LayerError",
     "RecipeError",
+    "StreamError",
     "TrainingError",
     "UnsupportedError",
 ]
@@ -38,6 +39,11 @@ class CodecError(ActzipError, ValueError):
     """
 
     exit_code = 3
+
+
+class StreamError(CodecError):
+    """A frame of a stream was lost, or came twice or out of order; the message says which was
+    expected."""
 
 
 class DataError(ActzipError):

@@ -2,8 +2,13 @@
 
     head, tail = actzip.split(model, at, example)   # tail(head(x)) is model(x), bit for bit
 
+    head = actzip.split.load("head.actzip"); frame = head.encode(x)     # on the client
+    tail = actzip.split.load("tail.actzip"); y = tail(frame)            # on the server
+
 See :mod:`actzip.split.cut` (where a network can be cut), :mod:`~actzip.split.program` (modules cut
-as PyTorch runs them), :mod:`~actzip.split.api`.
+as PyTorch runs them), :mod:`~actzip.split.quantizer` and :mod:`~actzip.split.rate` (maps in few
+bits), :mod:`~actzip.split.choose` (the fewest that keep a promise), :mod:`~actzip.split.frames` and
+:mod:`~actzip.split.coder` (what goes over the wire), :mod:`~actzip.split.sides` (the files).
 """
 
 from __future__ import annotations
@@ -12,9 +17,23 @@ from typing import TYPE_CHECKING
 
 from actzip._module import lazy, make_callable
 from actzip.split.api import Parts, split
+from actzip.split.coder import MapCoder, Receiver, Sender
 from actzip.split.cut import Cut
+from actzip.split.quantizer import MapQuantizer
+from actzip.split.sides import Head, Tail, load
 
-__all__ = ["Cut", "Parts", "split"]
+__all__ = [
+    "Cut",
+    "Head",
+    "MapCoder",
+    "MapQuantizer",
+    "Parts",
+    "Receiver",
+    "Sender",
+    "Tail",
+    "load",
+    "split",
+]
 
 if not TYPE_CHECKING:
     __getattr__ = lazy(__name__)
