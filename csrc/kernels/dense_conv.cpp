@@ -11,8 +11,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes = 192 << 10;
-// Units that share an item: they share the expanded input and the pointer table.
-constexpr int64_t kShared = 4;
+constexpr int64_t kShared = 256;  // channels of an item: they share the expanded input and the pointer table
 
 class DenseConv final : public ConvBase {
  public:
@@ -30,11 +29,13 @@ class DenseConv final : public ConvBase {
     // Pixels in the order in which whole tiles fall into the padding together.
     by_columns_ = p.kw > 1 && p.kw >= p.kh && !merged_;
     zeros_ = make_floats(p.ic + 16);
-    bunches_ = ceil_div(static_cast<int64_t>(units_.size()), kShared);
+    shared_ = kShared / unit_width(0);
+    bunches_ = ceil_div(static_cast<int64_t>(units_.size()), shared_);
     pack_weights(weight);
   }
 
-  int64_t unit_width(int64_t widest) const override { return std::max<int64_t>(64, widest); }
+  // Wide units are cut into even tiles: 144 channels are three of 48, not two of 64 and one of 16.
+  int64_t unit_width(int64_t) const override { return gathered() ? 64 : kShared; }
 
   int64_t items(const ConvArgs& a, int threads) const override {
     const Cut c = cut(a, threads, bunches_);
@@ -42,8 +43,8 @@ class DenseConv final : public ConvBase {
   }
   ConvPart part(const ConvArgs& a, int threads, int64_t item) const override {
     const Cut c = cut(a, threads, bunches_);
-    const auto unit = static_cast<size_t>(item / (c.images * c.bands) * kShared);
-    return part_of(c, item, unit, std::min(units_.size(), unit + static_cast<size_t>(kShared)));
+    const auto unit = static_cast<size_t>(item / (c.images * c.bands) * shared_);
+    return part_of(c, item, unit, std::min(units_.size(), unit + static_cast<size_t>(shared_)));
   }
   size_t scratch_bytes(const ConvArgs& a, int threads) const override {
     Carver carver{nullptr};
@@ -79,6 +80,8 @@ class DenseConv final : public ConvBase {
   bool copied() const { return problem_.in_packed || merged_; }  // the input is read from Scratch::rows
   void read_rows(const Band& b) const;
   void read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) const;
+  // Whether sums are gathered before they are stored, whatever the band.
+  bool gathered() const { return problem_.out_packed || problem_.act == ActKind::threshold; }
   bool direct(const Band& b, const Unit& u) const;
   void run_sub(Band& b, size_t unit, const Sub& sub) const;
   void run_tiles(const Band& b, const Sub& sub, kernels::DenseTile t, float* acc) const;
@@ -90,7 +93,7 @@ class DenseConv final : public ConvBase {
                 const float** to) const;
 
   bool merged_ = false, by_columns_ = false;
-  int64_t steps_ = 1, depth_ = 1, slice_ = 1, bunches_ = 1;
+  int64_t steps_ = 1, depth_ = 1, slice_ = 1, shared_ = 1, bunches_ = 1;  // shared_: units of an item
   Floats zeros_;
 };
 
@@ -127,7 +130,7 @@ DenseConv::Scratch DenseConv::carve(Carver& carver, const Cut& c, const ConvArgs
   s.taps = carver.take<int32_t>(c.rows * c.segment * (1 + steps_));
   s.row_stride = merged_ ? (a.iw + p.pad_left + p.pad_right) * p.ic + 16 : a.iw * p.ic + 16;
   s.rows = carver.take<float>(copied() ? c.in_rows * s.row_stride : 0);
-  s.finish = take_finish(carver, c, kShared);
+  s.finish = take_finish(carver, c, shared_);
   return s;
 }
 
@@ -136,8 +139,8 @@ void DenseConv::run_item(const ConvArgs& a, int threads, int64_t item, void* scr
   Carver carver{static_cast<unsigned char*>(scratch)};
   const Scratch s = carve(carver, c, a);
   const int64_t per_bunch = c.images * c.bands, at = item % per_bunch;
-  const auto first_unit = static_cast<size_t>(item / per_bunch * kShared);
-  const size_t last_unit = std::min(units_.size(), first_unit + static_cast<size_t>(kShared));
+  const auto first_unit = static_cast<size_t>(item / per_bunch * shared_);
+  const size_t last_unit = std::min(units_.size(), first_unit + static_cast<size_t>(shared_));
   const int64_t y0 = c.first_row + at % c.bands * c.rows;
   Band b{a,
          c,
@@ -210,9 +213,8 @@ void DenseConv::read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) c
 
 // Whether the unit's sums go to the output at once: its pixels follow each other and the tile is full.
 bool DenseConv::direct(const Band& b, const Unit& u) const {
-  const ConvProblem& p = problem_;
-  return !p.out_packed && p.act != ActKind::threshold && b.a.residual_map == nullptr && !by_columns_ &&
-         (b.rows == 1 || b.cut.segments == 1) && u.width == u.stride;
+  return !gathered() && b.a.residual_map == nullptr && !by_columns_ && (b.rows == 1 || b.cut.segments == 1) &&
+         u.width == u.stride;
 }
 
 void DenseConv::run_sub(Band& b, size_t unit, const Sub& sub) const {

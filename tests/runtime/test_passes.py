@@ -203,12 +203,55 @@ def test_activations_written_out_are_recognised():
             b = x * nn.functional.relu6(x + 3.0) / 6.0
             c = x * (nn.functional.relu6(x + 3.0) / 6.0)
             d = torch.clamp(0.2 * x + 0.5, 0, 1)
-            return a, b, c, d
+            e = x * (1.0 + torch.erf(x / math.sqrt(2.0))) * 0.5
+            f = x * (0.5 * torch.erf(x * math.sqrt(0.5)) + 0.5)
+            return a, b, c, d, e, f
 
     graph = graph_of(M(), 3, 5, 5)
     after = P.optimize(graph)
     check(graph, after)
-    assert [n.act.kind for n in after.nodes] == ["silu", "hardswish", "hardswish", "hardsigmoid"]
+    kinds = ["silu", "hardswish", "hardswish", "hardsigmoid", "gelu", "gelu"]
+    assert [n.act.kind for n in after.nodes] == kinds
+
+
+def test_activations_written_out_behind_scalar_arithmetic_are_recognised():
+    class M(nn.Module):
+        def forward(self, x):
+            y = 0.7 * x + 0.1
+            return y * nn.functional.relu6(y + 3.0) / 6.0, y * torch.sigmoid(y)
+
+    graph = graph_of(M(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert [n.act.kind for n in after.nodes if isinstance(n, ops.Activation)] == ["hardswish", "silu"]
+
+
+def test_what_is_nearly_an_activation_stays():
+    class M(nn.Module):
+        def forward(self, x):
+            a = x * nn.functional.relu6(x + 3.0) / 5.0
+            b = x * torch.sigmoid(x + 0.5)
+            c = x * (1.0 + torch.erf(x)) * 0.5
+            return a, b, c
+
+    graph = graph_of(M(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    kinds = {n.act.kind for n in after.nodes if getattr(n, "act", None) is not None}
+    assert not kinds & {"silu", "hardswish", "gelu"}
+
+
+@pytest.mark.parametrize("act", [None, "relu", "prelu", "sigmoid"])
+@pytest.mark.parametrize("block", [(2, 2), (1, 3), (3, 2)])
+def test_transposed_convolutions_without_overlap_become_pointwise(block, act):
+    acts = {"relu": nn.ReLU, "prelu": lambda: nn.PReLU(5), "sigmoid": nn.Sigmoid}
+    layers = [nn.ConvTranspose2d(6, 5, block, block), nn.BatchNorm2d(5)]
+    graph = graph_of(nn.Sequential(*layers, *([acts[act]()] if act else [])), 6, 5, 7)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert op_names(after) == ["conv2d", "depth_to_space"]
+    overlapping = graph_of(nn.ConvTranspose2d(6, 5, 3, 2), 6, 5, 7)
+    assert op_names(P.optimize(overlapping)) == ["conv_transpose2d"]
 
 
 def test_padding_folds_into_convolution_but_not_into_counted_average():

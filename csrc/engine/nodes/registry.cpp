@@ -12,6 +12,7 @@
   row(conv) \
   row(conv_pool) \
   row(copy) \
+  row(depth_to_space) \
   row(dilate) \
   row(expand) \
   row(grid_sample) \

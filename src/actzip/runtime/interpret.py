@@ -14,6 +14,7 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import ACTS, Act
+from actzip.runtime.ops.depth_to_space import DepthToSpace
 from actzip.runtime.ops.grid_sample import GridSample
 from actzip.runtime.ops.reduce import ArgMax
 from actzip.runtime.ops.topk import TopKIndices, TopKValues
@@ -80,6 +81,12 @@ def _conv_transpose(n: ops.ConvTranspose2d, x: Tensor) -> Tensor:
     y = F.pad(y, (-left, op[1] - r, -t, op[0] - b))
     bias = _t(n.bias)
     return apply_act(n.act, y if bias is None else y + bias.reshape(1, -1, 1, 1))
+
+
+def _depth_to_space(n: DepthToSpace, x: Tensor) -> Tensor:
+    (bh, bw), (k, c, h, w) = n.block, x.shape
+    blocks = x.reshape(k, bh, bw, c // (bh * bw), h, w).permute(0, 3, 4, 1, 5, 2)
+    return blocks.reshape(k, -1, h * bh, w * bw)
 
 
 def _linear(n: ops.Linear, x: Tensor, *rest: Tensor) -> Tensor:
@@ -237,6 +244,7 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.Conv2d: _conv,
     ops.ConvTranspose2d: _conv_transpose,
     ops.Copy: lambda n, x: x,
+    DepthToSpace: _depth_to_space,
     ops.Linear: _linear,
     ops.MatMul: lambda n, a, b: torch.matmul(a, b),
     ops.BatchNorm: _batch_norm,

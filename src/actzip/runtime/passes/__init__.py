@@ -14,6 +14,7 @@ from actzip.runtime.passes.fold import channel_affine, fold_batch_norm, fold_con
 from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
 from actzip.runtime.passes.moves import channels_last, flatten_linear, merge_moves, place_concats
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations
+from actzip.runtime.passes.transposed import split_transposed
 
 __all__ = [
     "PASSES",
@@ -33,6 +34,7 @@ __all__ = [
     "pool_means",
     "recompose_activations",
     "sink_average_pools",
+    "split_transposed",
 ]
 
 PASSES: tuple[Pass, ...] = (
@@ -47,6 +49,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_activations,
     fuse_residuals,
     fuse_activations,
+    split_transposed,
     sink_average_pools,
     pool_means,
     merge_moves,

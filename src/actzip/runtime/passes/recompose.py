@@ -45,7 +45,7 @@ def merge_acts(first: Act, second: Act) -> Act | None:
 
 def recompose_activations(graph: g.Graph) -> g.Graph:
     """Activations written out in arithmetic get their node: x * sigmoid(x), x * clip(x / 6 + 0.5, 0, 1),
-    x * clip(x + 3, 0, 6) / 6, and clip(x * a + b, 0, 1) alone."""
+    x * clip(x + 3, 0, 6) / 6, x * (1 + erf(x / sqrt(2))) / 2, and clip(x * a + b, 0, 1) alone."""
     graph = graph.copy()
     for _ in range(3):
         producers = graph.producers()
@@ -62,12 +62,14 @@ def _number(graph: g.Graph, name: str) -> float | None:
     return float(a.reshape(-1)[0]) if a is not None and a.size == 1 else None
 
 
-def _affine_of(graph: g.Graph, producers: dict[str, g.Node], v: str) -> tuple[str, float, float]:
-    """``v`` as a * x + b of some x, by following scalar arithmetic."""
+def _affine_of(
+    graph: g.Graph, producers: dict[str, g.Node], v: str, stop: str = ""
+) -> tuple[str, float, float]:
+    """``v`` as a * x + b of some x, by following scalar arithmetic, not beyond ``stop``."""
     a, b = 1.0, 0.0
     while True:
         n = producers.get(v)
-        if not isinstance(n, ops.Binary) or n.act is not None:
+        if v == stop or not isinstance(n, ops.Binary) or n.act is not None:
             return v, a, b
         left, right = n.inputs
         k, x = _number(graph, right), left
@@ -124,26 +126,39 @@ def _recomposed(graph: g.Graph, producers: dict[str, g.Node], node: g.Node) -> g
                 act = Act.of("hardsigmoid", alpha=a * c, beta=a * d)
                 return ops.Activation(node.name, (z,), node.output, act=act, source=node.source)
         if isinstance(p, ops.Binary) and p.kind == "mul" and b == 0.0 and p.act is None:
-            # (x * clip(x + 3, 0, 6)) / 6
-            for x0, y0 in (p.inputs, p.inputs[::-1]):
-                q = producers.get(y0)
-                if (
-                    isinstance(q, ops.Activation)
-                    and q.act.kind == "clip"
-                    and q.act.lo == 0
-                    and _near(q.act.hi * a, 1)
-                ):
-                    z, c, d = _affine_of(graph, producers, q.inputs[0])
-                    if z == x0 and _near(a * c, 1 / 6) and _near(a * d, 0.5):
-                        act = Act.of("hardswish")
-                        return ops.Activation(node.name, (x0,), node.output, act=act, source=node.source)
+            return _gated(graph, producers, node, p, a)
         return None
-    for x0, y0 in (node.inputs, node.inputs[::-1]):
-        q = producers.get(y0)
-        if not isinstance(q, ops.Activation) or q.inputs[0] != x0:
+    return _gated(graph, producers, node, node, 1.0)
+
+
+def _gated(
+    graph: g.Graph, producers: dict[str, g.Node], node: g.Node, product: g.Node, scale: float
+) -> g.Node | None:
+    """The activation that ``node``, ``scale`` times the ``product`` of some x and a gate of x, is."""
+    for x0, y0 in (product.inputs, product.inputs[::-1]):
+        y, a, b = _affine_of(graph, producers, y0, x0)
+        q = producers.get(y)
+        if not isinstance(q, ops.Activation):
             continue
-        if q.act.kind == "sigmoid":
-            return ops.Activation(node.name, (x0,), node.output, act=Act.of("silu"), source=node.source)
-        if q.act.kind == "hardsigmoid" and _near(q.act.alpha, 1 / 6) and _near(q.act.beta, 0.5):
-            return ops.Activation(node.name, (x0,), node.output, act=Act.of("hardswish"), source=node.source)
+        z, c, d = _affine_of(graph, producers, q.inputs[0], x0)
+        if z != x0:
+            continue
+        a, b, gate = a * scale, b * scale, q.act
+        kind = ""
+        if gate.kind == "sigmoid" and _all_near((a, 1.0), (b, 0.0), (c, 1.0), (d, 0.0)):
+            kind = "silu"
+        elif gate.kind == "hardsigmoid" and _all_near((a, 1.0), (b, 0.0)):
+            if _all_near((gate.alpha * c, 1 / 6), (gate.alpha * d + gate.beta, 0.5)):
+                kind = "hardswish"
+        elif gate.kind == "clip" and gate.lo == 0 and _all_near((gate.hi * a, 1.0), (b, 0.0)):
+            if _all_near((a * c, 1 / 6), (a * d, 0.5)):
+                kind = "hardswish"
+        elif gate.kind == "erf" and _all_near((a, 0.5), (b, 0.5), (c, math.sqrt(0.5)), (d, 0.0)):
+            kind = "gelu"
+        if kind:
+            return ops.Activation(node.name, (x0,), node.output, act=Act.of(kind), source=node.source)
     return None
+
+
+def _all_near(*pairs: tuple[float, float]) -> bool:
+    return all(_near(x, y) for x, y in pairs)
