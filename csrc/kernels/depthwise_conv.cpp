@@ -1,11 +1,14 @@
 // Depthwise convolutions: a channel of output from the same channel of input, one output row an item.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "kernels/conv_base.h"
 
 namespace actzip {
 namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 class DepthwiseConv final : public ConvBase {
  public:
@@ -58,14 +61,31 @@ class DepthwiseConv final : public ConvBase {
     Carver carver{static_cast<unsigned char*>(scratch)};
     const Scratch s = carve(carver, c, a);
     const int64_t n = c.first_image + item / c.bands, y = c.first_row + item % c.bands;
+    if (direct(a)) {
+      for (int64_t first = 0; first < problem_.ic; first += kAtOnce) {
+        const Unit u{first, std::min(kAtOnce, problem_.ic - first), 0, 0, 0, false, {}};
+        point(a, n, y, u, s);
+        compute(a, u, s, c.ow, a.out + (n * c.oh + y) * c.ow * a.out_stride + first, a.out_stride);
+      }
+      return;
+    }
     for (const Unit& u : units_) {
       point(a, n, y, u, s);
-      compute(a, u, s, c.ow);
+      compute(a, u, s, c.ow, s.acc, 64);
       finish(a, c, u, s.finish, {n, y, 0, c.ow, s.acc, 64});
     }
   }
 
  private:
+  static constexpr int64_t kAtOnce = 384;  // channels whose weights stay in the first-level cache
+
+  // From a dense map to a dense map, without anything in between.
+  bool direct(const ConvArgs& a) const {
+    const ConvProblem& p = problem_;
+    return !p.in_packed && !p.out_packed && p.act != ActKind::threshold && a.residual == nullptr &&
+           a.residual_map == nullptr;
+  }
+
   // Where the unit's channels of the kernel's input rows lie: null in the padding. Input blocks may be cut
   // differently from the output's: read by output block, from what overlaps it.
   void point(const ConvArgs& a, int64_t n, int64_t y, const Unit& u, const Scratch& s) const {
@@ -84,7 +104,8 @@ class DepthwiseConv final : public ConvBase {
     }
   }
 
-  void compute(const ConvArgs& a, const Unit& u, const Scratch& s, int64_t count) const {
+  void compute(const ConvArgs& a, const Unit& u, const Scratch& s, int64_t count, float* to,
+               int64_t stride) const {
     const ConvProblem& p = problem_;
     kernels::DepthwiseRow d{};
     d.rows = s.pointers;
@@ -99,8 +120,11 @@ class DepthwiseConv final : public ConvBase {
     d.weight_stride = stride_;
     d.bias = bias_.get() + u.first;
     d.channels = u.width;
-    d.acc = s.acc;
-    d.acc_stride = 64;
+    const bool last = to != s.acc;
+    d.lo = last && p.act == ActKind::relu ? 0.0f : last && p.act == ActKind::clip ? p.lo : -kInfinity;
+    d.hi = last && p.act == ActKind::clip ? p.hi : kInfinity;
+    d.acc = to;
+    d.acc_stride = stride;
     d.first = 0;
     d.count = count;
     kernels_->depthwise(d);

@@ -77,7 +77,8 @@ struct DepthwiseRow {
   int64_t weight_stride;  // padded channels
   const float* bias;      // padded
   int64_t channels;
-  float* acc;  // [count][acc_stride]
+  float lo, hi;  // acc = min(max(sum, lo), hi)
+  float* acc;    // [count][acc_stride]; nothing beyond the channels is touched
   int64_t acc_stride;
   int64_t first, count;  // output pixels first .. first + count
 };

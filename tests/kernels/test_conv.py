@@ -44,7 +44,7 @@ def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False
         icg, ocg = min(icg, 40), min(ocg, 40)
     ic, oc = icg * groups, ocg * groups
     if depthwise:
-        groups = ic = oc = int(pick(2, 3, 16, 24, 64, 96, 130))
+        groups = ic = oc = int(pick(2, 3, 16, 24, 64, 96, 130, 390))
         if rng.random() < 0.25:  # ConvNeXt's
             k, s, d, h, w = (7, 7), (1, 1), (1, 1), max(h, 7), max(w, 7)
     parts: list[int] = []
