@@ -67,8 +67,8 @@ class PadFromInput final : public PadNode {
   void run(Context& c, int threads) const override {
     const View &x = in(c), &y = out(c);
     const auto rank = static_cast<size_t>(y.rank), last = rank - 1;
-    std::vector<std::vector<int64_t>> from(rank);  // offsets in the input
-    for (size_t d = 0; d < rank; ++d)
+    std::vector<std::vector<int64_t>> from(last);  // offsets in the input, of all dimensions but the last
+    for (size_t d = 0; d < last; ++d)
       for (int64_t i = 0; i < y.dims[d]; ++i)
         from[d].push_back(source_(i - before_[d], x.dims[d] - 1) * x.strides[d]);
     int64_t outer = 1;
@@ -81,8 +81,17 @@ class PadFromInput final : public PadNode {
         o += k * y.strides[d];
         a += from[d][static_cast<size_t>(k)];
       }
-      for (int64_t k = 0; k < y.dims[last]; ++k)
-        y.data[o + k * y.strides[last]] = x.data[a + from[last][static_cast<size_t>(k)]];
+      const auto one = [&](int64_t k) {
+        y.data[o + k * y.strides[last]] =
+            x.data[a + source_(k - before_[last], x.dims[last] - 1) * x.strides[last]];
+      };
+      const int64_t size = y.dims[last];
+      const bool rows = x.strides[last] == 1 && y.strides[last] == 1;  // the input's own numbers in one piece
+      const int64_t begin = rows ? std::clamp<int64_t>(before_[last], 0, size) : 0;
+      const int64_t end = rows ? std::clamp<int64_t>(before_[last] + x.dims[last], begin, size) : 0;
+      for (int64_t k = 0; k < begin; ++k) one(k);
+      if (end > begin) std::copy_n(x.data + a + begin - before_[last], end - begin, y.data + o + begin);
+      for (int64_t k = end; k < size; ++k) one(k);
     });
   }
 

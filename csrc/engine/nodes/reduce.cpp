@@ -1,4 +1,9 @@
 // reduce: over `axes`, by the function `kind`. Sums are taken in double.
+//
+// A block of outputs that are neighbours in the last kept dimension is folded at once: where they lie side
+// by side in the input (an N, C, H, W map over C) row by row, otherwise (over H, W) each for itself in eight
+// partial results, which are joined at the end. Either way the compiler makes vectors of the inner loop.
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -7,78 +12,99 @@
 namespace actzip::engine {
 namespace {
 
-// The numbers that one output element is made of.
-class Numbers {
- public:
-  Numbers(const Loops& loops, int64_t count, const float* first)
-      : loops_(loops), count_(count), first_(first) {}
-  int64_t count() const { return count_; }
-  template <class F>
-  void each(F f) const {
-    for (int64_t k = 0; k < count_; ++k) f(first_[place(loops_, loops_.size(), k).a]);
-  }
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kBlock = 64, kLanes = 8;
 
- private:
-  const Loops& loops_;
-  int64_t count_;
-  const float* first_;
+// Where the numbers of an output lie, from its first one on: from each start `count`, `stride` apart.
+struct Runs {
+  std::vector<int64_t> starts;
+  int64_t count, stride;
+  int64_t total() const { return static_cast<int64_t>(starts.size()) * count; }
 };
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// What is reduced: how a result begins, what a number counts as, two results in one, the last step.
+struct Sum {
+  static constexpr double first = 0;
+  static double of(float v) { return v; }
+  static double join(double a, double b) { return a + b; }
+  static double end(double a, int64_t) { return a; }
+};
+struct Mean : Sum {
+  static double end(double a, int64_t count) { return a / static_cast<double>(count); }
+};
+struct L1 : Sum {
+  static double of(float v) { return std::fabs(v); }
+};
+struct SumSquare : Sum {
+  static double of(float v) { return static_cast<double>(v) * v; }
+};
+struct L2 : SumSquare {
+  static double end(double a, int64_t) { return std::sqrt(a); }
+};
+struct Product : Sum {
+  static constexpr double first = 1;
+  static double join(double a, double b) { return a * b; }
+};
+struct Max : Sum {  // NaN wins and stays
+  static constexpr double first = -kInfinity;
+  static double join(double a, double b) { return b > a || b != b ? b : a; }
+};
+struct Min : Sum {
+  static constexpr double first = kInfinity;
+  static double join(double a, double b) { return b < a || b != b ? b : a; }
+};
 
-template <class F>
-double total(const Numbers& x, F f) {
-  double sum = 0;
-  x.each([&](float v) { sum += f(v); });
-  return sum;
+// result[k], k < n, of outputs whose first numbers are x[k * step]; of(number, k) is what a number counts as.
+template <class K, class Of>
+void fold(const Runs& runs, const float* x, int64_t step, int64_t n, double* result, Of of) {
+  std::fill_n(result, n, K::first);
+  if (runs.stride != 1 || step == 1) {
+    for (int64_t start : runs.starts)
+      for (int64_t j = 0; j < runs.count; ++j) {
+        const float* row = x + start + j * runs.stride;
+        for (int64_t k = 0; k < n; ++k) result[k] = K::join(result[k], of(row[k * step], k));
+      }
+    return;
+  }
+  for (int64_t k = 0; k < n; ++k) {
+    std::array<double, kLanes> lanes;
+    lanes.fill(K::first);
+    for (int64_t start : runs.starts) {
+      const float* run = x + k * step + start;
+      int64_t j = 0;
+      for (; j + kLanes <= runs.count; j += kLanes)
+        for (int64_t i = 0; i < kLanes; ++i)
+          lanes[static_cast<size_t>(i)] = K::join(lanes[static_cast<size_t>(i)], of(run[j + i], k));
+      for (; j < runs.count; ++j) lanes[0] = K::join(lanes[0], of(run[j], k));
+    }
+    for (double lane : lanes) result[k] = K::join(result[k], lane);
+  }
 }
-double square(float v) { return static_cast<double>(v) * v; }
 
-float sum(const Numbers& x) {
-  return static_cast<float>(total(x, [](float v) { return static_cast<double>(v); }));
+template <class K>
+void reduce(const Runs& runs, const float* x, int64_t step, int64_t n, float* y) {
+  double result[kBlock];
+  fold<K>(runs, x, step, n, result, [](float v, int64_t) { return K::of(v); });
+  for (int64_t k = 0; k < n; ++k) y[k] = static_cast<float>(K::end(result[k], runs.total()));
 }
-float mean(const Numbers& x) {
-  return static_cast<float>(total(x, [](float v) { return static_cast<double>(v); }) /
-                            static_cast<double>(x.count()));
-}
-float greatest(const Numbers& x) {
-  float best = -kInfinity;
-  x.each([&](float v) { best = v > best || v != v ? v : best; });
-  return best;
-}
-float least(const Numbers& x) {
-  float best = kInfinity;
-  x.each([&](float v) { best = v < best || v != v ? v : best; });
-  return best;
-}
-float product_of(const Numbers& x) {
-  double product = 1;
-  x.each([&](float v) { product *= static_cast<double>(v); });
-  return static_cast<float>(product);
-}
-float l1(const Numbers& x) {
-  return static_cast<float>(total(x, [](float v) { return static_cast<double>(std::fabs(v)); }));
-}
-float l2(const Numbers& x) { return static_cast<float>(std::sqrt(total(x, square))); }
-float sum_square(const Numbers& x) { return static_cast<float>(total(x, square)); }
-float log_sum_exp(const Numbers& x) {
-  const float best = greatest(x), top = std::isinf(best) ? 0.0f : best;
-  const double sum = total(x, [=](float v) { return std::exp(static_cast<double>(v - top)); });
-  return static_cast<float>(std::log(sum)) + top;
+
+void log_sum_exp(const Runs& runs, const float* x, int64_t step, int64_t n, float* y) {
+  double top[kBlock], sum[kBlock];
+  fold<Max>(runs, x, step, n, top, [](float v, int64_t) { return Max::of(v); });
+  for (int64_t k = 0; k < n; ++k)
+    if (std::isinf(top[k])) top[k] = 0;
+  fold<Sum>(runs, x, step, n, sum, [&](float v, int64_t k) { return std::exp(v - top[k]); });
+  for (int64_t k = 0; k < n; ++k) y[k] = static_cast<float>(std::log(sum[k]) + top[k]);
 }
 
 struct Kind {
   const char* name;
-  float (*reduce)(const Numbers&);
+  void (*reduce)(const Runs&, const float*, int64_t, int64_t, float*);
 };
-constexpr Kind kKinds[] = {{"mean", mean},
-                           {"sum", sum},
-                           {"max", greatest},
-                           {"min", least},
-                           {"prod", product_of},
-                           {"l1", l1},
-                           {"l2", l2},
-                           {"sum_square", sum_square},
+constexpr Kind kKinds[] = {{"mean", reduce<Mean>},      {"sum", reduce<Sum>},
+                           {"max", reduce<Max>},        {"min", reduce<Min>},
+                           {"prod", reduce<Product>},   {"l1", reduce<L1>},
+                           {"l2", reduce<L2>},          {"sum_square", reduce<SumSquare>},
                            {"log_sum_exp", log_sum_exp}};
 
 class ReduceNode final : public DenseNode {
@@ -107,18 +133,25 @@ class ReduceNode final : public DenseNode {
   }
   void run(Context& c, int threads) const override {
     const View &x = in(c), &y = out(c);
-    Loops outer, inner;
+    Loops outer, inner{{1, 0, 0, 0}};
     for (size_t d = 0; d < gone_.size(); ++d)
-      (gone_[d] ? inner : outer).push_back({x.dims[d], x.strides[d], x.strides[d], 0});
-    std::stable_sort(inner.begin(), inner.end(), [](const Loop& p, const Loop& q) { return p.a > q.a; });
-    const int64_t count = product(inner, 0, inner.size());
-    parallel_for(y.count(), threads, [&](int64_t at, int) {
-      y.data[at] = reduce_(Numbers(inner, count, x.data + place(outer, outer.size(), at).a));
+      if (x.dims[d] != 1) (gone_[d] ? inner : outer).push_back({x.dims[d], 0, x.strides[d], 0});
+    if (outer.empty()) outer.push_back({1, 0, 0, 0});
+    std::stable_sort(inner.begin() + 1, inner.end(), [](const Loop& p, const Loop& q) { return p.a > q.a; });
+    Runs runs{{}, inner.back().size, inner.back().a};
+    const int64_t starts = product(inner, 0, inner.size() - 1);
+    for (int64_t k = 0; k < starts; ++k) runs.starts.push_back(place(inner, inner.size() - 1, k).a);
+    const Loop last = outer.back();
+    const int64_t blocks = (last.size + kBlock - 1) / kBlock;
+    parallel_for(product(outer, 0, outer.size() - 1) * blocks, threads, [&](int64_t at, int) {
+      const int64_t row = at / blocks, k = at % blocks * kBlock;
+      const float* first = x.data + place(outer, outer.size() - 1, row).a + k * last.a;
+      reduce_(runs, first, last.a, std::min(kBlock, last.size - k), y.data + row * last.size + k);
     });
   }
 
  private:
-  float (*reduce_)(const Numbers&) = nullptr;
+  void (*reduce_)(const Runs&, const float*, int64_t, int64_t, float*) = nullptr;
   std::vector<bool> gone_;
 };
 
