@@ -31,6 +31,7 @@ VERBS = (
     "accelerate",
     "sparsify",
     "quantize",
+    "split",
     "encode",
     "decode",
     "inspect",

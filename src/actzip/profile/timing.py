@@ -14,7 +14,7 @@ from actzip.errors import UnsupportedError
 from actzip.profile.cost import Conv, CostModel, elements, is_small
 from actzip.training.batches import arguments
 
-__all__ = ["IMPOSED", "impose", "measure_engine"]
+__all__ = ["IMPOSED", "impose", "measure_engine", "predict_nodes"]
 
 #: Densities of the what-if with imposed density.
 IMPOSED = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
@@ -69,7 +69,7 @@ def measure_engine(
         times.append(1e3 * (time.perf_counter() - start))
     explained = fast.explain(runs=max(5, runs // 2)).to_dict()
     cost = cost or CostModel.of_this_machine(threads, on_step=on_step)
-    nodes = _predict(fast.graph, explained["rows"], cost)
+    nodes = predict_nodes(fast.graph, explained["rows"], cost)
     by_name = {r["name"]: r for r in explained["rows"]}
     names = model.names if isinstance(model, GraphNet) else {}
     for row in rows:
@@ -95,7 +95,7 @@ def measure_engine(
     }
 
 
-def _predict(graph: Any, rows: list[dict[str, Any]], cost: CostModel) -> list[dict[str, Any]]:
+def predict_nodes(graph: Any, rows: list[dict[str, Any]], cost: CostModel) -> list[dict[str, Any]]:
     """Sets ``predicted_ms`` in the engine's rows; gives what :func:`impose` needs, a dict a node."""
     from actzip.runtime.lower import choose_storage
 

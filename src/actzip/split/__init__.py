@@ -19,7 +19,9 @@ from actzip._module import lazy, make_callable
 from actzip.split.api import Parts, split
 from actzip.split.coder import MapCoder, Receiver, Sender
 from actzip.split.cut import Cut
+from actzip.split.planning import plan
 from actzip.split.quantizer import MapQuantizer
+from actzip.split.result import Plan, Row
 from actzip.split.sides import Head, Tail, load
 
 __all__ = [
@@ -28,10 +30,13 @@ __all__ = [
     "MapCoder",
     "MapQuantizer",
     "Parts",
+    "Plan",
     "Receiver",
+    "Row",
     "Sender",
     "Tail",
     "load",
+    "plan",
     "split",
 ]
 
