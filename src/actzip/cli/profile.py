@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Example:  actzip profile resnet18 --data photos/ --html report.html --codecs seg,zvc,rans\n\n"
+    "          actzip profile resnet18 --data photos/ --export timeloop problems/ --tiles 8x8x16\n\n"
     "          actzip profile --compare before.json after.json"
 )
 
@@ -53,6 +54,14 @@ def register(app: typer.Typer) -> None:
         output: Path | None = typer.Option(None, "--output", "-o", help="Write the report as JSON."),
         csv: Path | None = typer.Option(None, help="Write CSV files into this folder."),
         parquet: Path | None = typer.Option(None, help="Write Parquet files into this folder."),
+        tiles: str | None = typer.Option(
+            None, help="Count non-zeros in tiles of rows x columns x channels too, say 8x8x16."
+        ),
+        export: tuple[str, Path] | None = typer.Option(
+            None,
+            metavar="KIND DIR",
+            help="Write the layers for a simulator (timeloop, scalesim or stonne) into a new folder.",
+        ),
         threads: int | None = typer.Option(None, min=1, help="Threads; all CPUs where not given."),
         compare: tuple[Path, Path] | None = typer.Option(None, help="Two JSON reports, before and after."),
         training: bool = typer.Option(
@@ -114,6 +123,8 @@ def register(app: typer.Typer) -> None:
             threads,
             trust,
             json,
+            tiles,
+            export,
         )
         if output is not None:
             report.to_json(output)
@@ -160,10 +171,19 @@ def run(
     threads: int | None,
     trust: bool,
     quiet: bool,
+    tiles: str | None = None,
+    export: tuple[str, Path] | None = None,
 ) -> Report:
-    """The report for the command line's options."""
+    """The report for the command line's options; what ``--export`` asks for is written."""
     from actzip.profile import profile as profile_model
     from actzip.profile.source import open_subject
+
+    if export is not None:
+        from actzip.profile.export import check_folder, check_kind
+
+        check_kind(export[0])
+        check_folder(export[1])
+        tiles = tiles or ("8x8x16" if export[0] == "timeloop" else None)
 
     with progress(quiet) as bar:
         task = bar.add_task("loading", total=None, note="")
@@ -173,7 +193,7 @@ def run(
             "calibrating the engine, once for this machine", total=None, note="", visible=False
         )
         names = available_codecs() if codecs == "all" else [] if codecs in ("", "none") else codecs.split(",")
-        return profile_model(
+        report = profile_model(
             found.model,
             found.loader,
             name=model,
@@ -185,11 +205,17 @@ def run(
             max_images=found.images,
             engine=engine,
             threads=threads,
+            tiles=tiles,
             random=found.random,
             skipped=found.skipped,
             on_batch=lambda n: bar.advance(task, n),
             on_step=lambda done, of: bar.update(timing, completed=done, total=of, visible=True),
         )
+    if export is not None:
+        first = next(iter(found.loader)) if export[0] == "stonne" else None
+        said = report.export(*export, model=found.model, batch=first)
+        errors.print(f"written: {said}")
+    return report
 
 
 def run_training(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from actzip.activations import ActivationTap, ComputeCall, Selector, Site, call_model, eval_mode
 from actzip.activations.hooks import Hooks
 from actzip.errors import ActzipWarning, DataError
-from actzip.profile.stats import CodedStats, ComputeStats, MapStats
+from actzip.profile.stats import ComputeStats, MapStats
+from actzip.profile.tiles import Tiles, code_tiles
 from actzip.training.batches import arguments, batch_size, batches_in
 
 __all__ = ["Collection", "Sample", "collect", "split_inputs"]
@@ -92,7 +94,10 @@ class _Collector:
         encode: Callable[[np.ndarray[Any, Any], str, int], list[int]] | None,
         runs: bool,
         threads: int,
+        tiles: Tiles | None = None,
     ) -> None:
+        self.tiles = tiles
+        self.unmet: dict[str, ComputeStats] = {}  # layers whose output has not been seen again yet
         self.into = into
         self.codecs = codecs
         self.encode = encode
@@ -107,7 +112,9 @@ class _Collector:
         if stats is None:
             stats = self.into.maps[site.name] = MapStats.of(site, y)
         # the map may be changed in place after this call: count now, code a copy
-        stats.add(y, runs=self.runs)
+        stats.add(y, runs=self.runs, tiles=self.tiles)
+        for layer in [k for k, c in self.unmet.items() if c.output_shape == tuple(y.shape[1:])]:
+            self.unmet.pop(layer).output_map = site.name
         if site.name not in self.into.samples:
             self.into.samples[site.name] = _sample(site, y)
         if self.codecs and self.encode is not None:
@@ -117,31 +124,34 @@ class _Collector:
             if len(self.pending) > 64:  # bounded memory
                 self._drain(32)
 
-    def _code(
-        self, stats: MapStats, image: np.ndarray[Any, Any]
-    ) -> list[tuple[MapStats, str, int, int, int]]:
+    def _code(self, stats: MapStats, image: np.ndarray[Any, Any]) -> list[Callable[[], None]]:
+        """Codes one map, in a thread; what then has to be counted, in the main one."""
         assert self.encode is not None
-        out = []
+        out: list[Callable[[], None]] = []
         for codec, widths in self.codecs.items():
             for bits in widths:
+                key = f"{codec}-{bits}"
                 for size in self.encode(image, codec, bits):
-                    out.append((stats, codec, bits, 8 * size, image.size))
+                    out.append(partial(stats.add_coded, key, bits, 8 * size, image.size))
+                if stats.tiles is not None:
+                    sizes = code_tiles(stats.tiles, image, codec, bits)
+                    out.append(partial(stats.tiles.add_coded, key, bits, *sizes))
         return out
 
     def _drain(self, leave: int) -> None:
         while len(self.pending) > leave:
-            for stats, codec, bits, size, elements in self.pending.pop(0).result():
-                key = f"{codec}-{bits}"
-                coded = stats.coded.get(key)
-                if coded is None:
-                    coded = stats.coded[key] = CodedStats(bits)
-                coded.add(size, elements)
+            for count in self.pending.pop(0).result():
+                count()
 
     def computation(self, site: Site, call: ComputeCall) -> None:
         stats = self.into.computations.get(site.name)
+        shape = tuple(int(s) for s in call.input.shape[1:])
+        for layer in [k for k, c in self.unmet.items() if c.output_shape == shape]:
+            del self.unmet[layer]  # its output is read as it is, without an activation function
         if stats is None:
             stats = self.into.computations[site.name] = ComputeStats.of(site, call)
-        stats.add(call)
+            self.unmet[site.name] = stats
+        stats.add(call, tiles=self.tiles)
 
     def close(self) -> None:
         try:
@@ -183,6 +193,7 @@ def collect(
     device: str | torch.device | None = None,
     on_batch: Callable[[int], None] | None = None,
     empty_ok: bool = False,
+    tiles: Tiles | None = None,
 ) -> Collection:
     """Counts zeros, magnitudes, MACs and coded sizes over ``loader``; the model is run in eval mode
     without gradient.
@@ -197,6 +208,7 @@ def collect(
         runs: count zero runs and bursts too.
         on_batch: called with the number of images after each batch (progress).
         empty_ok: a loader without a batch is no error (one process of several).
+        tiles: count non-zeros in tiles of so many rows, columns and channels, and code them singly.
 
     Raises:
         DataError: the loader has no batch.
@@ -205,7 +217,12 @@ def collect(
     """
     result = Collection()
     collector = _Collector(
-        result, codecs=codecs or {}, encode=_quantized_sizes if codecs else None, runs=runs, threads=threads
+        result,
+        codecs=codecs or {},
+        encode=_quantized_sizes if codecs else None,
+        runs=runs,
+        threads=threads,
+        tiles=tiles,
     )
     ran: set[str] = set()
     tap = ActivationTap(model, collector.activation, None, layers=layers, ignore=ignore)

@@ -11,13 +11,18 @@ import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actzip.errors import DataError, InputError
 from actzip.files import read_json, write_bytes, write_text
 from actzip.profile.collect import Collection
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from actzip.profile.export import Exported
 
 __all__ = ["SCHEMA", "Comparison", "Report", "compare", "load_report", "schema"]
 
@@ -124,10 +129,37 @@ class Report:
             out.append(write_bytes(base / f"{name}.parquet", buffer.getvalue()))
         return out
 
+    def export(
+        self,
+        kind: str,
+        folder: str | os.PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        batch: Any = None,
+    ) -> Exported:
+        """Writes the layers, with their measured densities, for a simulator of accelerators.
+
+        Args:
+            kind: ``timeloop`` (and Sparseloop), ``scalesim`` or ``stonne``.
+            folder: a new one, written whole or not at all.
+            model, batch: for ``stonne`` alone: the module, and inputs whose first image gives the
+                tensors.
+
+        Returns:
+            What was written, and the layers that the simulator cannot express, each with the reason.
+
+        Raises:
+            InputError: another kind, or a folder that exists. DataError: it cannot be written.
+        """
+        from actzip.profile.export import export
+
+        return export(self.to_dict(), kind, folder, model=model, batch=batch)
+
     def frames(self) -> dict[str, list[dict[str, Any]]]:
         """The report as flat rows: ``maps``, ``layers``, ``runs`` (zero runs and bursts),
-        ``values`` (magnitudes), ``channels`` (density of each) and ``thresholds`` (density if
-        values up to a threshold were zero)."""
+        ``values`` (magnitudes), ``channels`` (density of each), ``thresholds`` (density if
+        values up to a threshold were zero) and, where they were counted, ``tiles`` (how many hold
+        so many non-zeros)."""
         from actzip.profile.tables import flat_rows
 
         return flat_rows(self.data)

@@ -67,6 +67,8 @@ def build_maps(collection: Collection, bits: Iterable[int] = (8, 16)) -> list[di
                 ],
             }
         )
+        if stats.tiles is not None:
+            rows[-1]["tiles"] = stats.tiles.summary()
     return rows
 
 
@@ -105,7 +107,13 @@ def build_layers(collection: Collection) -> list[dict[str, Any]]:
                 "weight_shape": list(stats.weight_shape),
                 "output_shape": list(stats.output_shape),
                 "stride": list(stats.stride),
+                "padding": [list(p) for p in stats.padding],
+                "dilation": list(stats.dilation),
                 "groups": stats.groups,
+                "read_shape": list(stats.read_shape),
+                "read_nonzeros": stats.read_nonzeros / max(1, stats.images),
+                "weight_density": stats.weight_density,
+                "output_map": stats.output_map,
                 "dtype": stats.dtype,
                 "macs": stats.macs / n,
                 "border_macs": stats.border_macs / n,
@@ -118,6 +126,8 @@ def build_layers(collection: Collection) -> list[dict[str, Any]]:
                 "why": None,
             }
         )
+        if stats.tiles is not None:
+            rows[-1]["tiles"] = stats.tiles.summary()
     return rows
 
 

@@ -19,6 +19,7 @@ from actzip.profile.collect import Collection, collect
 from actzip.profile.report import SCHEMA, Report
 from actzip.profile.rows import build_layers, build_maps, build_totals
 from actzip.profile.source import Subject, open_subject
+from actzip.profile.tiles import parse_tiles
 from actzip.profile.timing import measure_engine
 from actzip.profile.whatif import what_if
 from actzip.runtime.models import load_model
@@ -41,6 +42,7 @@ def profile(
     engine: bool = True,
     whatif_images: int = 8,
     runs: bool = True,
+    tiles: str | Sequence[int] | None = None,
     threads: int | None = None,
     random: bool = False,
     skipped: Sequence[str] = (),
@@ -71,6 +73,8 @@ def profile(
         engine: compile the model too and measure its layers; where it cannot be compiled the report says why.
         whatif_images: images of the first batches used for the threshold what-if (0: none).
         runs: count runs of zeros and bursts of non-zeros (N, C, H, W order within an image).
+        tiles: ``"8x8x16"`` or (rows, columns, channels): count the non-zeros of every map and of
+            every layer's input in tiles of that shape too, and code maps tile by tile.
         threads: threads for codecs and engine; None for all.
         random: the inputs are random numbers: the report warns that densities mean nothing.
         skipped: inputs that could not be read, each with the reason: the report counts and names them.
@@ -99,6 +103,7 @@ def profile(
     function(on_batch, "on_batch")
     function(on_step, "on_step")
     plan = _codec_plan(codecs, bits)
+    shape = None if tiles is None else parse_tiles(tiles)
     skipped = texts(skipped, "skipped")
     subject, name = _subject(model, loader, name, max_images)
     random, skipped = random or subject.random, (*skipped, *subject.skipped)
@@ -120,6 +125,7 @@ def profile(
                 threads=used,
                 on_batch=each_batch,
                 empty_ok=distributed,
+                tiles=shape,
             )
         if distributed:
             collection = _merged(collection)

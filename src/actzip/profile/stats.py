@@ -18,6 +18,7 @@ from torch import Tensor
 
 from actzip._native import _codec
 from actzip.activations import ComputeCall, Site, count_macs, output_size
+from actzip.profile.tiles import Tiles, TileStats
 
 __all__ = ["BINS_PER_OCTAVE", "CodedStats", "ComputeStats", "MapStats", "bin_edges"]
 
@@ -124,13 +125,14 @@ class MapStats:
     bursts: IntArray = field(default_factory=lambda: np.zeros(_RUN_BINS, dtype=np.int64))
     coded: dict[str, CodedStats] = field(default_factory=dict)
     varying_shape: bool = False
+    tiles: TileStats | None = None
 
     @classmethod
     def of(cls, site: Site, y: Tensor) -> MapStats:
         return cls(site, tuple(int(s) for s in y.shape[1:]), str(y.dtype).removeprefix("torch."))
 
-    def add(self, y: Tensor, *, runs: bool = True) -> None:
-        """Adds a batch ``N, C, *`` (or ``N, F``)."""
+    def add(self, y: Tensor, *, runs: bool = True, tiles: Tiles | None = None) -> None:
+        """Adds a batch ``N, C, *`` (or ``N, F``); with ``tiles``, counts its tiles too."""
         if tuple(y.shape[1:]) != self.shape:
             self.varying_shape = True
         y = y.detach()
@@ -140,6 +142,7 @@ class MapStats:
         array = np.ascontiguousarray(y.float().cpu().numpy())
         channels = int(y.shape[1]) if y.dim() > 1 else 1
         values = array.reshape(n, channels, -1)
+        self.tiles = _tiled(self.tiles, tiles, array)
         if self.channel_nonzeros.size == 0:
             self.channel_nonzeros = np.zeros(channels, dtype=np.int64)
         same = self.channel_nonzeros.size == channels
@@ -190,11 +193,16 @@ class MapStats:
                 mine += theirs
         self.zero_runs += other.zero_runs
         self.bursts += other.bursts
+        self.tiles = _merged(self.tiles, other.tiles)
         for key, coded in other.coded.items():
             if key in self.coded:
                 self.coded[key].merge(coded)
             else:
                 self.coded[key] = coded
+
+    def add_coded(self, key: str, bits: int, coded_bits: int, elements: int) -> None:
+        """Adds one map coded whole under ``key``, say ``seg-8``."""
+        self.coded.setdefault(key, CodedStats(bits)).add(coded_bits, elements)
 
     # -- what follows from the counts
 
@@ -256,9 +264,30 @@ class MapStats:
         return _entropy(counts) + sign
 
 
+def _tiled(have: TileStats | None, tiles: Tiles | None, array: Any) -> TileStats | None:
+    """The counts of tiles with a batch added to them; None where none are asked for."""
+    if tiles is None:
+        return have
+    stats = TileStats.of(tiles, array) if have is None else have
+    stats.add(array)
+    return stats
+
+
+def _merged(a: TileStats | None, b: TileStats | None) -> TileStats | None:
+    if a is not None and b is not None:
+        a.merge(b)
+    return b if a is None else a
+
+
 @dataclass
 class ComputeStats:
-    """MACs of one convolution or linear layer over all images; see :func:`actzip.activations.count_macs`."""
+    """MACs of one convolution or linear layer over all images; see :func:`actzip.activations.count_macs`.
+
+    Attributes:
+        output_map: the activation map that its output becomes, where one was found.
+        read_elements, read_nonzeros: of the part of the input that the layer reads (a stride may
+            leave out its end).
+    """
 
     site: Site
     input_shape: tuple[int, ...]
@@ -273,6 +302,13 @@ class ComputeStats:
     effective_macs: int = 0
     input_elements: int = 0
     input_nonzeros: int = 0
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    weight_nonzeros: int = 0
+    read_elements: int = 0
+    read_nonzeros: int = 0
+    output_map: str | None = None
+    tiles: TileStats | None = None
 
     @classmethod
     def of(cls, site: Site, call: ComputeCall) -> ComputeStats:
@@ -284,20 +320,33 @@ class ComputeStats:
             call.groups,
             str(call.input.dtype).removeprefix("torch."),
             output_size(call),
+            padding=call.padding,
+            dilation=call.dilation,
+            weight_nonzeros=int(torch.count_nonzero(call.weight)),
         )
 
-    def add(self, call: ComputeCall) -> None:
+    def add(self, call: ComputeCall, *, tiles: Tiles | None = None) -> None:
         macs, border, effective = count_macs(call)
         self.images += int(call.input.shape[0])
         self.macs += macs
         self.border_macs += border
         self.effective_macs += effective
+        nonzeros, read = int(torch.count_nonzero(call.input)), read_part(call)
         self.input_elements += call.input.numel()
-        self.input_nonzeros += int(torch.count_nonzero(call.input))
+        self.input_nonzeros += nonzeros
+        self.read_elements += read.numel()
+        whole = read.numel() == call.input.numel()
+        self.read_nonzeros += nonzeros if whole else int(torch.count_nonzero(read))
+        if tiles is not None:
+            x = call.input.movedim(-1, 1) if self.site.kind == "linear" else call.input
+            self.tiles = _tiled(self.tiles, tiles, x.detach().float().cpu().numpy())
 
     def merge(self, other: ComputeStats) -> None:
-        for name in ("images", "macs", "border_macs", "effective_macs", "input_elements", "input_nonzeros"):
+        counts = ("images", "macs", "border_macs", "effective_macs")
+        for name in (*counts, "input_elements", "input_nonzeros", "read_elements", "read_nonzeros"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.output_map = self.output_map or other.output_map
+        self.tiles = _merged(self.tiles, other.tiles)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -317,3 +366,27 @@ class ComputeStats:
     def theoretical_speedup(self) -> float | None:
         """MACs / effective MACs; None where no effective MAC is left."""
         return self.macs / self.effective_macs if self.effective_macs else None
+
+    @property
+    def weight_density(self) -> float:
+        return self.weight_nonzeros / max(1, math.prod(self.weight_shape))
+
+    @property
+    def read_shape(self) -> tuple[int, ...]:
+        """Rows, columns ... of the box that a convolution reads, padding included."""
+        if not self.stride or "transpose" in self.site.kind:
+            return ()
+        sizes = zip(self.spatial, self.stride, self.dilation, self.weight_shape[2:], strict=True)
+        return tuple((o - 1) * s + d * (k - 1) + 1 for o, s, d, k in sizes)
+
+
+def read_part(call: ComputeCall) -> Tensor:
+    """The input without what no output of the convolution reads, at its far ends."""
+    x = call.input
+    if not call.stride or call.transposed:
+        return x
+    for axis, out in enumerate(output_size(call)):
+        reach = call.dilation[axis] * (int(call.weight.shape[2 + axis]) - 1) + 1
+        end = (out - 1) * call.stride[axis] + reach - call.padding[axis][0]
+        x = x.narrow(2 + axis, 0, max(0, min(end, x.shape[2 + axis])))
+    return x

@@ -26,7 +26,8 @@ def report_table(data: Mapping[str, Any]) -> Rendered:
         "coded columns are bits/element, headers included. "
         f"{info['cpu']}, {info['isa']}, {info['threads']} threads."
     )
-    return Rendered(Text(verdict_of(data), style="bold"), _layers(data), _maps(data), *notes, foot)
+    parts = [_layers(data), _maps(data), *_tiles(data)]
+    return Rendered(Text(verdict_of(data), style="bold"), *parts, *notes, foot)
 
 
 def _table(title: str, columns: list[str], left: int) -> Table:
@@ -94,6 +95,31 @@ def _maps(data: Mapping[str, Any]) -> Table:
     return table
 
 
+def _tiles(data: Mapping[str, Any]) -> list[Table]:
+    """Occupancy of tiles, where it was counted."""
+    rows = [m for m in data["maps"] if "tiles" in m]
+    if not rows:
+        return []
+    keys = list(rows[0]["tiles"]["coded"])
+    columns = ["map", "tile", "tiles", "empty", "mean", "p99", "most", "from chance"]
+    columns += [f"{k} by tile" for k in keys]
+    table = _table("Tiles (rows x columns x channels): non-zeros in them", columns, 2)
+    for m in rows:
+        t = m["tiles"]
+        table.add_row(
+            cell(m["name"]),
+            "x".join(map(str, t["tile"])),
+            si(t["tiles"]),
+            f"{100 * t['empty']:.1f} %",
+            number(t["mean"], 1),
+            str(t["p99"]),
+            str(t["most"]),
+            number(t["hypergeometric"]["distance"], 2),
+            *(number(t["coded"][k]["bits_per_element"] if k in t["coded"] else None, 2) for k in keys),
+        )
+    return [table]
+
+
 def _said(data: Mapping[str, Any]) -> list[str]:
     """The sentences below the tables."""
     said, t = [], data["totals"]
@@ -114,6 +140,12 @@ def _said(data: Mapping[str, Any]) -> list[str]:
             "DRAM traffic saved an image, each way: "
             + ", ".join(f"{k} {si(v['dram_bytes_saved_per_image'])}B" for k, v in t["coded"].items())
             + f" of {si(t['float32_bytes'])}B."
+        )
+    if any("tiles" in m for m in data["maps"]):
+        said.append(
+            "By tile: bits/element of tiles coded each for itself, with the table of where they begin. "
+            "From chance: the largest difference to the shares of tiles with at most so many "
+            "non-zeros if they lay by chance (hypergeometric)."
         )
     points = data["whatif"].get("points", [])
     if len(points) > 1:
@@ -155,7 +187,8 @@ def flat_rows(data: Mapping[str, Any]) -> dict[str, list[Row]]:
     """A report's ``data`` as flat tables, see :meth:`actzip.profile.Report.frames`."""
     maps: list[Row] = data["maps"]
     keys = list(data["totals"]["coded"])
-    return {
+    tiled = {"tiles": [row for m in maps for row in _tile_rows(m)]}
+    return (tiled if tiled["tiles"] else {}) | {
         "maps": [_map_row(m, keys) for m in maps],
         "layers": [_layer_row(r) for r in data["layers"]],
         "runs": [row for m in maps for row in _run_rows(m)],
@@ -183,8 +216,18 @@ def _map_row(m: Row, keys: list[str]) -> Row:
     return row
 
 
+def _tile_rows(m: Row) -> list[Row]:
+    t = m.get("tiles", {"tile": [], "histogram": []})
+    shape = "x".join(map(str, t["tile"]))
+    return [
+        {"name": m["name"], "tile": shape, "nonzeros": i, "tiles": count}
+        for i, count in enumerate(t["histogram"])
+        if count
+    ]
+
+
 def _layer_row(r: Row) -> Row:
-    row = {k: v for k, v in r.items() if not isinstance(v, list)}
+    row = {k: v for k, v in r.items() if not isinstance(v, (list, dict))}
     for k in ("input_shape", "output_shape", "weight_shape", "stride"):
         row[k] = "x".join(map(str, r[k]))
     return row

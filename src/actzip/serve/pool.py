@@ -20,6 +20,7 @@ __all__ = ["Pool", "Reply"]
 _TRIES = 3  # of a request, before what kills its workers is taken to be the request itself
 _START_SECONDS = 300.0  # on another kind of CPU kernels are chosen anew first
 _LONGEST_PAUSE = 5.0
+_LINGER = 1.0  # for a worker to end by itself
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,12 @@ async def _within(seconds: float, what: Any) -> Any:
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
-    """The process is gone when this returns."""
-    with suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
+    """The process is gone when this returns: by itself, its input being over, or by force."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), _LINGER)
+    except asyncio.TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
