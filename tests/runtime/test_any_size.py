@@ -4,6 +4,7 @@ does not fit says why."""
 from __future__ import annotations
 
 import gc
+import pickle
 import threading
 import weakref
 from collections.abc import Callable
@@ -296,3 +297,42 @@ def test_explain_says_for_which_size() -> None:
     assert "1x3x20x30" in report.table()
     assert "1x3x32x48" in fast.explain(runs=1).table()
     assert any(r.why.startswith("as at 3x32x48") for r in report.rows)
+
+
+@pytest.mark.parametrize("way", ["file", "pickle"])
+@pytest.mark.parametrize("kind", [Convolutional, Classifier, UNet, Pyramid])
+def test_files_and_pickles_take_sizes_without_the_model(
+    kind: Callable[[], nn.Module], way: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    fast = actzip.compile(model, torch.randn(1, 3, 32, 48), tune=False, threads=1)
+    if way == "file":
+        again = actzip.runtime.load(fast.save(tmp_path / "m.actzip"), threads=1)
+    else:
+        again = pickle.loads(pickle.dumps(fast))
+    assert again._resizer is not None
+    taken = 0
+    for h, w in [*SIZES, (48, 64), (144, 320), (16, 16)]:
+        x = torch.randn(2, 3, h, w)
+        try:
+            got = again(x)
+        except InputError as error:
+            assert "were checked when it was saved" in str(error)
+            continue
+        taken += 1
+        with torch.no_grad():
+            close(got, model(x))
+    assert taken >= 4
+    twice = actzip.runtime.load(again.save(tmp_path / "n.actzip"), threads=1)
+    close(twice(torch.ones(1, 3, 48, 64)), fast(torch.ones(1, 3, 48, 64)))
+
+
+def test_a_network_without_rules_keeps_its_size_in_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 32, 48)
+    fast = actzip.compile(Branching().eval(), x, tune=False)
+    again = actzip.runtime.load(fast.save(tmp_path / "m.actzip"))
+    close(again(x), fast(x))
+    with pytest.raises(InputError, match=r"compiled for \(N, 3, 32, 48\)"):
+        again(torch.randn(1, 3, 33, 48))

@@ -31,13 +31,14 @@ from actzip.runtime.binding import (
 )
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.explain import Explanation, explain
-from actzip.runtime.graph_data import from_data, to_data
+from actzip.runtime.graph_data import all_to_data, from_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
 from actzip.runtime.model_file import read_model_file, write_model_file
 from actzip.runtime.origin import Shapes
 from actzip.runtime.parts import compile_parts
 from actzip.runtime.passes import optimize
+from actzip.runtime.rules import Rules, find_rules
 from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned
 from actzip.runtime.tree import class_of, is_plain, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
@@ -261,7 +262,7 @@ class CompiledModel:
         sample: list[Any],
         store: Any = None,
         *,
-        resizer: Resizer | None = None,
+        resizer: Resizer | Rules | None = None,
     ) -> None:
         self.graph = graph
         self.threads = threads
@@ -270,6 +271,7 @@ class CompiledModel:
         self._sample = sample
         self._store = _engine.WeightStore() if store is None else store
         self._resizer = resizer
+        self._ruled: tuple[Rules | None] | None = None
         self._sizes: Sizes[CompiledModel] | None = None if resizer is None else Sizes(self._resized)
         self._finish()
 
@@ -499,7 +501,8 @@ class CompiledModel:
                 f"the model's outputs are of a class of their own, {class_of(graph.meta['out_spec'])}; "
                 "a file holds dicts, lists and tuples only"
             )
-        data, arrays = to_data(graph)
+        rules = self._rules()
+        (data, *more), arrays = all_to_data([graph] if rules is None else [graph, rules.graph])
         sample = {f"sample.{i}": np.asarray(a) for i, a in enumerate(self._sample)}
         text = {
             "graph": data,
@@ -507,12 +510,22 @@ class CompiledModel:
             "why": self._why,
             "machine": identity(),
             "sample": list(sample),
+            "sizes": None if rules is None else {**rules.to_data(), "graph": more[0]},
         }
         return write_model_file(path, text, {**arrays, **sample}, self._store.used())
+
+    def _rules(self) -> Rules | None:
+        """What a file or a pickle needs for other sizes; None where that cannot be said."""
+        if isinstance(self._resizer, Resizer):
+            if self._ruled is None:
+                self._ruled = (find_rules(self._resizer),)
+            return self._ruled[0]
+        return self._resizer
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
+            "sizes": self._rules(),
             "graph": self.graph,
             "variants": self._variants,
             "why": self._why,
@@ -524,7 +537,12 @@ class CompiledModel:
         if state.get("format") != _FORMAT:
             raise InputError("a compiled model pickled by another version of actzip; compile it again")
         self.__init__(  # type: ignore[misc]
-            state["graph"], state["variants"], state["why"], state["threads"], state["sample"]
+            state["graph"],
+            state["variants"],
+            state["why"],
+            state["threads"],
+            state["sample"],
+            resizer=state.get("sizes"),
         )
 
 
@@ -555,12 +573,14 @@ def load(
         variants = {str(k): str(v) for k, v in text["variants"].items()}
         why = {str(k): str(v) for k, v in text["why"].items()}
         here = text["machine"] == identity()
+        sizes = text.get("sizes")
+        rules = sizes and Rules.from_data(from_data(sizes["graph"], arrays), sizes)
     except (KeyError, TypeError, AttributeError, InputError, DataError) as error:
         raise DataError(f"{path}: the description of the model is damaged: {error}") from error
     if not here:
         found = _choose(graph, sample, batch, n_threads, tune, cache)
-        return CompiledModel(found.graph, found.variants, found.why, n_threads, sample)
+        return CompiledModel(found.graph, found.variants, found.why, n_threads, sample, resizer=rules)
     store = _engine.WeightStore()
     for key, array in tensors.folder("packed").items():
         store.lend(key, array)
-    return CompiledModel(graph, variants, why, n_threads, sample, store)
+    return CompiledModel(graph, variants, why, n_threads, sample, store, resizer=rules)

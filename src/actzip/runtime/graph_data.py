@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops as _ops  # noqa: F401  (fills the table of operators)
 from actzip.runtime.registry import node_classes
 
-__all__ = ["from_data", "to_data"]
+__all__ = ["all_to_data", "from_data", "to_data"]
 
 _NUMBERS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -74,8 +74,18 @@ def to_data(graph: g.Graph) -> tuple[dict[str, Any], dict[str, g.Array]]:
     Raises:
         UnsupportedError: a graph whose call takes arguments that are no data (objects of Python).
     """
+    (data,), arrays = all_to_data([graph])
+    return data, arrays
+
+
+def all_to_data(graphs: Sequence[g.Graph]) -> tuple[list[dict[str, Any]], dict[str, g.Array]]:
+    """:func:`to_data` of graphs that share arrays."""
     e = _Encoder()
-    data = {
+    return [_graph_data(e, graph) for graph in graphs], e.arrays
+
+
+def _graph_data(e: _Encoder, graph: g.Graph) -> dict[str, Any]:
+    return {
         "name": graph.name,
         "inputs": list(graph.inputs),
         "outputs": list(graph.outputs),
@@ -84,7 +94,6 @@ def to_data(graph: g.Graph) -> tuple[dict[str, Any], dict[str, g.Array]]:
         "constants": {k: e.array(a, k) for k, a in graph.constants.items()},
         "meta": e.encode(dict(graph.meta), "meta"),
     }
-    return data, e.arrays
 
 
 class _Decoder:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from actzip.errors import InputError
+from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.graph import Array
 
@@ -33,8 +33,9 @@ _LARGE = 4096  # elements of a weight that is not kept
 class Origin(Protocol):
     """A model without its large weights."""
 
-    def graph(self, shapes: Shapes, seed: int = 0) -> g.Graph:
-        """The graph for these inputs, with patterns of ``seed``; not optimised.
+    def graph(self, shapes: Shapes, seed: int = 0, *, quick: bool = False) -> g.Graph:
+        """The graph for these inputs, with patterns of ``seed``; not optimised. ``quick``: only if it
+        is made in a moment.
 
         Raises:
             InputError, UnsupportedError: the size does not fit the model.
@@ -92,7 +93,7 @@ class OnnxOrigin:
                 self.shapes[node.output[0]] = tuple(int(d) for d in tensor.dims)
                 graph.node.remove(node)
 
-    def graph(self, shapes: Shapes, seed: int = 0) -> g.Graph:
+    def graph(self, shapes: Shapes, seed: int = 0, *, quick: bool = False) -> g.Graph:
         from actzip.runtime.from_onnx import from_onnx
 
         for name, shape, was, declared in zip(self.names, shapes, self.compiled, self.declared, strict=True):
@@ -146,7 +147,7 @@ class TorchOrigin:
         self._symbols: Any = None  # False: not to be had
         self._seed = -1
 
-    def graph(self, shapes: Shapes, seed: int = 0) -> g.Graph:
+    def graph(self, shapes: Shapes, seed: int = 0, *, quick: bool = False) -> g.Graph:
         import torch
 
         from actzip.activations import eval_mode
@@ -165,6 +166,8 @@ class TorchOrigin:
                     self._patch(self._symbols.program, seed)
                     self._seed = seed
                 return from_exported(self._symbols.program, self.name, sizes)
+            if quick:
+                raise UnsupportedError("this size has to be exported by itself")
             args, kwargs = self._inputs(shapes)
             traced = trace(self.model, args, kwargs, batch, dynamic=self.dynamic)
             self._patch(traced.program, seed)

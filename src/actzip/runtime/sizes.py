@@ -249,8 +249,7 @@ class Resizer:
         Raises:
             InputError, UnsupportedError: the size does not fit the model.
         """
-        base = self._known()
-        new = _renamed(self._made(shapes, 0), base.values, base.nodes)
+        new, base = self.outline(shapes), self._known()
         ours = _arrays(self.plain)
         fresh: list[tuple[Any, ...]] = []
 
@@ -269,8 +268,18 @@ class Resizer:
             graph.meta.setdefault("batches", meta["batches"])
         return graph
 
-    def _made(self, shapes: Shapes, seed: int) -> g.Graph:
-        graph = self.origin.graph(shapes, seed)
+    def outline(self, shapes: Shapes, *, quick: bool = False) -> g.Graph:
+        """:meth:`at` with patterns in the place of large weights; ``quick``: only where that is a
+        matter of a moment.
+
+        Raises:
+            InputError, UnsupportedError: the size does not fit the model.
+        """
+        base = self._known()
+        return _renamed(self._made(shapes, 0, quick), base.values, base.nodes)
+
+    def _made(self, shapes: Shapes, seed: int, quick: bool = False) -> g.Graph:
+        graph = self.origin.graph(shapes, seed, quick=quick)
         meta = self.plain.meta
         graph.meta.update({k: meta[k] for k in ("storage", "pack", "winograd") if k in meta})
         return optimize(graph)
