@@ -291,6 +291,33 @@ def test_thresholds_and_quantized_maps_at_other_sizes() -> None:
     assert float((got - want).abs().mean() / want.abs().mean()) < 0.02
 
 
+def test_a_size_is_tuned_on_demand_and_when_it_came_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Convolutional().eval()
+    x, y = torch.randn(1, 3, 32, 48), torch.randn(1, 3, 40, 24)
+    monkeypatch.setattr("actzip.runtime.compiled._OFTEN", 3)
+    monkeypatch.setattr("actzip.runtime.compiled._SECONDS", 0.05)
+    fast = actzip.compile(model, x, threads=1, cache=False)
+    with torch.no_grad():
+        wants = model(x), model(y)
+
+    def why(z: torch.Tensor) -> str:
+        return " ".join(r.why for r in fast.explain(z, runs=1).rows)
+
+    close(fast(y), wants[1])
+    assert "as at" in why(y)
+    for _ in range(3):
+        close(fast(y), wants[1])
+    assert "as at" not in why(y) and "trials" in why(y)
+    fast.tune(x, seconds=0.05, cache=False)
+    close(fast(x), wants[0])
+    close(fast(y), wants[1])
+    still = actzip.compile(model, x, tune=False)
+    still.tune(y, seconds=0.05, cache=False)
+    close(still(y), wants[1])
+    assert "as at" not in " ".join(r.why for r in still.explain(y, runs=1).rows)
+
+
 def test_explain_says_for_which_size() -> None:
     fast = actzip.compile(Convolutional().eval(), torch.randn(1, 3, 32, 48), tune=False)
     report = fast.explain(torch.randn(1, 3, 20, 30), runs=1)

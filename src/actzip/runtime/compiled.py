@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,15 @@ from actzip.runtime.origin import Shapes
 from actzip.runtime.parts import compile_parts
 from actzip.runtime.passes import optimize
 from actzip.runtime.rules import Rules, find_rules
-from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned
+from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, unstored
 from actzip.runtime.tree import class_of, is_plain, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 
 __all__ = ["CompiledModel", "advice", "compile", "compile_graph", "load", "peak_gflops"]
 
 _FORMAT = 1
+#: A size that came this often is tuned, in its next call, for so many seconds.
+_OFTEN, _SECONDS = 100, 2.0
 _MOST_THREADS = 1024
 
 
@@ -128,9 +131,10 @@ def compile(
     if storage == "float16":
         tuned.graph.meta["float32_maps"] = too_great(tuned.graph, inputs)
     resizer = None if origin is None else Resizer(origin, graph, [a.shape for a in inputs])
-    return CompiledModel(
-        tuned.graph, tuned.variants, tuned.why, n_threads, _one_each(graph, inputs), resizer=resizer
-    )
+    sample = _one_each(graph, inputs)
+    made = CompiledModel(tuned.graph, tuned.variants, tuned.why, n_threads, sample, resizer=resizer)
+    made._tunes = bool(tune)
+    return made
 
 
 def _one_each(graph: g.Graph, inputs: list[Any]) -> list[Any]:
@@ -192,7 +196,7 @@ def _choose(
     inputs: list[Any],
     shown: int,
     threads: int,
-    trials: bool | str,
+    trials: bool | str | float,
     cache: bool,
     progress: bool | None = None,
 ) -> Tuned:
@@ -271,6 +275,9 @@ class CompiledModel:
         self._sample = sample
         self._store = _engine.WeightStore() if store is None else store
         self._resizer = resizer
+        self._tunes = False
+        self._calls = 0
+        self._tuning = threading.Lock()
         self._ruled: tuple[Rules | None] | None = None
         self._sizes: Sizes[CompiledModel] | None = None if resizer is None else Sizes(self._resized)
         self._finish()
@@ -424,7 +431,14 @@ class CompiledModel:
         if not name:
             return self
         try:
-            return self._sizes.get(shapes)
+            found = self._sizes.get(shapes)
+            found._calls += 1
+            if self._tunes and found._calls == _OFTEN and self._tuning.acquire(blocking=False):
+                try:
+                    found = self._tuned(found, leaves, shapes, _SECONDS, True)
+                finally:
+                    self._tuning.release()
+            return found
         except (InputError, UnsupportedError) as error:
             at = self.graph.inputs.index(name)
             want = ", ".join(map(str, self._in[at]))
@@ -446,6 +460,47 @@ class CompiledModel:
         arrays = [rng.standard_normal(s, np.float32) for s in shapes]
         sample = _one_each(graph, arrays)
         return CompiledModel(graph, variants, why, self.threads, sample, self._store)
+
+    def tune(self, x: Any, *, seconds: float | None = None, cache: bool = True) -> None:
+        """Chooses storages and kernels for the size and the densities of ``x`` by trials, as compiling
+        does for its example. Calls go on meanwhile; results change within float rounding.
+
+        A size that came a hundred times is tuned by itself, for two seconds, in the call that comes
+        next; not where the model was compiled with ``tune=False``.
+
+        Args:
+            x: an input, as of a call.
+            seconds: of trials; None: some.
+            cache: as of :func:`compile`.
+
+        Raises:
+            InputError: as calling.
+        """
+        args, kwargs = as_call(x)
+        leaves = bind(self.graph, args, kwargs)
+        model = self._for(leaves)
+        with self._tuning:
+            self._tuned(model, leaves, [tuple(a.shape) for a in leaves], seconds, cache)
+
+    def _tuned(
+        self, model: CompiledModel, leaves: list[Any], shapes: Shapes, seconds: float | None, cache: bool
+    ) -> CompiledModel:
+        """``model``, itself or one for another size, after trials on ``leaves``."""
+        plain, values = unstored(model.graph), model.graph.values
+        arrays = [array_of(v, x, values[v].dtype) for v, x in zip(plain.inputs, leaves, strict=True)]
+        trials = True if seconds is None else float(seconds)
+        batch = batch_of(plain, arrays)
+        found = _choose(plain, arrays, batch, self.threads, trials, cache, progress=False)
+        sample = _one_each(plain, arrays)
+        made = CompiledModel(found.graph, found.variants, found.why, self.threads, sample, self._store)
+        if model is not self:
+            assert self._sizes is not None
+            made._calls = _OFTEN
+            self._sizes.put(shapes, made)
+            return made
+        self.graph, self._variants, self._why, self._sample = made.graph, made._variants, made._why, sample
+        self._low, self._plan, self._run = made._low, made._plan, made._run
+        return self
 
     def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
         """What runs where and why, measured now on ``x``, of any size (or on one image of the
@@ -526,6 +581,7 @@ class CompiledModel:
         return {
             "format": _FORMAT,
             "sizes": self._rules(),
+            "tunes": self._tunes,
             "graph": self.graph,
             "variants": self._variants,
             "why": self._why,
@@ -544,6 +600,7 @@ class CompiledModel:
             state["sample"],
             resizer=state.get("sizes"),
         )
+        self._tunes = state.get("tunes", False)
 
 
 def load(
@@ -583,4 +640,6 @@ def load(
     store = _engine.WeightStore()
     for key, array in tensors.folder("packed").items():
         store.lend(key, array)
-    return CompiledModel(graph, variants, why, n_threads, sample, store, resizer=rules)
+    made = CompiledModel(graph, variants, why, n_threads, sample, store, resizer=rules)
+    made._tunes = tune
+    return made

@@ -28,7 +28,7 @@ from actzip.runtime.passes import optimize
 from actzip.runtime.passes.copies import add_copies, add_copy, drop_copies
 from actzip.runtime.storage import choose_storage, is_map
 
-__all__ = ["MOST_SIZES", "Resizer", "Sizes", "as_stored", "owned"]
+__all__ = ["MOST_SIZES", "Resizer", "Sizes", "as_stored", "owned", "unstored"]
 
 #: Sizes beside the compiled one whose plans are kept, the last that were used.
 MOST_SIZES = 8
@@ -201,6 +201,14 @@ def as_stored(graph: g.Graph, like: g.Graph, keep_dense: set[str]) -> g.Graph:
         if (known is None and v in copies) or (known is not None and known.storage == "dense"):
             dense.add(v)
     return _alike(drop_copies(choose_storage(graph, dense)), like)
+
+
+def unstored(graph: g.Graph) -> g.Graph:
+    """``graph`` before storages were chosen."""
+    graph = graph.copy()
+    for value in graph.values.values():
+        value.storage = "dense"
+    return drop_copies(graph)
 
 
 def _alike(graph: g.Graph, like: g.Graph) -> g.Graph:

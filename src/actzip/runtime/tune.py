@@ -334,7 +334,7 @@ def tune(
     *,
     cache: TuningCache | None,
     keep_dense: set[str],
-    trials: bool | str = True,
+    trials: bool | str | float = True,
     trial_batch: int | None = None,
     storage: Callable[[g.Graph], g.Graph] | None = None,
     winograd: bool = True,
@@ -346,11 +346,11 @@ def tune(
         inputs: arrays for the graph's inputs with this ``batch``.
         trial_batch: the batch that trials are timed at (None: ``batch``), of the inputs over and over.
         keep_dense: values that must not be packed (non-finite weights read them).
-        trials: True: for :data:`QUICK` seconds, the likely best kernels first; ``thorough``: until
-            every kernel was tried; False: no timing; packed where the calibrated density is below
-            0.7, the engine's first choice of kernel. Either way maps that are stored as integers
-            stay packed (they are rounded by that, and smaller at any density), and so does every
-            map where ``graph.meta["pack"]`` is ``always``.
+        trials: True: for :data:`QUICK` seconds, the likely best kernels first; a number: for so many
+            seconds; ``thorough``: until every kernel was tried; False: no timing; packed where the
+            calibrated density is below 0.7, the engine's first choice of kernel. Either way maps
+            that are stored as integers stay packed (they are rounded by that, and smaller at any
+            density), and so does every map where ``graph.meta["pack"]`` is ``always``.
         storage: a last rewrite of the storages (quantized values, say), before kernels are chosen.
         winograd: Winograd kernels may be tried, where their error on the first of ``inputs`` is at most
             :data:`~actzip.runtime.winograd.TOLERANCE` of the layer's largest output.
@@ -381,7 +381,7 @@ def tune(
         dense, variants, why = known
         mixed = choose_storage(packed, dense | keep_dense)
     elif trials:
-        seconds = math.inf if trials == "thorough" else QUICK
+        seconds = math.inf if trials == "thorough" else QUICK if trials is True else float(trials)
         mixed, variants, why = _by_trials(
             packed,
             plain,
@@ -424,7 +424,12 @@ def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
 
 
 def _plan_key(
-    graph: g.Graph, threads: int, batch: int, keep_dense: set[str], exact: Exact, trials: bool | str
+    graph: g.Graph,
+    threads: int,
+    batch: int,
+    keep_dense: set[str],
+    exact: Exact,
+    trials: bool | str | float,
 ) -> str:
     """Stands for the graph's structure, its densities in steps of 0.05, threads, batch and
     what is exact enough."""
