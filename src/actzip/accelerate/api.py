@@ -17,6 +17,7 @@ from actzip.accelerate.promise import Metric, Promise, Reference
 from actzip.accelerate.result import Acceleration, Attempt
 from actzip.activations import find_sites, get_thresholds, without_thresholds
 from actzip.checks import flag, function, one_of, shown, whole
+from actzip.data.form import Form
 from actzip.errors import InputError, TrainingError
 from actzip.profile.cost import CostModel
 from actzip.profile.work import Work, measure_work, worth_of_zeros
@@ -37,7 +38,7 @@ Step = Callable[[str, int, int], None]
 
 def accelerate(
     model: nn.Module | str | os.PathLike[str],
-    data: Iterable[Any] | str,
+    data: Iterable[Any] | str | None,
     *,
     keep: float | None = None,
     max_error: float | None = None,
@@ -56,6 +57,7 @@ def accelerate(
     batch: int = 16,
     seed: int = 0,
     trust: bool = False,
+    form: Form | None = None,
     progress: bool = False,
     on_step: Step | None = None,
 ) -> Acceleration:
@@ -90,6 +92,8 @@ def accelerate(
             square.
         batch: inputs a pass. seed: of everything random.
         trust: whether an exported program may be read (:func:`actzip.load`).
+        form: shapes, normalisation and layout of the inputs of a name or file, or arrays (``data``
+            is None then).
         progress: show a progress bar on standard error, where that is a terminal.
         on_step: called with (what, steps done, steps in all).
 
@@ -130,7 +134,7 @@ def accelerate(
     if not isinstance(model, (nn.Module, str, os.PathLike)):
         raise InputError(f"model must be a torch.nn.Module, a name or a path, not {shown(model)}")
     module, batches, name = open_model(
-        model, data, weights=weights, size=size, images=images, batch=batch, trust=trust
+        model, data, weights=weights, size=size, images=images, batch=batch, trust=trust, form=form
     )
     fixed = getattr(module, "batch", None)
     inputs = gather(batches, calibrate=calibrate, images=images, batch=fixed or batch)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actzip.data.form import Form
 from actzip.errors import DataError, InputError
 from actzip.training.batches import batches_in, check_finite, unpack
 
@@ -32,22 +33,25 @@ class Inputs:
 
 def open_model(
     model: nn.Module | str | os.PathLike[str],
-    data: Iterable[Any] | str,
+    data: Iterable[Any] | str | None,
     *,
     weights: str | None,
     size: int | None,
     images: int,
     batch: int,
     trust: bool,
+    form: Form | None = None,
 ) -> tuple[nn.Module, Iterable[Any], str]:
     """(module, batches, how the model is called) of what the user gives; names are resolved as everywhere."""
     name = type(model).__name__ if isinstance(model, nn.Module) else os.path.basename(os.fspath(model))
-    if isinstance(data, str):
+    if data is None and (form is None or not form.arrays):
+        raise InputError("accelerating needs typical inputs: --data, or --input with arrays")
+    if data is None or isinstance(data, str):
         from actzip.profile.source import open_subject
 
         chosen = model if isinstance(model, nn.Module) else os.fspath(model)
         found = open_subject(
-            chosen, data, weights=weights, images=images, batch=batch, size=size, trust=trust
+            chosen, data, weights=weights, images=images, batch=batch, size=size, trust=trust, form=form
         )
         return found.model, found.loader, name
     if not isinstance(model, nn.Module):

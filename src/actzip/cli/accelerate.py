@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from actzip.cli._inputs import takes_inputs
 from actzip.cli.common import JSON, MODEL, SIZE, THREADS, TRUST, WEIGHTS, errors, print_json, progress
+
+if TYPE_CHECKING:
+    from actzip.data.form import Form
 
 _EPILOG = (
     "Example:  actzip accelerate model.onnx --data photos/ --keep 0.99 --out fast.actzip "
@@ -20,10 +24,11 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(epilog=_EPILOG)
+    @takes_inputs
     def accelerate(
         model: str = MODEL,
-        data: str = typer.Option(
-            ...,
+        data: str | None = typer.Option(
+            None,
             "--data",
             "-d",
             help="A few dozen typical images: folder, parquet file, .npy, or a data set's name.",
@@ -60,6 +65,8 @@ def register(app: typer.Typer) -> None:
         html: Path | None = typer.Option(None, help="Write the report as one HTML page."),
         trust: bool = TRUST,
         json: bool = JSON,
+        *,
+        inputs: Form,
     ) -> None:
         """Make a network faster with thresholds that a few images calibrate, and prove what it
         keeps on others."""
@@ -84,6 +91,7 @@ def register(app: typer.Typer) -> None:
                 weights=weights,
                 seed=seed,
                 trust=trust,
+                form=inputs,
                 on_step=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
             )
             if clock:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from actzip.cli._inputs import takes_inputs
 from actzip.cli._workers import DENSE, Worker, export_ncnn, export_onnx, take_turns
 from actzip.cli.common import (
     IMAGES,
@@ -24,6 +25,9 @@ from actzip.cli.common import (
     progress,
 )
 
+if TYPE_CHECKING:
+    from actzip.data.form import Form
+
 _PERCENTILES = (50, 90, 95, 99)
 _SHORT = {"ort": "onnxruntime"}
 _EPILOG = (
@@ -38,6 +42,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(epilog=_EPILOG)
+    @takes_inputs
     def bench(
         model: str = MODEL,
         data: str | None = IMAGES,
@@ -58,11 +63,15 @@ def register(app: typer.Typer) -> None:
         ),
         trust: bool = TRUST,
         json: bool = JSON,
+        *,
+        inputs: Form,
     ) -> None:
         """Time a model here against PyTorch, ONNX Runtime, OpenVINO, ncnn and DeepSparse, as far as
         they are installed."""
         names = [e.strip() for e in engines.split(",") if e.strip()]
-        result = run(model, data, weights, batch, size, threads, names, rounds, runs, seconds, trust, json)
+        result = run(
+            model, data, weights, batch, size, threads, names, rounds, runs, seconds, trust, json, inputs
+        )
         if json:
             print_json(result)
             return
@@ -115,6 +124,7 @@ def run(
     seconds: float,
     trust: bool,
     quiet: bool,
+    form: Form | None = None,
 ) -> dict[str, Any]:
     """Times of every engine in interleaved rounds, as a dict of plain values; the first engine is actzip."""
     import statistics
@@ -135,7 +145,10 @@ def run(
     engines = ["actzip", *(e for e in engines if e != "actzip")]
     info = cpu.info()
     n_threads = threads or int(info["threads"])
-    found, net, x = model_and_input(model, weights, data, batch, size, trust)
+    found, net, x = model_and_input(model, weights, data, batch, size, trust, form)
+    if not isinstance(x, torch.Tensor):
+        raise InputError(f"bench takes models with one input; {model} has {len(x)}")
+    batch = len(x)
     with tempfile.TemporaryDirectory(prefix="actzip-bench-") as name, progress(quiet) as bar:
         folder = Path(name)
         np.save(folder / "x.npy", x.numpy())

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from actzip.errors import CodecError, DataError, InputError, UnsupportedError
 from actzip.files import read_torch
 from actzip.progress import display
 from actzip.text import visible
+
+if TYPE_CHECKING:
+    from actzip.data.form import Form
 
 __all__ = [
     "IMAGES",
@@ -253,11 +256,17 @@ def read_blob(path: Path) -> bytes:
 
 
 def model_and_input(
-    ref: str, weights: str | None, data: str | None, batch: int, size: int | None, trust: bool
+    ref: str,
+    weights: str | None,
+    data: str | None,
+    batch: int,
+    size: int | None,
+    trust: bool,
+    form: Form | None = None,
 ) -> tuple[Any, Any, Any]:
     """What ``actzip.compile`` takes for the model ``ref`` (a module, a graph, or the path of an
-    ONNX file), the same as a module in eval mode, and a batch of ``data`` (random numbers, with a
-    warning, where that is None) as float32 (N, C, H, W).
+    ONNX file), the same as a module in eval mode, and a batch of ``data`` or of the arrays given
+    (random numbers, with a warning, where there are none): a tensor, a tuple of several inputs.
 
     Raises:
         InputError: unknown model or data, or data that does not fit the model. DataError: a file is
@@ -267,18 +276,21 @@ def model_and_input(
 
     import torch
 
-    from actzip.data import Loader, resolve
+    from actzip.data import Loader
+    from actzip.data.form import Form
     from actzip.errors import ActzipWarning
     from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights
-    from actzip.runtime.models import load_model, reference_net
+    from actzip.runtime.models import GraphNet, load_model, reference_net
 
+    form = form or Form()
     torch.manual_seed(0)
+    first = None if form.first is None else form.first[1:]
     try:
-        net, shape, mean, std = load_model(ref, trust=trust)
+        net, shape, mean, std = load_model(ref, first, shapes=form.given, trust=trust)
     except UnsupportedError as error:
         if not ref.endswith(".onnx") or weights is not None:
             raise
-        net, shape, mean, std = reference_net(Path(ref), error)
+        net, shape, mean, std = reference_net(Path(ref), error, first)
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False
     if weights is not None:
@@ -286,27 +298,24 @@ def model_and_input(
     elif has_random_weights(net):
         warnings.warn(RANDOM_WEIGHTS, ActzipWarning, stacklevel=2)
     found = Path(ref) if ref.endswith(".onnx") and weights is None else net
+    batch = form.shapes[""][0] if "" in form.shapes else batch
+    if form.arrays:
+        if data is not None:
+            raise InputError("--data and --input exclude each other: both give the inputs")
+        names = list(net.graph.inputs) if isinstance(net, GraphNet) else [""]
+        return found, net, next(form.batches(names, None))
     if data is None:
         warnings.warn(
             "no --data: random input is used, so densities mean little", ActzipWarning, stacklevel=2
         )
+        if isinstance(net, GraphNet) and len(net.graph.inputs) > 1:
+            return found, net, net.example()
         return (
             found,
             net,
             torch.randn((batch, *(shape[:-2] if size else shape), *((size, size) if size else ()))),
         )
-    if len(shape) != 3:
-        raise InputError(f"the model takes inputs of shape {shape}, not images")
-    images = resolve(
-        data,
-        "test",
-        image_size=None if data in ("mnist", "cifar10", "digits") else size or shape[-1],
-        mean=mean,
-        std=std,
-        limit=batch,
-    )
-    if images.shape[0] != shape[0]:
-        raise InputError(f"{images.source} has {images.shape[0]} channels, the model takes {shape[0]}")
+    images = form.images(data, shape, mean, std, size=size, limit=batch)
     if len(images) < batch:
         raise InputError(f"{images.source} has {len(images)} images, --batch wants {batch}")
-    return found, net, next(iter(Loader(images, batch)))[0]
+    return found, net, form.laid_out(next(iter(Loader(images, batch)))[0])

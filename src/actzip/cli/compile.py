@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+from actzip.cli._inputs import takes_inputs
 from actzip.cli.common import (
     IMAGES,
     JSON,
@@ -20,6 +22,9 @@ from actzip.cli.common import (
 )
 from actzip.text import visible
 
+if TYPE_CHECKING:
+    from actzip.data.form import Form
+
 _EPILOG = "Example:  actzip compile resnet18 --data photos/ --threads 2 --out resnet18.actzip"
 
 
@@ -27,6 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(epilog=_EPILOG)
+    @takes_inputs
     def compile(
         model: str = MODEL,
         data: str | None = IMAGES,
@@ -49,6 +55,8 @@ def register(app: typer.Typer) -> None:
         ),
         trust: bool = TRUST,
         json: bool = JSON,
+        *,
+        inputs: Form,
     ) -> None:
         """Compile a model and print, layer by layer, kernel, reason, density, effective MACs, time
         and share of peak."""
@@ -57,7 +65,7 @@ def register(app: typer.Typer) -> None:
         from actzip import compile as compile_model
         from actzip.files import write_bytes
 
-        found, _, x = model_and_input(model, weights, data, batch, size, trust)
+        found, _, x = model_and_input(model, weights, data, batch, size, trust, inputs)
         fast = compile_model(
             found, x, threads=threads, tune="thorough" if thorough else tune, cache=cache, storage=storage
         )

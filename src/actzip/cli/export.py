@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from actzip.cli._inputs import takes_inputs
 from actzip.cli.common import JSON, TRUST, WEIGHTS, errors, print_json
 from actzip.text import visible
+
+if TYPE_CHECKING:
+    from actzip.data.form import Form
 
 _EPILOG = (
     "Example:  actzip export resnet18 resnet18.onnx --weights sparse.safetensors --thresholds "
@@ -22,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(epilog=_EPILOG)
+    @takes_inputs
     def export(
         model: str = typer.Argument(
             ..., help="Ours, torchvision's or timm's name, package.module:attribute, a .pt2 or an .onnx file."
@@ -41,9 +46,11 @@ def register(app: typer.Typer) -> None:
         dynamic: bool = typer.Option(True, help="Any batch, else one image."),
         trust: bool = TRUST,
         json: bool = JSON,
+        *,
+        inputs: Form,
     ) -> None:
         """Write a sparsified or quantized model as ONNX: thresholds as ThresholdedRelu, scales as QDQ."""
-        result = run(model, target, weights, thresholds, scales, size, opset, dynamic, trust)
+        result = run(model, target, weights, thresholds, scales, size, opset, dynamic, trust, inputs)
         if json:
             print_json(result)
         else:
@@ -61,6 +68,7 @@ def run(
     opset: int | None,
     dynamic: bool,
     trust: bool,
+    form: Form | None = None,
 ) -> dict[str, Any]:
     """Writes the file; what is in it."""
     from collections import Counter
@@ -68,6 +76,7 @@ def run(
     import torch
 
     from actzip.activations import load_thresholds, set_thresholds
+    from actzip.data.form import Form
     from actzip.errors import InputError
     from actzip.models import load_weights
     from actzip.quantize.files import load_quantization
@@ -81,7 +90,9 @@ def run(
             "--thresholds and --scales exclude each other: give the one that the model was made with"
         )
     torch.manual_seed(0)
-    net, shape, _, _ = load_model(model, trust=trust)
+    form = form or Form()
+    first = None if form.first is None else form.first[1:]
+    net, shape, _, _ = load_model(model, first, shapes=form.given, trust=trust)
     if size is not None:
         shape = (shape[0], size, size)
         net = load_model(model, shape, trust=trust)[0] if isinstance(net, GraphNet) else net
@@ -90,6 +101,9 @@ def run(
     if weights is not None:
         load_weights(net, weights)
     example = net.example() if isinstance(net, GraphNet) else torch.randn(1, *shape)
+    if form.arrays:
+        names = list(net.graph.inputs) if isinstance(net, GraphNet) else [""]
+        example = next(form.batches(names, getattr(net, "batch", None)))
     cuts = {} if thresholds is None else load_thresholds(thresholds)
     if cuts:
         set_thresholds(net, cuts, example)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from actzip.cli._inputs import takes_inputs
 from actzip.cli.common import JSON, TRUST, errors, out, print_json, progress
 from actzip.files import write_text
 
 if TYPE_CHECKING:
+    from actzip.data.form import Form
     from actzip.profile.report import Report
     from actzip.profile.training import TrainingMemory
     from actzip.profile.verdict import Verdict
@@ -27,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(epilog=_EPILOG)
+    @takes_inputs
     def profile(
         model: str | None = typer.Argument(
             None,
@@ -72,6 +75,8 @@ def register(app: typer.Typer) -> None:
         ),
         trust: bool = TRUST,
         json: bool = JSON,
+        *,
+        inputs: Form,
     ) -> None:
         """Count zeros, effective MACs, bits and milliseconds, layer by layer."""
         from actzip.errors import InputError
@@ -89,7 +94,7 @@ def register(app: typer.Typer) -> None:
         if model is None:
             raise InputError("a MODEL is needed (or --compare A.json B.json)")
         if training:
-            memory = run_training(model, data, weights, batch, size, trust, json)
+            memory = run_training(model, data, weights, batch, size, trust, json, inputs)
             if output is not None:
                 write_text(output, dumps(memory.to_dict(), indent=1) + "\n")
             if json:
@@ -98,7 +103,7 @@ def register(app: typer.Typer) -> None:
                 out.print(memory.table())
             return
         if quick:
-            verdict = look(model, data, weights, size, threads, trust)
+            verdict = look(model, data, weights, size, threads, trust, inputs)
             if json:
                 print_json(verdict.as_dict())
             else:
@@ -125,6 +130,7 @@ def register(app: typer.Typer) -> None:
             json,
             tiles,
             export,
+            inputs,
         )
         if output is not None:
             report.to_json(output)
@@ -144,14 +150,20 @@ def register(app: typer.Typer) -> None:
 
 
 def look(
-    model: str, data: str | None, weights: str | None, size: int | None, threads: int | None, trust: bool
+    model: str,
+    data: str | None,
+    weights: str | None,
+    size: int | None,
+    threads: int | None,
+    trust: bool,
+    form: Form | None = None,
 ) -> Verdict:
     """The verdict of ``--quick``."""
     from actzip import cpu
     from actzip.profile.source import open_subject
     from actzip.profile.verdict import quick_look
 
-    found = open_subject(model, data, weights=weights, images=8, batch=8, size=size, trust=trust)
+    found = open_subject(model, data, weights=weights, images=8, batch=8, size=size, trust=trust, form=form)
     batches = [b[0] if isinstance(b, (tuple, list)) else b for b in found.loader]
     return quick_look(found.model, batches, threads or int(cpu.info()["threads"]))
 
@@ -173,6 +185,7 @@ def run(
     quiet: bool,
     tiles: str | None = None,
     export: tuple[str, Path] | None = None,
+    form: Form | None = None,
 ) -> Report:
     """The report for the command line's options; what ``--export`` asks for is written."""
     from actzip.profile import profile as profile_model
@@ -187,7 +200,9 @@ def run(
 
     with progress(quiet) as bar:
         task = bar.add_task("loading", total=None, note="")
-        found = open_subject(model, data, weights=weights, images=images, batch=batch, size=size, trust=trust)
+        found = open_subject(
+            model, data, weights=weights, images=images, batch=batch, size=size, trust=trust, form=form
+        )
         bar.update(task, description="profiling", total=found.images)
         timing = bar.add_task(
             "calibrating the engine, once for this machine", total=None, note="", visible=False
@@ -219,7 +234,14 @@ def run(
 
 
 def run_training(
-    model: str, data: str | None, weights: str | None, batch: int, size: int | None, trust: bool, quiet: bool
+    model: str,
+    data: str | None,
+    weights: str | None,
+    batch: int,
+    size: int | None,
+    trust: bool,
+    quiet: bool,
+    form: Form | None = None,
 ) -> TrainingMemory:
     """What ``--training`` shows: one batch of the data, forward and loss."""
     from actzip.profile.source import open_subject
@@ -227,7 +249,9 @@ def run_training(
 
     with progress(quiet) as bar:
         bar.add_task("forward", total=None, note="")
-        found = open_subject(model, data, weights=weights, images=batch, batch=batch, size=size, trust=trust)
+        found = open_subject(
+            model, data, weights=weights, images=batch, batch=batch, size=size, trust=trust, form=form
+        )
         first = next(iter(found.loader))
         x, y = first if isinstance(first, (tuple, list)) and len(first) == 2 else (first, None)
         return training_memory(found.model, x, y)

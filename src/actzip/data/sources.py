@@ -19,12 +19,15 @@ from actzip.data.roots import data_roots
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.files import cache_dir, write_with
 
-__all__ = ["data_roots", "names", "resolve"]
+__all__ = ["PHOTOGRAPHS", "data_roots", "names", "resolve"]
 
 _MNIST = ((0.1307,), (0.3081,))
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+#: Mean and deviation that networks for photographs are trained with.
+PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _KINDS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")  # EPS, say, would be a program for Ghostscript
+#: The side of a square, or height and width.
+Side = int | tuple[int, int]
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 
 
@@ -38,7 +41,7 @@ def resolve(
     split: str = "train",
     *,
     folder: str | os.PathLike[str] | None = None,
-    image_size: int | None = None,
+    image_size: Side | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     limit: int | None = None,
@@ -54,8 +57,8 @@ def resolve(
             C, H, W). A plain path is one of the latter four, by what lies there.
         split: ``train`` or ``test``.
         folder: where to look first (the command line's ``--data``).
-        image_size: images are resized (shorter side) and cropped to this square; needed where they
-            differ in size.
+        image_size: images are resized (shorter side) and cropped to this square, or to (height,
+            width); needed where they differ in size.
         mean, std: normalisation; the data set's usual one where not given.
         limit: at most this many images, the first.
         sample: at most about this many images, spread evenly over the set (of shards: the first);
@@ -95,7 +98,7 @@ def _evenly(count: int, sample: int | None) -> npt.NDArray[np.int64]:
     return np.round(np.linspace(0, count - 1, sample)).astype(np.int64)
 
 
-def _by_path(name: str, split: str, image_size: int | None, sample: int | None) -> Images:
+def _by_path(name: str, split: str, image_size: Side | None, sample: int | None) -> Images:
     path = Path(name).expanduser()
     if path.is_dir():
         parquet = sorted(path.glob(f"*{split}*.parquet")) or sorted(path.glob("*.parquet"))
@@ -135,7 +138,7 @@ def _idx(path: Path) -> npt.NDArray[Any]:
     return data.reshape(dims)
 
 
-def _mnist(roots: list[Path], split: str, image_size: int | None, download: bool) -> Images:
+def _mnist(roots: list[Path], split: str, image_size: Side | None, download: bool) -> Images:
     stem = "train" if split == "train" else "t10k"
     for root in roots:
         for folder in (root / "MNIST" / "raw", root / "MNIST", root):
@@ -180,7 +183,7 @@ def _mnist(roots: list[Path], split: str, image_size: int | None, download: bool
     return _digits(roots, split, image_size, download)
 
 
-def _digits(roots: list[Path], split: str, image_size: int | None, download: bool) -> Images:
+def _digits(roots: list[Path], split: str, image_size: Side | None, download: bool) -> Images:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
@@ -201,7 +204,7 @@ def _digits(roots: list[Path], split: str, image_size: int | None, download: boo
     )
 
 
-def _cifar10(roots: list[Path], split: str, image_size: int | None, download: bool) -> Images:
+def _cifar10(roots: list[Path], split: str, image_size: Side | None, download: bool) -> Images:
     for root in roots:
         for path in (root / "cifar10" / f"{split}.parquet", root / f"{split}.parquet"):
             if path.is_file():
@@ -219,13 +222,13 @@ def _cifar10(roots: list[Path], split: str, image_size: int | None, download: bo
     )
 
 
-def _imagenet_sample(roots: list[Path], split: str, image_size: int | None, download: bool) -> Images:
+def _imagenet_sample(roots: list[Path], split: str, image_size: Side | None, download: bool) -> Images:
     for root in roots:
         path = root / "imagenet_sample" / "test.parquet"
         if path.is_file():
             data = _parquet(str(path), split, image_size or 224)
             return Images(
-                data.images, data.labels, 1000, *_IMAGENET, "imagenet_sample", f"photographs in {path}"
+                data.images, data.labels, 1000, *PHOTOGRAPHS, "imagenet_sample", f"photographs in {path}"
             )
     raise DataError(
         f"imagenet_sample/test.parquet is in none of {[str(r) for r in roots]}; set ACTZIP_DATA or "
@@ -233,7 +236,7 @@ def _imagenet_sample(roots: list[Path], split: str, image_size: int | None, down
     )
 
 
-_NAMED: dict[str, Callable[[list[Path], str, int | None, bool], Images]] = {
+_NAMED: dict[str, Callable[[list[Path], str, Side | None, bool], Images]] = {
     "mnist": _mnist,
     "cifar10": _cifar10,
     "digits": _digits,
@@ -244,13 +247,16 @@ _NAMED: dict[str, Callable[[list[Path], str, int | None, bool], Images]] = {
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _decode(data: bytes | Path, image_size: int | None) -> npt.NDArray[np.uint8]:
-    """One image as uint8 C, H, W in RGB; resized by its shorter side and cropped at the centre if asked."""
+def _decode(data: bytes | Path, image_size: Side | None) -> npt.NDArray[np.uint8]:
+    """One image as uint8 C, H, W in RGB; resized by its shorter side and cropped at the centre to a
+    square, or to (height, width), if asked."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_KINDS) as image:
         rgb = image.convert("RGB")
-        if image_size is not None:
+        if isinstance(image_size, tuple):
+            rgb = _covering(rgb, *image_size)
+        elif image_size is not None:
             w, h = rgb.size
             target = max(image_size, round(image_size * 8 / 7)) if min(w, h) != image_size else image_size
             scale = target / min(w, h)
@@ -264,8 +270,20 @@ def _decode(data: bytes | Path, image_size: int | None) -> npt.NDArray[np.uint8]
         return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8).transpose(2, 0, 1))
 
 
+def _covering(rgb: Any, height: int, width: int) -> Any:
+    """The image resized to cover ``height`` x ``width``, and its middle."""
+    from PIL import Image
+
+    w, h = rgb.size
+    scale = max(height / h, width / w)
+    w, h = max(width, round(w * scale)), max(height, round(h * scale))
+    left, top = (w - width) // 2, (h - height) // 2
+    rgb = rgb.resize((w, h), Image.Resampling.BICUBIC)
+    return rgb.crop((left, top, left + width, top + height))
+
+
 def _stack(
-    items: Iterator[tuple[str, bytes | Path, int]], image_size: int | None, where: str
+    items: Iterator[tuple[str, bytes | Path, int]], image_size: Side | None, where: str
 ) -> tuple[Any, Any, tuple[str, ...]]:
     images: list[npt.NDArray[np.uint8]] = []
     labels: list[int] = []
@@ -314,7 +332,7 @@ def _cached(
     return x, y, skipped
 
 
-def _parquet(path: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
+def _parquet(path: str, split: str, image_size: Side | None, sample: int | None = None) -> Images:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -351,10 +369,10 @@ def _parquet(path: str, split: str, image_size: int | None, sample: int | None =
     x, y, skipped = _cached(
         f"parquet:{image_size}:{sample}", [file], lambda: _stack(rows(), image_size, str(file))
     )
-    return Images(x, y, int(y.max()) + 1, *_IMAGENET, f"parquet:{path}", str(file), skipped)
+    return Images(x, y, int(y.max()) + 1, *PHOTOGRAPHS, f"parquet:{path}", str(file), skipped)
 
 
-def _folder(path: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
+def _folder(path: str, split: str, image_size: Side | None, sample: int | None = None) -> Images:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
@@ -380,10 +398,10 @@ def _folder(path: str, split: str, image_size: int | None, sample: int | None = 
         return _stack(((f.name, f, i) for f, i in files), image_size, str(root))
 
     x, y, skipped = _cached(f"folder:{image_size}", [f for f, _ in files], make)
-    return Images(x, y, max(1, len(classes)), *_IMAGENET, f"folder:{path}", str(root), skipped)
+    return Images(x, y, max(1, len(classes)), *PHOTOGRAPHS, f"folder:{path}", str(root), skipped)
 
 
-def _webdataset(pattern: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
+def _webdataset(pattern: str, split: str, image_size: Side | None, sample: int | None = None) -> Images:
     try:
         import webdataset as wds
     except ModuleNotFoundError as error:
@@ -420,11 +438,11 @@ def _webdataset(pattern: str, split: str, image_size: int | None, sample: int | 
         lambda: _stack(itertools.islice(rows(), sample), image_size, pattern),
     )
     return Images(
-        x, y, int(y.max()) + 1, *_IMAGENET, f"wds:{pattern}", f"{len(files)} shards {pattern}", skipped
+        x, y, int(y.max()) + 1, *PHOTOGRAPHS, f"wds:{pattern}", f"{len(files)} shards {pattern}", skipped
     )
 
 
-def _npy(path: str, split: str, image_size: int | None, sample: int | None = None) -> Images:
+def _npy(path: str, split: str, image_size: Side | None, sample: int | None = None) -> Images:
     file = Path(path).expanduser()
     try:
         x = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -446,7 +464,7 @@ def _npy(path: str, split: str, image_size: int | None, sample: int | None = Non
     return Images(x, np.zeros(len(x), np.int64), 1, (0.0,) * c, (1.0,) * c, f"npy:{path}", str(file))
 
 
-_FORMS: dict[str, Callable[[str, str, int | None, int | None], Images]] = {
+_FORMS: dict[str, Callable[[str, str, Side | None, int | None], Images]] = {
     "parquet": _parquet,
     "folder": _folder,
     "wds": _webdataset,

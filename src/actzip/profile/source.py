@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actzip.data import resolve
+from actzip.data.form import NAMED, Form, Laid
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.runtime.models import GraphNet, load_model
 
@@ -45,6 +47,7 @@ def open_subject(
     batch: int = 4,
     size: int | None = None,
     trust: bool = False,
+    form: Form | None = None,
 ) -> Subject:
     """The model and its inputs for names, as the command line and :func:`actzip.profile.profile` take them.
 
@@ -59,27 +62,36 @@ def open_subject(
         batch: images a batch (a model that was exported with a fixed batch has its own).
         size: images are resized and cropped to this square; None: the model's usual one.
         trust: whether an exported program may be read (:func:`actzip.load`).
+        form: shapes, normalisation and layout of the inputs, or the inputs themselves.
 
     Raises:
         InputError: an unknown name; a model that takes no images while ``data`` is given; a module
             without ``data``.
         DataError: the data is missing, empty or unreadable.
     """
-    from actzip.data import Loader, resolve
+    from actzip.data import Loader
     from actzip.models import load_weights
 
+    form = form or Form()
     shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     module = model
     if not isinstance(module, nn.Module):
-        module, shape, mean, std = load_model(str(module), trust=trust)
+        first = None if form.first is None else form.first[1:]
+        module, shape, mean, std = load_model(str(module), first, shapes=form.given, trust=trust)
     elif data is None:
         raise InputError("a module needs a loader or a data set: its input's shape is not known")
     if weights is not None:
         load_weights(module, weights)
     fixed = getattr(module, "batch", None)
     batch = fixed or batch
+    if form.arrays:
+        if data is not None:
+            raise InputError("--data and --input exclude each other: both give the inputs")
+        names = list(module.graph.inputs) if isinstance(module, GraphNet) else [""]
+        arrays = list(form.batches(names, batch))
+        return Subject(module, arrays, batch * len(arrays), ", ".join(form.arrays) or "--input")
     if data is None:
         warnings.warn("no data: random input is used, so densities mean nothing", ActzipWarning, stacklevel=3)
         count = batch if fixed else min(images, batch)
@@ -92,19 +104,16 @@ def open_subject(
         if size and len(shapes[0]) == 3:
             shapes[0] = (*shapes[0][:-2], size, size)
         return Subject(module, random_batches(shapes, count), count, "random numbers", random=True)
-    if shape is not None and len(shape) != 3:
-        raise InputError(f"the model takes inputs of shape {shape}, not images")
     if isinstance(module, GraphNet) and len(module.graph.inputs) > 1:
-        names = ", ".join(module.graph.inputs)
+        names = list(module.graph.inputs)
         raise InputError(
-            f"the model has {len(module.graph.inputs)} inputs ({names}); give actzip.profile a "
-            "loader of tuples"
+            f"the model has {len(names)} inputs ({', '.join(names)}), not images alone: give arrays "
+            f"with --input, in Python a loader of tuples"
         )
-    side = size or (shape[-1] if shape is not None else None)
-    named = data in ("mnist", "cifar10", "digits")
-    found = resolve(data, "test", image_size=None if named else side, mean=mean, std=std, sample=images)
-    if shape is not None and found.shape[0] != shape[0]:
-        raise InputError(f"{found.source} has {found.shape[0]} channels, the model takes {shape[0]}")
+    if shape is None:  # a module of the caller's
+        found = resolve(data, "test", image_size=None if data in NAMED else size, sample=images)
+    else:
+        found = form.images(data, shape, mean, std, size=size, sample=images)
     count = min(images, len(found))
     if fixed:
         count -= count % fixed
@@ -116,7 +125,8 @@ def open_subject(
     if count < len(found):
         chosen = torch.linspace(0, len(found) - 1, count).round().long().numpy()
         found = found.take(chosen)
-    return Subject(module, Loader(found, batch), count, found.source, skipped=found.skipped)
+    batches = Laid(Loader(found, batch), form)
+    return Subject(module, batches, count, found.source, skipped=found.skipped)
 
 
 def random_batches(shapes: Iterable[tuple[int, ...]], count: int) -> list[Any]:

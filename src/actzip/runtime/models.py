@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,17 @@ def load(
 
 
 def load_model(
-    ref: str, shape: tuple[int, ...] | None = None, *, trust: bool = False
+    ref: str,
+    shape: tuple[int, ...] | None = None,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    trust: bool = False,
 ) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
     """(model, input shape C, H, W, mean, std) for a name, an import path, a ``.pt2`` or an ``.onnx`` file.
 
     Args:
         shape: input shape C, H, W where it is not the usual one for the name.
+        shapes: of an ONNX file's inputs by name, the batch included; ``""`` is the first.
         trust: see :func:`load`.
 
     A file gives a :class:`GraphNet` where its operators are known. Of several inputs the shape
@@ -85,7 +91,7 @@ def load_model(
     if path.suffix == ".onnx":
         from actzip.runtime.from_onnx import from_onnx
 
-        graph = from_onnx(path, [(1, *shape)] if shape else None)
+        graph = from_onnx(path, onnx_shapes(path, shapes) if shapes else [(1, *shape)] if shape else None)
         dims = tuple(int(d) if isinstance(d, int) else 1 for d in graph.shape(graph.inputs[0])[1:])
         return _with_shape(to_torch(graph), shape or dims)
     if path.suffix in (".pt2", ".pt", ".pth"):
@@ -107,6 +113,23 @@ def load_model(
     model = resolve(ref)
     info = model_info(ref)
     return model, tuple(shape or info.input_shape), info.mean, info.std
+
+
+def onnx_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """``shapes`` by the names of the file's inputs.
+
+    Raises:
+        InputError: the model has no input of a name.
+    """
+    from actzip.runtime.onnx_file import load_onnx
+
+    graph = load_onnx(path).graph
+    known = {t.name for t in graph.initializer}
+    names = [v.name for v in graph.input if v.name not in known]
+    for name in shapes:
+        if name and name not in names:
+            raise InputError(f"{path} has no input {name!r}; it has {', '.join(map(repr, names))}")
+    return {name or names[0]: tuple(dims) for name, dims in shapes.items()}
 
 
 def _with_shape(

@@ -1,0 +1,194 @@
+"""How a model wants its inputs, where the file or name of a model does not say it: shapes, the range
+of pixels, their normalisation, the order of dimensions; or the arrays themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actzip.data.arrays import Images
+from actzip.data.sources import PHOTOGRAPHS, resolve
+from actzip.errors import DataError, InputError
+
+__all__ = ["LAYOUTS", "NAMED", "RANGES", "Form", "Laid", "looks_nhwc"]
+
+#: Data sets of one size.
+NAMED = ("mnist", "cifar10", "digits")
+
+LAYOUTS = ("nchw", "nhwc")
+#: Name -> the least and the greatest pixel.
+RANGES = {"0..1": (0.0, 1.0), "0..255": (0.0, 255.0), "-1..1": (-1.0, 1.0)}
+
+
+def looks_nhwc(shape: tuple[int, ...]) -> bool:
+    """Whether a shape without the batch has its channels last: three of three, after two of more."""
+    return len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] > 4 and shape[1] > 4
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is given about a model's inputs.
+
+    Attributes:
+        shapes: of inputs by name, the batch included; ``""`` is the first input.
+        arrays: inputs as they are, by name; ``""`` is the first input.
+        mean, std: of pixels in ``range``, one number or one a channel; the model's usual ones where
+            neither these nor ``range`` are given.
+        range: a name of :data:`RANGES`.
+        layout: ``nchw`` or ``nhwc``: the order in which the model takes images.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    range: str | None = None
+    layout: str = "nchw"
+
+    @property
+    def first(self) -> tuple[int, ...] | None:
+        """The first input's shape as given, the batch included."""
+        given = {**{k: tuple(a.shape) for k, a in self.arrays.items()}, **self.shapes}
+        return given.get("", next(iter(given.values()), None))
+
+    @property
+    def given(self) -> dict[str, tuple[int, ...]]:
+        """Shapes as given, of ``shapes`` and ``arrays``."""
+        return {**{k: tuple(a.shape) for k, a in self.arrays.items()}, **self.shapes}
+
+    def chw(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """C, H, W of a model's input of this shape, without the batch.
+
+        Raises:
+            InputError: it takes no images, or its channels are last and the layout does not say so.
+        """
+        if len(shape) != 3:
+            raise InputError(
+                f"the model takes inputs of shape {shape}, not images; give arrays with --input file.npy"
+            )
+        if self.layout == "nhwc":
+            h, w, c = shape
+            return c, h, w
+        if looks_nhwc(shape):
+            raise InputError(
+                f"the model takes inputs of {'x'.join(map(str, shape))}: this looks like NHWC: --layout nhwc"
+            )
+        return shape[0], shape[1], shape[2]
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Images N, C, H, W in the model's order."""
+        return x.permute(0, 2, 3, 1).contiguous() if self.layout == "nhwc" and x.ndim == 4 else x
+
+    def images(
+        self,
+        data: str,
+        shape: tuple[int, ...],
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        *,
+        size: int | None = None,
+        split: str = "test",
+        folder: Any = None,
+        limit: int | None = None,
+        sample: int | None = None,
+    ) -> Images:
+        """The data set for a model whose input has ``shape`` (without the batch) and that usually
+        wants ``mean`` and ``std``.
+
+        Raises:
+            InputError: the model takes other images. DataError: the data cannot be read.
+        """
+        c, h, w = self.chw(shape)
+        named = data in NAMED
+        side: Any = size or (h if h == w else (h, w))
+        mean, std = self._normalisation(c, mean, std)
+        found = resolve(
+            data,
+            split,
+            folder=folder,
+            image_size=None if named else side,
+            mean=mean,
+            std=std,
+            limit=limit,
+            sample=sample,
+        )
+        if found.shape[0] != c:
+            raise InputError(f"{found.source} has {found.shape[0]} channels, the model takes {c}")
+        return found
+
+    def _normalisation(
+        self, channels: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """Mean and deviation of pixels between 0 and 1 that give what is asked for."""
+        if self.mean is None and self.std is None and self.range is None:
+            if mean is None or len(mean) == channels:
+                return mean, std
+            # of a file whose channels were taken to be first: photographs as usual
+            return PHOTOGRAPHS if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+        low, high = RANGES[self.range or "0..1"]
+        m, s = self._each("mean", self.mean, channels, 0.0), self._each("std", self.std, channels, 1.0)
+        width = high - low
+        return tuple((v - low) / width for v in m), tuple(v / width for v in s)
+
+    def _each(
+        self, name: str, numbers: tuple[float, ...] | None, channels: int, default: float
+    ) -> tuple[float, ...]:
+        numbers = numbers or (default,)
+        if len(numbers) not in (1, channels):
+            raise InputError(
+                f"--{name} has {len(numbers)} numbers; one is needed, or {channels}: one a channel"
+            )
+        return numbers * channels if len(numbers) == 1 else numbers
+
+    def batches(self, names: Iterable[str], batch: int | None) -> Iterator[Any]:
+        """The arrays as batches for inputs called ``names``: a tensor, or a tuple of several.
+
+        Raises:
+            InputError: arrays missing, of other names, or of other lengths.
+        """
+        wanted = list(names)
+        arrays = [self._array(n, wanted) for n in wanted]
+        counts = {len(a) for a in arrays if a.ndim}
+        if len(counts) > 1:
+            raise InputError(f"arrays of {' and '.join(map(str, sorted(counts)))} inputs; as many of each")
+        count = counts.pop() if counts else 1
+        if count == 0:
+            raise DataError("the arrays hold no input")
+        step = batch or count
+        if count % step and count > step:
+            count -= count % step
+        if count < step:
+            raise DataError(f"the model was exported for batches of {step}; the arrays have {count} inputs")
+        for i in range(0, count, step):
+            xs = [torch.from_numpy(np.array(a[i : i + step] if a.ndim else a)) for a in arrays]
+            yield xs[0] if len(xs) == 1 else tuple(xs)
+
+    def _array(self, name: str, names: list[str]) -> Any:
+        if name in self.arrays:
+            return self.arrays[name]
+        if len(self.arrays) == len(names) == 1:
+            return next(iter(self.arrays.values()))
+        if name == names[0] and "" in self.arrays:
+            return self.arrays[""]
+        have = ", ".join(k or "one without a name" for k in self.arrays)
+        raise InputError(f"no array for input {name!r}; there are {have}: --input {name}=file.npy")
+
+
+class Laid:
+    """A loader's batches ``(x, y)`` in the order that the model takes images in."""
+
+    def __init__(self, loader: Any, form: Form) -> None:
+        self.loader = loader
+        self.form = form
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in self.loader:
+            yield self.form.laid_out(x), y

@@ -1,0 +1,219 @@
+"""What a model's inputs are, said on the command line alike to every verb that runs a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from actzip import cli
+from actzip.cli._inputs import form
+from actzip.data.form import Form, Laid
+from actzip.errors import DataError, InputError
+
+VERBS = ("profile", "compile", "bench", "quantize", "export", "accelerate")
+
+
+class Nhwc(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, stride=2, padding=1), nn.ReLU()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x.permute(0, 3, 1, 2)).mean((2, 3))
+
+
+def export(model: nn.Module, x: Any, path: Path, **more: Any) -> Path:
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    torch.onnx.export(model.eval(), x, str(path), dynamo=False, input_names=["x"], **more)
+    return path
+
+
+@pytest.fixture
+def nhwc(tmp_path: Path) -> Path:
+    return export(Nhwc(), (torch.randn(1, 24, 32, 3),), tmp_path / "nhwc.onnx", dynamic_axes={"x": {0: "n"}})
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*args: Any) -> tuple[int, str, str]:
+        code: Any = 0
+        try:
+            cli.main([str(a) for a in args])
+        except SystemExit as leave:
+            code = leave.code or 0
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_the_options(run: Any, verb: str) -> None:
+    text = run(verb, "--help")[1]
+    for option in ("--shape", "--input", "--mean", "--std", "--layout", "--range"):
+        assert option in text, option
+
+
+def args_of(verb: str, tmp_path: Path) -> list[Any]:
+    """Options that make a run short."""
+    return {
+        "profile": ["--no-engine", "--codecs", "none", "--json"],
+        "compile": ["--no-tune", "--threads", 1, "--runs", 1, "--json"],
+        "bench": ["--against", "onnxruntime", "--rounds", 1, "--runs", 1, "--threads", 1, "--json"],
+        "quantize": ["--out", tmp_path / "q.json", "--calibration", 4, "--json"],
+        "accelerate": [
+            "--attempts",
+            1,
+            "--distil-steps",
+            0,
+            "--by",
+            "macs",
+            "--no-clock",
+            "--max-error",
+            0.5,
+            "--json",
+        ],
+    }[verb]
+
+
+@pytest.mark.parametrize("verb", ["profile", "compile", "bench", "quantize", "accelerate"])
+def test_channels_last_is_asked_for_by_name_and_then_taken(
+    run: Any, nhwc: Path, photos: Path, tmp_path: Path, verb: str
+) -> None:
+    if verb == "bench":
+        pytest.importorskip("onnxruntime")
+    options = [
+        "--data",
+        photos,
+        "--range",
+        "0..255",
+        "--mean",
+        "127",
+        "--std",
+        "128",
+        *args_of(verb, tmp_path),
+    ]
+    code, _, err = run(verb, nhwc, *options)
+    assert code and "24x32x3: this looks like NHWC: --layout nhwc" in err
+    code, out, err = run(verb, nhwc, "--layout", "nhwc", *options)
+    assert code == 0, err
+    json.loads(out)
+
+
+@pytest.mark.parametrize("verb", ["profile", "compile", "bench", "quantize", "accelerate"])
+def test_arrays_are_taken_as_they_are(run: Any, nhwc: Path, tmp_path: Path, verb: str) -> None:
+    if verb == "bench":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).random((16, 24, 32, 3), np.float32))
+    code, out, err = run(verb, nhwc, "--input", path, *args_of(verb, tmp_path))
+    assert code == 0, err
+    json.loads(out)
+
+
+def test_shapes_open_what_a_file_leaves_open(run: Any, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    path = export(net, (torch.randn(1, 3, 20, 20),), tmp_path / "open.onnx", dynamic_axes={"x": [0, 2, 3]})
+    code, _, err = run("compile", path, "--no-tune")
+    assert code and "dynamic" in err
+    for shape in ("x=1,3,30,44", "1,3,30,44", "1x3x30x44"):
+        code, out, err = run("compile", path, "--shape", shape, "--no-tune", "--runs", 1, "--json")
+        assert code == 0, err
+        assert json.loads(out)["inputs"] == {"x": [1, 3, 30, 44]}
+    code, _, err = run("export", path, tmp_path / "again.onnx", "--shape", "1,3,30,44", "--json")
+    assert code == 0, err
+    code, _, err = run("compile", path, "--shape", "y=1,3,30,44")
+    assert code and "has no input 'y'; it has 'x'" in err
+
+
+def test_a_file_of_a_fixed_batch_calibrates_on_many_images(run: Any, photos: Path, tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(x).relu().reshape(4, 8, -1).mean(2).reshape(2, 16)
+
+    path = export(Fixed(), (torch.randn(4, 3, 20, 20),), tmp_path / "fixed.onnx")
+    code, out, err = run("profile", path, "--data", photos, *args_of("profile", tmp_path))
+    assert code == 0, err
+    assert json.loads(out)["data"]["images"] == 8
+    code, out, err = run("quantize", path, "--data", photos, *args_of("quantize", tmp_path))
+    assert code == 0, err
+
+
+def test_broken_images_are_named_and_skipped(run: Any, nhwc: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n no more")
+    code, _, err = run("profile", nhwc, "--data", photos, "--layout", "nhwc", *args_of("profile", tmp_path))
+    assert code == 0, err
+    assert "1 images cannot be read and are skipped: broken.png" in err
+    for file in photos.iterdir():
+        file.write_bytes(b"no image")
+    code, _, err = run("profile", nhwc, "--data", photos, "--layout", "nhwc")
+    assert code and "holds no readable image" in err
+
+
+def test_normalisation_is_of_the_range() -> None:
+    white = np.full((1, 3, 4, 4), 255, np.uint8)
+
+    def pixel(**options: Any) -> list[float]:
+        images = Form(**{"layout": "nchw", **options})._normalisation(3, (0.5,) * 3, (0.25,) * 3)
+        x = torch.from_numpy(white).float() / 255
+        return [float((x[0, c, 0, 0] - images[0][c]) / images[1][c]) for c in range(3)]
+
+    assert pixel() == pytest.approx([2.0] * 3)  # the model's usual
+    assert pixel(range="0..255") == pytest.approx([255.0] * 3)
+    assert pixel(range="-1..1") == pytest.approx([1.0] * 3)
+    assert pixel(range="0..255", mean=(127.0,), std=(128.0,)) == pytest.approx([1.0] * 3)
+    assert pixel(mean=(0.0, 0.5, 1.0), std=(0.5,)) == pytest.approx([2.0, 1.0, 0.0])
+
+
+def test_bad_options_are_one_line_each(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 3), np.float32), b=np.zeros((3, 3), np.float32))
+    for error, options in (
+        ("whole numbers", {"shape": ["x=1,3,y"]}),
+        ("whole numbers", {"shape": ["x=0,3"]}),
+        ("nchw or nhwc", {"layout": "hwc"}),
+        ("one of 0..1", {"range": "0-1"}),
+        ("numbers with commas", {"mean": "a"}),
+        ("holds a zero", {"std": "0"}),
+        ("there is no file", {"input": [str(tmp_path / "none.npy")]}),
+    ):
+        with pytest.raises((InputError, DataError), match=error) as caught:
+            form(**options)
+        assert "\n" not in str(caught.value)
+    both = form(input=[str(tmp_path / "two.npz")])
+    with pytest.raises(InputError, match=r"arrays of (2 and 3|3 and 2) inputs"):
+        list(both.batches(["a", "b"], None))
+    with pytest.raises(InputError, match=r"no array for input 'c'; there are a, b"):
+        list(both.batches(["a", "c"], None))
+    with pytest.raises(InputError, match="one a channel"):
+        Form(mean=(1.0, 2.0))._normalisation(3, None, None)
+
+
+def test_a_loader_in_another_layout_is_read_more_than_once() -> None:
+    laid = Laid([(torch.zeros(2, 3, 4, 5), 1)], Form(layout="nhwc"))
+    assert [x.shape for x, _ in laid] == [x.shape for x, _ in laid] == [torch.Size((2, 4, 5, 3))]
