@@ -31,6 +31,7 @@ void ConvProblem::check() const {
   if (groups < 1 || ic % groups != 0 || oc % groups != 0) bad("groups must divide both channel counts");
   if (!thresholds.empty() && static_cast<int64_t>(thresholds.size()) != oc)
     bad("one threshold per output channel is needed, or none");
+  if (in_planes && in_packed) bad("planes are not packed");
   if (in_packed) {
     int64_t total = 0;
     for (const ChannelBlock& b : blocks()) {
@@ -64,7 +65,7 @@ void Conv::check(const ConvArgs& a) const {
   if (p.in_packed) {
     if (a.in_map == nullptr || !fits(a, *a.in_map, a.ih, a.iw, a.in_first_block, p.blocks()))
       bad("a packed input of the problem's blocks is needed");
-  } else if (a.in == nullptr || a.in_stride < p.ic) {
+  } else if (a.in == nullptr || (!p.in_planes && a.in_stride < p.ic)) {
     bad("a dense input is needed, its pixel stride not below the channels");
   }
   if (p.out_packed) {

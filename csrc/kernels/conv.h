@@ -41,6 +41,7 @@ struct ConvProblem {
   int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;  // zeros
   int64_t groups = 1;
 
+  bool in_planes = false;  // dense input as it comes from outside: NCHW, a plane a channel
   bool in_packed = false;
   // Packed input: the blocks read, in order, as the map has them (their `first` may start anywhere: only
   // differences count); they cover ic channels. Empty: split_channels(ic).
@@ -73,7 +74,8 @@ struct ConvProblem {
 struct ConvArgs {
   int64_t n = 1, ih = 1, iw = 1;
 
-  const float* in = nullptr;  // dense input: pixel (n, y, x) at in + ((n * ih + y) * iw + x) * in_stride
+  const float* in = nullptr;  // dense input: pixel (n, y, x) at in + ((n * ih + y) * iw + x) * in_stride;
+                              // of planes: as they lie, one after the other
   int64_t in_stride = 0;
   const PackedMap* in_map = nullptr;  // packed input, of n x ih x iw
   int64_t in_first_block = 0;

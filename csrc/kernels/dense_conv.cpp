@@ -13,13 +13,15 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes = 192 << 10;
 constexpr int64_t kShared = 256;  // channels of an item: they share the expanded input and the pointer table
 
+bool merges(const ConvProblem& p) { return p.groups == 1 && p.kw > 1 && p.dw == 1 && p.ic < 16; }
+
 class DenseConv final : public ConvBase {
  public:
   DenseConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias) {
     init(p, v, isa, bias, v.nv);
     // Few input channels (first layers): the taps of a kernel row are one run of kw * ic floats in a padded
     // copy of the input rows.
-    merged_ = p.groups == 1 && p.kw > 1 && p.dw == 1 && p.ic < 16;
+    merged_ = merges(p);
     steps_ = merged_ ? p.kh : taps_;
     depth_ = merged_ ? p.kw * p.ic : p.ic / p.groups;
     // Depth is cut so that a panel's weights stay in the second-level cache.
@@ -86,11 +88,6 @@ class DenseConv final : public ConvBase {
   void run_sub(Band& b, size_t unit, const Sub& sub) const;
   void run_tiles(const Band& b, const Sub& sub, kernels::DenseTile t, float* acc) const;
   void tabulate(const Band& b) const;
-  struct Tap {
-    int64_t y, x;
-  };
-  bool find_tap(const Band& b, Tap tap, int64_t here, const int64_t* r, const int64_t* x,
-                const float** to) const;
 
   bool merged_ = false, by_columns_ = false;
   int64_t steps_ = 1, depth_ = 1, slice_ = 1, shared_ = 1, bunches_ = 1;  // shared_: units of an item
@@ -189,6 +186,21 @@ void DenseConv::read_rows(const Band& b) const {
 
 void DenseConv::read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) const {
   const ConvProblem& p = problem_;
+  if (p.in_planes) {
+    const int64_t plane = a.ih * a.iw;
+    const float* src = a.in + n * p.ic * plane + iy * a.iw;
+    if (p.ic == 3) {
+      for (int64_t x = 0; x < a.iw; ++x, dst += 3) {
+        dst[0] = src[x];
+        dst[1] = src[plane + x];
+        dst[2] = src[2 * plane + x];
+      }
+      return;
+    }
+    for (int64_t c = 0; c < p.ic; ++c)
+      for (int64_t x = 0; x < a.iw; ++x) dst[x * p.ic + c] = src[c * plane + x];
+    return;
+  }
   if (!p.in_packed) {
     const float* src = a.in + (n * a.ih + iy) * a.iw * a.in_stride;
     if (a.in_stride == p.ic) {
@@ -273,15 +285,24 @@ void DenseConv::run_tiles(const Band& b, const Sub& sub, kernels::DenseTile t, f
 // left out; for single pixels of a tile it points to zeros.
 void DenseConv::tabulate(const Band& b) const {
   const ConvProblem& p = problem_;
-  const int64_t pixels = b.pixels();
+  const ConvArgs& a = b.a;
+  const int64_t pixels = b.pixels(), pixel_stride = copied() ? p.ic : a.in_stride;
+  const int64_t row_stride = copied() ? b.s.row_stride : a.iw * a.in_stride;
+  const float* base = copied() ? b.s.rows : a.in + (b.n * a.ih + b.iy0) * a.iw * a.in_stride;
+  const int64_t left = merged_ ? 0 : p.pad_left, columns = merged_ ? 1 : p.kw;
   int64_t y = 0, x = b.x0;
   int32_t* taps = b.s.taps;
   for (int64_t first = 0; first < pixels; first += b.mr, taps += 1 + steps_) {
     const int64_t here = std::min(b.mr, pixels - first);
     int64_t rs[kernels::kMaxMr], xs[kernels::kMaxMr];  // the window's first row and column, of each pixel
+    int64_t at[kernels::kMaxMr];                  // where they lie
+    bool inner = true;                                 // no window reaches into the padding
     for (int64_t m = 0; m < here; ++m) {
       rs[m] = y * p.sh;
-      xs[m] = x * p.sw - (merged_ ? 0 : p.pad_left);
+      xs[m] = x * p.sw - left;
+      at[m] = rs[m] * row_stride + xs[m] * pixel_stride;
+      inner &= merged_ || (b.iy0 + rs[m] >= 0 && b.iy0 + rs[m] + (p.kh - 1) * p.dh < a.ih && xs[m] >= 0 &&
+                           xs[m] + (p.kw - 1) * p.dw < a.iw);
       if (by_columns_) {
         if (++y == b.rows) y = 0, ++x;
       } else {
@@ -292,8 +313,17 @@ void DenseConv::tabulate(const Band& b) const {
     int32_t used = 0;
     int32_t step = 0;
     for (int64_t ky = 0; ky < p.kh; ++ky)
-      for (int64_t kx = 0; kx < (merged_ ? 1 : p.kw); ++kx, ++step) {
-        if (!find_tap(b, {ky * p.dh, kx * p.dw}, here, rs, xs, to)) continue;
+      for (int64_t kx = 0; kx < columns; ++kx, ++step) {
+        const int64_t dy = ky * p.dh, dx = kx * p.dw, offset = dy * row_stride + dx * pixel_stride;
+        bool any = inner;
+        for (int64_t m = 0; m < here; ++m) {
+          const bool inside =
+              inner || (static_cast<uint64_t>(b.iy0 + rs[m] + dy) < static_cast<uint64_t>(a.ih) &&
+                        static_cast<uint64_t>(xs[m] + dx) < static_cast<uint64_t>(a.iw));
+          to[m] = inside ? base + at[m] + offset : zeros_.get();
+          any |= inside;
+        }
+        if (!any) continue;
         taps[++used] = step;
         to += b.mr;
       }
@@ -301,26 +331,7 @@ void DenseConv::tabulate(const Band& b) const {
   }
 }
 
-// Where a tile's pixels, whose windows begin at (r, x), find the input of one tap: to[0 .. here). False if
-// all of it is padding.
-bool DenseConv::find_tap(const Band& b, Tap tap, int64_t here, const int64_t* r, const int64_t* x,
-                         const float** to) const {
-  const ConvArgs& a = b.a;
-  const int64_t pixel_stride = copied() ? problem_.ic : a.in_stride;
-  const int64_t row_stride = copied() ? b.s.row_stride : a.iw * a.in_stride;
-  const float* base = copied() ? b.s.rows : a.in + (b.n * a.ih + b.iy0) * a.iw * a.in_stride;
-  bool any = merged_;
-  for (int64_t m = 0; m < here; ++m) {
-    const int64_t iy = r[m] + tap.y, ix = x[m] + tap.x;
-    const bool inside = merged_ || (static_cast<uint64_t>(b.iy0 + iy) < static_cast<uint64_t>(a.ih) &&
-                                    static_cast<uint64_t>(ix) < static_cast<uint64_t>(a.iw));
-    to[m] = inside ? base + iy * row_stride + ix * pixel_stride : zeros_.get();
-    any |= inside;
-  }
-  return any;
-}
-
-bool can(const Variant&, const ConvProblem&) { return true; }
+bool can(const Variant&, const ConvProblem& p) { return !p.in_planes || merges(p); }
 
 }  // namespace
 

@@ -162,7 +162,7 @@ class DepthwiseConv final : public ConvBase {
   int64_t stride_ = 0;
 };
 
-bool can(const Variant&, const ConvProblem& p) { return is_depthwise(p); }
+bool can(const Variant&, const ConvProblem& p) { return is_depthwise(p) && !p.in_planes; }
 
 }  // namespace
 

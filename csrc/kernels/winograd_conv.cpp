@@ -429,7 +429,8 @@ void WinogradConv::direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_
 }
 
 bool can(const Variant&, const ConvProblem& p) {
-  return p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 && p.dw == 1 && p.groups == 1;
+  return p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 && p.dw == 1 && p.groups == 1 &&
+         !p.in_planes;
 }
 std::unique_ptr<Conv> make(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,
                            const float* bias, const std::shared_ptr<const void>& owner) {

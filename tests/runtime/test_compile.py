@@ -366,3 +366,29 @@ def test_advice_is_given_once_on_cpus_with_matrix_units(monkeypatch, net):
         for _ in range(2):
             actzip.compile(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4), tune=False)
     assert len([w for w in seen if "amx_bf16" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("isa", cpu.isas())
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 17])
+def test_first_convolutions_read_the_input_as_it_comes(isa, channels):
+    """Rows, columns and images of planes, before a pool, beside another reader, and by 1x1 kernels."""
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(channels, 20, 3, 2, 1)
+            self.b = nn.Conv2d(channels, 9, (1, 5), padding=(0, 3))
+            self.c = nn.Conv2d(channels, 4, 1)
+            self.pool = nn.MaxPool2d(2)
+
+        def forward(self, x):
+            return self.a(x).relu(), self.pool(self.b(x).relu()), self.c(x), x * 2
+
+    torch.manual_seed(0)
+    net, x = First().eval(), torch.randn(3, channels, 13, 10)
+    with torch.no_grad(), cpu.forced(isa):
+        fast = compile_graph(capture(net, x), example=x)
+        for threads in (1, 3):
+            fast.threads = threads
+            for y, want in zip(fast(x), net(x), strict=True):
+                close(y, want)

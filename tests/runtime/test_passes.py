@@ -241,6 +241,49 @@ def test_what_is_nearly_an_activation_stays():
     assert not kinds & {"silu", "hardswish", "gelu"}
 
 
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_batch_norms_behind_an_activation_go_into_the_next_convolutions(groups):
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(6)
+            nn.init.normal_(self.norm.weight)
+            nn.init.normal_(self.norm.bias)
+            self.a, self.b = nn.Conv2d(6, 12, 3, groups=groups), nn.Conv2d(6, 4, 1, bias=False)
+
+        def forward(self, x):
+            x = self.norm(torch.relu(x))
+            return self.a(x), self.b(x)
+
+    graph = graph_of(M(), 6, 5, 7)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert op_names(after) == ["activation", "conv2d", "conv2d"]
+
+
+def test_batch_norms_stay_before_padding_and_other_readers():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.a, self.b = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 3, padding=1)
+            nn.init.normal_(self.norm.bias)
+
+        def forward(self, x):
+            x = self.norm(torch.relu(x))
+            return self.a(x), self.b(x)
+
+    class Seen(M):
+        def forward(self, x):
+            x = self.norm(torch.relu(x))
+            return self.a(x), x
+
+    for net in (M(), Seen()):
+        graph = graph_of(net, 6, 5, 7)
+        after = P.optimize(graph)
+        check(graph, after)
+        assert "batch_norm" in op_names(after)
+
+
 @pytest.mark.parametrize("act", [None, "relu", "prelu", "sigmoid"])
 @pytest.mark.parametrize("block", [(2, 2), (1, 3), (3, 2)])
 def test_transposed_convolutions_without_overlap_become_pointwise(block, act):

@@ -66,7 +66,7 @@ class ConvNode final : public KernelNode {
 ConvProblem map_problem(const NodeSpec& s, const Values& values) {
   arity(s, 1, 2);
   const ValueSpec &x = value(values, s.inputs[0]), &y = value(values, s.output);
-  if (x.layout == Layout::plain || y.layout == Layout::plain) fail(s, "needs maps");
+  if (y.layout == Layout::plain || x.dims.size() != 4) fail(s, "needs maps");
   const auto stride = list(s, "stride", 2, 1), dilation = list(s, "dilation", 2, 1),
              kernel = list(s, "kernel", 2, 1), padding = list(s, "padding", 4, 0);
   ConvProblem p;
@@ -86,6 +86,7 @@ ConvProblem map_problem(const NodeSpec& s, const Values& values) {
   p.hint_h = x.dims[2];
   p.hint_w = x.dims[3];
   p.in_packed = x.layout == Layout::packed;
+  p.in_planes = x.layout == Layout::plain;
   p.out_packed = y.layout == Layout::packed;
   p.hint_density = p.in_packed ? x.density : 1.0;
   if (p.in_packed) p.in_blocks = packed_blocks(values, s.inputs[0]);

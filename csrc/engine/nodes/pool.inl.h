@@ -12,10 +12,6 @@ namespace {
 using namespace actzip::ACTZIP_ISA_NS;
 
 template <bool MAX>
-AZ_INLINE float fold(float a, float b) {
-  return MAX ? (b > a || b != b ? b : a) : a + b;
-}
-template <bool MAX>
 AZ_INLINE vf fold(vf a, vf b) {
   if constexpr (MAX) {
     const vf m = a > b ? a : b;  // a NaN in `b` is taken,
@@ -52,10 +48,11 @@ void rows(const PoolRows& r) {
         store(out + j, a);
       }
     }
-    for (; j < r.width; ++j) {
-      float a = in[0][at + j];
-      for (int64_t k = 1; k < count; ++k) a = fold<MAX>(a, in[k][at + j]);
-      out[j] = a;
+    if (j < r.width) {
+      const int64_t lanes = r.width - j;
+      vf a = load_part(in[0] + at + j, lanes);
+      for (int64_t k = 1; k < count; ++k) a = fold<MAX>(a, load_part(in[k] + at + j, lanes));
+      store_part(out + j, a, lanes);
     }
   }
 }
@@ -80,13 +77,14 @@ AZ_INLINE void cols_pixel(const PoolCols& c, int64_t ox, const float* first, int
     if (c.bias != nullptr) a += load(c.bias + j);
     store(out + j, a);
   }
-  for (; j < c.width; ++j) {
-    float a = neutral<MAX>();
-    if (taps > 0) a = first[j];
-    for (int64_t k = 1; k < taps; ++k) a = fold<MAX>(a, first[k * step + j]);
-    if (!MAX) a *= scale;
-    if (c.bias != nullptr) a += c.bias[j];
-    out[j] = a;
+  if (j < c.width) {
+    const int64_t lanes = c.width - j;
+    vf a = splat(neutral<MAX>());
+    if (taps > 0) a = load_part(first + j, lanes);
+    for (int64_t k = 1; k < taps; ++k) a = fold<MAX>(a, load_part(first + k * step + j, lanes));
+    if constexpr (!MAX) a = a * scale;
+    if (c.bias != nullptr) a += load_part(c.bias + j, lanes);
+    store_part(out + j, a, lanes);
   }
 }
 

@@ -252,6 +252,13 @@ def _blocks(parts: list[int]) -> list[int]:
     return [min(64, c - i) for c in parts for i in range(0, c, 64)]
 
 
+def _from_planes(low: Lowering, n: Conv2d) -> bool:
+    """Whether the convolution reads an input of the network as it comes: kernels of few channels rearrange
+    the rows that they read in any case."""
+    few = n.groups == 1 and n.weight.shape[1] < 16 and n.weight.shape[3] > 1 and n.dilation[1] == 1
+    return few and n.inputs[0] in low.graph.inputs
+
+
 @lowers(Conv2d)
 def lower_conv2d(low: Lowering, n: Conv2d) -> None:
     if n.pre_act is not None:
@@ -267,7 +274,7 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
         "dilation": list(n.dilation),
         "groups": [n.groups],
     }
-    inputs = [low.read(n.inputs[0], "any map")]
+    inputs = [low.read(n.inputs[0], "plain" if _from_planes(low, n) else "any map")]
     for v in n.inputs[1:]:  # a packed residual has to be cut into the blocks of the output
         c = n.weight.shape[0]
         packed = low.graph.values[v].storage == "packed" and low.kind[v] == "map"

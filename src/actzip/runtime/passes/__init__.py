@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from actzip.runtime import graph as g
 from actzip.runtime.graph import Pass
 from actzip.runtime.passes.edit import drop_dead
-from actzip.runtime.passes.fold import channel_affine, fold_batch_norm, fold_constants, fold_padding
+from actzip.runtime.passes.fold import (
+    channel_affine,
+    fold_affine_forward,
+    fold_batch_norm,
+    fold_constants,
+    fold_padding,
+)
 from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
 from actzip.runtime.passes.moves import channels_last, flatten_linear, merge_moves, place_concats
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations
@@ -22,6 +28,7 @@ __all__ = [
     "channels_last",
     "drop_dead",
     "flatten_linear",
+    "fold_affine_forward",
     "fold_batch_norm",
     "fold_constants",
     "fold_padding",
@@ -49,6 +56,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_activations,
     fuse_residuals,
     fuse_activations,
+    fold_affine_forward,
     split_transposed,
     sink_average_pools,
     pool_means,

@@ -186,3 +186,46 @@ def fold_padding(graph: g.Graph) -> g.Graph:
             continue  # ceil_mode counts what is padded by a rule of its own
         graph.nodes[i] = merged
     return drop_dead(graph)
+
+
+def fold_affine_forward(graph: g.Graph) -> g.Graph:
+    """A BatchNorm that only convolutions without padding read goes into them: their weights are scaled and
+    its shift, seen through them, is added to their bias."""
+    graph = graph.copy()
+    readers: dict[str, list[g.Node]] = {}
+    for n in graph.nodes:
+        for v in n.inputs:
+            readers.setdefault(v, []).append(n)
+    for node in list(graph.nodes):
+        behind = readers.get(node.output, [])
+        plain = isinstance(node, ops.BatchNorm) and node.act is None and node.output not in graph.outputs
+        if not plain or not behind or not all(_takes_affine(n, node.output) for n in behind):
+            continue
+        assert isinstance(node, ops.BatchNorm)
+        for n in behind:
+            assert isinstance(n, ops.Conv2d)
+            merged = _with_affine(n, node)
+            graph.nodes[graph.nodes.index(n)] = merged
+            for v in merged.inputs:
+                readers[v] = [merged if r is n else r for r in readers.get(v, [])] or [merged]
+        graph.nodes.remove(node)
+        before = [r for r in readers[node.inputs[0]] if r is not node]
+        readers[node.inputs[0]] = before + readers[node.output]
+    prune(graph)
+    return graph
+
+
+def _takes_affine(n: g.Node, v: str) -> bool:
+    return isinstance(n, ops.Conv2d) and n.inputs[0] == v and v not in n.inputs[1:] and not any(n.padding)
+
+
+def _with_affine(n: ops.Conv2d, affine: ops.BatchNorm) -> ops.Conv2d:
+    o, each = n.weight.shape[:2]
+    of_group = np.repeat(np.arange(n.groups), o // n.groups)[:, None] * each + np.arange(each)[None]
+    weight = n.weight.astype(np.float64)
+    shift = (weight.sum((2, 3)) * affine.shift.astype(np.float64)[of_group]).sum(1)
+    bias = shift if n.bias is None else n.bias + shift
+    weight *= affine.scale.astype(np.float64)[of_group][:, :, None, None]
+    merged = dataclasses.replace(n, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+    merged.inputs, merged.output = (affine.inputs[0], *n.inputs[1:]), n.output
+    return merged
