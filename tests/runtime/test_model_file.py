@@ -16,7 +16,9 @@ from torch import nn
 
 import actzip
 from actzip.runtime import load
+from actzip.runtime.graph import Graph, Sym, Value
 from actzip.runtime.graph_data import from_data, to_data
+from actzip.runtime.ops import Binary
 
 
 class Net(nn.Module):
@@ -185,3 +187,15 @@ def test_packed_weights_are_mapped_and_not_copied(tmp_path: Path) -> None:
     assert taken.keys() == fast._store.used().keys() and len(taken) == 2
     for array in taken.values():
         assert array.ctypes.data % 64 == 0 and array.tobytes() in whole
+
+
+def test_constants_of_rank_zero_keep_it(tmp_path: Path) -> None:
+    """They came back with one dimension, and the file was called damaged."""
+    graph = Graph()
+    x = graph.add_input("x", (Sym(), 3))
+    graph.constants["k"], graph.values["k"] = np.array(2.5, np.float32), Value("k", ())
+    graph.outputs = [graph.add(Binary("m", (x, "k"), "y", kind="mul"))]
+    given = np.arange(6, dtype=np.float32).reshape(2, 3)
+    fast = actzip.runtime.compile_graph(graph, example=given)
+    again = load(fast.save(tmp_path / "m.actzip"), threads=1)
+    assert np.array_equal(again(given), 2.5 * given) and again.graph.constants["k"].shape == ()

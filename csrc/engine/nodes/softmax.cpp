@@ -1,4 +1,6 @@
 // softmax: along `axis`; log: its logarithm.
+#include <cstring>
+
 #include "engine/nodes/map_node.h"
 #include "engine/nodes/strided.h"
 
@@ -26,6 +28,11 @@ class SoftmaxNode final : public DenseNode {
     const int64_t n = x.dims[axis_], sx = x.strides[axis_], sy = y.strides[axis_];
     parallel_for(product(loops, 0, loops.size()), threads, [&](int64_t at, int worker) {
       const Place p = place(loops, loops.size(), at);
+      if (sx == 1 && sy == 1) {
+        std::memcpy(y.data + p.out, x.data + p.a, static_cast<size_t>(n) * sizeof(float));
+        rows_.softmax(y.data + p.out, n, log_);
+        return;
+      }
       auto* line = reinterpret_cast<float*>(c.scratch_of(worker));
       for (int64_t i = 0; i < n; ++i) line[i] = x.data[p.a + i * sx];
       rows_.softmax(line, n, log_);

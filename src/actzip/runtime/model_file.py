@@ -49,7 +49,7 @@ def write_model_file(
         DataError: the folder does not exist or cannot be written.
     """
     tensors = {f"packed/{k}": _padded(a) for k, a in packed.items()}
-    tensors |= {f"graph/{k}": np.ascontiguousarray(a) for k, a in arrays.items()}
+    tensors |= {f"graph/{k}": np.asarray(a, order="C") for k, a in arrays.items()}
     order = sorted(tensors, key=lambda k: (not k.startswith("packed/"), -tensors[k].itemsize, k))
     crcs = {k: _codec.crc32c(_bytes(tensors[k])) for k in order}
     body = json.dumps({**text, "format": MODEL_FORMAT, "crc32c": crcs}, allow_nan=False)
