@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import actzip
 from actzip._native import _engine
 from actzip.errors import UnsupportedError
 from actzip.runtime import compile_graph
@@ -30,6 +32,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps as small as those of these tests come in bands."""
     monkeypatch.setattr("actzip.runtime.lower._WHOLE_BYTES", 0)
+    monkeypatch.setattr("actzip.runtime.storage.BAND_PAYS", 0)
 
 
 class Net(nn.Module):
@@ -115,6 +118,59 @@ def test_residual_before_the_pool() -> None:
     assert "band" in {v.storage for v in fast.graph.values.values()}
     with torch.no_grad():
         assert (fast(x) - net(x)).abs().max() < 1e-4
+
+
+class Inverted(nn.Module):
+    """An expansion and its depthwise convolution, a projection behind them."""
+
+    def __init__(self, kernel: int, stride: int, act: type[nn.Module], channels: int = 70) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(5, channels, 1)
+        self.b = nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels)
+        self.c = nn.Conv2d(channels, 6, 1)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.act(self.b(self.act(self.a(torch.relu(x))))))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6, nn.Hardswish, nn.PReLU, nn.Identity])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2), (7, 3)])
+def test_expansions_and_depthwise_convolutions_by_turns(
+    isa: str, kernel: int, stride: int, act: type[nn.Module]
+) -> None:
+    torch.manual_seed(3)
+    net, x = Inverted(kernel, stride, act).eval(), torch.randn(3, 5, 31, 26)
+    fast = compile_graph(capture(net, x), example=x)
+    assert [v.storage for v in fast.graph.values.values()].count("band") == 1
+    with torch.no_grad():
+        want = net(x)
+    first = fast(x)
+    assert (first - want).abs().max() <= 2e-5 * want.abs().max()
+    for threads in (2, 5):
+        fast.threads = threads
+        assert torch.equal(fast(x), first)
+    assert torch.equal(fast(x[1:2]), first[1:2])
+
+
+def test_turns_are_tuned_explained_and_saved(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    net, x = Inverted(3, 1, nn.ReLU).eval(), torch.randn(1, 5, 31, 26)
+    fast = actzip.compile(net, x, cache=False)
+    assert "band" in {v.storage for v in fast.graph.values.values()}
+    assert {r.op for r in fast.explain().rows} >= {"conv2d"}
+    again = actzip.runtime.load(fast.save(tmp_path / "m.actzip"))
+    assert torch.equal(again(x), fast(x))
+
+
+def test_expansions_with_other_readers_stay_whole() -> None:
+    class Seen(Inverted):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = torch.relu(self.a(x))
+            return self.c(self.b(y)), y
+
+    graph = optimize(capture(Seen(3, 1, nn.ReLU).eval(), torch.randn(1, 5, 12, 12)))
+    assert banded(choose_storage(graph)) == set()
 
 
 def test_the_map_between_takes_no_memory() -> None:

@@ -145,8 +145,7 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
   spec = std::move(s);
 }
 
-void KernelNode::run(Context& c, int threads) const {
-  const ConvArgs a = args(c, out(c));
+void KernelNode::run_part(Context& c, const ConvArgs& a, int threads) const {
   parallel_for(conv_->items(a, threads), threads, [&](int64_t i, int worker) {
     conv_->run_item(a, threads, i, c.scratch_of(worker));
     if (later_) activate(a, conv_->part(a, threads, i));

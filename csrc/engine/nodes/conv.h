@@ -25,7 +25,8 @@ class KernelNode : public Node {
   size_t scratch(const Context& c, int threads) const override {
     return conv_->scratch_bytes(args(c, out(c)), threads);
   }
-  void run(Context& c, int threads) const override;
+  void run(Context& c, int threads) const override { run_part(c, args(c, out(c)), threads); }
+  void run_part(Context& c, const ConvArgs& a, int threads) const;
 
   // The operands of a run whose output is `y`.
   virtual ConvArgs args(const Context& c, const View& y) const = 0;

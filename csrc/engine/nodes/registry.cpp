@@ -10,6 +10,7 @@
   row(binary) \
   row(concat) \
   row(conv) \
+  row(conv_depthwise) \
   row(conv_pool) \
   row(copy) \
   row(depth_to_space) \

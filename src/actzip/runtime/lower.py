@@ -58,10 +58,10 @@ class Lowering:
         self.builder = _engine.PlanBuilder(store)
         self.kind = layouts(graph)
         self.producers = graph.producers()
-        self.pools = {
+        self.behind: dict[str, ops.Pool | ops.Conv2d] = {  # what reads a map that is kept in bands
             n.inputs[0]: n
             for n in graph.nodes
-            if isinstance(n, ops.Pool) and graph.values[n.inputs[0]].storage == "band"
+            if isinstance(n, (ops.Pool, ops.Conv2d)) and graph.values[n.inputs[0]].storage == "band"
         }
         self.native: dict[str, int] = {}
         self.copies: dict[tuple[str, str], int] = {}
@@ -103,11 +103,12 @@ class Lowering:
         return i
 
     def band(self, name: str) -> int:
-        """Rows of a banded map that are kept: all of a small one, else those of eight rows of the
-        pool, fewer where they would leave the cache."""
-        pool = self.pools[name]
+        """Rows of a banded map that are kept: all of a small one, else those of eight rows of what
+        reads it, fewer where they would leave the cache."""
+        pool = self.behind[name]
         c, h, w = (int(d) for d in self.graph.shape(name)[1:])  # type: ignore[arg-type]
-        reach = (pool.kernel_size[0] - 1) * pool.dilation[0] + 1
+        high = pool.kernel_size[0] if isinstance(pool, ops.Pool) else int(pool.weight.shape[2])
+        reach = (high - 1) * pool.dilation[0] + 1
         if 4 * c * h * w <= _WHOLE_BYTES:
             return max(h, reach)
         step = max(2, min(8, _BAND_BYTES // (4 * c * w * pool.stride[0])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from actzip.runtime import graph as g
@@ -17,6 +18,9 @@ __all__ = [
     "layouts",
     "packable",
 ]
+
+#: Bytes of a map between a 1x1 and a depthwise convolution from which on they run by turns.
+BAND_PAYS = 2 << 20
 
 
 def is_map(shape: g.Shape) -> bool:
@@ -94,8 +98,8 @@ def keeps_integers(graph: g.Graph, name: str) -> bool:
 
 
 def banded(graph: g.Graph) -> set[str]:
-    """Values that one convolution writes and one pool reads, and nothing else: they need never be
-    there in whole."""
+    """Values that one convolution writes and one pool, or depthwise convolution, reads, and nothing
+    else: they need never be there in whole."""
     producers = graph.producers()
     readers: dict[str, list[g.Node]] = {}
     for n in graph.nodes:
@@ -105,23 +109,36 @@ def banded(graph: g.Graph) -> set[str]:
     for v, nodes in readers.items():
         p, value = producers.get(v), graph.values[v]
         pool = nodes[0]
-        if not isinstance(p, ops.Conv2d) or len(nodes) > 1 or not isinstance(pool, ops.Pool):
+        if not isinstance(p, ops.Conv2d) or len(nodes) > 1 or v in graph.outputs or value.place is not None:
+            continue
+        if isinstance(pool, ops.Conv2d) and _expands(graph, p, pool):
+            found.add(v)
+        if not isinstance(pool, ops.Pool):
             continue
         # integers: the greatest of them is the integer of the greatest, but something has to round it
         rounded = value.quant is None or (
             pool.kind == "max" and graph.values[pool.output].storage == "packed"
         )
-        if (
-            rounded
-            and pool.bias is None
-            and pool.act is None
-            and p.groups == 1
-            and packable(graph, p)
-            and v not in graph.outputs
-            and value.place is None
-        ):
+        if rounded and pool.bias is None and pool.act is None and p.groups == 1 and packable(graph, p):
             found.add(v)
     return found
+
+
+def _expands(graph: g.Graph, p: ops.Conv2d, depthwise: ops.Conv2d) -> bool:
+    """Whether ``p`` is a 1x1 convolution to a map beyond the caches, and ``depthwise`` the depthwise one that
+    reads it."""
+    value = graph.values[p.output]
+    channels = p.weight.shape[0]
+    if not is_map(value.shape) or value.quant is not None or p.pre_act is not None or p.groups != 1:
+        return False
+    count = math.prod(int(d) for d in value.shape[1:])  # type: ignore[arg-type]
+    return (
+        4 * count > BAND_PAYS
+        and p.weight.shape[2:] == (1, 1)
+        and channels == depthwise.groups == depthwise.weight.shape[0]
+        and len(depthwise.inputs) == 1
+        and depthwise.pre_act is None
+    )
 
 
 def choose_storage(graph: g.Graph, dense: frozenset[str] | set[str] = frozenset()) -> g.Graph:

@@ -252,17 +252,8 @@ def _blocks(parts: list[int]) -> list[int]:
     return [min(64, c - i) for c in parts for i in range(0, c, 64)]
 
 
-def _from_planes(low: Lowering, n: Conv2d) -> bool:
-    """Whether the convolution reads an input of the network as it comes: kernels of few channels rearrange
-    the rows that they read in any case."""
-    few = n.groups == 1 and n.weight.shape[1] < 16 and n.weight.shape[3] > 1 and n.dilation[1] == 1
-    return few and n.inputs[0] in low.graph.inputs
-
-
-@lowers(Conv2d)
-def lower_conv2d(low: Lowering, n: Conv2d) -> None:
-    if n.pre_act is not None:
-        raise UnsupportedError(f"{n.where()}: an activation before the residual")
+def _conv_fields(n: Conv2d) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The attributes of a native ``conv`` node: strings, floats, arrays, ints."""
     strings, floats, arrays = act_fields(n.act)
     arrays["weight"] = np.ascontiguousarray(n.weight, np.float32)
     if n.bias is not None:
@@ -274,6 +265,23 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
         "dilation": list(n.dilation),
         "groups": [n.groups],
     }
+    return strings, floats, arrays, ints
+
+
+def _from_planes(low: Lowering, n: Conv2d) -> bool:
+    """Whether the convolution reads an input of the network as it comes: kernels of few channels rearrange
+    the rows that they read in any case."""
+    few = n.groups == 1 and n.weight.shape[1] < 16 and n.weight.shape[3] > 1 and n.dilation[1] == 1
+    return few and n.inputs[0] in low.graph.inputs
+
+
+@lowers(Conv2d)
+def lower_conv2d(low: Lowering, n: Conv2d) -> None:
+    if n.pre_act is not None:
+        raise UnsupportedError(f"{n.where()}: an activation before the residual")
+    if low.graph.values[n.inputs[0]].storage == "band":
+        return  # the convolution before it does it
+    strings, floats, arrays, ints = _conv_fields(n)
     inputs = [low.read(n.inputs[0], "plain" if _from_planes(low, n) else "any map")]
     for v in n.inputs[1:]:  # a packed residual has to be cut into the blocks of the output
         c = n.weight.shape[0]
@@ -281,7 +289,7 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
         same = not packed or _blocks(low.parts(v)) == _blocks([c])
         inputs.append(low.read(v, "any map" if same else "map"))
     output = low.declare(n.output)
-    pool = low.pools.get(n.output)
+    pool = low.behind.get(n.output)
     if low.want_variants:
         low.out.variants[n.name] = list(
             low.builder.variants(
@@ -301,8 +309,15 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
     if pool is None:
         low.node("conv", n.name, inputs, output, n.name, ints, floats, arrays, strings)
         return
+    ints["band"] = [output]
+    if isinstance(pool, Conv2d):
+        for mine, its in zip((strings, floats, arrays, ints), _conv_fields(pool), strict=True):
+            mine.update({f"next_{k}": v for k, v in its.items()})
+        strings["next"] = pool.name
+        whole = low.declare(pool.output)
+        low.node("conv_depthwise", n.name, inputs, whole, n.name, ints, floats, arrays, strings)
+        return
     ints.update(
-        band=[output],
         pool_kernel=list(pool.kernel_size),
         pool_stride=list(pool.stride),
         pool_padding=list(pool.padding),
