@@ -295,7 +295,7 @@ void DenseConv::tabulate(const Band& b) const {
   for (int64_t first = 0; first < pixels; first += b.mr, taps += 1 + steps_) {
     const int64_t here = std::min(b.mr, pixels - first);
     int64_t rs[kernels::kMaxMr], xs[kernels::kMaxMr];  // the window's first row and column, of each pixel
-    int64_t at[kernels::kMaxMr];                  // where they lie
+    int64_t at[kernels::kMaxMr];                       // where they lie
     bool inner = true;                                 // no window reaches into the padding
     for (int64_t m = 0; m < here; ++m) {
       rs[m] = y * p.sh;
