@@ -217,6 +217,9 @@ struct PyHeader {
 }  // namespace
 
 NB_MODULE(_codec, m) {
+#ifdef NDEBUG  // PyTorch keeps graphs and their plans until the process ends: nothing for a user to read
+  nb::set_leak_warnings(false);
+#endif
   m.doc() = "Native codec of actzip.";
   actzip::bind_cpu(m);
   actzip::bind_stats(m);

@@ -12,6 +12,9 @@
 namespace nb = nanobind;
 
 NB_MODULE(_engine, m) {
+#ifdef NDEBUG  // PyTorch keeps graphs and their plans until the process ends: nothing for a user to read
+  nb::set_leak_warnings(false);
+#endif
   m.doc() = "Native engine of actzip.";
   actzip::bind_cpu(m);
   actzip::bind_plan(m);
