@@ -26,6 +26,15 @@ __all__ = ["Lowered", "Lowering", "can_pack", "choose_storage", "lower", "packab
 
 _BAND_BYTES = 768 << 10  # of a banded map: what stays in the second-level cache
 _WHOLE_BYTES = 2 << 20  # of a map that is left whole: bands would cost more than they save
+# Winograd kernels: rows of whole tiles, as many as share the weights' way from memory.
+_TILE, _TILES, _TILED_BYTES = 4, 56, 3 << 20
+
+
+def _by_tiles(n: g.Node) -> bool:
+    """Whether a Winograd kernel may compute ``n``."""
+    if not isinstance(n, ops.Conv2d) or n.groups != 1:
+        return False
+    return n.weight.shape[2:] == (3, 3) and n.stride == (1, 1) and n.dilation == (1, 1)
 
 
 @dataclass
@@ -112,6 +121,11 @@ class Lowering:
         if 4 * c * h * w <= _WHOLE_BYTES:
             return max(h, reach)
         step = max(2, min(8, _BAND_BYTES // (4 * c * w * pool.stride[0])))
+        if _by_tiles(self.producers[name]):
+            tiles = -(-w // _TILE)  # side by side
+            rows = _TILE * max(-(-_TILES // tiles), -(-step * pool.stride[0] // _TILE))
+            if 4 * c * w * rows <= _TILED_BYTES:
+                step = rows // pool.stride[0]
         return min(h, (step - 1) * pool.stride[0] + reach) if h > reach else reach
 
     def packed_fields(self, name: str) -> dict[str, Any]:
