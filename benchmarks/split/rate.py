@@ -37,20 +37,23 @@ from networks import NETWORKS
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "split"
 
 
-def parts(name: str, choosing: int, labels: bool) -> tuple[Inputs, Tensor | None]:
+def parts(name: str, choosing: int, proving: int, labels: bool) -> tuple[Inputs, Tensor | None]:
     """Images to calibrate, to choose by and to prove, and the labels of the last."""
     network = NETWORKS[name]
     calibrate, rest, y = network.data(network.calibrate)
     pick = torch.zeros(len(rest), dtype=torch.bool)
     pick[torch.linspace(0, len(rest) - 1, choosing).round().long()] = True
+    others = (~pick).nonzero()[:, 0]
+    held = torch.zeros_like(pick)
+    held[others[torch.linspace(0, len(others) - 1, min(proving, len(others))).round().long()]] = True
 
     def pairs(mask: Tensor) -> list[tuple[Tensor, Any]]:
         xs = rest[mask].split(network.batch)
         ys = y[mask].split(network.batch) if y is not None and labels else [None] * len(xs)
         return list(zip(xs, ys, strict=True))
 
-    held = y[~pick] if y is not None and network.labelled else None
-    return Inputs(list(calibrate.split(network.batch)), pairs(pick), pairs(~pick)), held
+    known = y[held] if y is not None and network.labelled else None
+    return Inputs(list(calibrate.split(network.batch)), pairs(pick), pairs(held)), known
 
 
 def top1(model: Any, batches: Any, labels: Tensor) -> int:
@@ -97,11 +100,12 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.99)
     parser.add_argument("--labels", action="store_true", help="keep accuracy by labels, not agreement")
     parser.add_argument("--choosing", type=int, default=200)
+    parser.add_argument("--proving", type=int, default=300)
     parser.add_argument("--attempts", type=int, default=7)
     parser.add_argument("--per", default="channel")
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
-    inputs, labels = parts(o.network, o.choosing, o.labels)
+    inputs, labels = parts(o.network, o.choosing, o.proving, o.labels)
     model = NETWORKS[o.network].make()
     network = open_network(model, inputs.calibrate[0][:2])
     path = o.out or RESULTS / f"rate-{o.network}.json"
