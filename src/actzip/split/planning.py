@@ -171,7 +171,7 @@ class _Planner:
             outputs = output_tensors(self.network.model(self.network.example[:1]))
         self.answer_bits = sum(32.0 * t.numel() for t in outputs)
         rows = self._rows(cuts, times)
-        choices = self._choices(rows, times)
+        choices = self._choices(rows)
         found = Plan(
             title,
             self.network,
@@ -244,42 +244,44 @@ class _Planner:
             tail,
         )
 
-    def _choices(self, rows: list[Row], times: Timed) -> dict[str, Choice]:
-        """The search at the cuts of least total; their rows get what it found."""
+    def _choices(self, rows: list[Row]) -> dict[str, Choice]:
+        """The search at the cuts of least total, whose rows are replaced by what it found."""
         chosen: dict[str, Choice] = {}
-        finalists = sorted(rows, key=lambda r: r.total_ms)[: self.o.finalists]
-        total = len(finalists) * self.o.attempts
-        for k, row in enumerate(finalists):
-            assert row.cut is not None
-            head, tail = self.network.parts(row.cut)
-            done = k * self.o.attempts
+        order = sorted(range(len(rows)), key=lambda i: rows[i].total_ms)[: self.o.finalists]
+        total = len(order) * self.o.attempts
+        for k, i in enumerate(order):
+            done, name = k * self.o.attempts, rows[i].name
 
-            def tick(i: int, of: int, done: int = done, name: str = row.name) -> None:
-                self.step(f"fewest bits behind {name}", done + i, total)
+            def tick(tried: int, of: int, done: int = done, name: str = name) -> None:
+                self.step(f"fewest bits behind {name}", done + tried, total)
 
             tick(0, 0)
-            choice = choose(
-                head,
-                tail,
-                self.inputs,
-                self.promise,
-                row.cut.values,
-                bits=self.o.most_bits,
-                per=self.o.per,
-                attempts=self.o.attempts,
-                on_step=tick,
-            )
-            with torch.no_grad():
-                one = as_arrays(head(self.inputs.calibrate[0][: self.fixed]))
-            encode_ms, decode_ms = code_time(choice.coder, one)
-            width = max(q.bits for q in choice.coder.quantizers)
-            ways = Coding(choice.coder.codec, width, choice.bits, encode_ms, decode_ms)
-            before = row.codings
-            new = self._total(row.name, row.head_ms / self.o.slowdown, row.tail_ms, ways)
-            row.__dict__.update(vars(new) | {"cut": row.cut, "codings": before, "searched": True})
-            row.judged, row.kept = choice.judged["promised"], choice.met
-            chosen[row.name] = choice
+            rows[i], chosen[name] = self._searched(rows[i], tick)
         return chosen
+
+    def _searched(self, row: Row, tick: Callable[[int, int], None]) -> tuple[Row, Choice]:
+        assert row.cut is not None
+        head, tail = self.network.parts(row.cut)
+        choice = choose(
+            head,
+            tail,
+            self.inputs,
+            self.promise,
+            row.cut.values,
+            bits=self.o.most_bits,
+            per=self.o.per,
+            attempts=self.o.attempts,
+            on_step=tick,
+        )
+        with torch.no_grad():
+            one = as_arrays(head(self.inputs.calibrate[0][: self.fixed]))
+        times = code_time(choice.coder, one)
+        width = max(q.bits for q in choice.coder.quantizers)
+        way = Coding(choice.coder.codec, width, choice.bits, *times)
+        made = self._total(row.name, row.head_ms / self.o.slowdown, row.tail_ms, way)
+        made.cut, made.codings, made.searched = row.cut, row.codings, True
+        made.judged, made.kept = choice.judged["promised"], choice.met
+        return made, choice
 
     def _others(self, times: Timed, mean: Sequence[float], std: Sequence[float]) -> list[Row]:
         """Sending the picture, and sending nothing."""
