@@ -3,7 +3,7 @@
     python benchmarks/training/accuracy.py runs/accuracy     # three seeds each of none, 8 and 4 bits
 
 Every seed sees the same images in the same order whatever the bits. Runs go side by side, an epoch of each in
-turn, and are resumable: OUT holds a checkpoint a run. Writes results/accuracy.json after every epoch.
+turn, and are resumable: OUT holds a checkpoint a run. Writes results/training/accuracy.json after each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from actzip.models import load_weights, model_info
 from actzip.models import resolve as resolve_model
 from actzip.training import packed_activations
 
-RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "training" / "accuracy.json"
 BITS = (None, 8, 4)
 
 

@@ -1,12 +1,12 @@
 """Memory and time of training with packed activation maps, against plain PyTorch and checkpointing.
 
-    python benchmarks/training/run.py           # every table: results/*.json, and the tables on the screen
+    python benchmarks/training/run.py           # every figure: benchmarks/results/training/*.json
     python benchmarks/training/run.py saved     # one of: saved, step, peak, largest
     python benchmarks/training/run.py step --networks resnet50,vgg16
 
 Peaks are the kernel's own count (VmHWM), each in a process of its own, over what the process holds with
-model, gradients and images before the first step. Times: methods in turn in one process, median and minimum.
-The accuracy of a fine-tuned network: accuracy.py.
+model, gradients and images before the first step; beside them what `actzip profile --training` predicts.
+Times: methods in turn in one process, median and minimum. The accuracy of a fine-tuned network: accuracy.py.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from networks import METHODS, NETWORKS, batch_of, packing, prepare, train_step
 from actzip import cpu
 from actzip.files import write_text
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "training"
 PACKED = ("exact", "8", "4")
-LIMIT = 2 << 30
+LIMIT = 1 << 30
 
 
 def saved(name: str, batch: int) -> dict[str, Any]:
@@ -118,17 +118,33 @@ def child(*arguments: Any) -> dict[str, Any]:
     return found
 
 
+def predicted(name: str, batch: int) -> dict[str, Any]:
+    """The peaks that `actzip profile --training` expects, in bytes."""
+    from actzip.profile.training import training_memory
+
+    peaks = training_memory(prepare(name, "plain"), *batch_of(NETWORKS[name], batch)).peaks
+    return {"plain": peaks["plain"], "exact": peaks["exact"], "8": peaks["bits8"], "4": peaks["bits4"]}
+
+
 def largest(name: str, method: str, limit: int) -> int:
     """The largest batch whose step stays below ``limit`` bytes over the model, by bisection."""
-    low, high = 0, 4
-    while child("peak", name, high, method)["peak"] <= limit and high < 1024:
-        low, high = high, high * 2
-    while high - low > max(1, low // 16):
+
+    def fits(batch: int) -> bool:
+        found = child("peak", name, batch, method)["peak"]
+        print(f"{name} {method} batch {batch}: {found / 1e6:.0f} MB", flush=True)
+        return bool(found <= limit)
+
+    first = child("peak", name, 8, method)["peak"]
+    low = high = max(1, int(8 * limit / first))
+    if fits(low):
+        while fits(high := high + max(1, high // 4)):
+            low = high
+    else:
+        while low > 0 and not fits(low := low - max(1, low // 4)):
+            high = low
+    while high - low > max(1, low // 32):
         middle = (low + high) // 2
-        if child("peak", name, middle, method)["peak"] <= limit:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
@@ -145,8 +161,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if args.what == "one":
-        kind, name, batch, method = args.rest
-        print(json.dumps({"peak": peak}[kind](name, int(batch), method)))
+        kind, name, batch, *method = args.rest
+        found = predicted(name, int(batch)) if kind == "predicted" else peak(name, int(batch), *method)
+        print(json.dumps(found))
         return
     names = args.networks.split(",") if args.networks else list(NETWORKS)
     methods = tuple(args.methods.split(",")) if args.methods else METHODS
@@ -158,9 +175,10 @@ def main() -> None:
             elif what == "step":
                 record(what, name, step(name, batch, args.rounds, methods))
             elif what == "peak":
+                record(what, name, {"batch": batch, "predicted": child("predicted", name, batch)})
                 for method in methods:
-                    record(what, name, {"batch": batch, method: child("peak", name, batch, method)["peak"]})
-            elif name in ("resnet50", "vgg16") or args.networks:
+                    record(what, name, {method: child("peak", name, batch, method)["peak"]})
+            elif name == "mobilenet_v2" or args.networks:
                 for method in methods:
                     record(what, name, {"limit": LIMIT, method: largest(name, method, LIMIT)})
 

@@ -119,8 +119,7 @@ Memory = Callable[[int, torch.dtype], Tensor]
 
 def empty(n: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory of ``n`` elements, for what lives for a moment."""
-    if n * dtype.itemsize >= heap.LARGE:
-        heap.give_back()
+    heap.give_back() if n * dtype.itemsize >= heap.LARGE else heap.look()
     x = torch.empty(n, dtype=dtype)
     if x.nbytes >= _LARGE:
         _native.advise_large_pages(x.data_ptr(), x.nbytes)

@@ -1,4 +1,4 @@
-"""The allocator's heap: what packed maps leave there goes back to the system before large maps are restored.
+"""The allocator's heap: what lies free in it goes back to the system before large maps are restored.
 
 Blocks of some megabytes lie in the C library's heap, larger ones in pages of their own. What is freed in
 the heap stays with the process, and a large block does not fit into it: without this a step takes more.
@@ -9,36 +9,49 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-__all__ = ["LARGE", "give_back", "released"]
+__all__ = ["LARGE", "give_back", "look"]
 
 #: From here on glibc gives a block pages of its own, whatever its moving threshold.
 LARGE = 32 << 20
 #: So much is worth a call: it takes some tens of milliseconds.
-_WORTH = 128 << 20
-
-_freed = 0
+_WORTH = 64 << 20
 
 
-def _found() -> Callable[[int], int] | None:
+def _info(integer: type[ctypes.c_size_t] | type[ctypes.c_uint]) -> type[ctypes.Structure]:
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    return type("mallinfo", (ctypes.Structure,), {"_fields_": [(n, integer) for n in names.split()]})
+
+
+def _found() -> tuple[Callable[[int], int], Callable[[], int]] | None:
+    """glibc's malloc_trim, and what is free in its heap."""
     try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        library = ctypes.CDLL(None)
+        trim, found = library.malloc_trim, getattr(library, "mallinfo2", None)
+        info = library.mallinfo if found is None else found  # before 2.33: modulo 4 GiB
     except (AttributeError, OSError, TypeError):  # another C library
         return None
-    return trim
+    info.restype = _info(ctypes.c_uint if found is None else ctypes.c_size_t)
+    return trim, lambda: int(info().fordblks)
 
 
-_trim = _found()
+_calls = _found()
+_given = 0  # free, but no longer in memory: the least that was free since the last call
 
 
-def released(nbytes: int) -> None:
-    """So much was freed."""
-    global _freed
-    _freed += nbytes
+def look() -> int:
+    """Bytes that are free in the heap and in memory."""
+    global _given
+    if _calls is None:
+        return 0
+    free = _calls[1]()
+    _given = min(_given, free)
+    return free - _given
 
 
 def give_back() -> None:
-    """Free memory of the heap goes back to the system, where enough was freed since the last time."""
-    global _freed
-    if _freed >= _WORTH and _trim is not None:
-        _freed = 0
-        _trim(0)
+    """Free memory of the heap goes back to the system, where there is much of it."""
+    global _given
+    if look() >= _WORTH and _calls is not None:
+        trim, free = _calls
+        trim(0)
+        _given = free()

@@ -130,7 +130,6 @@ class _Session:
     def close(self) -> None:
         """Forget what is not the graph's."""
         self.storages, self.maps, self.kept, self.owned = {}, {}, set(), set()
-        heap.released(self.result.saved_bytes - self.result.packed_bytes)
         if self.result.largest >= heap.LARGE:
             heap.give_back()
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from actzip._native import _engine
 from actzip.errors import TrainingError
-from actzip.training import heap
 from actzip.training.bits import (
     Backend,
     Codes,
@@ -215,7 +214,6 @@ class SavedMap:
         "dtype",
         "fingerprint",
         "grew",
-        "held",
         "masks",
         "memory",
         "n",
@@ -229,7 +227,7 @@ class SavedMap:
     def __init__(
         self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int, memory: Memory = empty
     ) -> None:
-        self.fingerprint, self.held, self.memory = fingerprint, 0, memory
+        self.fingerprint, self.memory = fingerprint, memory
         self.n, self.dtype = tensor.numel(), tensor.dtype
         self.backend: Backend = backend_for(tensor)
         self.version = Version(tensor)
@@ -243,26 +241,19 @@ class SavedMap:
         self.dense: Tensor | None = None  # as last restored
         self.dense_of: int | None = None  # from codes of so many bits, or exactly
 
-    def __del__(self) -> None:
-        heap.released(self.held)
-
-    def _grew(self, nbytes: int) -> None:
-        self.held += nbytes
-        self.grew(nbytes)
-
     # -- packing; `flat` is the memory
 
     def pack_test(self, flat: Tensor, test: Predicate) -> None:
         """The answers to ``test``."""
         if test not in self.masks:
             self.masks[test] = mask = self.backend.test(flat, test)
-            self._grew(mask.nbytes)
+            self.grew(mask.nbytes)
 
     def pack_bits(self, flat: Tensor) -> None:
         """A tensor of bools: the mask is all there is."""
         if self.zeros is None:
             self.zeros = self.backend.nonzero(flat)
-            self._grew(self.zeros.nbytes)
+            self.grew(self.zeros.nbytes)
 
     def pack_values(self, flat: Tensor) -> bool:
         """Exactly; False where that does not gain."""
@@ -277,7 +268,7 @@ class SavedMap:
             return False
         self._take_zeros(mask)
         self.values = values
-        self._grew(values.nbytes)
+        self.grew(values.nbytes)
         return True
 
     def pack_coded(self, flat: Tensor, bits: int, seed: int) -> bool:
@@ -297,7 +288,7 @@ class SavedMap:
         if mask is not None:
             self._take_zeros(mask)
         self.coded[bits] = codes, mask
-        self._grew(codes.nbytes)
+        self.grew(codes.nbytes)
         return True
 
     def _sparse_enough(self, flat: Tensor, limit: float) -> bool:
@@ -315,7 +306,7 @@ class SavedMap:
     def _take_zeros(self, mask: Mask) -> None:
         if self.zeros is None:
             if mask is not self.masks.get(RELU):
-                self._grew(mask.nbytes)
+                self.grew(mask.nbytes)
             self.zeros = mask
 
     def _compressed(self, flat: Tensor) -> tuple[Tensor, Mask] | tuple[None, None]:
