@@ -112,13 +112,15 @@ def batch_of(network: Network, count: int) -> tuple[Tensor, Tensor]:
     return x.repeat(times, 1, 1, 1)[:count].contiguous(), y.repeat(times)[:count] % 10
 
 
-def recompute_blocks(model: nn.Module, blocks: tuple[str, ...]) -> nn.Module:
-    """Checkpoints every block of these classes; "segments": the features of a VGG from pool to pool."""
+def recompute_blocks(model: nn.Module, blocks: tuple[str, ...], packed: bool) -> nn.Module:
+    """Checkpoints every block of these classes; "segments": the features of a VGG from pool to pool.
+
+    With packing in the way that records while it recomputes, so that this is packed too."""
     if blocks == ("segments",):
         model.features = _segments(model.features)
     for module in model.modules():
         if type(module).__name__ in (*blocks, "Segment"):
-            module.forward = _recomputed(module.forward)
+            module.forward = _recomputed(module.forward, packed)
     return model
 
 
@@ -135,8 +137,13 @@ def _segments(features: Any) -> nn.Sequential:
     return nn.Sequential(*(Segment(*p) for p in parts if p))
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args: checkpoint(forward, *args, use_reentrant=False)
+def _recomputed(forward: Callable[..., Any], packed: bool) -> Callable[..., Any]:
+    def run(*args: Tensor) -> Any:
+        if packed and not any(a.requires_grad for a in args):  # the reentrant way would have no gradients
+            return forward(*args)
+        return checkpoint(forward, *args, use_reentrant=packed)
+
+    return run
 
 
 def prepare(name: str, method: str) -> nn.Module:
@@ -144,7 +151,9 @@ def prepare(name: str, method: str) -> nn.Module:
     torch.manual_seed(0)
     network = NETWORKS[name]
     model = network.make().train()
-    return recompute_blocks(model, network.blocks) if method.startswith("checkpoint") else model
+    if not method.startswith("checkpoint"):
+        return model
+    return recompute_blocks(model, network.blocks, packed="+" in method)
 
 
 def packing(model: nn.Module, method: str) -> AbstractContextManager[Any]:
@@ -160,7 +169,10 @@ def train_step(model: nn.Module, batch: tuple[Tensor, Tensor], method: str, opti
     x, y = batch
     with packing(model, method) as packed:
         loss = F.cross_entropy(model(x), y)
-    loss.backward()
+        if "+" in method:  # what is recomputed is packed
+            loss.backward()
+    if "+" not in method:
+        loss.backward()
     if optimizer is not None:
         optimizer.step()
         optimizer.zero_grad()

@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,9 +104,20 @@ class _Functions(TorchFunctionMode):
             _current.rule = before
 
 
+def _unseen(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Calls it with no function mode at work; they are back afterwards, whatever ends it."""
+    seen, hush = torch._C._is_torch_function_enabled(), torch._C.DisableTorchFunction()
+    try:
+        with hush:
+            return function(argument)
+    finally:  # an interrupt kept the block from its own end
+        if seen and not torch._C._is_torch_function_enabled():
+            hush.__exit__(None, None, None)
+
+
 def _restore(slot: Slot) -> Tensor:
-    with torch._C.DisableTorchFunction(), torch.no_grad():
-        return slot.restore()
+    found: Tensor = _unseen(type(slot).restore, slot)
+    return found
 
 
 class _Session:
@@ -165,15 +176,18 @@ class _Session:
 
     def pack(self, tensor: Tensor) -> Slot:
         """What the graph holds for ``tensor``."""
-        with torch._C.DisableTorchFunction():
-            if not _ordinary(tensor) or tensor.untyped_storage()._cdata in self.owned:
-                return Kept(tensor)
-            storage = self._seen(tensor)
-            if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
-                return self._keep(tensor, storage)
-            rule: Rule | None = getattr(_current, "rule", None)
-            need = rule(tensor) if rule is not None else None
-            return self._packed(tensor, storage, need) or self._keep(tensor, storage)
+        slot: Slot = _unseen(self._slot, tensor)
+        return slot
+
+    def _slot(self, tensor: Tensor) -> Slot:
+        if not _ordinary(tensor) or tensor.untyped_storage()._cdata in self.owned:
+            return Kept(tensor)
+        storage = self._seen(tensor)
+        if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
+            return self._keep(tensor, storage)
+        rule: Rule | None = getattr(_current, "rule", None)
+        need = rule(tensor) if rule is not None else None
+        return self._packed(tensor, storage, need) or self._keep(tensor, storage)
 
     def _packed(self, tensor: Tensor, storage: int, need: Any) -> Slot | None:
         if need is SHAPE:
@@ -260,14 +274,38 @@ def _bits_by_module(model: nn.Module, settings: _Settings) -> dict[str, int | No
     return found
 
 
-@contextmanager
-def _names(model: nn.Module, session: _Session) -> Iterator[None]:
-    """The session's stack follows the modules that run."""
-    with Hooks() as hooks:
-        for name, module in model.named_modules():
-            hooks.before(module, lambda m, a, name=name or ROOT: session.stack.append(name))
-            hooks.after(module, lambda m, a, o: _popped(session.stack), always=True)
-        yield
+class _Scope:
+    """What a context puts in PyTorch's way: entered once, left as often as interrupts make it try."""
+
+    def __init__(self, model: nn.Module, session: _Session) -> None:
+        self.model, self.session = model, session
+        self.mode, self.names = _Functions(), Hooks()
+        self.rule = getattr(_current, "rule", None)  # of the function that this context is in
+        self.pack = _eager(session.pack)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, _eager(_restore))
+
+    def enter(self) -> None:
+        """From here on what is saved is packed."""
+        settings, stack = self.session.settings, self.session.stack
+        if settings.layers or settings.by_layer:
+            for name, module in self.model.named_modules():
+                self.names.before(module, lambda m, a, name=name or ROOT: stack.append(name))
+                self.names.after(module, lambda m, a, o: _popped(stack), always=True)
+        self.hooks.__enter__()
+        self.mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """Nothing is left, whatever was there."""
+        while self.mode in torch.overrides._get_current_function_mode_stack():
+            torch.overrides._pop_mode()
+        while (top := _top_hooks(True)) and top[0] is self.pack:
+            self.hooks.__exit__()
+        _current.rule = self.rule
+        self.names.remove()
+        self.session.close()
+
+
+_top_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def _popped(stack: list[str]) -> None:
@@ -313,14 +351,17 @@ def _packing(model: nn.Module, settings: _Settings, generator: torch.Generator |
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break()  # what is packed is known only when it runs
     session = _eager(_Session)(model, settings, _seed(settings, generator))
-    with ExitStack() as stack:
-        stack.callback(session.close)
-        if settings.layers or settings.by_layer:
-            stack.enter_context(_names(model, session))
-        hooks = torch.autograd.graph.saved_tensors_hooks(_eager(session.pack), _eager(_restore))
-        stack.enter_context(hooks)
-        stack.enter_context(_Functions())
+    scope = _Scope(model, session)
+    leave = _eager(scope.leave)
+    try:
+        _eager(scope.enter)()
         yield session.result
+        leave()
+    finally:
+        try:
+            leave()
+        finally:  # where the first was interrupted
+            leave()
 
 
 def _eager(function: Callable[..., Any]) -> Callable[..., Any]:

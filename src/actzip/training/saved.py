@@ -210,7 +210,6 @@ class SavedMap:
         "backend",
         "coded",
         "dense",
-        "dense_of",
         "dtype",
         "fingerprint",
         "grew",
@@ -238,8 +237,8 @@ class SavedMap:
         self.values: Tensor | None = None
         self.coded: dict[int, tuple[Codes, Mask | None]] = {}
         self.no_gain = False
-        self.dense: Tensor | None = None  # as last restored
-        self.dense_of: int | None = None  # from codes of so many bits, or exactly
+        # as last restored, from codes of so many bits or exactly; other threads may forget it
+        self.dense: tuple[Tensor, int | None] | None = None
 
     # -- packing; `flat` is the memory
 
@@ -328,11 +327,11 @@ class SavedMap:
     def restore_test(self, test: Predicate) -> Tensor:
         """Memory that passes ``test`` where the saved one did."""
         mask = self.masks[test]
-        if self.dense is not None:
-            if self.dense_of is None:
-                return self.dense
-            if test == RELU and mask is self.coded[self.dense_of][1]:
-                return self.dense  # codes of positive values stay positive
+        if (last := self.dense) is not None:
+            dense, bits = last
+            # codes of positive values stay positive
+            if bits is None or (test == RELU and mask is self.coded[bits][1]):
+                return dense
         on, off = (torch.tensor(v, dtype=self.dtype) for v in (test.on, test.off))
         return self.backend.fill(mask, self.n, self.scalar, on, off, self.memory)
 
@@ -344,23 +343,23 @@ class SavedMap:
 
     def restore_values(self) -> Tensor:
         """The memory, bit for bit."""
-        if self.dense is not None and self.dense_of is None:
-            return self.dense
+        if (last := self.dense) is not None and last[1] is None:
+            return last[0]
         assert self.values is not None and self.zeros is not None
         _forget_last(self)
-        self.dense = self.backend.expand(self.values, self.zeros, self.n, self.memory)
-        self.dense_of = None
-        return self.dense
+        dense = self.backend.expand(self.values, self.zeros, self.n, self.memory)
+        self.dense = dense, None
+        return dense
 
     def restore_coded(self, bits: int) -> Tensor:
         """Estimates, zeros exact."""
-        if self.dense is not None and self.dense_of == bits:
-            return self.dense
+        if (last := self.dense) is not None and last[1] == bits:
+            return last[0]
         _forget_last(self)
         codes, mask = self.coded[bits]
-        self.dense = self.backend.dequantize(codes, mask, self.n, self.dtype, self.memory)
-        self.dense_of = bits
-        return self.dense
+        dense = self.backend.dequantize(codes, mask, self.n, self.dtype, self.memory)
+        self.dense = dense, bits
+        return dense
 
 
 #: The test of ReLU: where nothing is negative, it is the mask of the zeros.
