@@ -347,6 +347,17 @@ def test_checkpointing_inside(batch, reentrant):
     with packed_activations(whole) as both:
         whole(batch[0])
     assert both.packed_bytes < alone.packed_bytes
+    if reentrant:  # with backward inside, what is recomputed is packed too, by the same rules
+        for backward in (torch.Tensor.backward, lambda loss: torch.autograd.backward(loss)):
+            whole.zero_grad()
+            with packed_activations(whole) as exact:
+                loss = F.cross_entropy(whole(batch[0]), batch[1])
+                backward(loss)
+            assert_same((loss.detach(), [p.grad for p in whole.parameters()]), expected)
+            with packed_activations(whole, 8) as coded:
+                backward(F.cross_entropy(whole(batch[0]), batch[1]))
+            assert coded.saved_bytes == exact.saved_bytes > 1.2 * both.saved_bytes
+            assert coded.packed_bytes < 0.6 * exact.packed_bytes  # the block's own input is as it was
 
 
 def test_amp_accumulation_and_gradient_scaling(net, batch):

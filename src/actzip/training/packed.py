@@ -89,6 +89,8 @@ class _Settings:
 
 
 _current = threading.local()  # .rule: of the torch function that runs in this thread
+OUTSIDE = "outside"  # of all functions
+_BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)  # run others' code
 
 
 class _Functions(TorchFunctionMode):
@@ -96,12 +98,18 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = getattr(_current, "rule", None)
-        _current.rule = rule_of(func, args, kwargs)
+        before = getattr(_current, "rule", OUTSIDE)
+        _current.rule = OUTSIDE if func in _BACKWARD else rule_of(func, args, kwargs)
         try:
             return func(*args, **kwargs)
         finally:
             _current.rule = before
+
+    def resume(self) -> None:
+        """Where a backward pass recomputes, the hooks are at work and the mode is not: until the pass is
+        over, which gives this thread back its modes, it is."""
+        if torch._C._len_torch_function_stack() == 0:
+            self.__enter__()  # type: ignore[no-untyped-call]
 
 
 def _unseen(function: Callable[[Any], Any], argument: Any) -> Any:
@@ -125,7 +133,7 @@ class _Session:
 
     def __init__(self, model: nn.Module, settings: _Settings, seed: int) -> None:
         self.settings, self.seed, self.count = settings, seed, 0
-        self.result, self.buffers = Packing(), Buffers()
+        self.result, self.buffers, self.mode = Packing(), Buffers(), _Functions()
         self.stack = [ROOT]
         self.bits_of = _bits_by_module(model, settings)
         # A storage's address is not used again while a weak reference to it lives.
@@ -180,13 +188,15 @@ class _Session:
         return slot
 
     def _slot(self, tensor: Tensor) -> Slot:
+        rule: Rule | str | None = getattr(_current, "rule", OUTSIDE)
+        if rule is OUTSIDE:
+            self.mode.resume()
         if not _ordinary(tensor) or tensor.untyped_storage()._cdata in self.owned:
             return Kept(tensor)
         storage = self._seen(tensor)
         if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
             return self._keep(tensor, storage)
-        rule: Rule | None = getattr(_current, "rule", None)
-        need = rule(tensor) if rule is not None else None
+        need = rule(tensor) if callable(rule) else None
         return self._packed(tensor, storage, need) or self._keep(tensor, storage)
 
     def _packed(self, tensor: Tensor, storage: int, need: Any) -> Slot | None:
@@ -279,8 +289,8 @@ class _Scope:
 
     def __init__(self, model: nn.Module, session: _Session) -> None:
         self.model, self.session = model, session
-        self.mode, self.names = _Functions(), Hooks()
-        self.rule = getattr(_current, "rule", None)  # of the function that this context is in
+        self.mode, self.names = session.mode, Hooks()
+        self.rule = getattr(_current, "rule", OUTSIDE)  # of the function that this context is in
         self.pack = _eager(session.pack)
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, _eager(_restore))
 
