@@ -49,7 +49,8 @@ def net(f):
 
 
 def fast(f, x=X, **kwargs):
-    return actzip.compile(net(f) if not isinstance(f, nn.Module) else f, x, tune=False, **kwargs)
+    model = f if isinstance(f, nn.Module) else net(f)
+    return actzip.compile(model, x, tune=False, parts=False, **kwargs)
 
 
 def leaves(out):
@@ -311,7 +312,7 @@ def test_other_outputs():
 def test_what_is_no_float32_tensor_is_refused_or_left_to_pytorch(f):
     m = net(f)
     with pytest.raises(UnsupportedError):
-        actzip.compile(m, X, tune=False)
+        actzip.compile(m, X, tune=False, parts=False)
     traced, plain = torch.compile(m, backend=backend)(X), m(X)
     if isinstance(plain, Dense):
         traced, plain = traced.y, plain.y

@@ -58,7 +58,7 @@ def measure_engine(
     named = {k: v[:least] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
     if not all(isinstance(v, Tensor) for v in (*first, *named.values())):
         raise UnsupportedError("an input that is no tensor")
-    fast = compile(model, named or tuple(first), threads=threads)
+    fast = compile(model, named or tuple(first), threads=threads, parts=False)
     call: Callable[[], Any] = (lambda: fast(**named)) if named else (lambda: fast(*first))
     for _ in range(3):
         call()

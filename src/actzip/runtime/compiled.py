@@ -24,6 +24,7 @@ from actzip.runtime.binding import (
     bind,
     check_batch,
     fit,
+    fits,
     front_end,
     grows,
     memory_of,
@@ -65,6 +66,7 @@ def compile(
     storage: str = "float32",
     pack: str = "auto",
     winograd: bool = True,
+    parts: bool = True,
 ) -> CompiledModel:
     """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
 
@@ -92,18 +94,20 @@ def compile(
         winograd: 3x3 convolutions may be computed by Winograd's transforms where trials find them
             quicker and their error on the calibration input is at most 1e-5 of the layer's largest
             output; False: direct convolution only.
+        parts: what the engine lacks of a model runs elsewhere; False: such a model is refused.
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
         UnsupportedError: the engine lacks operators: all are named, with their places in the model.
-            Of an ONNX file they run with ONNX Runtime where that is installed: the result is then
-            a :class:`~actzip.runtime.parts.PartitionedModel`, and a warning says what runs where.
+            Of an ONNX file they run with ONNX Runtime where that is installed, of a module in
+            PyTorch: the result is then a :class:`~actzip.runtime.parts.PartitionedModel` or
+            :class:`~actzip.runtime.torch_parts.PartitionedModule`, and a warning says what runs where.
         DataError: an ONNX file that is missing or damaged.
     """
     one_of(storage, "storage", ("float32", "float16"))
     one_of(pack, "pack", ("auto", "always"))
     n_threads = _thread_count(threads)
-    flags = {"cache": cache, "dynamic": dynamic, "winograd": winograd}
+    flags = {"cache": cache, "dynamic": dynamic, "winograd": winograd, "parts": parts}
     if progress is not None:
         flags["progress"] = progress
     for name, value in flags.items():
@@ -114,10 +118,18 @@ def compile(
     try:
         graph, inputs, origin = front_end(model, example, dynamic)
     except UnsupportedError as error:
-        if not isinstance(model, (str, os.PathLike)):
+        if not parts:
             raise
-        options = {"calibration": None, "storage": storage, "pack": pack, "winograd": winograd}
-        regions = Regions({**options, "threads": threads, "tune": tune, "cache": cache})
+        options: dict[str, Any] = {
+            "calibration": None,
+            "storage": storage,
+            "pack": pack,
+            "winograd": winograd,
+        }
+        options |= {"threads": threads, "tune": tune, "cache": cache}
+        if not isinstance(model, (str, os.PathLike)):
+            return cast(CompiledModel, _in_parts(model, example, options, n_threads, error))
+        regions = Regions(options)
         return cast(CompiledModel, compile_parts(model, example, regions, n_threads, error))
     graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
     graph = owned(optimize(graph), memory_of(model))
@@ -141,6 +153,23 @@ def _one_each(graph: g.Graph, inputs: list[Any]) -> list[Any]:
     """One image of inputs that grow with the batch."""
     pairs = zip(graph.inputs, inputs, strict=True)
     return [np.asarray(a[:1], order="C") if grows(graph, v) else a for v, a in pairs]
+
+
+def _in_parts(
+    model: Any, example: Any, options: dict[str, Any], threads: int, refused: UnsupportedError
+) -> Any:
+    """A module that the engine does not have whole.
+
+    Raises:
+        UnsupportedError: ``refused``, where there is nothing to be had.
+    """
+    from torch import nn
+
+    from actzip.runtime.torch_parts import module_in_parts
+
+    if not isinstance(model, nn.Module):
+        raise refused
+    return module_in_parts(model, example, options, threads, refused)
 
 
 @dataclass
@@ -222,6 +251,10 @@ def _choose(
         raise InputError(f"not enough memory to compile at batch {batch}") from error
 
 
+def _fits(model: CompiledModel, shapes: Shapes) -> bool:
+    return fits(model.graph, shapes)
+
+
 def _has_shape(x: Any) -> bool:
     return hasattr(x, "shape")
 
@@ -279,7 +312,7 @@ class CompiledModel:
         self._calls = 0
         self._tuning = threading.Lock()
         self._ruled: tuple[Rules | None] | None = None
-        self._sizes: Sizes[CompiledModel] | None = None if resizer is None else Sizes(self._resized)
+        self._sizes: Sizes[CompiledModel] | None = None if resizer is None else Sizes(self._resized, _fits)
         self._finish()
 
     def _finish(self) -> None:

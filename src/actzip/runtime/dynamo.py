@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from actzip.errors import ActzipError, ActzipWarning, UnsupportedError
 from actzip.runtime.effects import untouched
 
-__all__ = ["backend", "last_report", "reports"]
+__all__ = ["backend", "effect_of", "engine_parts", "last_report", "parts_of", "reports"]
 
 _REPORTS: deque[dict[str, Any]] = deque(maxlen=256)
 _HEAVY = ("convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm", "matmul")
@@ -404,7 +404,7 @@ def _build(
     single = not isinstance(output, (tuple, list))
     traced = _trace(closed, examples, options)
     batches = (traced.least, traced.most)
-    why = _effect(traced.program)
+    why = effect_of(traced.program)
     if why:
         return closed, {"mode": "eager", "why": why, "parts": 0}, [], batches
     views = _views(traced.program)
@@ -418,7 +418,7 @@ def _build(
         else:
             report = {"mode": "whole", "why": "", "parts": 1}
             return _flat(call, single), report, _growing(call.graph, len(examples)), batches
-    module, parts, kept, grows = _parts(traced.program, views, examples, options)
+    module, parts, kept, grows = parts_of(traced.program, views, examples, options)
     if parts == 0:
         return closed, {"mode": "eager", "why": why, "parts": 0}, [], batches
     if not views or kept > len(views):
@@ -431,7 +431,7 @@ def _build(
     return _flat(module, single), {"mode": "parts", "why": why, "parts": parts}, grows, batches
 
 
-def _effect(program: Any) -> str:
+def effect_of(program: Any) -> str:
     """What the program does beside giving outputs, '' for nothing: PyTorch alone repeats that exactly."""
     from actzip.runtime.effects import draws
 
@@ -525,9 +525,9 @@ def _support(views: set[str]) -> Any:
     return Support()
 
 
-def _parts(
+def parts_of(
     program: Any, views: set[str], examples: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[Callable[..., Any], int, int, list[bool]]:
+) -> tuple[fx.GraphModule, int, int, list[bool]]:
     """A program without effects with its largest supported parts, less ``views``, on the engine; how
     many, how many operators are left, and which inputs grow with the batch."""
     from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
@@ -568,6 +568,11 @@ def _parts(
     given = [n.meta.get("val") for n in fused.graph.nodes if n.op == "placeholder"][-len(examples) :]
     grows = [isinstance(v, Tensor) and v.ndim > 0 and not isinstance(v.shape[0], int) for v in given]
     return fused, built, left, grows if len(grows) == len(examples) else [False] * len(examples)
+
+
+def engine_parts(module: nn.Module) -> list[_Part]:
+    """The parts of what :func:`parts_of` gave that run on the engine."""
+    return [m for m in module.children() if isinstance(m, _Part)]
 
 
 def _is_heavy(node: fx.Node) -> bool:

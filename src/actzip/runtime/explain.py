@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import peak_gflops
 from actzip.runtime.winograd import is_winograd, products, tile_density, tile_size
 
-__all__ = ["Explanation", "LayerRow", "explain"]
+__all__ = ["Explanation", "LayerRow", "explain", "together"]
 
 
 @dataclass
@@ -298,4 +299,37 @@ def explain(
         advice,
         cpu.info(),
         {v: list(a.shape) for v, a in zip(graph.inputs, arrays, strict=True)},
+    )
+
+
+def together(
+    reports: Sequence[Explanation],
+    rows: list[LayerRow],
+    batch: int,
+    threads: int,
+    inputs: dict[str, list[int]],
+) -> Explanation:
+    """One explanation of parts, from theirs and all their rows."""
+
+    def total(name: str) -> int:
+        return sum(int(getattr(r, name)) for r in reports)
+
+    def most(name: str) -> int:
+        return max((int(getattr(r, name)) for r in reports), default=0)
+
+    return Explanation(
+        rows=rows,
+        batch=batch,
+        threads=threads,
+        milliseconds=sum(r.milliseconds for r in rows),
+        macs=total("macs"),
+        effective_macs=total("effective_macs"),
+        peak_gflops=peak_gflops(),
+        arena_bytes=most("arena_bytes"),
+        dense_arena_bytes=most("dense_arena_bytes"),
+        weight_bytes=total("weight_bytes"),
+        spilled_bytes=total("spilled_bytes"),
+        advice=reports[0].advice if reports else "",
+        machine=cpu.info(),
+        inputs=inputs,
     )

@@ -19,10 +19,9 @@ import numpy as np
 
 from actzip.errors import ActzipError, ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.binding import no_memory
-from actzip.runtime.explain import Explanation, LayerRow
+from actzip.runtime.explain import Explanation, LayerRow, together
 from actzip.runtime.from_onnx import Importer, at_least_opset, reads
 from actzip.runtime.graph import Array, Graph
-from actzip.runtime.machine import identity, peak_gflops
 from actzip.runtime.onnx_file import load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.registry import Mask
@@ -570,7 +569,7 @@ class PartitionedModel:
             values.update(zip(part.outputs, results, strict=True))
         batch = int(arrays[0].shape[0]) if arrays[0].ndim else 1
         inputs = {n: list(a.shape) for n, a in zip(self._names, arrays, strict=True)}
-        return _together(reports, rows, batch, self.threads, inputs)
+        return together(reports, rows, batch, self.threads, inputs)
 
     def _foreign_row(self, part: _Part, number: int, milliseconds: float) -> LayerRow:
         nodes = self._nodes_of(part)
@@ -625,34 +624,3 @@ class PartitionedModel:
         for plan in self._plans.values():
             plan.model = self._model
             plan.reopen(self.threads)
-
-
-def _together(
-    reports: Sequence[Explanation],
-    rows: list[LayerRow],
-    batch: int,
-    threads: int,
-    inputs: dict[str, list[int]],
-) -> Explanation:
-    def total(name: str) -> int:
-        return sum(int(getattr(r, name)) for r in reports)
-
-    def most(name: str) -> int:
-        return max((int(getattr(r, name)) for r in reports), default=0)
-
-    return Explanation(
-        rows=rows,
-        batch=batch,
-        threads=threads,
-        milliseconds=sum(r.milliseconds for r in rows),
-        macs=total("macs"),
-        effective_macs=total("effective_macs"),
-        peak_gflops=peak_gflops(),
-        arena_bytes=most("arena_bytes"),
-        dense_arena_bytes=most("dense_arena_bytes"),
-        weight_bytes=total("weight_bytes"),
-        spilled_bytes=total("spilled_bytes"),
-        advice=reports[0].advice if reports else "",
-        machine=identity(),
-        inputs=inputs,
-    )

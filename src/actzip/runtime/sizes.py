@@ -14,14 +14,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.acts import Act
-from actzip.runtime.binding import fits
 from actzip.runtime.ops import Conv2d
 from actzip.runtime.origin import Origin, Shapes
 from actzip.runtime.passes import optimize
@@ -35,19 +34,21 @@ MOST_SIZES = 8
 _KEPT_META = ("storage", "pack", "winograd", "float32_maps", "call", "example_batch")
 
 
-class _Sized(Protocol):
-    graph: g.Graph
-
-
-M = TypeVar("M", bound=_Sized)
+M = TypeVar("M")
 
 
 class Sizes(Generic[M]):
     """What ``make(shapes)`` gave for the sizes that came last, :data:`MOST_SIZES` of them. Safe from
     several threads: one makes, the others go on with what there is."""
 
-    def __init__(self, make: Callable[[Shapes], M]) -> None:
+    def __init__(
+        self,
+        make: Callable[[Shapes], M],
+        fits: Callable[[M, list[tuple[int, ...]]], bool],
+    ) -> None:
+        """``fits(model, shapes)``: whether a model takes inputs of these shapes."""
         self._make = make
+        self._fits = fits
         self._made: OrderedDict[Any, M] = OrderedDict()
         self._lock, self._making = threading.Lock(), threading.Lock()
 
@@ -67,18 +68,18 @@ class Sizes(Generic[M]):
         return found
 
     def _find(self, shapes: Shapes) -> M | None:
-        for key in (tuple(s[1:] for s in shapes), tuple(shapes)):
-            with self._lock:
+        with self._lock:
+            for key in (tuple(s[1:] for s in shapes), tuple(shapes)):
                 found = self._made.get(key)
-                if found is not None and fits(found.graph, shapes):
+                if found is not None and self._fits(found, list(shapes)):
                     self._made.move_to_end(key)
                     return found
         return None
 
     def put(self, shapes: Shapes, model: M) -> None:
         """Keeps ``model`` for these shapes, in the place of what was kept for them."""
-        graph = model.graph
-        any_batch = all(isinstance(graph.shape(v)[0], g.Sym) for v in graph.inputs if graph.shape(v))
+        doubled = [(2 * s[0], *s[1:]) if s else s for s in shapes]
+        any_batch = self._fits(model, doubled)
         key = tuple(s[1:] for s in shapes) if any_batch else tuple(shapes)
         with self._lock:
             self._made[key] = model

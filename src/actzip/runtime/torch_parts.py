@@ -1,0 +1,246 @@
+"""A PyTorch module in parts: what the engine has of it runs as compiled networks, the rest in PyTorch.
+
+The exported program is cut by PyTorch's own partitioner (as for torch.compile,
+:mod:`actzip.runtime.dynamo`). A part without a convolution or a product of matrices stays in PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from actzip.activations import eval_mode
+from actzip.errors import ActzipWarning, InputError, UnsupportedError
+from actzip.runtime.dynamo import effect_of, engine_parts, parts_of
+from actzip.runtime.explain import Explanation, LayerRow, together
+from actzip.runtime.from_torch import flat_inputs, plain_attention, trace
+from actzip.runtime.sizes import Sizes
+
+__all__ = ["PartitionedModule", "module_in_parts"]
+
+
+def module_in_parts(
+    model: nn.Module, example: Any, options: dict[str, Any], threads: int, refused: UnsupportedError
+) -> PartitionedModule:
+    """A module of which the engine lacks some operators; a warning says which, and their share of time.
+
+    Raises:
+        UnsupportedError: ``refused``, where nothing is left for the engine, or the module cannot be
+            taken apart (it changes its buffers, say).
+    """
+    args, kwargs = flat_inputs(example)
+    if kwargs or not all(isinstance(a, Tensor) for a in args):
+        raise refused
+    made = PartitionedModule(model, list(args), options, threads, refused)
+    warnings.warn(made.says(), ActzipWarning, stacklevel=3)
+    return made
+
+
+@dataclass
+class _Cut:
+    """The parts for one size of the inputs."""
+
+    module: fx.GraphModule
+    left: list[str]  # operators that PyTorch runs
+    shapes: list[tuple[int, ...]]
+    grows: list[bool]
+    batches: tuple[int, int | None]
+    milliseconds: float = 0.0
+    elsewhere: float = 0.0  # of these, in PyTorch
+
+    def fits(self, shapes: list[tuple[int, ...]]) -> bool:
+        least, most = self.batches
+        for own, got, grows in zip(self.shapes, shapes, self.grows, strict=True):
+            if own != got and not (grows and own[1:] == got[1:]):
+                return False
+            if grows and not (least <= got[0] and (most is None or got[0] <= most)):
+                return False
+        return True
+
+
+class PartitionedModule:
+    """A compiled module of which some operators run in PyTorch: called and explained as a
+    :class:`~actzip.runtime.compiled.CompiledModel`. The module is kept; its weights should stay as
+    they are.
+
+    Attributes:
+        threads: threads of a call of the engine's parts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: list[Tensor],
+        options: dict[str, Any],
+        threads: int,
+        refused: UnsupportedError,
+    ) -> None:
+        self.threads = threads
+        self._model = model
+        self._options = options
+        self._refused = refused
+        self._sample = inputs
+        self._cuts: Sizes[_Cut] = Sizes(self._of_size, _Cut.fits)
+        self._first = self._cut(inputs, options)
+        self._cuts.put([tuple(t.shape) for t in inputs], self._first)
+
+    def _of_size(self, shapes: Any) -> _Cut:
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(s, generator=generator) for s in shapes]
+        return self._cut(inputs, {**self._options, "tune": False})
+
+    def _cut(self, inputs: list[Tensor], options: dict[str, Any]) -> _Cut:
+        model, batch = self._model, inputs[0].shape[0] if inputs[0].ndim else None
+        with eval_mode(model), plain_attention(), torch.no_grad():
+            traced = trace(model, tuple(inputs), {}, batch)
+            if effect_of(traced.program):
+                raise self._refused
+            module, built, _, grows = parts_of(traced.program, set(), tuple(inputs), options)
+        if not built:
+            raise self._refused
+        left = [op for part in (module, *_torch_parts(module)) for op in _operators(part)]
+        shapes = [tuple(t.shape) for t in inputs]
+        cut = _Cut(module, left, shapes, grows, (traced.least, traced.most))
+        self._time(cut, inputs)
+        return cut
+
+    def _time(self, cut: _Cut, inputs: list[Tensor]) -> None:
+        """Runs once, warm, with a clock around the engine's parts."""
+        spent = 0.0
+
+        def before(*_: Any) -> None:
+            nonlocal spent
+            spent -= time.perf_counter()
+
+        def after(*_: Any) -> None:
+            nonlocal spent
+            spent += time.perf_counter()
+
+        with torch.no_grad():
+            cut.module(*inputs)
+            handles: list[Any] = []
+            for part in engine_parts(cut.module):
+                handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+            start = time.perf_counter()
+            cut.module(*inputs)
+            cut.milliseconds = 1e3 * (time.perf_counter() - start)
+            cut.elsewhere = max(0.0, cut.milliseconds - 1e3 * spent)
+            for handle in handles:
+                handle.remove()
+
+    def says(self) -> str:
+        """One line: which operators run in PyTorch, and their share of the time."""
+        cut = self._first
+        counts = ", ".join(f"{k} {op}" for op, k in Counter(map(_short, cut.left)).most_common(6))
+        share = cut.elsewhere / cut.milliseconds if cut.milliseconds else 0.0
+        return (
+            f"{len(cut.left)} operators run in PyTorch ({counts}), {100 * share:.0f} % of the time: "
+            f"{self._refused}"
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the network.
+
+        Raises:
+            InputError: another number of inputs or type than the example's, or a size that does not fit.
+        """
+        inputs = self._inputs(args)
+        try:
+            with torch.no_grad():
+                out = self._cuts.get([tuple(t.shape) for t in inputs]).module(*inputs)
+        except MemoryError as error:
+            raise InputError(f"not enough memory for inputs of {[tuple(t.shape) for t in inputs]}") from error
+        if any(isinstance(a, Tensor) for a in args):
+            return out
+        return pytree.tree_map_only(Tensor, lambda t: t.numpy(), out)
+
+    def _inputs(self, args: tuple[Any, ...]) -> list[Tensor]:
+        if len(args) == 1 and isinstance(args[0], (tuple, list)):
+            args = tuple(args[0])
+        if len(args) != len(self._sample):
+            raise InputError(f"{len(args)} inputs given; this model was compiled for {len(self._sample)}")
+        found = []
+        for i, (x, like) in enumerate(zip(args, self._sample, strict=True)):
+            t = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+            if not isinstance(t, Tensor) or t.dtype != torch.float32 or t.ndim != like.ndim or 0 in t.shape:
+                what = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(x).__name__
+                raise InputError(
+                    f"input {i} is {what}; this model takes float32 of {like.ndim} dimensions, none of them 0"
+                )
+            found.append(t.detach())
+        return found
+
+    def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
+        """What runs where and why, measured now on ``x`` (or on the example)."""
+        inputs = (
+            self._sample if x is None else self._inputs(tuple(x) if isinstance(x, (tuple, list)) else (x,))
+        )
+        cut = self._cuts.get([tuple(t.shape) for t in inputs])
+        seen: list[tuple[Any, Any]] = []
+        handles = [
+            part.register_forward_pre_hook(lambda module, args: seen.append((module, args)))
+            for part in engine_parts(cut.module)
+        ]
+        with torch.no_grad():
+            cut.module(*inputs)
+        for handle in handles:
+            handle.remove()
+        reports = [
+            module.call.explain(tuple(args[i].numpy() for i in module.dynamic), runs=runs)
+            for module, args in seen
+        ]
+        rows = [row for report in reports for row in report.rows]
+        self._time(cut, inputs)
+        counts = ", ".join(f"{k} {op}" for op, k in Counter(map(_short, cut.left)).most_common())
+        why = f"not for the engine: {counts}"
+        rows.append(
+            LayerRow(
+                "the rest", "pytorch", "pytorch", "", why, "dense", "dense",
+                None, None, 0, 0, cut.elsewhere, None, "",
+            )
+        )  # fmt: skip
+        batch = int(inputs[0].shape[0]) if inputs[0].ndim else 1
+        shapes = {f"input {i}": list(t.shape) for i, t in enumerate(inputs)}
+        return together(reports, rows, batch, self.threads, shapes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Not possible: a ``.actzip`` file holds networks of the engine alone.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"{os.fspath(path)}: some operators of this model run in PyTorch, which no .actzip file "
+            f"holds: {self._refused}"
+        )
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedError(
+            "some operators of this model run in PyTorch; pickle the module and compile it where it runs"
+        )
+
+    def __repr__(self) -> str:
+        return f"PartitionedModule({type(self._model).__name__}: {self.says()})"
+
+
+def _torch_parts(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """Parts that were cut out and stayed in PyTorch."""
+    found = [m for n, m in module.named_children() if n.startswith("fused_")]
+    return [m for m in found if isinstance(m, fx.GraphModule)]
+
+
+def _operators(part: fx.GraphModule) -> list[str]:
+    return [str(n.target) for n in part.graph.nodes if n.op == "call_function"]
+
+
+def _short(target: str) -> str:
+    return target.removeprefix("aten.").removesuffix(".default")

@@ -1,0 +1,107 @@
+"""Modules of which the engine lacks operators: they run in parts, and one line says what runs in PyTorch."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import actzip
+from actzip.errors import ActzipWarning, InputError, UnsupportedError
+from actzip.runtime.torch_parts import PartitionedModule
+
+
+class Sorted(nn.Module):
+    """Convolutions, a sort and a cumulative product that the engine lacks, convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.c = nn.Conv2d(32, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.b(self.a(x).relu()).relu()
+        y = y.sort(1)[0] * y.cumprod(3)
+        return {"map": self.c(y).relu(), "mean": y.mean((2, 3))}
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[nn.Module, PartitionedModule]:
+    torch.manual_seed(0)
+    model = Sorted().eval()
+    with pytest.warns(ActzipWarning, match=r"operators run in PyTorch \(.*\), \d+ % of the time: ") as caught:
+        fast = actzip.compile(model, torch.randn(1, 3, 16, 20), tune=False, threads=1)
+    text = str(next(w.message for w in caught if "operators run" in str(w.message)))
+    assert "sort" in text and "cumprod" in text and "\n" not in text
+    assert isinstance(fast, PartitionedModule)
+    return model, fast
+
+
+def close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    assert list(got) == list(want)
+    for k, v in want.items():
+        torch.testing.assert_close(torch.as_tensor(got[k]), v, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_outputs_are_the_modules_at_every_batch_and_size(made: tuple[nn.Module, PartitionedModule]) -> None:
+    model, fast = made
+    for shape in [(1, 3, 16, 20), (3, 3, 16, 20), (1, 3, 24, 9), (2, 3, 24, 9), (1, 3, 1, 1)]:
+        x = torch.randn(shape)
+        close(fast(x), model(x))
+    y = fast(x.numpy())
+    assert all(isinstance(v, np.ndarray) for v in y.values())
+
+
+def test_explain_has_rows_of_both(made: tuple[nn.Module, PartitionedModule]) -> None:
+    report = made[1].explain(runs=1)
+    assert [r.op for r in report.rows].count("conv2d") == 3
+    rest = report.rows[-1]
+    assert rest.kernel == "pytorch" and "sort" in rest.why and report.macs > 0
+    assert "1x3x16x20" in report.table()
+
+
+def test_bad_inputs_and_files_are_typed_errors(
+    made: tuple[nn.Module, PartitionedModule], tmp_path: Path
+) -> None:
+    _, fast = made
+    for bad in (torch.randn(3, 16, 20), torch.randn(1, 3, 16, 20).double(), "x", torch.randn(0, 3, 16, 20)):
+        with pytest.raises(InputError):
+            fast(bad)
+    with pytest.raises(InputError, match="does not run"):
+        fast(torch.randn(1, 4, 16, 20))
+    with pytest.raises(UnsupportedError, match="run in PyTorch"):
+        fast.save(tmp_path / "a.actzip")
+    with pytest.raises(UnsupportedError, match="pickle the module"):
+        pickle.dumps(fast)
+
+
+def test_where_nothing_is_left_for_the_engine_all_blockers_are_named() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sort(1)[0] + x.cumprod(2)
+
+    with pytest.raises(UnsupportedError) as caught, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actzip.compile(Nothing().eval(), torch.randn(1, 3, 8, 8), tune=False)
+    assert "sort" in str(caught.value) and "cumprod" in str(caught.value)
+
+
+def test_a_module_that_changes_itself_is_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(3, 8, 3)
+            self.register_buffer("n", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.n += 1
+            return self.c(x).sort(1)[0]
+
+    with pytest.raises(UnsupportedError):
+        actzip.compile(Counting().eval(), torch.randn(1, 3, 8, 8), tune=False)
