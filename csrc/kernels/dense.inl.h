@@ -51,7 +51,10 @@ void dense_tile(const DenseTile& t) {
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-        for (int j = 0; j < NV; ++j) a[m][j] += load(t.residual + m * t.residual_stride + j * VL);
+        for (int j = 0; j < NV; ++j) {
+          const float* r = t.residual + m * t.residual_stride + j * VL;
+          a[m][j] += j < NV - 1 || t.last == VL ? load(r) : load_part(r, t.last);
+        }
     }
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
@@ -61,6 +64,16 @@ void dense_tile(const DenseTile& t) {
         x = x < lo ? lo : x;
         a[m][j] = x > hi ? hi : x;
       }
+    if (t.last < VL) {
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        float* to = t.acc + m * t.acc_stride;
+#pragma GCC unroll 16
+        for (int j = 0; j < NV - 1; ++j) store(to + j * VL, a[m][j]);
+        store_part(to + (NV - 1) * VL, a[m][NV - 1], t.last);
+      }
+      return;
+    }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)

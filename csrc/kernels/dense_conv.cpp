@@ -223,10 +223,11 @@ void DenseConv::read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) c
   }
 }
 
-// Whether the unit's sums go to the output at once: its pixels follow each other and the tile is full.
+// Whether the unit's sums go to the output at once: its pixels follow each other, and what lies beyond a
+// tile's channels is never needed again.
 bool DenseConv::direct(const Band& b, const Unit& u) const {
   return !gathered() && b.a.residual_map == nullptr && !by_columns_ && (b.rows == 1 || b.cut.segments == 1) &&
-         u.width == u.stride;
+         (u.width == u.stride || depth_ <= slice_);
 }
 
 void DenseConv::run_sub(Band& b, size_t unit, const Sub& sub) const {
@@ -256,6 +257,7 @@ void DenseConv::run_sub(Band& b, size_t unit, const Sub& sub) const {
       t.acc_stride = a.out_stride;
       if (k0 + slice_ >= depth_) {
         t.clip = true;
+        t.last = sub.width - (sub.nv - 1) * kernels_->vl;
         t.lo = p.act == ActKind::relu ? 0.0f : p.act == ActKind::clip ? p.lo : -kInfinity;
         t.hi = p.act == ActKind::clip ? p.hi : kInfinity;
         if (a.residual != nullptr) t.residual = a.residual + pixel * a.residual_stride + sub.first;

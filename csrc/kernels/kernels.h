@@ -47,7 +47,8 @@ struct DenseTile {
   const float* init;  // bias row of nv * vl floats, or null: continue from acc
   float* acc;
   int64_t acc_stride;
-  bool clip;  // this is the end: acc = min(max(acc + residual, lo), hi)
+  bool clip;     // this is the end: acc = min(max(acc + residual, lo), hi)
+  int64_t last;  // then: floats of the last vector that are there
   float lo, hi;
   const float* residual;  // or null
   int64_t residual_stride;
