@@ -28,6 +28,7 @@
   row(gelu) \
   row(gelu_tanh) \
   row(hardswish) \
+  row(scaled_hardswish) \
   row(mish) \
   row(exp) \
   row(log) \

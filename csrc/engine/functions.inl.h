@@ -229,6 +229,10 @@ void gelu_tanh(const Elements& e) {
 void hardswish(const Elements& e) {
   each(e, [](vf x) { return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f); });
 }
+void scaled_hardswish(const Elements& e) {
+  const float a = e.act.alpha * (1.0f / 6.0f), b = e.act.beta;
+  each(e, [=](vf x) { return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * a + b; });
+}
 void mish(const Elements& e) {  // tanh(log(1 + y)) = (y^2 + 2 y) / (y^2 + 2 y + 2)
   each(e, [](vf x) {
     const vf y = exp_(at_most(x, 20.0f));

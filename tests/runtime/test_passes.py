@@ -226,6 +226,24 @@ def test_activations_written_out_behind_scalar_arithmetic_are_recognised():
     assert [n.act.kind for n in after.nodes if isinstance(n, ops.Activation)] == ["hardswish", "silu"]
 
 
+def test_one_scale_and_shift_go_into_the_h_swish_before():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+        def forward(self, x):
+            return self.b(nn.functional.hardswish(self.a(x)) * 1.5 + 0.25)
+
+    graph = graph_of(M(), 3, 5, 5)
+    after = P.optimize(graph)
+    check(graph, after)
+    assert [(n.op, str(n.act)) for n in after.nodes] == [
+        ("conv2d", "scaled_hardswish(alpha=1.5, beta=0.25)"),
+        ("conv2d", "None"),
+    ]
+
+
 def test_what_is_nearly_an_activation_stays():
     class M(nn.Module):
         def forward(self, x):

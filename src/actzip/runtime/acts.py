@@ -69,6 +69,7 @@ ACTS: dict[str, ActRow] = {
     "gelu": ActRow(module="GELU"),
     "gelu_tanh": ActRow(),
     "hardswish": _row("hardswish", "HardSwish", sparsifies=True, module="Hardswish"),
+    "scaled_hardswish": ActRow({"alpha": 1.0, "beta": 1.0}, keeps_zero=False),  # alpha * hardswish(x) + beta
     "mish": _row("mish", "Mish", module="Mish"),
     "exp": _row("exp", "Exp", keeps_zero=False),
     "log": _row("log", "Log", keeps_zero=False),

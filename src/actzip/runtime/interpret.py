@@ -38,6 +38,7 @@ _OWN: dict[str, Callable[[Act, Tensor], Tensor]] = {
     "threshold": _threshold,
     "prelu": lambda act, x: torch.where(x < 0, x * _param(act, x), x),
     "hardsigmoid": lambda act, x: (x * act.alpha + act.beta).clamp(0, 1),
+    "scaled_hardswish": lambda act, x: F.hardswish(x) * act.alpha + act.beta,
     "gelu_tanh": lambda act, x: F.gelu(x, approximate="tanh"),
 }
 

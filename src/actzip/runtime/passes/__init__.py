@@ -19,7 +19,7 @@ from actzip.runtime.passes.fold import (
 )
 from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
 from actzip.runtime.passes.moves import channels_last, flatten_linear, merge_moves, place_concats
-from actzip.runtime.passes.recompose import merge_acts, recompose_activations
+from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
 from actzip.runtime.passes.transposed import split_transposed
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "place_concats",
     "pool_means",
     "recompose_activations",
+    "scale_activations",
     "sink_average_pools",
     "split_transposed",
 ]
@@ -53,6 +54,7 @@ PASSES: tuple[Pass, ...] = (
     channel_affine,
     fold_padding,
     fold_batch_norm,
+    scale_activations,
     fuse_activations,
     fuse_residuals,
     fuse_activations,

@@ -10,7 +10,7 @@ import numpy as np
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import Act
-from actzip.runtime.passes.edit import drop_dead
+from actzip.runtime.passes.edit import drop_dead, uses
 
 
 def merge_acts(first: Act, second: Act) -> Act | None:
@@ -54,6 +54,26 @@ def recompose_activations(graph: g.Graph) -> g.Graph:
             if new is not None:
                 graph.nodes[i] = new
                 producers[new.output] = new
+    return drop_dead(graph)
+
+
+def scale_activations(graph: g.Graph) -> g.Graph:
+    """A BatchNorm of one scale and one shift for all channels goes into the h-swish that it follows."""
+    graph = graph.copy()
+    producers, readers = graph.producers(), uses(graph)
+    for i, node in enumerate(graph.nodes):
+        before = producers.get(node.inputs[0]) if node.inputs else None
+        if (
+            isinstance(node, ops.BatchNorm)
+            and node.act is None
+            and isinstance(before, ops.Activation)
+            and before.act.kind == "hardswish"
+            and readers[before.output] == 1
+            and float(np.ptp(node.scale)) == float(np.ptp(node.shift)) == 0.0
+        ):
+            act = Act.of("scaled_hardswish", alpha=float(node.scale[0]), beta=float(node.shift[0]))
+            new = ops.Activation(node.name, before.inputs, node.output, act=act, source=node.source)
+            graph.nodes[i] = producers[node.output] = new
     return drop_dead(graph)
 
 
