@@ -199,3 +199,85 @@ def test_constants_of_rank_zero_keep_it(tmp_path: Path) -> None:
     fast = actzip.runtime.compile_graph(graph, example=given)
     again = load(fast.save(tmp_path / "m.actzip"), threads=1)
     assert np.array_equal(again(given), 2.5 * given) and again.graph.constants["k"].shape == ()
+
+
+_CHILD = """
+import sys, numpy as np
+from actzip.runtime import load
+fast = load(sys.argv[1], threads=1)
+fast(np.ones((1, 64, 10, 10), np.float32))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def _mapped(pid: int, path: Path) -> dict[str, int]:
+    """KiB of the mappings of ``path`` in a process, by smaps' names."""
+    total: dict[str, int] = {}
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            inside = line.endswith(str(path))
+        elif inside and line.endswith(" kB"):
+            total[first[:-1]] = total.get(first[:-1], 0) + int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc/self/smaps")
+def test_two_processes_share_the_pages_of_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(64, 512, 3), nn.ReLU(), nn.Conv2d(512, 512, 3)).eval()
+    fast = actzip.compile(model, torch.randn(1, 64, 10, 10), tune=False, threads=1)
+    path = fast.save(tmp_path / "m.actzip").resolve()
+    weights = sum(a.nbytes for a in fast._store.used().values()) // 1024
+    command = [sys.executable, "-c", _CHILD, str(path)]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(2)]
+    try:
+        for child in both:
+            assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        for child in both:
+            found = _mapped(child.pid, path)
+            assert found["Rss"] >= weights
+            assert found["Private_Dirty"] == found["Shared_Dirty"] == 0
+            assert found["Pss"] <= 0.6 * found["Rss"]
+            assert found["Shared_Clean"] >= weights
+    finally:
+        for child in both:
+            child.communicate()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shapes": []},
+        {"shapes": 3},
+        {"free": [[0, 2, 1, 9, 0]]},
+        {"free": [[0]]},
+        {"rules": [[["no such", "shape", 0], 1, 1, False, "x", [2]]]},
+        {"rules": [[["up", "size", 0], 1, 0, False, "x", [2]]]},
+        {"rules": [[["up", "size", 0], 1, 1, False, "nothing", [2]]]},
+        {"rules": [[["up", "size", 7], 1, 1, False, "x", [2]]]},
+        {"rules": [[["up", "name"], 1, 1, False, "x", [2]]]},
+        {"rules": [[["up", "size", 0], 1, 1, False, "x", [9]]]},
+        {"graph": {}},
+    ],
+)
+def test_forged_rules_of_sizes_are_data_errors(tmp_path: Path, damage: dict[str, object]) -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.up = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Upsample(scale_factor=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(self.a(x).relu())
+
+    path = actzip.compile(Up().eval(), torch.randn(1, 3, 16, 16), tune=False).save(tmp_path / "m.actzip")
+    raw = path.read_bytes()
+    (size,) = struct.unpack_from("<Q", raw)
+    sizes = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["actzip"])["sizes"]
+    assert sizes["rules"] and sizes["rules"][0][0][:2] == ["up", "size"]
+    _retold(path, sizes={**sizes, **damage})
+    with pytest.raises(actzip.errors.DataError, match="damaged"):
+        load(path)
