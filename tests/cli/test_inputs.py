@@ -217,3 +217,28 @@ def test_bad_options_are_one_line_each(tmp_path: Path) -> None:
 def test_a_loader_in_another_layout_is_read_more_than_once() -> None:
     laid = Laid([(torch.zeros(2, 3, 4, 5), 1)], Form(layout="nhwc"))
     assert [x.shape for x, _ in laid] == [x.shape for x, _ in laid] == [torch.Size((2, 4, 5, 3))]
+
+
+@pytest.mark.parametrize("verb", ["profile", "quantize", "export"])
+def test_a_file_that_needs_parts_is_refused_by_name(run: Any, tmp_path: Path, verb: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Unique", ["c"], ["y"], "the_unique")],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", 1, ["k"])],
+        [weight],
+    )
+    path = tmp_path / "parts.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8), np.float32))
+    options: dict[str, list[Any]] = {
+        "profile": ["--input", tmp_path / "x.npy"],
+        "quantize": ["--input", tmp_path / "x.npy", "--out", tmp_path / "q.json"],
+        "export": [tmp_path / "again.onnx"],
+    }
+    code, _, err = run(verb, path, *options[verb])
+    assert code and "the_unique" in err and "compile and bench run such nodes with ONNX Runtime" in err
+    assert len(err.strip().splitlines()) == 1

@@ -82,7 +82,7 @@ def run(
     from actzip.quantize.files import load_quantization
     from actzip.quantize.onnx import export_qdq
     from actzip.runtime.from_onnx import load_onnx
-    from actzip.runtime.models import GraphNet, load_model
+    from actzip.runtime.models import GraphNet, load_whole
     from actzip.runtime.onnx_export import export_onnx
 
     if thresholds is not None and scales is not None:
@@ -92,10 +92,10 @@ def run(
     torch.manual_seed(0)
     form = form or Form()
     first = None if form.first is None else form.first[1:]
-    net, shape, _, _ = load_model(model, first, shapes=form.given, trust=trust)
+    net, shape, _, _ = load_whole(model, first, shapes=form.given, trust=trust)
     if size is not None:
         shape = (shape[0], size, size)
-        net = load_model(model, shape, trust=trust)[0] if isinstance(net, GraphNet) else net
+        net = load_whole(model, shape, trust=trust)[0] if isinstance(net, GraphNet) else net
     for m in net.modules():
         m.training = False
     if weights is not None:

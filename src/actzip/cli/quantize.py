@@ -55,10 +55,10 @@ def register(app: typer.Typer) -> None:
         from actzip.quantize import quantization
         from actzip.quantize import quantize as run
         from actzip.quantize.files import quantization_to_dict, save_quantization
-        from actzip.runtime.models import load_model
+        from actzip.runtime.models import load_whole
 
         first = None if inputs.first is None else inputs.first[1:]
-        network, shape, mean, std = load_model(model, first, shapes=inputs.given, trust=trust)
+        network, shape, mean, std = load_whole(model, first, shapes=inputs.given, trust=trust)
         for m in network.modules():  # an exported program's module refuses eval()
             m.training = False
         if weights is not None:

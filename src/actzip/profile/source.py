@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from actzip.data import resolve
 from actzip.data.form import NAMED, Form, Laid
 from actzip.errors import ActzipWarning, DataError, InputError
-from actzip.runtime.models import GraphNet, load_model
+from actzip.runtime.models import GraphNet, load_whole
 
 __all__ = ["Subject", "open_subject", "random_batches"]
 
@@ -79,7 +79,7 @@ def open_subject(
     module = model
     if not isinstance(module, nn.Module):
         first = None if form.first is None else form.first[1:]
-        module, shape, mean, std = load_model(str(module), first, shapes=form.given, trust=trust)
+        module, shape, mean, std = load_whole(str(module), first, shapes=form.given, trust=trust)
     elif data is None:
         raise InputError("a module needs a loader or a data set: its input's shape is not known")
     if weights is not None:

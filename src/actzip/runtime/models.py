@@ -115,6 +115,27 @@ def load_model(
     return model, tuple(shape or info.input_shape), info.mean, info.std
 
 
+def load_whole(
+    ref: str,
+    shape: tuple[int, ...] | None = None,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    trust: bool = False,
+) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    """:func:`load_model` for what needs every node of an ONNX file.
+
+    Raises:
+        UnsupportedError: nodes that the engine lacks, with what can be done with the file.
+    """
+    try:
+        return load_model(ref, shape, shapes=shapes, trust=trust)
+    except UnsupportedError as error:
+        if Path(ref).suffix != ".onnx":
+            raise
+        hint = "compile and bench run such nodes with ONNX Runtime, all else needs every node"
+        raise UnsupportedError(f"{error}; {hint}") from error
+
+
 def onnx_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """``shapes`` by the names of the file's inputs.
 

@@ -251,6 +251,7 @@ class Resizer:
         self.plain = plain
         self.shapes = [tuple(s) for s in shapes]
         self._base: _Base | None = None
+        self._lock = threading.RLock()  # an origin makes one graph at a time
 
     def at(self, shapes: Shapes) -> g.Graph:
         """The graph for inputs of these shapes, storages not chosen.
@@ -288,7 +289,8 @@ class Resizer:
         return _renamed(self._made(shapes, 0, quick), base.values, base.nodes)
 
     def _made(self, shapes: Shapes, seed: int, quick: bool = False) -> g.Graph:
-        graph = self.origin.graph(shapes, seed, quick=quick)
+        with self._lock:
+            graph = self.origin.graph(shapes, seed, quick=quick)
         meta = self.plain.meta
         graph.meta.update({k: meta[k] for k in ("storage", "pack", "winograd") if k in meta})
         return optimize(graph)
