@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from actzip.runtime import graph as g
@@ -131,7 +130,7 @@ def _expands(graph: g.Graph, p: ops.Conv2d, depthwise: ops.Conv2d) -> bool:
     channels = p.weight.shape[0]
     if not is_map(value.shape) or value.quant is not None or p.pre_act is not None or p.groups != 1:
         return False
-    count = math.prod(int(d) for d in value.shape[1:])  # type: ignore[arg-type]
+    count, _ = g.numel(value.shape[1:])
     return (
         4 * count > BAND_PAYS
         and p.weight.shape[2:] == (1, 1)
