@@ -163,6 +163,8 @@ def test_a_file_of_a_fixed_batch_calibrates_on_many_images(run: Any, photos: Pat
     assert json.loads(out)["data"]["images"] == 8
     code, out, err = run("quantize", path, "--data", photos, *args_of("quantize", tmp_path))
     assert code == 0, err
+    code, out, err = run("compile", path, "--data", photos, *args_of("compile", tmp_path))
+    assert code == 0 and json.loads(out)["inputs"] == {"x": [4, 3, 20, 20]}, err
 
 
 def test_broken_images_are_named_and_skipped(run: Any, nhwc: Path, photos: Path, tmp_path: Path) -> None:

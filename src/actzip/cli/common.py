@@ -298,7 +298,7 @@ def model_and_input(
     elif has_random_weights(net):
         warnings.warn(RANDOM_WEIGHTS, ActzipWarning, stacklevel=2)
     found = Path(ref) if ref.endswith(".onnx") and weights is None else net
-    batch = form.shapes[""][0] if "" in form.shapes else batch
+    batch = getattr(net, "batch", None) or (form.first[0] if form.first else batch)
     if form.arrays:
         if data is not None:
             raise InputError("--data and --input exclude each other: both give the inputs")
