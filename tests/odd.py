@@ -107,3 +107,17 @@ def untyped(calls: Iterable[tuple[str, Callable[[], Any]]]) -> Iterator[str]:
                 yield f"{name}: {error!r}"
         except Exception as error:
             yield f"{name}: {type(error).__name__}: {error}".split("\n")[0][:200]
+
+
+def saved_tensors_hooks() -> bool:
+    """Whether some are in force."""
+    import torch
+
+    seen: list[int] = []
+    x = torch.ones(2, requires_grad=True)
+    node = (x * torch.ones(2)).grad_fn
+    try:
+        node._raw_saved_other.register_hooks(lambda t: seen.append(1) or t, lambda t: t)
+    except RuntimeError:  # hooks took the tensor already
+        return True
+    return not seen

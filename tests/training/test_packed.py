@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from actzip.errors import ActzipError, InputError, LayerError, TrainingError
 from actzip.training import pack_saved, packed_activations
 from actzip.training.saved import Slot
+from odd import saved_tensors_hooks
 
 
 class Net(nn.Module):
@@ -406,7 +407,7 @@ def test_exceptions_leave_nothing_behind(net, batch, error, how):
                 packed.remove()
     raising.remove()
     assert hooks == {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in net.named_modules()}
-    assert not torch._C._autograd._top_saved_tensors_default_hooks(True)
+    assert not saved_tensors_hooks()
     assert torch._C._len_torch_function_stack() == 0
     assert_same(step(net, batch), plain)
 

@@ -291,7 +291,7 @@ class _Scope:
         self.model, self.session = model, session
         self.mode, self.names = session.mode, Hooks()
         self.rule = getattr(_current, "rule", OUTSIDE)  # of the function that this context is in
-        self.pack = _eager(session.pack)
+        self.pack, self.pushed = _eager(session.pack), False
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, _eager(_restore))
 
     def enter(self) -> None:
@@ -302,20 +302,32 @@ class _Scope:
                 self.names.before(module, lambda m, a, name=name or ROOT: stack.append(name))
                 self.names.after(module, lambda m, a, o: _popped(stack), always=True)
         self.hooks.__enter__()
+        self.pushed = True
         self.mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def on_top(self) -> bool:
+        """The hooks are still in force."""
+        if _top_hooks is None:
+            return self.pushed
+        top = _top_hooks(True)
+        return bool(top) and top[0] is self.pack
 
     def leave(self) -> None:
         """Nothing is left, whatever was there."""
         while self.mode in torch.overrides._get_current_function_mode_stack():
             torch.overrides._pop_mode()
-        while (top := _top_hooks(True)) and top[0] is self.pack:
+        while self.on_top():
+            self.pushed = False
             self.hooks.__exit__()
         _current.rule = self.rule
         self.names.remove()
         self.session.close()
 
 
-_top_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
+#: The hooks in force; None before PyTorch 2.5.
+_top_hooks: Callable[[bool], Any] | None = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", None
+)
 
 
 def _popped(stack: list[str]) -> None:
