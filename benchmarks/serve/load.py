@@ -39,6 +39,7 @@ from actzip.files import write_text
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "serve" / "load.json"
 MAX_MB = 0.5
+SHAPE = (64, 28, 28)  # of the map that is sent
 
 
 def make_model(folder: Path) -> Path:
@@ -46,12 +47,11 @@ def make_model(folder: Path) -> Path:
     from torch import nn
 
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(128, 10),
-    ).eval()  # fmt: skip
-    fast = actzip.compile(net, torch.relu(torch.randn(1, 32, 28, 28)), threads=1, tune=False)
+    sides = [(64, 128, 1), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
+    convs = [nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in sides]
+    parts = [m for conv in convs for m in (conv, nn.ReLU())]
+    net = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10)).eval()
+    fast = actzip.compile(net, torch.relu(torch.randn(1, *SHAPE)), threads=1, tune=False)
     return fast.save(folder / "tail.actzip")
 
 
@@ -68,8 +68,8 @@ def make_cases(model: Path) -> list[Case]:
 
     fast, rng = load(model, threads=1), np.random.default_rng(0)
     cases = []
-    for i in range(32):
-        x = np.maximum(rng.standard_normal((1 + i % 2, 32, 28, 28)), 0).astype(np.float32)
+    for _ in range(32):
+        x = np.maximum(rng.standard_normal((1, *SHAPE)), 0).astype(np.float32)
         body = actzip.encode(x, codec="rans", bits=8)
         cases.append(Case(body, fast(actzip.decode(body))))
     return cases
@@ -128,7 +128,8 @@ class Client:
                 self.bad()
             else:
                 self.good()
-            self.over.wait(max(0.0, every - (time.monotonic() - began)))
+            pause = every * (0.5 + self.random.random())
+            self.over.wait(max(0.0, pause - (time.monotonic() - began)))
         self.connection.close()
         return self.tally
 
@@ -292,7 +293,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument(
-        "--every", type=float, default=1.0, help="seconds from request to request of a client"
+        "--every", type=float, default=1.0, help="mean seconds from request to request of a client"
     )
     parser.add_argument("--bad", type=float, default=0.1, help="share of bad requests")
     parser.add_argument("--kills", type=int, default=2)
