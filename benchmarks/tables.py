@@ -879,6 +879,34 @@ def decisions() -> list[str]:
     return grid("number | decision | date", "lll", rows)
 
 
+@table
+def serving() -> list[str]:
+    rows = [("busy machine", load("serve/load")), ("quiet machine", load("serve/quiet"))]
+    head = ["", *(f"{what}, {r['minutes']:g} min" for what, r in rows)]
+
+    def line(what: str, value: Callable[[dict[str, Any]], Any]) -> tuple[Any, ...]:
+        return (what, *(value(r) for _, r in rows))
+
+    def grown(what: str) -> Callable[[dict[str, Any]], str]:
+        return lambda r: f"{r['memory'][what]['last_mib']} MiB ({100 * r['memory'][what]['change']:+.1f} %)"
+
+    lines = [
+        line("clients, workers", lambda r: f"{r['clients']}, {r['workers']}"),
+        line("requests", lambda r: r["requests"]),
+        line("of them bad", lambda r: sum(r["bad"].values())),
+        line("workers killed", lambda r: len(r["workers_killed_at_minute"])),
+        line("accepted and lost", lambda r: r["accepted_and_lost"]),
+        line("answered wrongly", lambda r: r["answered_wrongly"]),
+        line("bad ones not refused as they should", lambda r: len(r["bad_answered_otherwise"])),
+        line("memory of the server at the end", grown("server")),
+        line("memory of the workers at the end", grown("workers")),
+        line("ms, median", lambda r: f"{r['ms']['p50']:.1f}"),
+        line("ms, 99th percentile", lambda r: f"{r['ms']['p99']:.1f}"),
+        line("99th percentile / median", lambda r: f"{r['ms']['p99_to_p50']:.2f}"),
+    ]
+    return grid(" | ".join(head), "lrr", lines)
+
+
 # --- pages ----------------------------------------------------------------------------------------
 
 

@@ -54,21 +54,22 @@ class CallablePackage(ModuleType, Generic[P, R]):
     """A package that can be called; its signature is the function's, and it pickles and copies as itself."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        function: Callable[P, R] = self.__dict__[self.__dict__["_call"]]
+        function: Callable[P, R] = getattr(self, self.__dict__["_call"])
         return function(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
         import inspect
 
-        return inspect.signature(self.__dict__[self.__dict__["_call"]])
+        return inspect.signature(getattr(self, self.__dict__["_call"]))
 
     def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
         return importlib.import_module, (self.__name__,)
 
 
 def make_callable(module: str, function: str) -> None:
-    """Calling the imported ``module`` calls its attribute ``function`` from now on."""
+    """Calling the imported ``module`` calls its attribute ``function`` from now on, which may be one
+    that :func:`lazy` finds."""
     this = sys.modules[module]
     this.__dict__["_call"] = function
     this.__class__ = CallablePackage

@@ -157,12 +157,8 @@ def test_a_request_that_is_cut_off_harms_nobody(server: Any, maps: np.ndarray) -
             s.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nACTZ")
     with Client(server.url) as client:
         assert client(maps).shape == (3, 5)
-    deadline = time.monotonic() + 10
-    while "actzip_requests_inside 0.0" not in metrics(server) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    text = metrics(server)
-    assert "actzip_requests_inside 0.0" in text
-    assert 'actzip_requests_total{status="499"} 5.0' in text
+    until(server, 'actzip_requests_total{status="499"} 5.0')
+    until(server, "actzip_requests_inside 0.0")
 
 
 def get(server: Any, path: str) -> tuple[int, bytes]:
@@ -176,6 +172,14 @@ def get(server: Any, path: str) -> tuple[int, bytes]:
 
 def metrics(server: Any) -> str:
     return get(server, "/metrics")[1].decode()
+
+
+def until(server: Any, words: str, seconds: float = 60) -> None:
+    """Waits for ``words`` among the metrics."""
+    deadline = time.monotonic() + seconds
+    while words not in metrics(server):
+        assert time.monotonic() < deadline, words
+        time.sleep(0.05)
 
 
 def test_health_metrics_and_the_page(server: Any, maps: np.ndarray) -> None:
@@ -212,12 +216,9 @@ def test_no_accepted_request_is_lost_or_answered_wrongly_when_workers_are_killed
             time.sleep(0.4)
             for pid in server.workers()[:1]:
                 os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while "actzip_workers_ready 2.0" not in metrics(server) and time.monotonic() < deadline:
-            time.sleep(0.1)
         over.set()
         assert all(c.result() > 0 for c in counts)
-    assert "actzip_workers_ready 2.0" in metrics(server)
+    until(server, "actzip_workers_ready 2.0")  # killed ones come back
     assert "actzip_worker_restarts_total 0.0" not in metrics(server)
 
 
@@ -230,9 +231,7 @@ def test_back_pressure_and_a_graceful_stop(start: Callable[..., Any], tail: Path
     os.kill(worker, signal.SIGSTOP)
     with ThreadPoolExecutor(3) as pool:
         inside = [pool.submit(ask, server.port, blob) for _ in range(3)]
-        deadline = time.monotonic() + 20
-        while "actzip_requests_inside 3.0" not in metrics(server) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(server, "actzip_requests_inside 3.0")
         status, content, headers = ask(server.port, blob)
         assert status == 503 and int(headers["Retry-After"]) >= 1, content
         with pytest.raises(DataError, match="503"):
@@ -302,8 +301,61 @@ def test_what_cannot_be_served_is_one_line(tail: Path, tmp_path: Path) -> None:
 
 
 def test_the_server_does_without_torch(server: Any) -> None:
+    without_torch(server)
+
+
+def without_torch(server: Any) -> None:
     maps_of = Path(f"/proc/{server.process.pid}/maps")
     if not maps_of.exists():
         pytest.skip("what a process has loaded is known on Linux only")
     for pid in [server.process.pid, *server.workers()]:
         assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("at", [0, 3], ids=["one map", "two maps"])
+def test_the_tail_of_a_split_network(start: Callable[..., Any], tmp_path: Path, at: int) -> None:
+    """Blobs, files of maps and frames of the head; of another split they are refused."""
+    import torch
+
+    from actzip.models import resolve
+    from actzip.split import Head, MapCoder, MapQuantizer, Tail
+    from actzip.split import load as load_part
+
+    torch.manual_seed(0)
+    net, x = resolve("cifar_resnet20").eval(), torch.rand(2, 3, 32, 32)
+    parts = actzip.split(net, at, x, compile=True, threads=1)
+    maps = parts.head(x.numpy())
+    maps = list(maps) if isinstance(maps, (tuple, list)) else [maps]
+    assert len(maps) == (1 if at == 0 else 2)
+    names = [str(v) for v in parts.tail.graph.inputs]
+
+    def coder_of(levels: int) -> Any:
+        points = np.arange(levels + 1, dtype=np.float32)
+        steps = [np.array([m.max() / levels], np.float32) for m in maps]
+        shapes = [m.shape[1:] for m in maps]
+        return MapCoder(
+            [MapQuantizer(v, d, False, s, levels, 0.5, points) for v, d, s in zip(names, shapes, steps)]
+        )
+
+    coder = coder_of(255)
+    Tail(parts.tail, coder).save(tmp_path / "tail.actzip")
+    server = start(tmp_path / "tail.actzip")
+    with Client(server.url) as client:
+        assert np.array_equal(client(*maps), parts.tail(*maps))
+        frame = Head(parts.head, coder).encode(x.numpy())
+        tail = load_part(tmp_path / "tail.actzip", threads=1)
+        assert np.array_equal(client.predict(frame), tail(frame))
+        with pytest.raises(CodecError, match="400"):
+            client.predict(frame[:-1])
+        with pytest.raises(CodecError, match="another split"):
+            client.predict(coder_of(15).encode(maps))
+        sender = coder.sender()
+        sender.encode(maps)
+        with pytest.raises(InputError, match="the one before"):
+            client.predict(sender.encode(maps))
+    without_torch(server)
+
+
+def test_a_frame_for_a_model_that_is_no_tail_is_refused(server: Any) -> None:
+    status, content, _ = ask(server.port, b"AZSF" + bytes(40))
+    assert status == 400 and "no tail" in json.loads(content)["detail"]

@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from actzip.errors import ActzipError, DataError
 from actzip.serve.settings import Settings
@@ -103,40 +104,52 @@ class Pool:
         """One worker after another, for ever."""
         pause = 0.0
         while True:
-            process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-            )
+            began = time.monotonic()
             try:
-                await self._loaded(process)
-                pause = 0.0
-                while True:
-                    await self._serve_one(process, await self._next(process))
+                await self._one_worker()
             except _GoneError:
                 self.restarts += 1
                 self.on_restart()
-            finally:
-                self.pids.discard(process.pid)
-                await _ended(process)
+            if time.monotonic() - began > _LONGEST_PAUSE:
+                pause = 0.0
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause + 0.1)
 
+    async def _one_worker(self) -> None:
+        """Starts a worker and gives it requests until it is gone, which is raised."""
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe)
+        except OSError as error:  # no memory, or too many processes, for now
+            self._failed(DataError(f"cannot start a worker: {error.strerror or error}"))
+        try:
+            await self._loaded(process)
+            while True:
+                await self._serve_one(process, await self._next(process))
+        finally:
+            self.pids.discard(process.pid)
+            await _ended(process)
+
+    def _failed(self, error: ActzipError) -> NoReturn:
+        """A worker did not come up; where none ever did, the server does not start."""
+        if self._first is not None and not self._first.done():
+            self._first.set_exception(error)
+        raise _GoneError
+
     async def _loaded(self, process: asyncio.subprocess.Process) -> None:
         """Waits for the worker to say that it is ready."""
-        first = self._first
-        assert first is not None
-        error: ActzipError = DataError("the worker ended before the model was loaded")
-        with suppress(_GoneError):
+        try:
             kind, content = await _within(_START_SECONDS, _read(process))
-            if kind == READY:
-                self.about = json.loads(content)
-                self.pids.add(process.pid)
-                if not first.done():
-                    first.set_result(None)
-                return
-            error = DataError(json.loads(content)["error"])
-        if not first.done():
-            first.set_exception(error)
-        raise _GoneError
+        except asyncio.TimeoutError:
+            self._failed(DataError(f"the model was not loaded within {_START_SECONDS:g} s"))
+        except _GoneError:
+            self._failed(DataError("the worker ended before the model was loaded"))
+        if kind != READY:
+            self._failed(DataError(json.loads(content)["error"]))
+        self.about = json.loads(content)
+        self.pids.add(process.pid)
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
 
     async def _next(self, process: asyncio.subprocess.Process) -> _Job:
         """The next request; notices a worker that dies while it has nothing to do."""

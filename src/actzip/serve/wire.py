@@ -1,4 +1,4 @@
-"""What goes over the wire: bodies as blobs or files of maps, answers as safetensors or JSON.
+"""What goes over the wire: bodies as blobs, files of maps or frames, answers as safetensors or JSON.
 
 Nothing of it is executed: a body is checked against the shapes that the model takes before any of
 it is decoded, so that it cannot claim memory either.
@@ -19,13 +19,15 @@ from actzip.errors import CodecError, InputError
 
 if TYPE_CHECKING:
     from actzip.runtime.compiled import CompiledModel
+    from actzip.split.coder import MapCoder
 
-__all__ = ["BINARY", "JSON", "PROTOCOL", "answer", "arrays_in", "body_of", "named"]
+__all__ = ["BINARY", "JSON", "PROTOCOL", "Reader", "answer", "body_of", "named"]
 
 #: Sent as the header ``Actzip-Protocol`` by both sides; another one is refused.
 PROTOCOL = "1"
 BINARY = "application/octet-stream"
 JSON = "application/json"
+_FRAME = b"AZSF"  # how the frames of a split network begin
 _MOST_NUMBERS = 100_000  # in an answer as JSON
 
 
@@ -41,20 +43,51 @@ def body_of(maps: Mapping[str, Any] | Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def arrays_in(body: bytes, model: CompiledModel, max_batch: int) -> list[Any]:
-    """The model's inputs, in its order, out of a request's body.
+class Reader:
+    """Reads requests for one model.
 
     Raises:
-        CodecError: the body is damaged, cut off, or no blob of this version.
-        InputError: maps that are not the model's inputs: names, shapes, types, batch.
+        DataError: the model's file says that it is part of a split network, wrongly.
     """
-    blobs = _blobs(body, model.graph.inputs)
-    batch: int | None = None
-    for name in model.graph.inputs:
-        batch = _fits(name, blobs[name], model, batch)
-    if batch is not None and batch > max_batch:
-        raise InputError(f"a batch of {batch}; this server takes at most {max_batch}")
-    return [decode(blobs[v], framework="numpy", threads=model.threads) for v in model.graph.inputs]
+
+    def __init__(self, model: CompiledModel, max_batch: int) -> None:
+        self._model, self._max_batch = model, max_batch
+        self._coder: MapCoder | None = None
+        said = model.graph.meta.get("split")
+        if isinstance(said, Mapping) and said.get("part") == "tail":
+            from actzip.split.coder import MapCoder
+
+            self._coder = MapCoder.from_dict(said.get("coder"))
+
+    def arrays(self, body: bytes) -> list[Any]:
+        """The model's inputs, in its order, out of a request's body.
+
+        Raises:
+            CodecError: the body is damaged, cut off, or no blob of this version.
+            InputError: maps that are not the model's inputs: names, shapes, types, batch.
+            StreamError: a frame that needs the one before it.
+        """
+        if body[:4] == _FRAME:
+            return self._of_frame(body)
+        model = self._model
+        blobs = _blobs(body, model.graph.inputs)
+        batch: int | None = None
+        for name in model.graph.inputs:
+            batch = _fits(name, blobs[name], model, batch)
+        self._check_batch(batch)
+        return [decode(blobs[v], framework="numpy", threads=model.threads) for v in model.graph.inputs]
+
+    def _of_frame(self, body: bytes) -> list[Any]:
+        """The maps of a frame, as ``actzip.split.load("head.actzip").encode`` gives it."""
+        if self._coder is None:
+            raise CodecError("a frame of a split network; this model is no tail of one")
+        arrays = self._coder.decode(body)
+        self._check_batch(len(arrays[0]))
+        return list(arrays)
+
+    def _check_batch(self, batch: int | None) -> None:
+        if batch is not None and batch > self._max_batch:
+            raise InputError(f"a batch of {batch}; this server takes at most {self._max_batch}")
 
 
 def _blobs(body: bytes, inputs: list[str]) -> dict[str, bytes]:

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
-        model, about = _load(path, threads)
+        model, reader, about = _load(path, threads, max_batch)
     except ActzipError as error:
         _put(target, FAULT, _said(error))
         return
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         body = source.read(size)
         if len(body) < size:
             return
-        _put(target, *_answer(model, body, kind == ASK_JSON, max_batch))
+        _put(target, *_answer(model, reader, body, kind == ASK_JSON))
 
 
 def _put(target: IO[bytes], kind: int, content: bytes) -> None:
@@ -54,13 +54,13 @@ def _said(error: Exception) -> bytes:
     return json.dumps({"type": type(error).__name__, "error": str(error)}).encode()
 
 
-def _load(path: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """The model after one run on zeros, and what it takes and gives."""
+def _load(path: str, threads: int, max_batch: int) -> tuple[Any, Any, dict[str, Any]]:
+    """The model after one run on zeros, what reads its requests, and what it takes and gives."""
     import numpy as np
 
     from actzip.runtime import load
     from actzip.runtime.graph import concrete
-    from actzip.serve.wire import named
+    from actzip.serve.wire import Reader, named
 
     model = load(path, threads=threads)
     graph = model.graph
@@ -76,15 +76,19 @@ def _load(path: str, threads: int) -> tuple[Any, dict[str, Any]]:
         for v in graph.inputs
     ]
     gives = [{"name": k, "dtype": str(a.dtype), "shape": list(a.shape)} for k, a in outputs.items()]
-    return model, {"model": graph.name, "inputs": takes, "outputs": gives, "outputs_batch": n}
+    return (
+        model,
+        Reader(model, max_batch),
+        {"model": graph.name, "inputs": takes, "outputs": gives, "outputs_batch": n},
+    )
 
 
-def _answer(model: Any, body: bytes, as_json: bool, max_batch: int) -> tuple[int, bytes]:
+def _answer(model: Any, reader: Any, body: bytes, as_json: bool) -> tuple[int, bytes]:
     """A frame for one request; nothing that a body holds ends the process."""
-    from actzip.serve.wire import answer, arrays_in, named
+    from actzip.serve.wire import answer, named
 
     try:
-        outputs = model.structured(model.run(arrays_in(body, model, max_batch)))
+        outputs = model.structured(model.run(reader.arrays(body)))
         return DONE, answer(named(outputs), as_json)
     except ActzipError as error:
         return REFUSED, _said(error)

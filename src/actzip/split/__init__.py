@@ -16,13 +16,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actzip._module import lazy, make_callable
-from actzip.split.api import Parts, split
-from actzip.split.coder import MapCoder, Receiver, Sender
-from actzip.split.cut import Cut
-from actzip.split.planning import plan
-from actzip.split.quantizer import MapQuantizer
-from actzip.split.result import Plan, Row
-from actzip.split.sides import Head, Tail, load
+
+if TYPE_CHECKING:
+    from actzip.split.api import Parts, split
+    from actzip.split.coder import MapCoder, Receiver, Sender
+    from actzip.split.cut import Cut
+    from actzip.split.planning import plan
+    from actzip.split.quantizer import MapQuantizer
+    from actzip.split.result import Plan, Row
+    from actzip.split.sides import Head, Tail, load
+else:
+    #: On first use: heads and tails that are loaded do without PyTorch.
+    __getattr__ = lazy(
+        __name__,
+        {
+            "Cut": "cut",
+            "Head": "sides",
+            "MapCoder": "coder",
+            "MapQuantizer": "quantizer",
+            "Parts": "api",
+            "Plan": "result",
+            "Receiver": "coder",
+            "Row": "result",
+            "Sender": "coder",
+            "Tail": "sides",
+            "load": "sides",
+            "plan": "planning",
+            "split": "api",
+        },
+    )
 
 __all__ = [
     "Cut",
@@ -39,8 +61,5 @@ __all__ = [
     "plan",
     "split",
 ]
-
-if not TYPE_CHECKING:
-    __getattr__ = lazy(__name__)
 
 make_callable(__name__, "split")
