@@ -847,6 +847,14 @@ def split_rate() -> list[str]:
     return grid(head, "lllrrllrr", rows)
 
 
+#: Codecs of which the time is compared with that of a head.
+CODINGS = ("rans", "seg", "zvc")
+
+
+def coding_share(c: dict[str, float]) -> str:
+    return f"{100 * c['share_of_head']:.0f} % at {c['bits_per_element']:.2f}"
+
+
 @table
 def split_link() -> list[str]:
     rows = []
@@ -863,11 +871,11 @@ def split_link() -> list[str]:
                     f"{c['predicted_ms']:.2f}",
                     f"{c['measured_ms']:.2f}",
                     f"{100 * c['off']:+.1f} %",
-                    f"{100 * c['coding_share_of_head']:.0f} %",
+                    *(coding_share(c["coding"][k]) for k in CODINGS),
                 )
             )
-    head = "network | link | cut behind | maps | kB | predicted ms | measured ms | off | coding"
-    return grid(head, "lllrrrrrr", rows)
+    head = "network | link | cut behind | maps | kB | predicted ms | measured ms | off | rans | seg | zvc"
+    return grid(head, "lllrrrrrrrr", rows)
 
 
 @table

@@ -42,6 +42,7 @@ from networks import NETWORKS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "split"
 _CHUNK = 4096
+CODECS = ("rans", "seg", "zvc")
 _PRICE = 2.0**-7  # of a bit, in the error of sending nothing
 
 
@@ -82,9 +83,12 @@ def serve(path: str, link: Link, ready: Any) -> None:
             send(peer, times + y.tobytes(), link)
 
 
-def prepare(name: str, folder: Path) -> None:
+def prepare(name: str, folder: Path, tune: bool) -> None:
     """Compiles heads and tails of five cuts into a folder."""
-    network, x = opened(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "x.npy").exists():
+        np.save(folder / "x.npy", NETWORKS[name].data(8)[0].numpy())
+    network, x = opened(name, folder)
     cuts = network.cuts()
     for i in range(5):
         cut = cuts[round((i + 0.5) * len(cuts) / 5)]
@@ -92,28 +96,44 @@ def prepare(name: str, folder: Path) -> None:
         rates = rates_of(head, tail, [x], cut.values, bits=8, per="channel")
         price = _PRICE * sum(r.dropped for r in rates) / sum(r.elements for r in rates)
         coder = MapCoder([r.at(price)[0] for r in rates])
-        parts = network.compiled(cut, example=x[:1], threads=1)
+        parts = network.compiled(cut, example=x[:1], threads=1, tune=tune)
         place = folder / str(cut.index)
         place.mkdir(parents=True, exist_ok=True)
         Head(parts.head, coder, cut.name).save(place / "head.actzip")
         Tail(parts.tail, coder, cut.name).save(place / "tail.actzip")
-    time_layers(network.graph, x[:1], threads=1)  # its kernels are in the cache then
+    time_layers(network.graph, x[:1], threads=1, tune=tune)  # its kernels are in the cache then
 
 
-def opened(name: str) -> tuple[Any, torch.Tensor]:
-    torch.manual_seed(0)
-    chosen = NETWORKS[name]
-    x = chosen.data(8)[0]
-    return open_network(chosen.make(), x[:2]), x
+def opened(name: str, folder: Path) -> tuple[Any, torch.Tensor]:
+    """The network and the images that :func:`prepare` took."""
+    x = torch.from_numpy(np.load(folder / "x.npy"))
+    return open_network(NETWORKS[name].make(), x[:2]), x
 
 
-def measure(name: str, folder: Path, link: Link, rounds: int) -> dict[str, Any]:
+def coding_shares(coder: MapCoder, maps: Any, head_ms: float, elements: int) -> dict[str, Any]:
+    """Encoding and decoding over the time of the head, and bits an element, by codec."""
+    found = {}
+    for codec in CODECS:
+        other = MapCoder(coder.quantizers, codec)
+        both = code_time(other, maps)
+        found[codec] = {
+            "encode_ms": both[0],
+            "decode_ms": both[1],
+            "share_of_head": sum(both) / head_ms,
+            "bits_per_element": 8 * len(other.encode(list(maps))) / elements,
+        }
+    return found
+
+
+def measure(name: str, folder: Path, link: Link, rounds: int, tune: bool) -> dict[str, Any]:
     """Predicts, then runs, each cut of the folder."""
-    network, x = opened(name)
-    times = time_layers(network.graph, x[:1], threads=1)
+    network, x = opened(name, folder)
+    times = time_layers(network.graph, x[:1], threads=1, tune=tune)
     by_index = {c.index: c for c in network.cuts()}
+    with torch.no_grad():
+        answer = 32 * network.model(x[:1]).numel()
     rows = []
-    for place in sorted(folder.iterdir(), key=lambda p: int(p.name)):
+    for place in sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: int(p.name)):
         cut = by_index[int(place.name)]
         head = actzip.split.load(place / "head.actzip", threads=1)
         assert isinstance(head, Head)
@@ -121,7 +141,6 @@ def measure(name: str, folder: Path, link: Link, rounds: int) -> dict[str, Any]:
         encode_ms, decode_ms = code_time(head.coder, [np.asarray(m) for m in maps])
         head_ms = times.head(cut.values)
         bits = 8 * len(head.encode(x[:1]))
-        answer = 32 * 1000 if name != "inception-v3" else 32 * 5
         predicted = {
             "head_ms": head_ms,
             "encode_ms": encode_ms,
@@ -141,7 +160,12 @@ def measure(name: str, folder: Path, link: Link, rounds: int) -> dict[str, Any]:
             "predicted_ms": total,
             **measured,
             "off": total / measured["measured_ms"] - 1,
-            "coding_share_of_head": (encode_ms + decode_ms) / timed(lambda h=head: h.model(x[:1])),
+            "coding": coding_shares(
+                head.coder,
+                [np.asarray(m) for m in maps],
+                timed(lambda h=head: h.model(x[:1])),
+                cut.elements,
+            ),
         }
         rows.append(row)
         print(json.dumps(row), flush=True)
@@ -151,6 +175,7 @@ def measure(name: str, folder: Path, link: Link, rounds: int) -> dict[str, Any]:
         "bandwidth": link.bandwidth,
         "latency": link.latency,
         "threads": 1,
+        "tuned": tune,
         "cpu": info["cpu"],
         "isa": info["isa"],
         "rounds": rounds,
@@ -191,14 +216,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--prepare", type=Path, help="only compile, into this folder")
     parser.add_argument("--prepared", type=Path, help="only measure what is in this folder")
+    parser.add_argument("--no-tune", action="store_true", help="kernels by density, without trials")
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
     torch.set_num_threads(1)
     folder = o.prepare or o.prepared or Path("/tmp") / f"actzip-split-{o.network}"
     if not o.prepared:
-        prepare(o.network, folder)
+        prepare(o.network, folder, not o.no_tune)
     if not o.prepare:
-        found = measure(o.network, folder, Link.of(o.bandwidth, o.latency), o.rounds)
+        found = measure(o.network, folder, Link.of(o.bandwidth, o.latency), o.rounds, not o.no_tune)
         path = o.out or RESULTS / f"link-{o.network}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(found, indent=1) + "\n")

@@ -22,6 +22,9 @@ from actzip.runtime import graph as g
 from actzip.split.coder import MapCoder
 from actzip.split.quantizer import Floats, MapQuantizer
 
+#: Bytes that are written so that caches hold nothing of a map.
+_CACHES = 32 << 20
+
 __all__ = ["Coding", "Timed", "code_time", "plain_quantizer", "time_layers", "timed"]
 
 
@@ -49,13 +52,21 @@ class Timed:
         return sum(self.nodes.get(name, 0.0) for name in seen)
 
 
-def timed(run: Callable[[], Any], *, least: float = 0.15, rounds: int = 5) -> float:
-    """Median milliseconds of a call, after two that are not counted."""
+def timed(
+    run: Callable[[], Any],
+    *,
+    least: float = 0.15,
+    rounds: int = 5,
+    before: Callable[[], Any] | None = None,
+) -> float:
+    """Median milliseconds of a call, after two that are not counted; ``before`` each call, untimed."""
     run()
     run()
     times: list[float] = []
     end = time.perf_counter() + least
     while len(times) < rounds or (time.perf_counter() < end and len(times) < 200):
+        if before is not None:
+            before()
         start = time.perf_counter()
         run()
         times.append(1e3 * (time.perf_counter() - start))
@@ -131,7 +142,20 @@ def map_codings(name: str, maps: Floats, codecs: Sequence[str], bits: Sequence[i
     return found
 
 
-def code_time(coder: MapCoder, maps: Sequence[NDArray[Any]]) -> tuple[float, float]:
-    """Milliseconds of encoding and of decoding one input's maps."""
-    frame = coder.encode(list(maps))
-    return timed(lambda: coder.encode(list(maps))), timed(lambda: coder.decode(frame))
+def code_time(coder: MapCoder, maps: Sequence[NDArray[Any]], *, cold: bool = True) -> tuple[float, float]:
+    """Milliseconds of encoding and of decoding one input's maps.
+
+    Args:
+        cold: with caches that hold something else, as after a network's layers, or a wait.
+    """
+    given = list(maps)
+    frame = coder.encode(given)
+    scratch = np.zeros(_CACHES if cold else 1, np.uint8)
+
+    def before() -> None:
+        np.add(scratch, 1, out=scratch)
+
+    return (
+        timed(lambda: coder.encode(given), before=before),
+        timed(lambda: coder.decode(frame), before=before),
+    )
