@@ -318,6 +318,37 @@ def test_a_size_is_tuned_on_demand_and_when_it_came_often(monkeypatch: pytest.Mo
     assert "as at" not in " ".join(r.why for r in still.explain(y, runs=1).rows)
 
 
+def test_inputs_of_one_channel_and_several_inputs(caplog: pytest.LogCaptureFixture) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = conv(3, 16), conv(1, 16, stride=2), nn.Conv2d(32, 4, 3)
+
+        def forward(self, x: torch.Tensor, *, mask: torch.Tensor) -> dict[str, Any]:
+            y = self.a(x)
+            z = F.interpolate(self.b(mask), size=y.shape[2:])
+            return {"out": self.c(torch.cat([y, z], 1)), "height": y.shape[2]}
+
+    torch.manual_seed(0)
+    model = Masked().eval()
+    example = {"x": torch.randn(1, 3, 32, 40), "mask": torch.randn(1, 1, 16, 20)}
+    fast = actzip.compile(model, example, tune=False)
+    for h, w in [(32, 40), (20, 30), (48, 18)]:
+        x, mask = torch.randn(2, 3, h, w), torch.randn(2, 1, h // 2, w // 2)
+        with torch.no_grad():
+            want, got = model(x, mask=mask), fast(x=x, mask=mask)
+        close(got["out"], want["out"])
+        assert got["height"] == want["height"] == h
+    assert "specialized" not in caplog.text
+
+
+def test_tuning_for_no_time_is_a_typed_error() -> None:
+    fast = actzip.compile(Convolutional().eval(), torch.randn(1, 3, 16, 16), tune=False)
+    for bad in (-1, float("nan"), "a"):
+        with pytest.raises(InputError, match="seconds"):
+            fast.tune(torch.randn(1, 3, 16, 16), seconds=bad)
+
+
 def test_explain_says_for_which_size() -> None:
     fast = actzip.compile(Convolutional().eval(), torch.randn(1, 3, 32, 48), tune=False)
     report = fast.explain(torch.randn(1, 3, 20, 30), runs=1)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actzip.checks import shown
 from actzip.data.form import Form
 from actzip.errors import DataError, InputError
 from actzip.training.batches import batches_in, check_finite, unpack
@@ -43,6 +44,8 @@ def open_model(
     form: Form | None = None,
 ) -> tuple[nn.Module, Iterable[Any], str]:
     """(module, batches, how the model is called) of what the user gives; names are resolved as everywhere."""
+    if form is not None and not isinstance(form, Form):
+        raise InputError(f"form must be an actzip.data.form.Form, not {shown(form)}")
     name = type(model).__name__ if isinstance(model, nn.Module) else os.path.basename(os.fspath(model))
     if data is None and (form is None or not form.arrays):
         raise InputError("accelerating needs typical inputs: --data, or --input with arrays")

@@ -509,6 +509,9 @@ class CompiledModel:
         Raises:
             InputError: as calling.
         """
+        if seconds is not None and (not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9):
+            raise InputError(f"seconds must be a number of at least 0, not {shown(seconds)}")
+        flag(cache, "cache")
         args, kwargs = as_call(x)
         leaves = bind(self.graph, args, kwargs)
         model = self._for(leaves)

@@ -250,7 +250,8 @@ def _export(
     def spec(t: Any) -> Any:
         if not isinstance(t, Tensor):
             return None
-        rest = dict.fromkeys(range(1, t.ndim), torch.export.Dim.AUTO) if sizes else {}
+        free = [i for i in range(1, t.ndim) if t.shape[i] != 1] if sizes else []  # torch fixes a 1
+        rest = dict.fromkeys(free, torch.export.Dim.AUTO)
         return {0: dimension, **rest} if t.ndim and t.shape[0] == batch else rest
 
     shapes = None
