@@ -75,40 +75,46 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(result)
             return
-        from rich.table import Table
+        _print(result)
 
-        table = Table(
-            title=f"{model}, batch {batch}, {result['threads']} thread(s)", box=None, pad_edge=False
-        )
-        for head in ("engine", "version"):
-            table.add_column(head, no_wrap=True)
-        for head in ("ms", "p95 ms", "images/s", "runs", "dense", "MB", "error"):
-            table.add_column(head, justify="right", no_wrap=True)
-        for r in result["engines"]:
-            if "skip" not in r:
-                ratio = r["against_best_dense"]
-                table.add_row(
-                    r["engine"],
-                    r["version"].split("-")[0].split("+")[0],
-                    f"{r['median_ms']:.3f}",
-                    f"{r['percentiles_ms']['95']:.3f}",
-                    f"{r['images_per_second']:.1f}",
-                    str(r["runs"]),
-                    "-" if ratio is None else f"{ratio:.2f}x",
-                    f"{r['peak_bytes'] / 1e6:.0f}",
-                    f"{r['error']:.0e}",
-                )
-        out.print(table)
-        out.print(
-            "ms: median; dense: speed against the quickest engine that does not skip zeros; MB: peak.",
-        )
-        sets = ", ".join([*result["isas"], *result["extras"]])
-        out.print(f"{result['cpu']}: {result['isa']} of {sets}")
-        if result["advice"]:
-            out.print(result["advice"])
-        for r in result["engines"]:
-            if "skip" in r:
-                errors.print(f"{r['engine']} left out: {r['skip']}")
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{result['model']}, batch {result['batch']}, {result['threads']} thread(s)",
+        box=None,
+        pad_edge=False,
+    )
+    for head in ("engine", "version"):
+        table.add_column(head, no_wrap=True)
+    for head in ("ms", "p95 ms", "images/s", "runs", "dense", "MB", "error"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for r in result["engines"]:
+        if "skip" not in r:
+            ratio = r["against_best_dense"]
+            table.add_row(
+                r["engine"],
+                r["version"].split("-")[0].split("+")[0],
+                f"{r['median_ms']:.3f}",
+                f"{r['percentiles_ms']['95']:.3f}",
+                f"{r['images_per_second']:.1f}",
+                str(r["runs"]),
+                "-" if ratio is None else f"{ratio:.2f}x",
+                f"{r['peak_bytes'] / 1e6:.0f}",
+                f"{r['error']:.0e}",
+            )
+    out.print(table)
+    out.print(
+        "ms: median; dense: speed against the quickest engine that does not skip zeros; MB: peak.",
+    )
+    sets = ", ".join([*result["isas"], *result["extras"]])
+    out.print(f"{result['cpu']}: {result['isa']} of {sets}")
+    if result["advice"]:
+        out.print(result["advice"])
+    for r in result["engines"]:
+        if "skip" in r:
+            errors.print(f"{r['engine']} left out: {r['skip']}")
 
 
 def run(
@@ -127,28 +133,19 @@ def run(
     form: Form | None = None,
 ) -> dict[str, Any]:
     """Times of every engine in interleaved rounds, as a dict of plain values; the first engine is actzip."""
-    import statistics
-
     import numpy as np
     import torch
 
     from actzip import cpu
-    from actzip.cli._engines import ENGINES
     from actzip.errors import InputError
     from actzip.runtime.compiled import advice
 
-    engines = [_SHORT.get(e, e) for e in engines]
-    known = [e for e in ENGINES if e != "actzip compile"]
-    unknown = [e for e in engines if e not in known]
-    if unknown:
-        raise InputError(f"no engine is called {unknown[0]!r}; known are {', '.join(known)}")
-    engines = ["actzip", *(e for e in engines if e != "actzip")]
+    engines = _ordered(engines)
     info = cpu.info()
     n_threads = threads or int(info["threads"])
     found, net, x = model_and_input(model, weights, data, batch, size, trust, form)
     if not isinstance(x, torch.Tensor):
         raise InputError(f"bench takes models with one input; {model} has {len(x)}")
-    batch = len(x)
     with tempfile.TemporaryDirectory(prefix="actzip-bench-") as name, progress(quiet) as bar:
         folder = Path(name)
         np.save(folder / "x.npy", x.numpy())
@@ -158,18 +155,7 @@ def run(
             "threads": n_threads,
             "trust": trust,
         }
-        lacks: dict[str, str] = {}  # engine -> why it cannot load the model
-        if isinstance(found, Path):
-            spec["onnx"] = str(found)
-            lacks = {e: "the model is an ONNX file" for e in ENGINES if e.startswith("torch") or e == "ncnn"}
-        else:
-            torch.save(net.state_dict(), folder / "state.pt")
-            spec.update(state=str(folder / "state.pt"), onnx=str(folder / "model.onnx"))
-            lacks = dict.fromkeys(
-                ("onnxruntime", "openvino", "deepsparse"), export_onnx(net, x, folder / "model.onnx")
-            )
-            if "ncnn" in engines:
-                spec["ncnn"], lacks["ncnn"] = export_ncnn(net, x, folder)
+        lacks = _written(spec, found, net, x, folder, "ncnn" in engines)
         with torch.no_grad():
             want = net(x)
         if not isinstance(want, torch.Tensor):
@@ -178,44 +164,19 @@ def run(
         task = bar.add_task("starting", total=len(engines) + rounds, note="")
         for i, engine in enumerate(engines):
             bar.update(task, note=engine)
-            workers.append(
-                Worker(engine, {**spec, "output": str(folder / f"{i}.npy")}, skip=lacks.get(engine, ""))
-            )
+            own = {**spec, "output": str(folder / f"{i}.npy")}
+            workers.append(Worker(engine, own, skip=lacks.get(engine, "")))
             bar.advance(task)
         bar.update(task, description="timing")
         take_turns(workers, rounds, runs, seconds, lambda: bar.advance(task))
-        rows: list[dict[str, Any]] = []
-        for w in workers:
-            w.stop()
-            row: dict[str, Any] = {"engine": w.engine}
-            if "skip" in w.info:
-                rows.append({**row, "skip": w.info["skip"]})
-                continue
-            y = np.load(w.output).reshape(want.shape)
-            error = float(np.abs(y - want.numpy()).max() / max(float(want.abs().max()), 1e-30))
-            rows.append(
-                {
-                    **row,
-                    "version": w.info["version"],
-                    "ready_seconds": w.info["seconds"],
-                    "median_ms": statistics.median(w.ms),
-                    "fastest_ms": min(w.ms),
-                    "mean_ms": statistics.fmean(w.ms),
-                    "stdev_ms": statistics.pstdev(w.ms),
-                    "percentiles_ms": {str(p): float(np.percentile(w.ms, p)) for p in _PERCENTILES},
-                    "images_per_second": 1e3 * batch / statistics.fmean(w.ms),
-                    "runs": len(w.ms),
-                    "peak_bytes": w.peak,
-                    "error": error,
-                }
-            )
+        rows = [_row(w, want.numpy(), len(x)) for w in workers]
     dense = [r["median_ms"] for r in rows if r["engine"] in DENSE and "skip" not in r]
     for r in rows:
         if "skip" not in r:
             r["against_best_dense"] = min(dense) / r["median_ms"] if dense else None
     return {
         "model": model,
-        "batch": batch,
+        "batch": len(x),
         "threads": n_threads,
         "input": "random numbers" if data is None else data,
         "cpu": info["cpu"],
@@ -224,4 +185,62 @@ def run(
         "extras": info["extras"],
         "advice": advice(),
         "engines": rows,
+    }
+
+
+def _ordered(engines: list[str]) -> list[str]:
+    """Known engines by their whole names, actzip first."""
+    from actzip.cli._engines import ENGINES
+    from actzip.errors import InputError
+
+    engines = [_SHORT.get(e, e) for e in engines]
+    known = [e for e in ENGINES if e != "actzip compile"]
+    unknown = [e for e in engines if e not in known]
+    if unknown:
+        raise InputError(f"no engine is called {unknown[0]!r}; known are {', '.join(known)}")
+    return ["actzip", *(e for e in engines if e != "actzip")]
+
+
+def _written(spec: dict[str, Any], found: Any, net: Any, x: Any, folder: Path, ncnn: bool) -> dict[str, str]:
+    """The model in the forms that engines read, named in ``spec``; by engine, why it cannot load it."""
+    import torch
+
+    from actzip.cli._engines import ENGINES
+
+    if isinstance(found, Path):
+        spec["onnx"] = str(found)
+        others = [e for e in ENGINES if e.startswith("torch") or e == "ncnn"]
+        return dict.fromkeys(others, "the model is an ONNX file")
+    torch.save(net.state_dict(), folder / "state.pt")
+    spec.update(state=str(folder / "state.pt"), onnx=str(folder / "model.onnx"))
+    why = export_onnx(net, x, folder / "model.onnx")
+    lacks = dict.fromkeys(("onnxruntime", "openvino", "deepsparse"), why)
+    if ncnn:
+        spec["ncnn"], lacks["ncnn"] = export_ncnn(net, x, folder)
+    return lacks
+
+
+def _row(worker: Worker, want: Any, batch: int) -> dict[str, Any]:
+    """An engine's times and error; the engine is stopped."""
+    import statistics
+
+    import numpy as np
+
+    worker.stop()
+    if "skip" in worker.info:
+        return {"engine": worker.engine, "skip": worker.info["skip"]}
+    y, ms = np.load(worker.output).reshape(want.shape), worker.ms
+    return {
+        "engine": worker.engine,
+        "version": worker.info["version"],
+        "ready_seconds": worker.info["seconds"],
+        "median_ms": statistics.median(ms),
+        "fastest_ms": min(ms),
+        "mean_ms": statistics.fmean(ms),
+        "stdev_ms": statistics.pstdev(ms),
+        "percentiles_ms": {str(p): float(np.percentile(ms, p)) for p in _PERCENTILES},
+        "images_per_second": 1e3 * batch / statistics.fmean(ms),
+        "runs": len(ms),
+        "peak_bytes": worker.peak,
+        "error": float(np.abs(y - want).max() / max(float(np.abs(want).max()), 1e-30)),
     }
