@@ -701,7 +701,7 @@ def training_peak() -> list[str]:
 @table
 def training_predicted() -> list[str]:
     rows = [
-        (name, *(f"{r['predicted'][m] / r[m]:.2f}" for m in ("plain", *PACKED)))
+        (name, *(f"{r['predicted'][m] / r[m]:.2f}" if m in r else "" for m in ("plain", *PACKED)))
         for name, r in training_rows("peak")
     ]
     return grid("network | plain | exact | 8 bits | 4 bits", "lrrrr", rows)
@@ -709,7 +709,7 @@ def training_predicted() -> list[str]:
 
 @table
 def training_largest() -> list[str]:
-    methods = {"plain": "plain", **PACKED, **CHECKPOINT}
+    methods = {"plain": "plain", **PACKED, "checkpoint": "checkpoint"}
     rows = [
         (name, f"{r['limit'] / 2**30:.0f} GiB", *(r.get(m, "") for m in methods))
         for name, r in training_rows("largest")
