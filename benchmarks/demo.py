@@ -39,7 +39,7 @@ def sparse_lenet(weights: Path, data: str = "mnist", *, rounds: int = 20, runs: 
 
 
 def resnet_without_training(
-    data: str = "cifar10", *, images: int = 512, attempts: int = 5, distil_steps: int = 40, rounds: int = 20
+    data: str = "cifar10", *, images: int = 512, attempts: int = 5, distil_steps: int = 0, rounds: int = 20
 ) -> list[str]:
     """The verdict of ``actzip accelerate``, and the clock before and after."""
     found = accelerate(

@@ -728,6 +728,36 @@ def training_accuracy() -> list[str]:
     return grid(f"bits | {titles} | mean", "l" + "r" * (len(rows[0]) - 1), rows)
 
 
+# --- accelerating ---------------------------------------------------------------------------------
+
+
+@table
+def accelerate() -> list[str]:
+    rows: list[tuple[str, ...]] = []
+    for path in sorted((RESULTS / "accelerate").glob("*.json")):
+        d = json.loads(path.read_text(encoding="utf-8"))
+        for i, p in enumerate([d["before"], *d["points"]]):
+            rows.append((d["network"] if i == 0 else "", *accelerate_row(p, natural=i == 0)))
+    head = "network | density | less work | top-1 | points (95 %) | agreement | output error | CPU s"
+    return grid(head, "lrrrrrrr", rows)
+
+
+def accelerate_row(p: dict[str, Any], *, natural: bool) -> tuple[str, ...]:
+    change, same = p.get("top1_change"), p.get("agreement")
+    points = ""
+    if change is not None and not natural:
+        points = "{value:+.2f} ({low:+.2f} to {high:+.2f})".format(**{k: 100 * v for k, v in change.items()})
+    return (
+        f"{p['density']:.3f}",
+        "natural" if natural else f"{p['less_work']:.2f}x",
+        percent(p["top1"]) if "top1" in p else "",
+        points,
+        percent(same["value"]) if same is not None and not natural else "",
+        "" if natural else f"{p['output_error']['value']:.3f}",
+        "" if natural else f"{p['cpu_seconds']:.0f}",
+    )
+
+
 # --- profile, integrations, kernels ---------------------------------------------------------------
 
 

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import NETWORKS, Network
+from networks import NETWORKS
 from torch import Tensor, nn
 
 from actzip import cpu
 from actzip.files import write_text
-from actzip.sparsify import calibrate_thresholds, measure
+from actzip.sparsify import measure
 from actzip.sparsify.judge import agreement_of, are_scores, error_of, wilson
+from actzip.sparsify.thresholds import Calibrator
 from actzip.training.batches import output_tensors
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "accelerate"
@@ -89,25 +90,12 @@ def judge(
 
 
 def point(
-    model: nn.Module,
-    calibration: list[Tensor],
-    target: dict[str, float],
-    network: Network,
-    args: argparse.Namespace,
+    model: nn.Module, calibrator: Calibrator, target: dict[str, float], args: argparse.Namespace
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A copy with thresholds for the target, and how it was found."""
     started, cpu_started = time.perf_counter(), time.process_time()
-    found = calibrate_thresholds(
-        model,
-        calibration,
-        **target,
-        per="channel",
-        repair=not args.plain,
-        distil_steps=0 if args.plain else args.distil,
-        samples=network.calibrate,
-        projections=1,
-        steps=args.steps,
-    )  # type: ignore[arg-type]
+    steps = 0 if args.plain else args.distil
+    found = calibrator.find(**target, steps=args.steps, distil_steps=steps)  # type: ignore[arg-type]
     made = found.apply(copy.deepcopy(model))
     told = {
         "target": target,
@@ -127,6 +115,11 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     rest = rest[: args.images]
     labels = labels[: args.images] if labels is not None and network.labelled else None
     calibration, batches = split(x, network.batch), split(rest, network.batch)
+    started, cpu_started = time.perf_counter(), time.process_time()
+    calibrator = Calibrator(
+        model, calibration, per="channel", repair=not args.plain, samples=network.calibrate, projections=1
+    )
+    weighed = time.perf_counter() - started, time.process_time() - cpu_started
     reference = outputs(model, batches)
     base = judge(model, reference, batches, labels, None)
     info = cpu.info()
@@ -139,15 +132,17 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "calibration_images": len(x),
         "repair": not args.plain,
         "distil_steps": 0 if args.plain else args.distil,
+        "weighing_seconds": weighed[0],
+        "weighing_cpu_seconds": weighed[1],
         "before": base,
         "points": [],
     }
     print(line("before", base), flush=True)
     targets = [{"density": d} for d in args.density or network.density]
-    less_work = () if args.density else network.less_work
-    targets += [{"speedup": f * base["theoretical_speedup"]} for f in less_work]
+    factors = args.work or (() if args.density else network.less_work)
+    targets += [{"speedup": f * base["theoretical_speedup"]} for f in factors]
     for target in targets:
-        made, row = point(model, calibration, target, network, args)
+        made, row = point(model, calibrator, target, args)
         row |= judge(made, reference, batches, labels, base)
         told["points"].append(row)
         print(line(json.dumps(target), row), flush=True)
@@ -183,7 +178,8 @@ def main() -> None:
     parser.add_argument("network", nargs="?", choices=sorted(NETWORKS))
     parser.add_argument("--list", action="store_true", help="the networks")
     parser.add_argument("--density", type=float, nargs="*", help="other densities")
-    parser.add_argument("--distil", type=int, default=60, help="steps of distillation without labels")
+    parser.add_argument("--work", type=float, nargs="*", help="other factors of less work")
+    parser.add_argument("--distil", type=int, default=0, help="steps of distillation without labels")
     parser.add_argument("--steps", type=int, default=3, help="of the bisection")
     parser.add_argument("--images", type=int, default=10_000, help="judge on at most so many")
     parser.add_argument("--plain", action="store_true", help="thresholds alone")

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["Rendered", "cell", "visible"]
+__all__ = ["Rendered", "cell", "counted", "visible"]
 
 # Characters that change how a terminal shows others: controls, directions of writing, separators of lines,
 # halves of a pair that no encoding has.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def counted(number: int, what: str) -> str:
+    """``number`` things.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def visible(value: object, keep: str = "") -> str:

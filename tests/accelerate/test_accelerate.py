@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -119,7 +120,16 @@ def test_labels_and_a_metric(trained):
         return sum(float((model(x).argmax(1) == y).float().sum()) for x, y in batches)
 
     found = actzip.accelerate(trained, loader(), keep=0.8, metric=metric, **QUICK)
-    assert calls and found.judged["promised"].kind == "metric"
+    promised = found.judged["promised"]
+    assert calls and promised.kind == "metric" and promised.low < promised.value < promised.high
+
+    def whole(model, batches):  # a metric that cannot do with less than all
+        if len(batches) < max(calls):
+            raise ValueError("too few")
+        return metric(model, batches)
+
+    found = actzip.accelerate(trained, loader(), keep=0.8, metric=whole, **QUICK)
+    assert math.isinf(found.judged["promised"].high) and not found.proven
     with pytest.raises(InputError, match="metric raises ZeroDivisionError"):
         actzip.accelerate(trained, loader(), metric=lambda m, b: 1 / 0, **QUICK)
     with pytest.raises(InputError, match="labels are asked for"):

@@ -38,7 +38,7 @@ def test_sparse_lenet_is_timed_beside_the_rivals_and_says_who_is_absent(demo, tm
     save_weights(resolve("lenet5"), tmp_path / "sparse.safetensors")
     data = images(tmp_path / "x.npy", 2, 1, 28, 28)
     lines = demo.sparse_lenet(tmp_path / "sparse.safetensors", data, rounds=1, runs=2)
-    assert "1 threads" in lines[0] and "median (fastest) ms" in lines[0]
+    assert "one input, 1 thread, " in lines[0] and "median (fastest) ms" in lines[0]
     assert [line.split()[0] for line in lines[1:3]] == ["actzip", "torch"]
     assert re.fullmatch(r"  \d+\.\d\dx the fastest dense engine \(torch\)", lines[3])
     assert lines[4].startswith("  deepsparse left out: ")

@@ -85,6 +85,23 @@ def test_results_hold_every_stage_and_are_on_disk(whole):
     )
 
 
+def test_repaired_thresholds_are_read_again(whole, tmp_path):
+    """Also where the repair gave a bias to a layer that had none."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    shutil.copytree(whole[0], tmp_path / "out")
+    recipe = parse_recipe(RECIPE + "thresholds: {density: 0.1, samples: 60, per: channel, repair: true}\n")
+    assert recipe.thresholds.identity()["repair"]
+    assert "repair" not in recipe.thresholds.model_copy(update={"repair": False}).identity()
+    results = reproduce(recipe, tmp_path / "out")
+    sparse, repaired = (load_file(tmp_path / "out" / f"{n}.safetensors") for n in ("sparse", "thresholded"))
+    assert any(k not in sparse or not torch.equal(v, sparse[k]) for k, v in repaired.items())
+    again = reproduce(recipe, tmp_path / "out")
+    assert "thresholded" in again["run"]["resumed"] and again["stages"] == results["stages"]
+
+
 def test_thresholds_are_a_stage_after_the_penalty(whole, tmp_path):
     import shutil
 

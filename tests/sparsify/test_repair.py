@@ -12,7 +12,7 @@ from toys import loader, net
 from actzip.activations import find_sites, get_thresholds, set_thresholds
 from actzip.errors import DataError, InputError
 from actzip.sparsify import calibrate_thresholds, measure
-from actzip.sparsify.judge import agreement_of, error_of, mean_of, wilson
+from actzip.sparsify.judge import agreement_of, error_of, jackknife, mean_of, wilson
 from actzip.sparsify.repair import augmented, distil, moments, repair
 
 X = torch.randn(24, 6, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -131,6 +131,95 @@ def test_distillation_brings_outputs_closer(trained):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+def passed(model, x, at):
+    """What the ReLU ``at`` lets through."""
+    seen = []
+    handle = model[at].register_forward_hook(lambda m, args, out: seen.append(out))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("kind", ["full", "depthwise"])
+@pytest.mark.parametrize("high", [None, 1.0])
+def test_fits_meet_what_a_relu_passes(norm, kind, high, monkeypatch):
+    """Below zero and above the limit any value does: what passes is nearer than by a fit to
+    every value."""
+    from actzip.sparsify import reconstruct
+
+    torch.manual_seed(5)
+    layer = nn.Conv2d(12, 12, 3, padding=1, bias=not norm, groups=12 if kind == "depthwise" else 1)
+    relu = nn.ReLU if high is None else lambda: nn.Hardtanh(0, high)
+    model = nn.Sequential(
+        nn.Conv2d(6, 12, 3, padding=1),
+        nn.ReLU(),
+        layer,
+        *([used(nn.BatchNorm2d(12))] if norm else []),
+        relu(),
+    ).eval()
+    thresholds = {"1": 0.5}
+    wanted = moments(model, X, fitted=True)
+    assert wanted.targets.readers["2"][0] == str(len(model) - 1)
+    goal = passed(model, X, len(model) - 1)
+    errors = []
+    for rounds in (1, 8):
+        monkeypatch.setattr(reconstruct, "ROUNDS", rounds)
+        changed = set_thresholds(copy.deepcopy(model), thresholds)
+        with torch.no_grad():
+            out = repair(changed, wanted, X)
+            torch.testing.assert_close(changed(X), out, rtol=1e-3, atol=1e-3)
+        errors.append(float((passed(changed, X, len(model) - 1) - goal).square().mean()))
+    plain = passed(set_thresholds(copy.deepcopy(model), thresholds), X, len(model) - 1)
+    assert errors[1] < errors[0]
+    assert errors[1] < float((plain - goal).square().mean())
+
+
+def test_what_a_sum_reads_is_no_relu_of_one_layer():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(6, 6, 3, padding=1)
+            self.b = nn.Conv2d(6, 6, 3, padding=1)
+
+        def forward(self, x):
+            return torch.relu(self.b(torch.relu(self.a(x))) + x)
+
+    torch.manual_seed(0)
+    found = moments(Skip().eval(), X, fitted=True).targets
+    assert set(found.values) == {"a", "b"} and set(found.readers) == {"a"}
+
+
+def test_a_classifier_is_fitted_where_inputs_abound():
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    x = torch.randn(400, 6)
+    others, errors = torch.randn(1000, 6), []
+    for fitted in (True, False):
+        changed = set_thresholds(copy.deepcopy(model), {"1": 0.4})
+        with torch.no_grad():
+            repair(changed, moments(model, x, fitted=fitted), x)
+            errors.append(float((changed(others) - model(others)).square().mean()))
+    assert errors[0] < 0.9 * errors[1]
+    few = moments(model, x[:20], fitted=True).targets
+    assert set(few.values) == {"0"}  # 20 inputs are too few for 12 weights
+
+
+def test_a_fit_that_helps_no_other_input_is_left(monkeypatch):
+    """Targets that inputs do not explain: the weights stay, mean and variance are put right."""
+    from actzip.sparsify.reconstruct import _ridge
+
+    g = torch.Generator().manual_seed(0)
+    a, y = torch.randn(1, 60, 25, generator=g), torch.randn(1, 60, 4, generator=g)
+    parts = [(a[:, s], y[:, s]) for s in (slice(45), slice(45, 60))]
+    grams = [(p.transpose(1, 2) @ p).double() for p, _ in parts]
+    crosses = [(p.transpose(1, 2) @ q).double() for p, q in parts]
+    start = torch.zeros(1, 25, 4, dtype=torch.float64)
+    assert _ridge(grams, crosses, start, (45, 15)) is None
+    assert _ridge(grams, [c + g @ (start + 1) for c, g in zip(crosses, grams)], start, (45, 15)) is not None
+
+
 def test_augmented_images_are_like_the_images():
     g = torch.Generator().manual_seed(1)
     x = torch.rand(5, 3, 32, 32)
@@ -206,6 +295,9 @@ def test_intervals():
     assert wilson(4, 4)[1] == 1.0 and wilson(4, 4)[0] == pytest.approx(0.5101, abs=1e-3)
     found = mean_of("error", [1.0, 2.0, 3.0, 4.0])
     assert found.value == 2.5 and found.high == pytest.approx(2.5 + 3.182 * 1.29099 / 2, rel=0.02)
+    values = [1.0, 2.0, 3.0, 4.0]  # the mean's jackknife is the mean's interval
+    parts = [(10 - v) / 3 for v in values]
+    assert jackknife(parts) == pytest.approx(found.high - found.value)
     with pytest.raises(DataError, match="held out"):
         mean_of("error", [])
     a = [torch.tensor([[1.0, 2.0], [2.0, 1.0]])]

@@ -48,7 +48,7 @@ def accelerate(
     images: int = 160,
     per: str = "channel",
     by: str = "time",
-    distil_steps: int = 40,
+    distil_steps: int = 0,
     attempts: int = 5,
     threads: int | None = None,
     compile: bool = True,
@@ -65,8 +65,8 @@ def accelerate(
     inputs held out for it.
 
     Calibrates one threshold a channel for least time by the cost model of this machine, gives every
-    layer its mean and variance back, distils for some steps without labels, and bisects how far to
-    go. ``model`` is left as it is.
+    layer back what it gave, by a fit or by mean and variance, and bisects how far to go.
+    ``model`` is left as it is.
 
     Args:
         model: any ``nn.Module``; or a name, an import path, a ``.pt2`` or an ``.onnx`` file, as
@@ -84,7 +84,8 @@ def accelerate(
         per: one threshold a ``channel`` or a ``layer``.
         by: ``time`` by the cost model (calibrated for about a minute, the first time on a machine),
             or ``macs``.
-        distil_steps: of distillation without labels for each candidate; 0 for none.
+        distil_steps: of distillation without labels for each candidate, after the fits. They cost
+            most of the time then and seldom help.
         attempts: candidates that are tried.
         threads: of the compiled network; None: all CPUs.
         compile: compile the result (and the original, for the comparison).
@@ -199,7 +200,7 @@ class _Run:
         cost = self._cost()
         before = measure_work(model, inputs.calibrate, cost)
         base = Acceleration(name, self.module, self.promise, before, before, example[:1].clone(), o.threads)
-        prove = Reference(model, inputs.prove, self.promise)
+        prove = Reference(model, inputs.prove, self.promise, True)
         base.judged = prove.judge(model)
         base.images = {
             "calibrate": sum(map(len, inputs.calibrate)),

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from actzip.activations import eval_mode, run_model
 from actzip.checks import flag, function, number
 from actzip.errors import InputError
-from actzip.sparsify.judge import Judgement, agreement_of, are_scores, error_of, wilson
+from actzip.sparsify.judge import Judgement, agreement_of, are_scores, error_of, jackknife, wilson
 from actzip.training.batches import output_tensors
 
 __all__ = ["Metric", "Promise", "Reference"]
 
 #: A user's measure: ``metric(model, batches)``, higher is better; batches are what the data gives.
 Metric = Callable[[nn.Module, Sequence[Any]], float]
+#: Groups of batches that a metric's interval is made of, at most.
+_GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,21 @@ class Reference:
 
     Args:
         batches: ``(inputs, labels or None)``.
+        interval: also of a metric, by leaving groups of batches out in turns (a jackknife), each of
+            which calls it once more.
 
     Raises:
         InputError: outputs that are not finite or no scores where the promise needs them, labels
             that are missing.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[tuple[Tensor, Any]], promise: Promise) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[tuple[Tensor, Any]],
+        promise: Promise,
+        interval: bool = False,
+    ) -> None:
         self.batches, self.promise = list(batches), promise
         self.samples = sum(len(x) for x, _ in batches)
         self.outputs = self._run(model)
@@ -96,16 +106,18 @@ class Reference:
             raise InputError("labels are asked for, and the data has none")
         if promise.keep is not None and promise.metric is None and not self.scores:
             raise InputError("outputs are no rows of scores: promise a max_error, or give a metric")
-        self.metric_before = self._metric(model) if promise.metric else 0.0
+        self.groups = min(len(self.batches), _GROUPS) if interval else 0
+        self.metric_before = self._metric(model, self.batches) if promise.metric else 0.0
+        self.parts_before = self._parts(model) if promise.metric else []
         self.right_before = self._right(self.outputs) if promise.labels else 0
 
     def _run(self, model: nn.Module) -> list[Any]:
         with torch.no_grad(), eval_mode(model):
             return [run_model(model, x) for x, _ in self.batches]
 
-    def _metric(self, model: nn.Module) -> float:
+    def _metric(self, model: nn.Module, batches: Sequence[tuple[Tensor, Any]]) -> float:
         assert self.promise.metric is not None
-        data = [x if y is None else (x, y) for x, y in self.batches]
+        data = [x if y is None else (x, y) for x, y in batches]
         try:
             with torch.no_grad(), eval_mode(model):
                 value = float(self.promise.metric(model, data))
@@ -115,6 +127,25 @@ class Reference:
             raise InputError(f"the metric gives {value}")
         return value
 
+    def _parts(self, model: nn.Module) -> list[float]:
+        """The metric without each group of batches in turn; none where it cannot do with less."""
+        try:
+            return [
+                self._metric(model, [b for i, b in enumerate(self.batches) if i % self.groups != k])
+                for k in range(self.groups if self.groups > 1 else 0)
+            ]
+        except InputError:
+            return []
+
+    def _metric_judged(self, model: nn.Module) -> Judgement:
+        value = self._metric(model, self.batches)
+        share = value / self.metric_before if self.metric_before else float(value >= 0)
+        parts = self._parts(model) if self.parts_before and all(self.parts_before) else []
+        half = math.inf
+        if parts:
+            half = jackknife([a / b for a, b in zip(parts, self.parts_before, strict=True)])
+        return Judgement("metric", share, share - half, share + half, self.samples)
+
     def _right(self, outputs: Sequence[Any]) -> int:
         pairs = zip(outputs, self.batches, strict=True)
         return sum(int((y.argmax(1) == labels).sum()) for y, (_, labels) in pairs)
@@ -122,10 +153,7 @@ class Reference:
     def judge(self, model: nn.Module) -> dict[str, Judgement]:
         """``promised`` (what counts), and where outputs allow them ``agreement`` and ``error``."""
         if self.promise.metric is not None:
-            value = self._metric(model)
-            share = value / self.metric_before if self.metric_before else float(value >= 0)
-            # one number of all inputs has no interval of its own
-            return {"promised": Judgement("metric", share, -math.inf, math.inf, self.samples)}
+            return {"promised": self._metric_judged(model)}
         outputs = self._run(model)
         found = {"error": error_of(self.outputs, outputs)}
         if self.scores:

@@ -9,6 +9,7 @@ import typer
 
 from actzip.cli._inputs import takes_inputs
 from actzip.cli.common import JSON, MODEL, SIZE, THREADS, TRUST, WEIGHTS, errors, print_json, progress
+from actzip.text import counted
 
 if TYPE_CHECKING:
     from actzip.data.form import Form
@@ -52,7 +53,7 @@ def register(app: typer.Typer) -> None:
         per: str = typer.Option("channel", help="One threshold a channel or a layer."),
         by: str = typer.Option("time", help="Save predicted time, or macs."),
         distil_steps: int = typer.Option(
-            40, "--distil-steps", min=0, help="Steps of distillation a candidate."
+            0, "--distil-steps", min=0, help="Steps of distillation a candidate."
         ),
         attempts: int = typer.Option(5, min=1, help="Candidates that are tried."),
         threads: int | None = THREADS,
@@ -125,7 +126,8 @@ def clock_lines(clock: dict[str, Any]) -> list[str]:
         return []
     rows = clock["engines"]
     width = max(map(len, rows))
-    head = f"one input, {clock['threads']} threads, {clock['cpu']} ({clock['isa']}), median (fastest) ms:"
+    threads = counted(clock["threads"], "thread")
+    head = f"one input, {threads}, {clock['cpu']} ({clock['isa']}), median (fastest) ms:"
     lines = [f"  {n:{width}}  {r['median_ms']:8.2f} ({r['fastest_ms']:.2f})" for n, r in rows.items()]
     if clock["against_fastest_dense"]:
         lines.append(

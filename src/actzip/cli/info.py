@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from actzip.cli.common import JSON, complain, out, print_json
+from actzip.text import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +39,8 @@ def register(app: typer.Typer) -> None:
             print_json(found)
             return
         table = Table(show_header=False, box=None)
-        table.add_row("CPU", f"{found['cpu']}, {found['cpus']} logical CPUs, {found['threads']} threads used")
+        used = counted(found["threads"], "thread")
+        table.add_row("CPU", f"{found['cpu']}, {counted(found['cpus'], 'logical CPU')}, {used} used")
         table.add_row("instruction set", f"{found['isa']} (can run: {', '.join(found['isas'])})")
         table.add_row("further", ", ".join(found["extras"]) or "none")
         table.add_row("platform", found["platform"])

@@ -99,7 +99,8 @@ class DataPart(_Part):
 class ThresholdsPart(_Part):
     """Stage 1b, after ``sparsify`` or of the baseline: thresholds without training, exactly one of
     the targets ``density``, ``speedup`` (theoretical) and ``agree``; calibrated on validation
-    images (:func:`actzip.sparsify.calibrate_thresholds`).
+    images (:func:`actzip.sparsify.calibrate_thresholds`). ``repair`` gives the layers behind them
+    what they were trained for.
     """
 
     density: float | None = Field(None, gt=0, le=1)
@@ -108,6 +109,11 @@ class ThresholdsPart(_Part):
     per: Literal["layer", "channel"] = "layer"
     by: Literal["elements", "macs"] | None = None
     samples: int = Field(128, gt=0)
+    repair: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What a stage is known by: as before there was a repair where there is none."""
+        return self.model_dump(exclude=None if self.repair else {"repair"})
 
     @model_validator(mode="after")
     def _one(self) -> ThresholdsPart:

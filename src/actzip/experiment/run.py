@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from actzip import cpu
@@ -40,6 +42,7 @@ from actzip.quantize import quantize
 from actzip.quantize.files import load_quantized, save_quantization, save_quantized
 from actzip.quantize.train import RatePenalty, finetune
 from actzip.sparsify import SparsifyConfig, calibrate_thresholds, measure, sparsify, sparsify_result
+from actzip.sparsify.thresholds import put_parameters
 from actzip.training.precision import has_bfloat16
 
 __all__ = ["SCHEMA", "reproduce"]
@@ -307,6 +310,11 @@ class _Experiment:
             (self.out / "stages" / stage / "result.json").unlink(missing_ok=True)
         result = self._once(stage, key, make)
         model = self._model()
+        if stage == "thresholded":  # the repair gives a bias to layers that had none
+            own = model.state_dict()
+            with contextlib.suppress(SafetensorError, OSError):  # load_weights says what is wrong
+                more = {name: v for name, v in load_file(files[0]).items() if name not in own}
+                put_parameters(model, more)
         load_weights(model, files[0].resolve())
         values = load_thresholds(files[1])
         if values:
@@ -330,9 +338,10 @@ class _Experiment:
             made = copy.deepcopy(model)
             images = Loader(self.val.take(slice(0, part.samples)), min(64, part.samples))
             found = calibrate_thresholds(made, images, **part.model_dump(), seed=self.recipe.seed)
-            set_thresholds(made, found.thresholds)
+            found.apply(made)
             self._save("thresholded", made)
-            return {k: v for k, v in asdict(found).items() if k not in ("thresholds", "tried")}
+            left_out = ("thresholds", "tried", "parameters")
+            return {k: v for k, v in asdict(found).items() if k not in left_out}
 
         return self._kept("thresholded", key, make)
 
@@ -359,7 +368,7 @@ class _Experiment:
         calibrated: dict[str, Any] | None = None
         if r.thresholds is not None:
             before = _last(made.models)
-            key = self._key(made.keys[before], r.thresholds.model_dump())
+            key = self._key(made.keys[before], r.thresholds.identity())
             model, calibrated = self._threshold(made.models[before], r.thresholds, key)
             made.add("thresholded", model, key)
         if r.model.control is not None:

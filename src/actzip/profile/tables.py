@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actzip.profile.verdict import verdict_of
-from actzip.text import Rendered, cell
+from actzip.text import Rendered, cell, counted
 
 __all__ = ["comparison_table", "flat_rows", "report_table"]
 
@@ -24,7 +24,7 @@ def report_table(data: Mapping[str, Any]) -> Rendered:
     foot = cell(
         f"{data['model']['name']}: {data['data']['images']} images from {data['data']['source']}; "
         "coded columns are bits/element, headers included. "
-        f"{info['cpu']}, {info['isa']}, {info['threads']} threads."
+        f"{info['cpu']}, {info['isa']}, {counted(info['threads'], 'thread')}."
     )
     parts = [_layers(data), _maps(data), *_tiles(data)]
     return Rendered(Text(verdict_of(data), style="bold"), *parts, *notes, foot)
@@ -126,8 +126,9 @@ def _said(data: Mapping[str, Any]) -> list[str]:
     run = data["engine"] or {}
     if run.get("latency_ms") and run.get("imposed"):
         said.append(
-            f"Engine at batch {run['batch']}, {run['threads']} threads: {run['latency_ms']:.2f} ms measured,"
-            f" {run['predicted_ms']:.2f} ms predicted; with every ReLU's map at density "
+            f"Engine at batch {run['batch']}, {counted(run['threads'], 'thread')}: "
+            f"{run['latency_ms']:.2f} ms measured, {run['predicted_ms']:.2f} ms predicted; "
+            "with every ReLU's map at density "
             + ", ".join(
                 f"{p['density']:g}: {p['predicted_ms']:.2f}"
                 for p in run["imposed"]

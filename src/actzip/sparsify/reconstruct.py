@@ -2,14 +2,17 @@
 what it gave before.
 
 Least squares, layer after layer, between what the repaired layers before give and what the original
-layer made of its own input, pulled towards the original weights. Only where there are many more
-values than weights: elsewhere a few inputs say more about themselves than about the network, and
-mean and variance alone are put right (:mod:`actzip.sparsify.repair`).
+layer made of its own input, pulled towards the original weights. How strongly is chosen on some of
+the inputs that are left out for it; where no fit helps those, nothing is fitted, and mean and
+variance alone are put right (:mod:`actzip.sparsify.repair`). Where a ReLU reads the layer, only what
+passes it has to be met: below the threshold any value does, as long as it stays below (as in Zhang
+et al., "Accelerating Very Deep Convolutional Networks", TPAMI 2016, section 3.2).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,56 +23,150 @@ from torch import Tensor, nn
 from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode, run_model
 from actzip.activations.hooks import Hooks
 
-__all__ = ["Targets", "fit", "targets"]
+__all__ = ["Calls", "Fitted", "Reader", "Targets", "fit", "targets"]
 
-#: Output positions that a layer is fitted on, of all inputs together.
-ROWS = 30_000
-#: Positions a weight (of one output channel), at least.
-RATIO = 50
+#: Output positions that a layer is fitted on, of all inputs together; and positions a weight (of one
+#: output channel), at least and at most.
+ROWS, FEWEST, MOST = 30_000, 2, 200
 #: Weights of one output channel, at most: solving takes their cube.
 WIDEST = 1300
-#: How strongly weights are pulled to the original ones, in units of the mean variance of what they multiply.
-RIDGE = 0.03
+#: How strongly weights may be pulled to the original ones, in units of the mean variance of what
+#: they multiply.
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+#: The share of the inputs that chooses among them.
+HELD = 0.25
+#: Rounds of a fit to what passes a ReLU.
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The ReLU that reads a convolution: x if x > threshold, at most ``high``, of x = scale * output
+    + shift, all one a channel."""
+
+    scale: Tensor
+    shift: Tensor
+    threshold: Tensor
+    high: float
+
+    def by_system(self) -> Reader:
+        """The same for systems of one channel each, in dimension 0."""
+        a, b, t = (v[:, None, None] for v in (self.scale, self.shift, self.threshold))
+        return Reader(a, b, t, self.high)
+
+    def met(self, made: Tensor, wanted: Tensor) -> Tensor:
+        """What ``made`` should have been (..., channels): ``wanted`` where that passes; else itself, if
+        that is cut too, or the threshold."""
+        x, y = made * self.scale + self.shift, wanted * self.scale + self.shift
+        z = torch.where(y <= self.threshold, torch.minimum(x, self.threshold), y)
+        z = torch.where(y >= self.high, x.clamp(min=self.high), z)
+        return torch.where(self.scale.abs() > 1e-6, (z - self.shift) / self.scale, wanted)
 
 
 @dataclass
 class Targets:
-    """What layers gave at some positions of their outputs, by module: positions of a flat map, and
-    rows x channels."""
+    """What layers gave at some positions of their outputs, by module.
+
+    Attributes:
+        positions: of a flat map. values: rows x channels.
+        readers: site, BatchNorm between (or None) and upper limit, where a ReLU alone reads it.
+    """
 
     positions: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    readers: dict[str, tuple[str, nn.Module | None, float]] = field(default_factory=dict)
+
+    def reader(self, name: str, thresholds: Mapping[str, float | Tensor]) -> Reader | None:
+        """The ReLU behind a layer, with its threshold."""
+        if name not in self.readers:
+            return None
+        site, norm, high = self.readers[name]
+        scale, shift = _affine(norm, self.values[name])
+        t = torch.as_tensor(thresholds.get(site, 0.0), dtype=scale.dtype).expand_as(scale)
+        return Reader(scale, shift, t, high)
+
+
+def _affine(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm multiplies by and adds, channel by channel."""
+    if norm is None:
+        return like.new_ones(like.shape[1]), like.new_zeros(like.shape[1])
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
 
 
 def _size(m: nn.Module) -> int:
     """Weights of one output channel, 0 where a layer is of a kind that is not fitted."""
-    if not isinstance(m, nn.Conv2d) or torch.nn.utils.parametrize.is_parametrized(m):
+    if torch.nn.utils.parametrize.is_parametrized(m):
+        return 0
+    if isinstance(m, nn.Linear):
+        return m.in_features
+    if not isinstance(m, nn.Conv2d):
         return 0
     depthwise = m.groups == m.in_channels == m.out_channels
     return math.prod(m.weight.shape[1:]) if m.groups == 1 or depthwise else 0
 
 
+class _Recorder:
+    """Writes down what convolutions give, and which ReLU reads them."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names, self.found = names, Targets()
+        self.generator = torch.Generator().manual_seed(0)
+        self.last: tuple[str, Tensor] | None = None
+        self.norm: nn.Module | None = None
+
+    def conv(self, name: str, m: nn.Module, out: Tensor) -> None:
+        self.last, self.norm = None, None
+        k = _size(m) if name in self.names else 0
+        if not 0 < k <= WIDEST or out.dim() != (2 if isinstance(m, nn.Linear) else 4):
+            return
+        n, places = int(out.shape[0]), math.prod(out.shape[2:])
+        kept = min(places, max(1, min(ROWS, MOST * k) // n))
+        if n * kept < FEWEST * k:
+            return
+        chosen = torch.randperm(places, generator=self.generator)[:kept].sort().values
+        self.found.positions[name] = chosen
+        self.found.values[name] = _at(out, chosen)
+        self.last = name, out
+
+    def read(self, m: Any, x: Tensor) -> None:
+        """A BatchNorm is about to run."""
+        if self.last is not None and self.last[1] is x and m.running_mean is not None:
+            self.norm = m
+
+    def site(self, site: Site, y: Tensor) -> None:
+        """An activation ran: whether it is a ReLU of what the last convolution gave."""
+        last, self.last = self.last, None
+        if last is None or not site.sparse or y.shape != last[1].shape:
+            return
+        high = math.inf if site.high is None else float(site.high)
+        values = self.found.values[last[0]][:2000]
+        scale, shift = _affine(self.norm, values)
+        want = (values * scale + shift).clamp(0, high)
+        got = _at(y, self.found.positions[last[0]])[:2000]
+        if torch.allclose(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().mean()) + 1e-9):
+            self.found.readers[last[0]] = site.name, self.norm, high
+
+
 def targets(model: nn.Module, inputs: Any, names: set[str]) -> Targets:
     """What the convolutions ``names`` of ``model`` give for ``inputs``, for those that can be fitted."""
-    found = Targets()
-    generator = torch.Generator().manual_seed(0)
-
-    def see(name: str, k: int, out: Tensor) -> None:
-        n, places = int(out.shape[0]), out.shape[2] * out.shape[3]
-        kept = min(places, max(1, ROWS // n))
-        if n * kept < RATIO * k:
-            return
-        chosen = torch.randperm(places, generator=generator)[:kept].sort().values
-        found.positions[name] = chosen
-        found.values[name] = _rows(out.flatten(2)[:, :, chosen])
-
+    recorder = _Recorder(names)
     with Hooks() as hooks, eval_mode(model), torch.no_grad():
         for name, module in model.named_modules():
-            k = _size(module) if name in names else 0
-            if 0 < k <= WIDEST:
-                hooks.after(module, lambda m, args, out, name=name, k=k: see(name, k, out))
-        run_model(model, inputs)
-    return found
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                hooks.after(module, lambda m, args, out, name=name: recorder.conv(name, m, out))
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hooks.before(module, lambda m, args: recorder.read(m, args[0]))
+        with ActivationTap(model, recorder.site):
+            run_model(model, inputs)
+    return recorder.found
+
+
+def _at(v: Tensor, positions: Tensor) -> Tensor:
+    """Rows of a map (N, C, ...) at flat positions: rows, C."""
+    return v.clone() if v.dim() == 2 else _rows(v.flatten(2)[:, :, positions])
 
 
 def _rows(v: Tensor) -> Tensor:
@@ -94,51 +191,113 @@ class Calls:
         return self.last[1]
 
 
-def fit(module: Any, call: ComputeCall, positions: Tensor, wanted: Tensor, *, shifted: bool) -> Tensor | None:
-    """Sets weights and bias of a convolution so that it gives ``wanted``; gives its output then.
+@dataclass(frozen=True)
+class Fitted:
+    """A convolution's new output, and what a BatchNorm that reads it has to add to it."""
 
-    None, and nothing is changed, where the system cannot be solved.
+    output: Tensor
+    shift: Tensor | None
+
+
+def fit(
+    module: Any, call: ComputeCall, positions: Tensor, wanted: Tensor, reader: Reader | None, *, shifted: bool
+) -> Fitted | None:
+    """Sets weights and bias of a convolution so that it gives ``wanted``.
+
+    None, and nothing is changed, where no fit helps the inputs that are left out for that.
 
     Args:
-        shifted: give it a bias if it has none; False: what reads it puts the mean right.
+        reader: the ReLU that reads it, if one alone does.
+        shifted: give it a bias if it has none; False: the shift is for what reads it.
     """
     with torch._C.DisableTorchFunction():  # what is computed here is no layer of the model
-        return _fit(module, call, positions, wanted, shifted)
+        return _fit(module, call, positions, wanted, reader, shifted)
 
 
-def _fit(module: Any, call: ComputeCall, positions: Tensor, wanted: Tensor, shifted: bool) -> Tensor | None:
-    patches = _patches(call, positions)  # rows, channels, taps
-    n, y = patches.shape[0], wanted.double()
-    shift = y.mean(0)
-    old = module.weight.detach().double()
-    if call.groups == 1:
-        a = patches.reshape(n, -1)
-        centre = a.mean(0)
-        a = (a - centre).double()
-        gram, cross = a.T @ a / n, a.T @ (y - shift) / n
-        start = old.reshape(old.shape[0], -1).T
-        pull = RIDGE * gram.diagonal().mean() + 1e-12
-        eye = torch.eye(len(gram), dtype=torch.float64)
-        new, bad = torch.linalg.solve_ex(gram + pull * eye, cross + pull * start)
-        weight, bias = new.T.reshape(old.shape), shift - centre.double() @ new
-    else:
-        centre = patches.mean(0)
-        b = (patches - centre).transpose(0, 1).double()  # channels, rows, taps
-        gram = b.transpose(1, 2) @ b / n
-        cross = b.transpose(1, 2) @ (y - shift).T[:, :, None] / n
-        pulls = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
-        eye = torch.eye(gram.shape[1], dtype=torch.float64)
-        new, bad = torch.linalg.solve_ex(gram + pulls * eye, cross + pulls * old.reshape(len(old), -1, 1))
-        weight, bias = new.reshape(old.shape), shift - (centre.double() * new[:, :, 0]).sum(1)
+def _fit(
+    module: Any, call: ComputeCall, positions: Tensor, wanted: Tensor, reader: Reader | None, shifted: bool
+) -> Fitted | None:
+    linear = isinstance(module, nn.Linear)
+    patches = call.input[:, :, None] if linear else _patches(call, positions)  # rows, channels, taps
+    old = module.weight.detach()
+    if call.groups == 1:  # one system with a column an output channel
+        a, y, start = patches.flatten(1)[None], wanted[None], old.flatten(1).T[None]
+    else:  # a system a channel
+        a, y, start = patches.transpose(0, 1), wanted.T[:, :, None], old.reshape(len(old), -1, 1)
+        if reader is not None:
+            reader = reader.by_system()
+    solved = _solve(a, y, start, reader, inputs=int(call.input.shape[0]))
+    if solved is None:
+        return None
+    weight, bias = solved
+    module.weight.copy_((weight[0].T if call.groups == 1 else weight[:, :, 0]).reshape(old.shape))
+    shift = bias.flatten().to(old.dtype)
+    if module.bias is None and shifted:
+        module.bias = nn.Parameter(shift, requires_grad=module.weight.requires_grad)
+    elif module.bias is not None:
+        module.bias.copy_(shift)
+    return Fitted(_again(module, call), shift if module.bias is None else None)
+
+
+def _again(m: Any, call: ComputeCall) -> Tensor:
+    if isinstance(m, nn.Linear):
+        return F.linear(call.input, m.weight, m.bias)
+    return F.conv2d(_padded(call), m.weight, m.bias, call.stride, 0, call.dilation, call.groups)
+
+
+def _solve(
+    a: Tensor, y: Tensor, start: Tensor, reader: Reader | None, *, inputs: int
+) -> tuple[Tensor, Tensor] | None:
+    """Weights (systems, k, columns) and shifts (systems, 1, columns) for a (systems, rows, k) and
+    y (systems, rows, columns)."""
+    rows = a.shape[1]
+    centre = a.mean(1, keepdim=True)
+    a = a - centre
+    first = (inputs - math.ceil(inputs * HELD)) * (rows // inputs)
+    parts = [(a[:, s], y[:, s] - y.mean(1, keepdim=True)) for s in (slice(first), slice(first, rows))]
+    grams = [(p.transpose(1, 2) @ p).double() for p, _ in parts]
+    crosses = [(p.transpose(1, 2) @ q).double() for p, q in parts]
+    start = start.double()
+    ridge = _ridge(grams, crosses, start, (first, rows - first))
+    if ridge is None:
+        return None
+    gram = (grams[0] + grams[1]) / rows
+    pull = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
+    root, bad = torch.linalg.cholesky_ex(gram + pull * torch.eye(gram.shape[1], dtype=gram.dtype))
+    goal = y
+    for i in range(1 if reader is None else ROUNDS):
+        mean = goal.mean(1, keepdim=True)
+        cross = (a.transpose(1, 2) @ (goal - mean)).double() / rows
+        weight = torch.cholesky_solve(cross + pull * start, root)
+        if reader is not None and i + 1 < ROUNDS:
+            goal = reader.met(a @ weight.to(a.dtype) + mean, y)
     if bool(bad.any()) or not bool(torch.isfinite(weight).all()):
         return None
-    module.weight.copy_(weight)
-    if module.bias is None and shifted:
-        module.bias = nn.Parameter(bias.to(module.weight.dtype), requires_grad=module.weight.requires_grad)
-    elif module.bias is not None:
-        module.bias.copy_(bias)
-    padded = _padded(call)
-    return F.conv2d(padded, module.weight, module.bias, call.stride, 0, call.dilation, call.groups)
+    return weight, mean.double() - centre.double() @ weight
+
+
+def _ridge(grams: list[Tensor], crosses: list[Tensor], start: Tensor, rows: tuple[int, int]) -> float | None:
+    """Of RIDGES the one with which what is fitted on the first part does best on the second; None
+    where the original weights do."""
+    if min(rows) < 1:
+        return None
+
+    def error(w: Tensor) -> float:
+        return float((w * (grams[1] @ w - 2 * crosses[1])).sum())
+
+    gram, cross = grams[0] / rows[0], crosses[0] / rows[0]
+    pulls = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype)
+    best, least = None, error(start)
+    for ridge in RIDGES:
+        pull = ridge * pulls + 1e-12
+        root, bad = torch.linalg.cholesky_ex(gram + pull * eye)
+        if bool(bad.any()):
+            continue
+        found = error(torch.cholesky_solve(cross + pull * start, root))
+        if found < least:
+            best, least = ridge, found
+    return best
 
 
 def _padded(call: ComputeCall) -> Tensor:

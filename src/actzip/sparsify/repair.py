@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actzip.activations import eval_mode, run_model
+from actzip.activations import eval_mode, get_thresholds, run_model
 from actzip.activations.hooks import Hooks
 from actzip.errors import TrainingError
-from actzip.sparsify.reconstruct import Calls, Targets, fit, targets
+from actzip.sparsify.reconstruct import Calls, Fitted, Targets, fit, targets
 from actzip.training.batches import output_tensors
 
 __all__ = ["Moments", "augmented", "distil", "moments", "repair"]
@@ -144,23 +144,27 @@ def repair(model: nn.Module, wanted: Moments, inputs: Any) -> Any:
         What the repaired model gives for ``inputs``.
     """
 
-    calls = Calls(model)
-    made: list[Tensor] = []  # the output of a convolution that was fitted just now
+    calls, thresholds = Calls(model), get_thresholds(model)
+    made: list[Fitted] = []  # the convolution that was fitted just now
 
     def norm(name: str, module: Any, x: Tensor) -> None:
-        if name in wanted.norms:
+        if made and made[0].output is x and module.running_mean is not None:
+            if made[0].shift is not None:
+                module.running_mean.sub_(made[0].shift)
+        elif name in wanted.norms:
             ratio, mean, mean0 = _change(wanted.norms[name], x, max(float(module.eps), 1e-12))
-            _repair_norm(module, torch.ones_like(ratio) if made and made[0] is x else ratio, mean, mean0)
+            _repair_norm(module, ratio, mean, mean0)
 
     def conv(name: str, module: Any, out: Tensor) -> Tensor | None:
         made.clear()
         call = calls.of(name, module) if name in wanted.targets.values else None
         if call is not None:
             where, values = wanted.targets.positions[name], wanted.targets.values[name]
-            new = fit(module, call, where, values, shifted=name in wanted.convs)
+            reader = wanted.targets.reader(name, thresholds)
+            new = fit(module, call, where, values, reader, shifted=name in wanted.convs)
             if new is not None:
                 made.append(new)
-                return new
+                return new.output
         if name not in wanted.convs:
             return None
         ratio, mean, mean0 = _change(wanted.convs[name], _by_channel(module, out), 1e-12)
@@ -275,7 +279,7 @@ def distil(
 
     What learns are weights and biases of BatchNorm and the biases of convolutions that no BatchNorm
     follows; inputs are :func:`augmented`, labels are not needed. Both run in eval mode; statistics
-    of BatchNorm stay. Where the outputs for the inputs themselves are further from the teacher's
+    of BatchNorm stay. Where the outputs for other crops of the inputs are further from the teacher's
     afterwards, everything is as it was before.
 
     Args:
@@ -299,7 +303,8 @@ def distil(
     for q in learn:
         q.requires_grad_(True)
     before = [p.detach().clone() for p in learn]
-    start = _apart(model, teacher, inputs)
+    others = [augmented(x, torch.Generator().manual_seed(seed + 1), mix=0)]  # x itself was fitted
+    start = _apart(model, teacher, others)
     optimizer = torch.optim.Adam(learn, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1.0, 5 * (k + 1) / steps) * (1 + math.cos(math.pi * k / steps)) / 2
@@ -320,7 +325,7 @@ def distil(
                 schedule.step()
                 if on_step is not None:
                     on_step()
-        if not _apart(model, teacher, inputs) < start:
+        if not _apart(model, teacher, others) < start:
             with torch.no_grad():
                 for q, old in zip(learn, before, strict=True):
                     q.copy_(old)

@@ -27,7 +27,7 @@ from actzip.sparsify.repair import Moments, distil, moments, repair
 from actzip.sparsify.table import LEVELS, Table
 from actzip.training.batches import batches_in, check_finite, samples_of
 
-__all__ = ["LEVELS", "Calibration", "agreement", "calibrate_thresholds"]
+__all__ = ["LEVELS", "Calibration", "Calibrator", "agreement", "calibrate_thresholds"]
 
 
 @dataclass
@@ -285,57 +285,119 @@ def calibrate_thresholds(
     Source: thresholded ReLUs: Kurtz et al., "Inducing and Exploiting Activation Sparsity", ICML
     2020 (FATReLU).
     """
-    by = _check(density, speedup, agree, per, by)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, not {shown(model)}")
-    whole(samples, "samples", 1)
-    whole(projections, "projections", 1)
+    _check(density, speedup, agree, by)
     whole(steps, "steps", 1)
     whole(distil_steps, "distil_steps", 0)
-    whole(seed, "seed", 0, 2**63 - 1)
-    flag(repair, "repair")
-    batches = collect_inputs(data, 2 * samples)
-    with torch.no_grad(), eval_mode(model):
-        call_model(model, (batches[0][:2],), {})
-    batches, held = _hold_out(batches, samples, always=agree is not None)
-    with without_thresholds(model):
-        table = Table(
-            model,
-            batches,
-            per=per,
-            repaired=repair,
-            projections=projections,
-            seed=seed,
-            layers=layers,
-            ignore=ignore,
-        )
-        if not table.unit:
+    found = Calibrator(
+        model,
+        data,
+        per=per,
+        repair=repair,
+        samples=samples,
+        projections=projections,
+        seed=seed,
+        layers=layers,
+        ignore=ignore,
+        held=agree is not None,
+    )
+    return found.find(
+        density=density, speedup=speedup, agree=agree, by=by, steps=steps, distil_steps=distil_steps
+    )
+
+
+class Calibrator:
+    """What :func:`calibrate_thresholds` knows of a model and some inputs, for several targets.
+
+    Arguments are those of that function.
+
+    Args:
+        held: hold samples out, also where ``data`` has no more than ``samples``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        *,
+        per: str = "layer",
+        repair: bool = False,
+        samples: int = 32,
+        projections: int = 2,
+        seed: int = 0,
+        layers: Selector | Iterable[Selector] | None = None,
+        ignore: Selector | Iterable[Selector] | None = None,
+        held: bool = False,
+    ) -> None:
+        one_of(per, "per", ("layer", "channel"))
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, not {shown(model)}")
+        whole(samples, "samples", 1)
+        whole(projections, "projections", 1)
+        whole(seed, "seed", 0, 2**63 - 1)
+        flag(repair, "repair")
+        self.model, self.repair, self.seed, self.layers = model, repair, seed, layers
+        batches = collect_inputs(data, 2 * samples)
+        with torch.no_grad(), eval_mode(model):
+            call_model(model, (batches[0][:2],), {})
+        self.batches, self.held = _hold_out(batches, samples, always=held)
+        self._trials: dict[str, Trials] = {}
+        with without_thresholds(model):
+            self.table = Table(
+                model,
+                self.batches,
+                per=per,
+                repaired=repair,
+                projections=projections,
+                seed=seed,
+                layers=layers,
+                ignore=ignore,
+            )
+        if not self.table.unit:
             warnings.warn(
                 "the model has no ReLU among the chosen layers: no threshold can be set",
                 ActzipWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        worth = _worth(model, batches[0], table, by)
-        search = _Search(model, batches, held, layers, density, speedup, agree)
-        trials = Trials(model, batches, table, worth, repaired=repair)
-        found = search.run(trials, steps)
-        if found.thresholds and distil_steps:
-            search.distil(trials, found, distil_steps, seed)
-    if not found.met and table.unit:
-        warnings.warn(
-            f"the target is out of reach of thresholds up to {LEVELS[-1]} times the mean: density "
-            f"{found.density:.3f}, theoretical speed-up {found.theoretical_speedup:.2f}, "
-            f"agreement {found.agreement:.3f} "
-            "is what they give",
-            ActzipWarning,
-            stacklevel=2,
-        )
-    return found
+
+    def trials(self, by: str) -> Trials:
+        """Candidates that save ``elements`` or ``macs``."""
+        if by not in self._trials:
+            worth = _worth(self.model, self.batches[0], self.table, by)
+            self._trials[by] = Trials(self.model, self.batches, self.table, worth, repaired=self.repair)
+        return self._trials[by]
+
+    def find(
+        self,
+        *,
+        density: float | None = None,
+        speedup: float | None = None,
+        agree: float | None = None,
+        by: str | None = None,
+        steps: int = 7,
+        distil_steps: int = 0,
+    ) -> Calibration:
+        """Thresholds for exactly one target."""
+        by = _check(density, speedup, agree, by)
+        whole(steps, "steps", 1)
+        whole(distil_steps, "distil_steps", 0)
+        with without_thresholds(self.model):
+            search = _Search(self.model, self.batches, self.held, self.layers, density, speedup, agree)
+            trials = self.trials(by)
+            found = search.run(trials, steps)
+            if found.thresholds and distil_steps:
+                search.distil(trials, found, distil_steps, self.seed)
+        if not found.met and self.table.unit:
+            warnings.warn(
+                f"the target is out of reach of thresholds up to {LEVELS[-1]} times the mean: density "
+                f"{found.density:.3f}, theoretical speed-up {found.theoretical_speedup:.2f}, "
+                f"agreement {found.agreement:.3f} is what they give",
+                ActzipWarning,
+                stacklevel=3,
+            )
+        return found
 
 
-def _check(
-    density: float | None, speedup: float | None, agree: float | None, per: str, by: str | None
-) -> str:
+def _check(density: float | None, speedup: float | None, agree: float | None, by: str | None) -> str:
     if len([t for t in (density, speedup, agree) if t is not None]) != 1:
         raise InputError("give exactly one target: density, speedup or agree")
     if density is not None:
@@ -344,7 +406,6 @@ def _check(
         number(speedup, "speedup", 1)
     if agree is not None:
         number(agree, "agree", 0, 1, above=True)
-    one_of(per, "per", ("layer", "channel"))
     if by is None:
         return "elements" if density is not None else "macs"
     return one_of(by, "by", ("elements", "macs"))
@@ -439,8 +500,8 @@ class _Search:
         weak, strong = 1.0, 0.0
         mild: Calibration = untouched
         best: Calibration | None = None
-        for i in range(steps):
-            share = self._guess(mild, best, weak, strong) if i == 0 else (weak + strong) / 2
+        for _ in range(steps):
+            share = self._guess(mild, best, weak, strong)
             made = attempt(share)
             if made.met == (self.agree is None):
                 strong = share
@@ -448,6 +509,8 @@ class _Search:
             else:
                 weak = share
                 mild = made
+            if self.agree is None and best is not None and self._hit(best):
+                break
         if self.agree is not None:
             mild.tried = self.tried
             return mild
@@ -459,13 +522,22 @@ class _Search:
         return best
 
     def _guess(self, mild: Calibration, best: Calibration | None, weak: float, strong: float) -> float:
-        """Where to look first: the share that the target asks for, were nothing to change behind
-        the thresholds."""
-        if self.density is not None:
-            return min(0.98, self.density / max(mild.density, 1e-12))
-        if self.speedup is not None:
-            return min(0.98, mild.theoretical_speedup / self.speedup)
-        return 0.5
+        """Where to look next: where what is left is as the target asks, were it a line between what was
+        measured last on both sides; the middle for an agreement."""
+        if self.agree is not None:
+            return (weak + strong) / 2
+        above, wanted = self._left(mild), self._wanted()
+        share = weak * wanted / max(above, 1e-12)
+        if best is not None and above > (below := self._left(best)):
+            share = strong + (weak - strong) * (wanted - below) / (above - below)
+        return min(max(share, strong + 0.05 * (weak - strong)), weak - 0.02 * (weak - strong))
+
+    def _left(self, made: Calibration) -> float:
+        return made.density if self.density is not None else 1 / made.theoretical_speedup
+
+    def _wanted(self) -> float:
+        """A little below the target, of what :meth:`_left` gives."""
+        return 0.995 * self.density if self.density is not None else 0.995 / (self.speedup or 1.0)
 
     def _refine(self, trials: Trials, mild: Calibration, best: Calibration) -> Calibration:
         """Between the last that misses the target and the first that reaches it, until it is hit within
