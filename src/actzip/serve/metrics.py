@@ -39,4 +39,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of them."""
-        return generate_latest(self._registry)
+        return bytes(generate_latest(self._registry))
