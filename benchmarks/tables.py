@@ -190,18 +190,19 @@ def _against(rival: dict[str, Any], r: dict[str, Any]) -> tuple[str, str, str]:
 
 @table
 def engine_threads() -> list[str]:
-    times: dict[tuple[str, int, str, str], dict[int, float]] = {}
+    times: dict[tuple[str, str, int, str, str], dict[int, float]] = {}
     for path in sorted((RESULTS / "engine").glob("*/alone/*.json")):
-        d = json.loads(path.read_text())
+        d, cpu = json.loads(path.read_text()), MACHINES[path.parents[1].name]
         for r in d["rows"]:
-            key = (d["network"], d["batch"], r["isa"], r["zeros"])
+            key = (d["network"], cpu, d["batch"], r["isa"], r["zeros"])
             times.setdefault(key, {})[d["threads"]] = r["median_ms"]
     rows = [
         (*key, f"{t[1]:.2f}", f"{t[2]:.2f}", f"{t[1] / t[2]:.2f}")
         for key, t in sorted(times.items())
         if {1, 2} <= t.keys()
     ]
-    return grid("network | batch | actzip on | zeros | 1 thread, ms | 2 threads, ms | ratio", "lrllrrr", rows)
+    head = "network | machine | batch | actzip on | zeros | 1 thread, ms | 2 threads, ms | ratio"
+    return grid(head, "llrllrrr", rows)
 
 
 @table
