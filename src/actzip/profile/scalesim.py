@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actzip.profile.workloads import LeftOut, Workload
+from actzip.profile.workloads import LeftOut, Workload, one_stride
 
 __all__ = ["export"]
 
@@ -27,7 +27,7 @@ def export(layers: list[Workload], data: Mapping[str, Any], folder: Path) -> lis
     """Writes ``topology.csv`` into ``folder``; the layers that SCALE-Sim cannot express."""
     left, rows = [], []
     for layer in layers:
-        why = _unlike(layer)
+        why = one_stride(layer, "SCALE-Sim")
         if why:
             left.append(LeftOut(layer.name, why))
         else:
@@ -35,14 +35,6 @@ def export(layers: list[Workload], data: Mapping[str, Any], folder: Path) -> lis
     lines = [", ".join((*_COLUMNS, _NOTE)), *(", ".join(map(str, r)) for r in rows)]
     (folder / "topology.csv").write_text("".join(f"{line},\n" for line in lines), encoding="utf-8")
     return left
-
-
-def _unlike(layer: Workload) -> str:
-    if layer.stride[0] != layer.stride[1]:
-        return f"strides {layer.stride[0]} and {layer.stride[1]}: SCALE-Sim has one"
-    if layer.dilation != (1, 1):
-        return f"dilation {layer.dilation[0]}x{layer.dilation[1]}: SCALE-Sim has none"
-    return ""
 
 
 def _rows(layer: Workload) -> Iterator[tuple[Any, ...]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Site, call_model, eval_mode
 from actzip.profile.stats import read_part
-from actzip.profile.workloads import LeftOut, Workload
+from actzip.profile.workloads import LeftOut, Workload, one_stride
 from actzip.training.batches import arguments
 
 __all__ = ["export"]
@@ -35,8 +35,8 @@ def export(
 ) -> list[LeftOut]:
     """Runs ``model`` on the first image of ``batch`` and writes the layers' tensors into
     ``folder``; the layers that STONNE cannot express."""
-    left = [LeftOut(w.name, why) for w in layers if (why := _unlike(w))]
-    known = {w.name: w for w in layers if not _unlike(w)}
+    left = [LeftOut(w.name, why) for w in layers if (why := one_stride(w, "STONNE"))]
+    known = {w.name: w for w in layers if not one_stride(w, "STONNE")}
     written: set[str] = set()
 
     def take(site: Site, call: ComputeCall) -> None:
@@ -55,14 +55,6 @@ def export(
     (folder / "commands.sh").write_text("\n".join(lines) + "\n", encoding="utf-8")
     left += [LeftOut(w.name, "the first image does not run it") for w in known.values() if w not in done]
     return left
-
-
-def _unlike(layer: Workload) -> str:
-    if layer.stride[0] != layer.stride[1]:
-        return f"strides {layer.stride[0]} and {layer.stride[1]}: STONNE has one"
-    if layer.dilation != (1, 1):
-        return f"dilation {layer.dilation[0]}x{layer.dilation[1]}: STONNE has none"
-    return ""
 
 
 def _first(value: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["LeftOut", "Workload", "workloads"]
+__all__ = ["LeftOut", "Workload", "one_stride", "workloads"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,15 @@ def _workload(number: int, row: Mapping[str, Any], maps: Mapping[str, float]) ->
         output_map=row["output_map"],
         tiles=row.get("tiles"),
     )
+
+
+def one_stride(layer: Workload, simulator: str) -> str:
+    """Why a simulator of one stride and no dilation cannot express a layer; '' where it can."""
+    if layer.stride[0] != layer.stride[1]:
+        return f"strides {layer.stride[0]} and {layer.stride[1]}: {simulator} has one"
+    if layer.dilation != (1, 1):
+        return f"dilation {layer.dilation[0]}x{layer.dilation[1]}: {simulator} has none"
+    return ""
 
 
 def _pair(sides: list[int], fill: int) -> tuple[int, int]:
