@@ -280,3 +280,14 @@ def test_onnx_operators_one_by_one(tmp_path):
             torch.testing.assert_close(b, a, equal_nan=True, rtol=1e-4, atol=1e-4, msg=case.name)
         compared += 1
     assert compared > 100
+
+
+@pytest.mark.parametrize("name", ["p/add:0_pooling", "graph/conv", "p", "p/q/r"])
+def test_a_layer_lies_on_the_way_of_a_name(name):
+    graph = g.Graph("net")
+    x = graph.add_input("x", (N, 4, 9, 11))
+    p = graph.add(ops.Conv2d(name="p", inputs=(x,), output="a", weight=w(4, 4, 1, 1)))
+    y = graph.add(ops.Conv2d(name=name, inputs=(p,), output="b", weight=w(5, 4, 1, 1)))
+    graph.outputs.append(y)
+    assert_same(graph)
+    assert len([m for m in to_torch(graph).modules() if isinstance(m, nn.Conv2d)]) == 2

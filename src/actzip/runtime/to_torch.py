@@ -298,10 +298,24 @@ class GraphNet(nn.Module):
     def _path(self, node: g.Node) -> str:
         """Where a node's module goes: its name, with dots, numbered where that is taken."""
         path = ".".join(p for p in node.name.replace("/", ".").split(".") if p) or node.op
+        if self._blocked(path):
+            path = path.replace(".", "_")
         base, i = path, 1
         while path in self.names or not self._free(path):
             path, i = f"{base}_{i}", i + 1
         return path
+
+    def _blocked(self, path: str) -> bool:
+        """Whether something else than a plain container lies on the way: a layer ``p`` before
+        ``p/pool``."""
+        at: Any = self
+        for part in path.split(".")[:-1]:
+            at = getattr(at, part, None)
+            if at is None:
+                return False
+            if type(at) is not nn.Module:
+                return True
+        return False
 
     def _free(self, path: str) -> bool:
         """Whether a submodule can be put at ``path``: only plain containers lie on the way, and
