@@ -117,7 +117,7 @@ def _by_path(name: str, split: str, image_size: Side | None, sample: int | None)
     import difflib
 
     near = difflib.get_close_matches(name, list(_NAMED), n=2)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise InputError(f"no data set is called {name!r}{hint} There are: {', '.join(names())}")
 
 
