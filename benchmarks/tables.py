@@ -262,6 +262,33 @@ def real() -> list[str]:
 
 
 @table
+def real_avx2() -> list[str]:
+    """Files of benchmarks/real on engines that were told to stay at AVX2."""
+    lines = []
+    for path in (RESULTS / "real").glob("*/avx2/*.json"):
+        d = json.loads(path.read_text())
+        timed = {r["engine"]: r for r in d["rows"] if "median_ms" in r}
+        own, int8 = timed["actzip"], timed.get("openvino int8")
+        faster = int8["median_ms"] / own["median_ms"] if int8 else 0.0
+        cells = [
+            *(f"{timed[e]['median_ms']:.2f}" if e in timed else "" for e in ("openvino", "torch.compile")),
+            f"{int8['median_ms']:.2f}" if int8 else "",
+            f"{own['median_ms']:.2f}",
+            f"{own['against_fastest_dense']:.2f}x",
+            f"{faster:.2f}x" if int8 else "",
+            f"{int8['error']:.1e}" if int8 else "",
+            f"{own['error']:.1e}",
+        ]
+        cpu = MACHINES.get(path.parents[1].name, d["machine"]["cpu"])
+        lines.append((own["against_fastest_dense"], [f"{d['network']}, {cpu}", *cells]))
+    head = (
+        "file | OpenVINO | torch.compile | OpenVINO int8 | actzip | over float32 | over int8 | "
+        "error of int8 | error of actzip"
+    )
+    return grid(head, "l" + "r" * 8, [cells for _, cells in sorted(lines, key=lambda r: -r[0])])
+
+
+@table
 def real_left_out() -> list[str]:
     rows = [
         (name, engine, r["skip"].replace("|", "/"))

@@ -2,6 +2,7 @@
 
     python benchmarks/real/bench.py                       # every file of files.py
     python benchmarks/real/bench.py craft vgg16_tumor     # these
+    python benchmarks/real/bench.py craft --avx2          # no engine beyond AVX2, OpenVINO in int8 too
 
 Fetches the packages that are not here (files.py), then measures as benchmarks/engine/run.py does,
 whose workers and turns these are: float32, batch 1, one thread, each engine in a process of its
@@ -11,6 +12,10 @@ networks. The input is what the file's own package makes of a photograph, a line
 densities are its own. Errors are of the first output, against ONNX Runtime or PyTorch, relative to
 the largest value. actzip compiles with an empty tuning cache. Writes
 benchmarks/results/real/<machine>/<file>-b1-t1.json, then docs/results/real.md by tables.py.
+
+--avx2 runs the engines that can be told to use AVX2 at most (AVX2_AT_MOST in actzip.cli._workers),
+and OpenVINO on the network that ONNX Runtime's quantizer makes of 8 bits: a scale a channel of the
+weights, in 7 bits, because the sums of AVX2's 8-bit instruction saturate.
 """
 
 from __future__ import annotations
@@ -30,10 +35,17 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "engine")]
 import files  # noqa: E402
 from run import machine_folder, measure  # noqa: E402
 
-from actzip.cli._workers import convert_ncnn, export_ncnn, export_onnx  # noqa: E402
+from actzip.cli._workers import (  # noqa: E402
+    AVX2_AT_MOST,
+    NO_AVX2_CAP,
+    convert_ncnn,
+    export_ncnn,
+    export_onnx,
+)
 
 RESULTS = HERE.parent / "results" / "real"
 ENGINES = ("onnxruntime", "openvino", "ncnn", "torch.compile", "actzip")
+INT8 = "openvino int8"
 
 
 def onnx_of_size(source: Path, shape: tuple[int, ...], target: Path) -> None:
@@ -49,6 +61,31 @@ def onnx_of_size(source: Path, shape: tuple[int, ...], target: Path) -> None:
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     onnx.save(model, str(target))
+
+
+def quantize(source: Path, inputs: list[np.ndarray], target: Path) -> str:
+    """Writes the ONNX file in 8 bits, calibrated on ``inputs``; why not, else ''."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, name: str) -> None:
+            self.left = iter([{name: x} for x in inputs])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    import onnxruntime
+
+    try:
+        quant_pre_process(str(source), str(target))
+        name = onnxruntime.InferenceSession(str(target)).get_inputs()[0].name
+        quantize_static(
+            str(target), str(target), Reader(name), QuantFormat.QDQ, per_channel=True, reduce_range=True
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return ""
 
 
 def prepare(file: files.File, folder: Path) -> dict[str, Any]:
@@ -102,8 +139,16 @@ def main() -> None:
     add("--rounds", type=int, default=6)
     add("--runs", type=int, default=5, help="runs of each engine a round")
     add("--seconds", type=float, default=60, help="no other round begins once the rounds took so long")
-    add("--results", type=Path, default=RESULTS / machine_folder(), help="folder of the JSON files")
+    add("--gate", help="as benchmarks/engine/run.py has it")
+    add("--avx2", action="store_true", help="no engine beyond AVX2, and OpenVINO in int8 too")
+    add("--results", type=Path, help="folder of the JSON files; by default that of this machine")
     args = parser.parse_args()
+    args.results = args.results or RESULTS / machine_folder() / ("avx2" if args.avx2 else "")
+    if args.avx2:
+        args.engines = [INT8, *(e for e in args.engines if e not in NO_AVX2_CAP)]
+        orders = {k: v for e in ("torch.compile", "openvino", "actzip") for k, v in AVX2_AT_MOST[e].items()}
+        if not orders.items() <= os.environ.items():  # they are read when a program starts
+            os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **orders})
     unknown = [n for n in args.files if n not in files.BY_NAME]
     if unknown:
         parser.error(f"no file is called {unknown[0]!r}")
@@ -113,13 +158,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="actzip-real-") as folder:
             try:
                 made = prepare(files.BY_NAME[name], Path(folder))
+                if args.avx2:
+                    made["int8"] = str(Path(folder) / "int8.onnx")
+                    seen = [np.load(made["calibration"])]
+                    made["lacks"][INT8] = quantize(
+                        Path(made["rows"][0]["onnx"]), seen, Path(made["int8"])
+                    )
             except Exception as error:  # a package that cannot be had does not stop the others
                 print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
                 failed = True
                 continue
             os.environ["ACTZIP_CACHE"] = str(Path(folder) / "cache")
             job = {**vars(args), "network": name, "batch": 1, "threads": 1, "isa": [], "no_zeros": False}
-            measure(argparse.Namespace(**job, gate=None), list(args.engines), made)
+            measure(argparse.Namespace(**job), list(args.engines), made)
             del os.environ["ACTZIP_CACHE"]
     subprocess.run([sys.executable, str(HERE.parent / "tables.py")], check=True)
     sys.exit(failed)

@@ -4,7 +4,7 @@ Run as a script (by :class:`actzip.cli._workers.Worker`), by any Python >= 3.8 t
 ``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy), ``output`` (where the answer on it
 goes), ``threads``, and what the engine needs: ``model`` (a name, as for ``actzip bench``) with
 ``state`` (its state dict) and ``thresholds`` (site -> number or list) where there are any,
-``onnx``, ``ncnn`` (without .param and .bin), ``compiled`` (a pickled compiled model),
+``onnx``, ``int8`` (an ONNX file of quantized operators), ``ncnn`` (without .param and .bin), ``compiled`` (a pickled compiled model),
 ``calibration`` (a .npy).
 
 Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason}; then for
@@ -184,6 +184,7 @@ ENGINES = {
     "torch.compile": lambda spec: _torch(spec, True, True),
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
+    "openvino int8": lambda spec: _openvino({**spec, "onnx": spec["int8"]}),
     "ncnn": _ncnn,
     "deepsparse": _deepsparse,
 }
