@@ -113,7 +113,7 @@ inline void bind_plan(nanobind::module_& m) {
           "batch"_a, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a, "values"_a,
           "Arrays (N, H, W, C): what these maps, which nodes read, hold in one run.")
       .def("shape", &Plan::shape, "value"_a, "batch"_a)
-      .def("arena_bytes", &Plan::arena_bytes, "batch"_a)
+      .def("arena_bytes", &Plan::arena_bytes, "batch"_a, "threads"_a = 1)
       .def("weight_bytes", &Plan::weight_bytes)
       .def("spilled_bytes", &Plan::spilled_bytes)
       .def("release", &Plan::release, "Frees the memory of idle contexts.");

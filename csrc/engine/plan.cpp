@@ -73,7 +73,7 @@ void Plan::give_back(std::unique_ptr<Context> context) const {
     if (m != nullptr) spilled += m->spilled_bytes();
   const std::lock_guard<std::mutex> lock(mutex_);
   spilled_ = std::max(spilled_, spilled);
-  if (idle_.size() >= kMaxContexts) idle_.erase(idle_.begin());
+  if (idle_.size() >= kMaxContexts + static_cast<size_t>(most_threads_)) idle_.erase(idle_.begin());
   idle_.push_back(std::move(context));
 }
 
@@ -82,11 +82,13 @@ void Plan::release() const {
   idle_.clear();
 }
 
-size_t Plan::arena_bytes(int64_t batch) const {
+size_t Plan::arena_bytes(int64_t batch, int threads) const {
+  const Shares s = shares(batch, threads);
+  if (s.count > 0) batch = s.images;
   auto c = acquire(batch);
   const size_t bytes = c->arena_bytes;
   give_back(std::move(c));
-  return bytes;
+  return bytes * static_cast<size_t>(std::clamp<int64_t>(s.count, 1, threads));
 }
 
 size_t Plan::spilled_bytes() const {
@@ -202,22 +204,67 @@ void Plan::execute(Context& c, const std::vector<const float*>& inputs, const st
   }
 }
 
+// Maps of few images stay in the caches between nodes; weights want many images for each time that they are
+// read. The most images of a share: one for every 32 MB of weights, 4 to 32.
+//
+//   Zen 5, batch 32, ms an image, shares of 4 / 8 / 32    1 thread               2 threads
+//   ResNet-50, weights of 0.1 GB                          23.7 / 24.1 / 25.2    12.2 / 13.6 / 13.1
+//   VGG-16, weights of 0.55 GB                            43.1 / 41.7 / 40.4    22.6 / 21.7 / 21.0
+int64_t Plan::share_of(size_t weight_bytes) {
+  return std::clamp<int64_t>(static_cast<int64_t>(weight_bytes >> 25), 4, 32);
+}
+
+Plan::Shares Plan::shares(int64_t batch, int threads) const {
+  if (share_ == 0 || batch < threads) return {};
+  const int64_t rounds = (batch / threads + share_ - 1) / share_;
+  return {batch / (rounds * threads), rounds * threads};
+}
+
+// Images that are left over when every thread has had its shares are run by all threads together.
+void Plan::run_in_shares(int64_t batch, const std::vector<const float*>& inputs,
+                         const std::vector<float*>& outputs, int threads,
+                         std::vector<NodeTiming>* timings) const {
+  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
+  if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size())
+    fail("plan: " + std::to_string(inputs.size()) + " inputs and " + std::to_string(outputs.size()) +
+         " outputs given, " + std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()) +
+         " needed");
+  if (threads <= 0) threads = default_threads();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    most_threads_ = std::max(most_threads_, threads);
+  }
+  const auto some = [&](int64_t first, int64_t images, int by, std::vector<NodeTiming>* times) {
+    std::vector<const float*> in = inputs;
+    std::vector<float*> out = outputs;
+    for (size_t i = 0; first > 0 && i < in.size(); ++i)
+      in[i] += first * elements(values_[static_cast<size_t>(inputs_[i])], 1);
+    for (size_t i = 0; first > 0 && i < out.size(); ++i)
+      out[i] += first * elements(values_[static_cast<size_t>(outputs_[i])], 1);
+    auto c = acquire(images);
+    execute(*c, in, out, by, times, nullptr);  // a context that threw is dropped, not kept
+    give_back(std::move(c));
+  };
+  const Shares s = shares(batch, threads);
+  parallel_for(s.count, threads,
+               [&](int64_t i, int) { some(i * s.images, s.images, 1, i == 0 ? timings : nullptr); });
+  const int64_t done = s.images * s.count;
+  if (done < batch) some(done, batch - done, threads, done == 0 ? timings : nullptr);
+  if (timings != nullptr && done > 0)
+    for (NodeTiming& t : *timings)
+      t.seconds *= static_cast<double>(batch) / static_cast<double>(s.images * threads);
+}
+
 void Plan::run(int64_t batch, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
                int threads) const {
-  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
-  auto c = acquire(batch);
-  execute(*c, inputs, outputs, threads, nullptr, nullptr);  // a context that threw is dropped, not kept
-  give_back(std::move(c));
+  run_in_shares(batch, inputs, outputs, threads, nullptr);
 }
 
 std::vector<NodeTiming> Plan::profile(int64_t batch, const std::vector<const float*>& inputs,
                                       const std::vector<float*>& outputs, int threads) const {
-  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
   std::vector<NodeTiming> timings;
   for (const auto& n : nodes_) timings.push_back({n->spec.op, n->spec.name, n->kernel(), n->kind(), 0.0});
-  auto c = acquire(batch);
-  execute(*c, inputs, outputs, threads, &timings, nullptr);
-  give_back(std::move(c));
+  run_in_shares(batch, inputs, outputs, threads, &timings);
   return timings;
 }
 

@@ -19,6 +19,10 @@
 // (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
 // calibrated `density` with some room; a run with more non-zeros takes more from the heap (spill).
 //
+// Threads. Where no node lets images of a batch meet, and there is one for each thread at least, a thread takes
+// a share of some images through all nodes, in a context of their own, then the next. Otherwise threads share
+// each node. The result is the same, bit for bit.
+//
 // Subnormal numbers count as zero inside a run (common/float_mode.h); the caller's floating-point mode is as
 // before afterwards.
 //
@@ -101,7 +105,7 @@ class Plan {
   // sizes that `shape` says. threads <= 0: default_threads(). Safe from several threads at once.
   void run(int64_t batch, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
            int threads) const;
-  // run, with the time of every node.
+  // run, with the time of every node: that of the first share of images, times how many a thread has.
   std::vector<NodeTiming> profile(int64_t batch, const std::vector<const float*>& inputs,
                                   const std::vector<float*>& outputs, int threads) const;
   // run, with the share of non-zeros of every value that a node writes (index: value), -1 for the others.
@@ -117,9 +121,8 @@ class Plan {
   std::vector<int64_t> shape(int value, int64_t batch) const;
   const std::vector<int>& inputs() const { return inputs_; }
   const std::vector<int>& outputs() const { return outputs_; }
-  // Bytes of the arena at this batch; what of it is packed maps; and the most heap that packed maps have
-  // spilled to so far.
-  size_t arena_bytes(int64_t batch) const;
+  // Bytes of the arenas of a run; the most heap that packed maps have spilled to so far.
+  size_t arena_bytes(int64_t batch, int threads) const;
   size_t weight_bytes() const;
   size_t spilled_bytes() const;
   // Frees the idle contexts.
@@ -135,6 +138,14 @@ class Plan {
   void place_operands(Context& c, const std::vector<const float*>& inputs,
                       const std::vector<float*>& outputs) const;
   void reserve_scratch(Context& c, int threads) const;
+  static int64_t share_of(size_t weight_bytes);
+  // Images of a share, and how many shares; none where the threads share each node.
+  struct Shares {
+    int64_t images = 0, count = 0;
+  };
+  Shares shares(int64_t batch, int threads) const;
+  void run_in_shares(int64_t batch, const std::vector<const float*>& inputs,
+                     const std::vector<float*>& outputs, int threads, std::vector<NodeTiming>* timings) const;
   void give_back(std::unique_ptr<Context> context) const;
   void execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
                int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities,
@@ -148,9 +159,11 @@ class Plan {
   std::vector<std::vector<int>> binds_;  // node -> packed roots that it is the first to write
   std::vector<int> first_, last_;        // root -> first and last node that touch it
   std::vector<int> inputs_, outputs_;
+  int64_t share_ = 0;  // most images of one; 0: images of a batch meet
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Context>> idle_;
   mutable size_t spilled_ = 0;
+  mutable int most_threads_ = 1;  // that were asked for so far
 };
 
 class PlanBuilder {
@@ -170,6 +183,7 @@ class PlanBuilder {
   void check_inputs(std::vector<bool>* written) const;
   void check_node(size_t node, std::vector<bool>* written, Plan* plan) const;
   void check_outputs(const Plan& plan) const;
+  bool images_apart() const;
 
   std::shared_ptr<WeightStore> store_;
   std::vector<ValueSpec> values_;

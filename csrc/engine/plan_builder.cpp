@@ -159,6 +159,15 @@ void PlanBuilder::check_outputs(const Plan& plan) const {
   }
 }
 
+// Whether the first size of every value that is not a constant, and that one alone, is the batch: nodes combine
+// along sizes that are known, so that no image meets another.
+bool PlanBuilder::images_apart() const {
+  return std::all_of(values_.begin(), values_.end(), [](const ValueSpec& v) {
+    return !v.data.empty() || (!v.dims.empty() && v.batch[0] && v.dims[0] == 1 &&
+                               std::count(v.batch.begin(), v.batch.end(), true) == 1);
+  });
+}
+
 std::unique_ptr<Plan> PlanBuilder::build() {
   std::unique_ptr<Plan> plan(new Plan());
   plan->isa_ = active_isa();
@@ -173,6 +182,7 @@ std::unique_ptr<Plan> PlanBuilder::build() {
   check_inputs(&written);
   for (size_t i = 0; i < nodes_.size(); ++i) check_node(i, &written, plan.get());
   check_outputs(*plan);
+  const bool apart = images_apart();
   plan->inputs_ = inputs_;
   plan->outputs_ = outputs_;
   for (NodeSpec& n : nodes_) {
@@ -180,6 +190,7 @@ std::unique_ptr<Plan> PlanBuilder::build() {
     plan->nodes_.push_back(make_node(std::move(n), values_, plan->isa_));
   }
   plan->values_ = std::move(values_);
+  if (apart) plan->share_ = Plan::share_of(plan->weight_bytes());
   *this = PlanBuilder();
   return plan;
 }

@@ -559,8 +559,8 @@ class CompiledModel:
         )
 
     def arena_bytes(self, batch: int = 1) -> int:
-        """Bytes of activations (the arena of one call) at this batch size."""
-        return int(self._plan.arena_bytes(batch))
+        """Bytes of activations (the arenas of one call) at this batch size."""
+        return int(self._plan.arena_bytes(batch, self.threads))
 
     def weight_bytes(self) -> int:
         """Bytes of packed weights and constants."""

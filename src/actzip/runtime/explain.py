@@ -153,13 +153,13 @@ class Explanation:
     __str__ = table
 
 
-def dense_arena_bytes(graph: g.Graph, batch: int) -> int:
+def dense_arena_bytes(graph: g.Graph, batch: int, threads: int = 1) -> int:
     """Bytes of the arena at this batch size, were every map of ``graph`` stored dense."""
     plain = graph.copy()
     for value in plain.values.values():
         value.storage = "dense"
         value.quant = None
-    return int(lower(plain).plan.arena_bytes(batch))
+    return int(lower(plain).plan.arena_bytes(batch, threads))
 
 
 def _uses(size: int, out: int, kernel: int, stride: int, before: int, dilation: int) -> g.Array:
@@ -292,8 +292,8 @@ def explain(
         sum(r.macs for r in rows),
         sum(r.effective_macs for r in rows),
         peak,
-        int(low.plan.arena_bytes(batch)),
-        dense_arena_bytes(graph, batch),
+        int(low.plan.arena_bytes(batch, threads)),
+        dense_arena_bytes(graph, batch, threads),
         int(low.plan.weight_bytes()),
         int(low.plan.spilled_bytes()),
         advice,
