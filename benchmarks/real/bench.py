@@ -161,9 +161,7 @@ def main() -> None:
                 if args.avx2:
                     made["int8"] = str(Path(folder) / "int8.onnx")
                     seen = [np.load(made["calibration"])]
-                    made["lacks"][INT8] = quantize(
-                        Path(made["rows"][0]["onnx"]), seen, Path(made["int8"])
-                    )
+                    made["lacks"][INT8] = quantize(Path(made["rows"][0]["onnx"]), seen, Path(made["int8"]))
             except Exception as error:  # a package that cannot be had does not stop the others
                 print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
                 failed = True

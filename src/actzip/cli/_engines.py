@@ -4,8 +4,8 @@ Run as a script (by :class:`actzip.cli._workers.Worker`), by any Python >= 3.8 t
 ``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy), ``output`` (where the answer on it
 goes), ``threads``, and what the engine needs: ``model`` (a name, as for ``actzip bench``) with
 ``state`` (its state dict) and ``thresholds`` (site -> number or list) where there are any,
-``onnx``, ``int8`` (an ONNX file of quantized operators), ``ncnn`` (without .param and .bin), ``compiled`` (a pickled compiled model),
-``calibration`` (a .npy).
+``onnx``, ``int8`` (an ONNX file of quantized operators), ``ncnn`` (without .param and .bin),
+``compiled`` (a pickled compiled model), ``calibration`` (a .npy).
 
 Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason}; then for
 each line ``run N SECONDS`` on standard input the milliseconds of N runs, or of as many as SECONDS
