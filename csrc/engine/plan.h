@@ -19,9 +19,9 @@
 // (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
 // calibrated `density` with some room; a run with more non-zeros takes more from the heap (spill).
 //
-// Threads. Where no node lets images of a batch meet, and there is one for each thread at least, a thread takes
-// a share of some images through all nodes, in a context of their own, then the next. Otherwise threads share
-// each node. The result is the same, bit for bit.
+// Threads. Where no node lets images of a batch meet, and there is one for each thread at least, a thread
+// takes a share of some images through all nodes, in a context of their own, then the next. Otherwise threads
+// share each node. The result is the same, bit for bit.
 //
 // Subnormal numbers count as zero inside a run (common/float_mode.h); the caller's floating-point mode is as
 // before afterwards.

@@ -159,8 +159,8 @@ void PlanBuilder::check_outputs(const Plan& plan) const {
   }
 }
 
-// Whether the first size of every value that is not a constant, and that one alone, is the batch: nodes combine
-// along sizes that are known, so that no image meets another.
+// Whether the first size of every value that is not a constant, and that one alone, is the batch: nodes
+// combine along sizes that are known, so that no image meets another.
 bool PlanBuilder::images_apart() const {
   return std::all_of(values_.begin(), values_.end(), [](const ValueSpec& v) {
     return !v.data.empty() || (!v.dims.empty() && v.batch[0] && v.dims[0] == 1 &&
