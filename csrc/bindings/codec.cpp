@@ -18,6 +18,7 @@
 #include "bindings/stats.h"
 #include "codec/container.h"
 #include "codec/crc32c.h"
+#include "codec/kernels.h"
 
 namespace nb = nanobind;
 using namespace actzip::codec;
@@ -26,6 +27,23 @@ namespace {
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using MutableArray = nb::ndarray<nb::device::cpu>;
+
+using Bytewise = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using ReadBytewise = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using MutableFloats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+
+// A map of `size` numbers of n inputs, as runs that each have one of `steps` steps, in turns.
+struct Runs {
+  size_t count = 0, size = 0;
+  Runs(size_t numbers, size_t n, size_t steps) {
+    if (numbers == 0) return;
+    count = steps == 1 ? 1 : n * steps;
+    if (steps == 0 || numbers % count != 0)
+      throw ArgumentError("as many steps as the map has channels are needed, or one");
+    size = numbers / count;
+  }
+};
 
 // A contiguous byte buffer: bytes, bytearray, memoryview, mmap, numpy array.
 class Bytes {
@@ -287,6 +305,39 @@ NB_MODULE(_codec, m) {
       },
       nb::arg("array"), nb::arg("signed"), nb::arg("threads") = 0,
       "(least, greatest) of an integer array and zero.");
+
+  m.def(
+      "to_levels",
+      [](Floats x, Floats inverse, float rounding, int most, bool is_signed, Bytewise out) {
+        const Runs r(x.size(), x.ndim() > 0 ? x.shape(0) : 1, inverse.size());
+        if (out.size() != x.size() || out.itemsize() != 1) throw ArgumentError("to_levels: a byte a number");
+        auto* q = static_cast<uint8_t*>(out.data());
+        bool finite = true;
+        nb::gil_scoped_release release;
+        for (size_t i = 0; i < r.count; ++i)
+          finite &= kernels().to_levels(x.data() + i * r.size, r.size, inverse.data()[i % inverse.size()],
+                                        rounding, static_cast<float>(most), is_signed, q + i * r.size);
+        return finite;
+      },
+      nb::arg("x"), nb::arg("inverse"), nb::arg("rounding"), nb::arg("most"), nb::arg("signed"),
+      nb::arg("out"),
+      "Integers of a contiguous map (N, C, ...) for one inverse step, or one a channel, into a contiguous "
+      "array of bytes; whether all numbers were finite.");
+
+  m.def(
+      "from_levels",
+      [](ReadBytewise q, Floats table, Floats step, bool few, MutableFloats out) {
+        const Runs r(out.size(), out.ndim() > 0 ? out.shape(0) : 1, step.size());
+        if (q.nbytes() != out.size() || table.size() != 256)
+          throw ArgumentError("from_levels: a byte a number, and a table of 256");
+        const auto* from = static_cast<const uint8_t*>(q.data());
+        nb::gil_scoped_release release;
+        for (size_t i = 0; i < r.count; ++i)
+          kernels().from_levels(from + i * r.size, r.size, table.data(), step.data()[i % step.size()], few,
+                                out.data() + i * r.size);
+      },
+      nb::arg("q"), nb::arg("table"), nb::arg("step"), nb::arg("few"), nb::arg("out"),
+      "The map that bytes stand for, by a table and one step, or one a channel; few: all are below 32.");
 
   m.def(
       "crc32c",

@@ -99,6 +99,13 @@ struct Kernels {
   void (*unzigzag8)(uint8_t* s, size_t n);
   void (*unzigzag16)(uint16_t* s, size_t n);
 
+  // Levels of split networks: out[i] = min(most, max(0, x[i] * inverse + rounding)) rounded down; signed
+  // (then two's complement): by its magnitude, with x's sign. False if an x is not finite.
+  bool (*to_levels)(const float* x, size_t n, float inverse, float rounding, float most, bool is_signed,
+                    uint8_t* out);
+  // out[i] = table[q[i]] * step; a table of 256. few: all q are below 32.
+  void (*from_levels)(const uint8_t* q, size_t n, const float* table, float step, bool few, float* out);
+
   // CRC-32C, see crc32c.h.
   uint32_t (*crc32c)(const uint8_t* p, size_t n);
 };

@@ -8,6 +8,7 @@
 #include "codec/golomb_encode.inl.h"
 #include "codec/golomb_size.inl.h"
 #include "codec/kernels.h"
+#include "codec/levels.inl.h"
 #include "codec/masks.inl.h"
 #include "codec/passes.inl.h"
 
@@ -30,7 +31,8 @@ const Kernels kTable = {
     range<int8_t>,      range<uint16_t>,
     range<int16_t>,     zigzag<uint8_t>,
     zigzag<uint16_t>,   unzigzag<uint8_t>,
-    unzigzag<uint16_t>, crc32c,
+    unzigzag<uint16_t>, to_levels_any,
+    from_levels,        crc32c,
 };
 
 }  // namespace actzip::codec::ACTZIP_ISA_NS

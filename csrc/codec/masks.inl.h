@@ -19,9 +19,12 @@ inline void store_at(U* p, size_t i, U v) {
 }
 
 #if ACTZIP_BMI2
-// The bytes (16-bit lanes) of x whose bit in m is set, as a mask of whole lanes.
-inline uint64_t lanes8(uint64_t m) { return _pdep_u64(m, 0x0101010101010101u) * 255u; }
-inline uint64_t lanes16(uint64_t m) { return _pdep_u64(m, 0x0001000100010001u) * 65535u; }
+// The bytes (16-bit lanes) of a word whose bit in m is set, as a mask of whole lanes.
+template <class U>
+inline uint64_t lanes(uint64_t m) {
+  return sizeof(U) == 1 ? _pdep_u64(m, 0x0101010101010101u) * 255u
+                        : _pdep_u64(m, 0x0001000100010001u) * 65535u;
+}
 #endif
 
 inline uint64_t nonzero_mask(const uint8_t* s) {
@@ -76,65 +79,47 @@ inline uint64_t nonzero_mask(const uint32_t* s) {
 }
 
 // The values of s[0, 64) whose bit in m is set, to out (64 elements may be written). Returns their number.
-inline size_t squeeze(const uint8_t* s, uint64_t m, uint8_t* out) {
+template <class U>
+inline size_t squeeze(const U* s, uint64_t m, U* out) {
 #if ACTZIP_VBMI2
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(m, _mm512_loadu_si512(s)));
-  return static_cast<size_t>(ones64(m));
+  if constexpr (sizeof(U) == 1) {
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(m, _mm512_loadu_si512(s)));
+    return static_cast<size_t>(ones64(m));
+  }
+  if constexpr (sizeof(U) == 2) {
+    const uint32_t a = static_cast<uint32_t>(m), b = static_cast<uint32_t>(m >> 32);
+    const size_t na = static_cast<size_t>(ones64(a));
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(a, _mm512_loadu_si512(s)));
+    _mm512_storeu_si512(out + na, _mm512_maskz_compress_epi16(b, _mm512_loadu_si512(s + 32)));
+    return na + static_cast<size_t>(ones64(b));
+  }
 #elif ACTZIP_BMI2
-  uint8_t* o = out;
-  for (int i = 0; i < 8; ++i) {
-    const uint64_t b = m >> (8 * i) & 255;
-    store64(o, _pext_u64(load64(s + 8 * i), lanes8(b)));
-    o += ones64(b);
+  if constexpr (sizeof(U) <= 2) {
+    constexpr int n = 8 / sizeof(U);  // in a word
+    U* o = out;
+    for (int i = 0; i < 64; i += n) {
+      const uint64_t b = m >> i & ((1u << n) - 1);
+      store64(o, _pext_u64(load64(s + i), lanes<U>(b)));
+      o += ones64(b);
+    }
+    return static_cast<size_t>(o - out);
   }
-  return static_cast<size_t>(o - out);
-#else
-  size_t n = 0;
-  for (int i = 0; i < 64; ++i) {
-    store_at(out, n, s[i]);
-    n += m >> i & 1;
-  }
-  return n;
 #endif
-}
-inline size_t squeeze(const uint16_t* s, uint64_t m, uint16_t* out) {
-#if ACTZIP_VBMI2
-  const uint32_t a = static_cast<uint32_t>(m), b = static_cast<uint32_t>(m >> 32);
-  const size_t na = static_cast<size_t>(ones64(a));
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(a, _mm512_loadu_si512(s)));
-  _mm512_storeu_si512(out + na, _mm512_maskz_compress_epi16(b, _mm512_loadu_si512(s + 32)));
-  return na + static_cast<size_t>(ones64(b));
-#elif ACTZIP_BMI2
-  uint16_t* o = out;
-  for (int i = 0; i < 16; ++i) {
-    const uint64_t b = m >> (4 * i) & 15;
-    store64(o, _pext_u64(load64(s + 4 * i), lanes16(b)));
-    o += ones64(b);
-  }
-  return static_cast<size_t>(o - out);
-#else
-  size_t n = 0;
-  for (int i = 0; i < 64; ++i) {
-    store_at(out, n, s[i]);
-    n += m >> i & 1;
-  }
-  return n;
-#endif
-}
-inline size_t squeeze(const uint32_t* s, uint64_t m, uint32_t* out) {
   size_t n = 0;
 #if defined(__AVX512F__)
-  for (int i = 0; i < 4; ++i) {
-    const __mmask16 b = static_cast<__mmask16>(m >> (16 * i));
-    _mm512_storeu_si512(out + n, _mm512_maskz_compress_epi32(b, _mm512_loadu_si512(s + 16 * i)));
-    n += static_cast<size_t>(ones64(b));
+  if constexpr (sizeof(U) == 4) {
+    for (int i = 0; i < 4; ++i) {
+      const __mmask16 b = static_cast<__mmask16>(m >> (16 * i));
+      _mm512_storeu_si512(out + n, _mm512_maskz_compress_epi32(b, _mm512_loadu_si512(s + 16 * i)));
+      n += static_cast<size_t>(ones64(b));
+    }
+    return n;
   }
-#else
+#endif
   for (int i = 0; i < 64; ++i) {
     store_at(out, n, s[i]);
     n += m >> i & 1;
   }
-#endif
   return n;
 }
 
@@ -161,68 +146,48 @@ size_t compress(const U* s, size_t n, uint8_t flip, uint8_t* mask, U* values) {
 }
 
 // Puts values to the places of out[0, 64) whose bit in m is set, zero elsewhere. Returns how many were used.
-inline size_t spread(const uint8_t* v, uint64_t m, uint8_t* out) {
+template <class U>
+inline size_t spread(const U* v, uint64_t m, U* out) {
 #if ACTZIP_VBMI2
-  _mm512_storeu_si512(out, _mm512_maskz_expand_epi8(m, _mm512_loadu_si512(v)));
-  return static_cast<size_t>(ones64(m));
+  if constexpr (sizeof(U) == 1) {
+    _mm512_storeu_si512(out, _mm512_maskz_expand_epi8(m, _mm512_loadu_si512(v)));
+    return static_cast<size_t>(ones64(m));
+  }
+  if constexpr (sizeof(U) == 2) {
+    const uint32_t a = static_cast<uint32_t>(m), b = static_cast<uint32_t>(m >> 32);
+    const size_t na = static_cast<size_t>(ones64(a));
+    _mm512_storeu_si512(out, _mm512_maskz_expand_epi16(a, _mm512_loadu_si512(v)));
+    _mm512_storeu_si512(out + 32, _mm512_maskz_expand_epi16(b, _mm512_loadu_si512(v + na)));
+    return na + static_cast<size_t>(ones64(b));
+  }
 #elif ACTZIP_BMI2
-  const uint8_t* p = v;
-  for (int i = 0; i < 8; ++i) {
-    const uint64_t b = m >> (8 * i) & 255;
-    store64(out + 8 * i, _pdep_u64(load64(p), lanes8(b)));
-    p += ones64(b);
+  if constexpr (sizeof(U) <= 2) {
+    constexpr int n = 8 / sizeof(U);  // in a word
+    const U* p = v;
+    for (int i = 0; i < 64; i += n) {
+      const uint64_t b = m >> i & ((1u << n) - 1);
+      store64(out + i, _pdep_u64(load64(p), lanes<U>(b)));
+      p += ones64(b);
+    }
+    return static_cast<size_t>(p - v);
   }
-  return static_cast<size_t>(p - v);
-#else
-  size_t n = 0;
-  for (int i = 0; i < 64; ++i) {
-    const unsigned b = m >> i & 1;
-    out[i] = static_cast<uint8_t>(load_at(v, n) & (0u - b));
-    n += b;
-  }
-  return n;
 #endif
-}
-inline size_t spread(const uint16_t* v, uint64_t m, uint16_t* out) {
-#if ACTZIP_VBMI2
-  const uint32_t a = static_cast<uint32_t>(m), b = static_cast<uint32_t>(m >> 32);
-  const size_t na = static_cast<size_t>(ones64(a));
-  _mm512_storeu_si512(out, _mm512_maskz_expand_epi16(a, _mm512_loadu_si512(v)));
-  _mm512_storeu_si512(out + 32, _mm512_maskz_expand_epi16(b, _mm512_loadu_si512(v + na)));
-  return na + static_cast<size_t>(ones64(b));
-#elif ACTZIP_BMI2
-  const uint16_t* p = v;
-  for (int i = 0; i < 16; ++i) {
-    const uint64_t b = m >> (4 * i) & 15;
-    store64(out + 4 * i, _pdep_u64(load64(p), lanes16(b)));
-    p += ones64(b);
-  }
-  return static_cast<size_t>(p - v);
-#else
-  size_t n = 0;
-  for (int i = 0; i < 64; ++i) {
-    const unsigned b = m >> i & 1;
-    out[i] = static_cast<uint16_t>(load_at(v, n) & (0u - b));
-    n += b;
-  }
-  return n;
-#endif
-}
-inline size_t spread(const uint32_t* v, uint64_t m, uint32_t* out) {
   size_t n = 0;
 #if defined(__AVX512F__)
-  for (int i = 0; i < 4; ++i) {
-    const __mmask16 b = static_cast<__mmask16>(m >> (16 * i));
-    _mm512_storeu_si512(out + 16 * i, _mm512_maskz_expand_epi32(b, _mm512_loadu_si512(v + n)));
-    n += static_cast<size_t>(ones64(b));
-  }
-#else
-  for (int i = 0; i < 64; ++i) {
-    const uint32_t b = static_cast<uint32_t>(m >> i & 1);
-    out[i] = load_at(v, n) & (0u - b);
-    n += b;
+  if constexpr (sizeof(U) == 4) {
+    for (int i = 0; i < 4; ++i) {
+      const __mmask16 b = static_cast<__mmask16>(m >> (16 * i));
+      _mm512_storeu_si512(out + 16 * i, _mm512_maskz_expand_epi32(b, _mm512_loadu_si512(v + n)));
+      n += static_cast<size_t>(ones64(b));
+    }
+    return n;
   }
 #endif
+  for (int i = 0; i < 64; ++i) {
+    const unsigned b = m >> i & 1;
+    out[i] = static_cast<U>(load_at(v, n) & (0u - b));
+    n += b;
+  }
   return n;
 }
 

@@ -1,6 +1,8 @@
 // Bits of the parameters of `rans`.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -9,11 +11,7 @@
 
 namespace actzip::codec::rans {
 
-inline int bit_length(uint32_t v) {
-  int n = 0;
-  while (v) ++n, v >>= 1;
-  return n;
-}
+inline int bit_length(uint32_t v) { return static_cast<int>(std::bit_width(v)); }
 
 inline int bits_for(uint32_t count) { return bit_length(count - 1); }  // to tell `count` things apart
 
@@ -22,10 +20,11 @@ class BitWriter {
  public:
   explicit BitWriter(std::vector<uint8_t>* out) : out_(out) {}
   void put(uint32_t v, int bits) {
-    for (int i = 0; i < bits; ++i) {
+    for (int some; bits > 0; bits -= some, v >>= some) {
       if (used_ == 0) out_->push_back(0);
-      out_->back() = static_cast<uint8_t>(out_->back() | (v >> i & 1) << used_);
-      used_ = (used_ + 1) & 7;
+      some = std::min(bits, 8 - used_);
+      out_->back() = static_cast<uint8_t>(out_->back() | (v & ((1u << some) - 1)) << used_);
+      used_ = (used_ + some) & 7;
     }
   }
   // Elias gamma, v >= 1: bit length - 1 zeros, then a one, then the bits below the leading one.
@@ -47,7 +46,11 @@ class BitReader {
   uint32_t get(int n, const char* what) {
     if (static_cast<uint64_t>(n) > bits_ - pos_) fail(what, "is cut off");
     uint32_t v = 0;
-    for (int i = 0; i < n; ++i, ++pos_) v |= static_cast<uint32_t>(p_[pos_ >> 3] >> (pos_ & 7) & 1) << i;
+    for (int some, done = 0; done < n; done += some, pos_ += static_cast<uint64_t>(some)) {
+      const int used = static_cast<int>(pos_ & 7);
+      some = std::min(n - done, 8 - used);
+      v |= (static_cast<uint32_t>(p_[pos_ >> 3]) >> used & ((1u << some) - 1)) << done;
+    }
     return v;
   }
   uint32_t gamma(const char* what) {

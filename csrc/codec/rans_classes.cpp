@@ -1,175 +1,214 @@
 #include <algorithm>
-#include <atomic>
 #include <numeric>
 
+#include "codec/kernels.h"
 #include "codec/rans_plan.h"
 #include "common/thread_pool.h"
 
 namespace actzip::codec::rans {
+
 namespace {
 
-struct LogTable {
-  uint16_t row[4096];
-  LogTable() {
-    row[0] = 0;
-    for (uint32_t v = 1; v < 4096; ++v) {
-      int e = 31;
-      while (!(v >> e)) --e;
-      uint64_t m = static_cast<uint64_t>(v) << (31 - e);
-      uint32_t r = static_cast<uint32_t>(e);
-      for (int k = 0; k < 8; ++k) {
-        m = m * m >> 31;
-        r = r << 1 | static_cast<uint32_t>(m >> 32);
-        m >>= m >> 32;
-      }
-      row[v] = static_cast<uint16_t>(r);
+constexpr LogTable make_logs() {
+  LogTable t{};
+  for (uint32_t v = 1; v < 4096; ++v) {
+    const int e = static_cast<int>(std::bit_width(v)) - 1;
+    uint64_t m = static_cast<uint64_t>(v) << (31 - e);
+    uint32_t r = static_cast<uint32_t>(e);
+    for (int k = 0; k < 8; ++k) {
+      m = m * m >> 31;
+      r = r << 1 | static_cast<uint32_t>(m >> 32);
+      m >>= m >> 32;
     }
+    t.row[v] = static_cast<uint16_t>(r);
   }
-};
+  return t;
+}
 
-constexpr size_t kWide = 8;  // classes, at most: the prices of a pair lie together
+size_t worker_count(int threads) { return static_cast<size_t>(threads > 0 ? threads : default_threads()); }
+
+// f(channel, worker) on all threads.
+template <class F>
+void each_channel(size_t channels, int threads, F&& f) {
+  const size_t together = channels / 64 + 1;  // channels of a task
+  const auto tasks = static_cast<int64_t>((channels + together - 1) / together);
+  parallel_for(tasks, threads, [&](int64_t i, int w) {
+    const size_t first = static_cast<size_t>(i) * together;
+    for (size_t c = first; c < std::min(channels, first + together); ++c) f(c, w);
+  });
+}
+
+}  // namespace
+
+constexpr LogTable kLogTable = make_logs();
+
+size_t PairCounter::squeeze(const uint16_t* pairs, size_t n) {
+  return kernels().compress16(pairs, n, 0, mask_, some_);
+}
+
+Channels::Channels(const Sample& sample, size_t pairs, int threads)
+    : spans_(sample.channels), counts_(worker_count(threads)) {
+  // The pieces of each channel together: one thread has all of them.
+  std::vector<size_t> begin(sample.channels + 1, 0);
+  for (const Piece& p : sample.pieces) ++begin[p.channel + 1];
+  std::partial_sum(begin.begin(), begin.end(), begin.begin());
+  std::vector<size_t> next = begin;
+  std::vector<Piece> sorted(sample.pieces.size());
+  for (const Piece& p : sample.pieces) sorted[next[p.channel]++] = p;
+
+  struct Work {
+    PairCounter counter;
+    std::vector<uint32_t> row;
+    std::vector<uint16_t> seen;
+  };
+  std::vector<std::unique_ptr<Work>> works(counts_.size());
+  each_channel(sample.channels, threads, [&](size_t c, int w) {
+    const auto worker = static_cast<size_t>(w);
+    if (!works[worker]) {
+      works[worker] = std::make_unique<Work>();
+      works[worker]->row.assign(pairs, 0);
+      works[worker]->seen.resize(pairs + 1);
+    }
+    Work& work = *works[worker];
+    std::vector<RansCount>& to = counts_[worker];
+    Span& span = spans_[c];
+    span = {w, to.size(), 0, 0};
+    size_t seen = 0;
+    for (size_t i = begin[c]; i < begin[c + 1]; ++i) {
+      const Piece& p = sorted[i];
+      seen += work.counter.add_seen(&sample.pairs[p.at], p.size, work.row.data(), &work.seen[seen]);
+      span.symbols += p.size;
+    }
+    const auto take = [&](uint32_t pair) {
+      to.push_back({pair, work.row[pair]});
+      work.row[pair] = 0;
+    };
+    if (work.row[0] > 0) take(0);
+    for (size_t i = 0; i < seen; ++i) take(work.seen[i]);
+    span.size = to.size() - span.begin;
+  });
+}
+
+namespace {
 
 class Clustering {
  public:
-  Clustering(const Sample& sample, uint32_t classes, int threads)
-      : s_(sample), classes_(classes), threads_(threads), of_(sample.channels) {
-    // The pieces of each channel together: one thread has all of them.
-    begin_.assign(s_.channels + 1, 0);
-    for (const Piece& p : s_.pieces) ++begin_[p.channel + 1];
-    std::partial_sum(begin_.begin(), begin_.end(), begin_.begin());
-    std::vector<size_t> next = begin_;
-    sorted_.resize(s_.pieces.size());
-    for (const Piece& p : s_.pieces) sorted_[next[p.channel]++] = p;
-    counts_.resize(s_.cells * classes);
-    price_.resize(s_.cells * kWide);
-    parts_.resize(static_cast<size_t>(threads > 0 ? threads : default_threads()));
+  Clustering(const Channels& channels, size_t pairs, int tokens, uint32_t classes, int threads)
+      : channels_(channels), pairs_(pairs), tokens_(tokens), classes_(classes), threads_(threads) {
+    counts_.assign(pairs * classes, 0);
+    price_.assign(pairs * kRansClasses, 0);
+    start();
+    find_used();
   }
 
-  std::vector<uint8_t> run() {
-    start();
+  Classes run() {
     for (int round = 0; round < 3; ++round) {
-      count();
       set_prices();
       if (!move()) break;
     }
-    return std::move(of_);
+    return {std::move(of_), std::move(counts_)};
   }
 
  private:
-  // f(channel, worker) on all threads.
-  template <class F>
-  void each_channel(F&& f) const {
-    const size_t together = s_.channels / 64 + 1;  // channels of a task
-    const auto tasks = static_cast<int64_t>((s_.channels + together - 1) / together);
-    parallel_for(tasks, threads_, [&](int64_t i, int w) {
-      const size_t first = static_cast<size_t>(i) * together;
-      for (size_t c = first; c < std::min(s_.channels, first + together); ++c) f(c, w);
-    });
-  }
-  template <class F>
-  void each_piece(size_t channel, F&& f) const {
-    for (size_t k = begin_[channel]; k < begin_[channel + 1]; ++k) f(sorted_[k]);
-  }
-
-  // Classes of equal size, by the channels' mean pair.
+  // Channels by the mean of their pairs, cut into classes of equal size.
   void start() {
-    std::vector<uint64_t> mean(s_.channels);
-    each_channel([&](size_t c, int) {
-      uint64_t sum = 0, size = 0;
-      each_piece(c, [&](const Piece& p) {
-        for (size_t i = p.at; i < p.at + p.size; ++i) sum += s_.pairs[i];
-        size += p.size;
-      });
-      mean[c] = size ? (sum << 8) / size : 0;
-    });
-    std::vector<uint32_t> order(s_.channels);
+    const size_t n = channels_.size();
+    std::vector<uint64_t> mean(n, 0);
+    for (size_t c = 0; c < n; ++c) {
+      uint64_t sum = 0;
+      for (const RansCount* p = channels_.begin(c); p != channels_.end(c); ++p)
+        sum += uint64_t{p->pair} * p->count;
+      if (channels_.symbols(c)) mean[c] = (sum << 8) / channels_.symbols(c);
+    }
+    std::vector<uint32_t> order(n);
     std::iota(order.begin(), order.end(), 0u);
     std::sort(order.begin(), order.end(),
               [&](uint32_t a, uint32_t b) { return mean[a] != mean[b] ? mean[a] < mean[b] : a < b; });
-    for (size_t i = 0; i < s_.channels; ++i) of_[order[i]] = static_cast<uint8_t>(i * classes_ / s_.channels);
-  }
-
-  // The pairs of each class.
-  void count() {
-    for (auto& part : parts_) std::fill(part.begin(), part.end(), 0u);
-    each_channel([&](size_t c, int w) {
-      auto& part = parts_[static_cast<size_t>(w)];
-      part.resize(counts_.size(), 0u);
-      uint32_t* row = &part[of_[c] * s_.cells];
-      each_piece(c, [&](const Piece& p) {
-        for (size_t i = p.at; i < p.at + p.size; ++i) ++row[s_.pairs[i]];
-      });
-    });
-    std::fill(counts_.begin(), counts_.end(), 0u);
-    for (const auto& part : parts_)
-      for (size_t i = 0; i < part.size(); ++i) counts_[i] += part[i];
-  }
-
-  // What each pair costs in each class.
-  void set_prices() {
-    std::fill(price_.begin(), price_.end(), 0u);
-    const auto tokens = static_cast<size_t>(s_.tokens);
-    for (uint32_t k = 0; k < classes_; ++k)
-      for (size_t c = 0; c < s_.cells; c += tokens) {
-        const uint32_t* row = &counts_[k * s_.cells + c];
-        uint64_t total = tokens;
-        for (size_t t = 0; t < tokens; ++t) total += 16 * static_cast<uint64_t>(row[t]);
-        const uint64_t all = log2_256(total);
-        for (size_t t = 0; t < tokens; ++t)
-          price_[(c + t) * kWide + k] =
-              static_cast<uint32_t>(all - log2_256(16 * static_cast<uint64_t>(row[t]) + 1));
-      }
-  }
-
-  void add_costs(const Piece& p, uint64_t* cost) const {
-    for (size_t i = p.at; i < p.at + p.size;) {
-      uint32_t acc[kWide] = {};
-      const size_t end = std::min(p.at + p.size, i + 65536);
-      for (; i < end; ++i) {
-        const uint32_t* from = &price_[s_.pairs[i] * kWide];
-        for (size_t k = 0; k < kWide; ++k) acc[k] += from[k];
-      }
-      for (size_t k = 0; k < kWide; ++k) cost[k] += acc[k];
+    of_.resize(n);
+    for (size_t i = 0; i < n; ++i) {
+      of_[order[i]] = static_cast<uint8_t>(i * classes_ / n);
+      add(order[i], of_[order[i]], 1);
     }
+  }
+
+  // The channel's counts to its class's, or (times: -1) from them.
+  void add(size_t channel, uint8_t to, uint32_t times) {
+    uint32_t* row = &counts_[to * pairs_];
+    for (const RansCount* p = channels_.begin(channel); p != channels_.end(channel); ++p)
+      row[p->pair] += times * p->count;
+  }
+
+  void find_used() {
+    for (size_t pair = 0; pair < pairs_; ++pair) {
+      uint32_t any = 0;
+      for (uint32_t k = 0; k < classes_; ++k) any |= counts_[k * pairs_ + pair];
+      if (any) used_.push_back(static_cast<uint32_t>(pair));
+    }
+  }
+
+  // What each pair that occurs costs in each class.
+  void set_prices() {
+    const auto tokens = static_cast<uint32_t>(tokens_);
+    for (size_t from = 0, to = 0; from < used_.size(); from = to) {
+      const uint32_t context = used_[from] / tokens;
+      while (to < used_.size() && used_[to] / tokens == context) ++to;
+      for (uint32_t k = 0; k < classes_; ++k) {
+        const uint32_t* row = &counts_[k * pairs_];
+        uint64_t total = tokens;
+        for (size_t i = from; i < to; ++i) total += 16 * uint64_t{row[used_[i]]};
+        const uint64_t all = log2_256(total);
+        for (size_t i = from; i < to; ++i)
+          price_[used_[i] * kRansClasses + k] =
+              static_cast<uint32_t>(all - log2_256(16 * uint64_t{row[used_[i]]} + 1));
+      }
+    }
+  }
+
+  uint8_t cheapest(size_t channel) const {
+    uint64_t cost[kRansClasses] = {};
+    const RansCount *begin = channels_.begin(channel), *end = channels_.end(channel);
+    if (channels_.symbols(channel) <= kRansFewest) {
+      rans_kernels().costs(begin, static_cast<size_t>(end - begin), price_.data(), cost);
+    } else {
+      for (const RansCount* p = begin; p != end; ++p)
+        for (size_t k = 0; k < kRansClasses; ++k)
+          cost[k] += uint64_t{p->count} * price_[p->pair * kRansClasses + k];
+    }
+    uint8_t best = of_[channel];
+    for (uint32_t k = 0; k < classes_; ++k)
+      if (cost[k] < cost[best]) best = static_cast<uint8_t>(k);
+    return best;
   }
 
   // Each channel to its cheapest class; whether one has moved.
   bool move() {
-    std::atomic<bool> moved{false};
-    each_channel([&](size_t c, int) {
-      uint64_t cost[kWide] = {};
-      each_piece(c, [&](const Piece& p) { add_costs(p, cost); });
-      uint8_t best = of_[c];
-      for (uint32_t k = 0; k < classes_; ++k)
-        if (cost[k] < cost[best]) best = static_cast<uint8_t>(k);
-      if (best != of_[c]) moved.store(true, std::memory_order_relaxed);
-      of_[c] = best;
-    });
+    std::vector<uint8_t> next(of_.size());
+    each_channel(of_.size(), threads_, [&](size_t c, int) { next[c] = cheapest(c); });
+    bool moved = false;
+    for (size_t c = 0; c < next.size(); ++c) {
+      if (next[c] == of_[c]) continue;
+      add(c, of_[c], ~0u);
+      add(c, next[c], 1);
+      moved = true;
+    }
+    of_ = std::move(next);
     return moved;
   }
 
-  const Sample& s_;
+  const Channels& channels_;
+  size_t pairs_;
+  int tokens_;
   uint32_t classes_;
   int threads_;
-  std::vector<uint8_t> of_;    // the class of each channel
-  std::vector<size_t> begin_;  // of each channel in sorted_
-  std::vector<Piece> sorted_;
-  std::vector<uint32_t> counts_, price_;      // [class][pair], [pair][class]
-  std::vector<std::vector<uint32_t>> parts_;  // counts of each worker
+  std::vector<uint8_t> of_;               // the class of each channel
+  std::vector<uint32_t> counts_, price_;  // [class][pair], [pair][class]
+  std::vector<uint32_t> used_;            // pairs that occur, ascending
 };
 
 }  // namespace
 
-uint64_t log2_256(uint64_t v) {
-  static const LogTable table;
-  uint64_t shift = 0;
-  while (v >= (uint64_t{1} << 24)) v >>= 12, shift += 12;
-  while (v >= 4096) v >>= 1, ++shift;
-  return shift * 256 + table.row[v];
-}
-
-std::vector<uint8_t> cluster(const Sample& sample, uint32_t classes, int threads) {
-  return Clustering(sample, classes, threads).run();
+Classes cluster(const Channels& channels, size_t pairs, int tokens, uint32_t classes, int threads) {
+  return Clustering(channels, pairs, tokens, classes, threads).run();
 }
 
 }  // namespace actzip::codec::rans

@@ -1,5 +1,5 @@
-// What the inner loop of the `rans` decoder (rans.inl.h, compiled once per instruction set) shares with the
-// rest of it (rans.cpp). The format is described in docs/bitstream.md.
+// What the inner loops of `rans` (rans.inl.h, rans_encode.inl.h, compiled once per instruction set) share
+// with the rest of it. The format is described in docs/bitstream.md.
 #pragma once
 
 #include <cstddef>
@@ -61,7 +61,42 @@ struct RansStream {
   }
 };
 
-// Decodes a group; false if the stream ended too early.
-using RansDecodeGroup = bool (*)(const RansGroup& group, RansStream* stream);
+// A group of up to `lanes` stripes that are encoded side by side. Places are lanes from the last to the
+// first, because that is the order in which an encoder, which goes backwards, meets their words.
+struct RansEncodeGroup {
+  int lanes;                    // 4, 8, 16 or 32
+  uint32_t steps;               // the longest stripe
+  uint32_t last;                // the chunk's last symbol
+  int prec;                     // tables have 2^prec slots
+  bool wide;                    // some token has more than 16 raw bits
+  bool rotate;                  // symbols are rotated left by one bit first
+  int width;                    // bytes a symbol: 1, 2, 4
+  const uint32_t* entries;      // [class][pair]: raw bits << 25 | first slot << 13 | frequency
+  const uint64_t* reciprocals;  // [frequency]: ceil(2^44 / frequency)
+  const uint16_t* pairs;        // of the chunk's symbols, see rans_tokens.h; 4 readable bytes of slack
+  const void* symbols;          // of the chunk; 4 readable bytes of slack
+  alignas(64) uint32_t offset[kRansMaxLanes];  // of each place's stripe in the chunk
+  alignas(64) uint32_t length[kRansMaxLanes];  // 0 for a place without one
+  alignas(64) uint32_t row[kRansMaxLanes];     // where in `entries` the class of its channel begins
+  alignas(64) uint32_t state[kRansMaxLanes];
+};
+
+// How often a pair occurs in a channel.
+struct RansCount {
+  uint32_t pair, count;
+};
+inline constexpr size_t kRansClasses = 8;               // most of them: the prices of a pair lie together
+inline constexpr size_t kRansFewest = size_t{1} << 16;  // symbols whose prices add up below 2^32
+
+struct RansKernels {
+  // Decodes a group; false if the stream ended too early.
+  bool (*decode)(const RansGroup& group, RansStream* stream);
+  // Encodes a group, from its last step to its first. Words go to `words` in the order in which an encoder
+  // makes them, the reverse of the payload's; 32 words of slack. Returns their end.
+  uint16_t* (*encode)(RansEncodeGroup* group, uint16_t* words);
+  // cost[k] += what counts[0, n) of at most kRansFewest symbols cost by price[pair][k].
+  void (*costs)(const RansCount* counts, size_t n, const uint32_t* price, uint64_t* cost);
+};
+const RansKernels& rans_kernels();
 
 }  // namespace actzip::codec

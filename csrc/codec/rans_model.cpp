@@ -85,7 +85,7 @@ void read_classes(const MapInfo& info, BitReader& b, Model& m) {
 // Where each class's tables begin.
 void read_starts(BitReader& b, Model& m) {
   uint32_t tables = 0;
-  const uint32_t contexts = static_cast<uint32_t>(m.contexts());
+  const uint32_t contexts = static_cast<uint32_t>(m.alphabet.contexts());
   m.start.assign(m.classes, std::vector<uint8_t>(contexts, 0));
   for (auto& s : m.start) {
     const uint32_t n = b.gamma("the number of tables");

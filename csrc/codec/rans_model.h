@@ -24,8 +24,6 @@ struct Model {
   std::vector<uint8_t> class_of;            // of each channel; empty for one class
   std::vector<std::vector<uint8_t>> start;  // [class][context]: 1 where a new table begins
   std::vector<Frequencies> tables;
-
-  int contexts() const { return 2 * (alphabet.count - 1) + 1; }
 };
 
 // Frequencies of sum 2^prec for the counts: every token that occurs gets at least 1.

@@ -1,6 +1,7 @@
 #include "codec/rans_plan.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "codec/rans_bits.h"
 #include "codec/rans_model.h"
@@ -41,14 +42,16 @@ class Runs {
   Runs(const uint64_t* h, int contexts, int tokens) : contexts_(contexts), n_(tokens) {
     for (int k = 0; k < contexts; ++k) {
       const uint64_t* c = h + static_cast<size_t>(k) * static_cast<size_t>(n_);
-      if (std::all_of(c, c + n_, [](uint64_t v) { return v == 0; })) continue;
-      runs_.push_back({k, std::vector<uint64_t>(c, c + n_), cost_of(c, n_)});
+      const int used = used_of(c);
+      if (used == 0) continue;
+      used_ = std::max(used_, used);
+      runs_.push_back({k, std::vector<uint64_t>(c, c + n_), cost_of(c, used)});
     }
     if (runs_.empty()) {
       runs_.push_back({0, std::vector<uint64_t>(static_cast<size_t>(n_), 0), 0});
       runs_[0].c[0] = 1;
     }
-    both_.resize(static_cast<size_t>(n_));
+    both_.resize(static_cast<size_t>(used_));
     for (size_t i = 0; i < runs_.size(); ++i) set_gain(i);
   }
 
@@ -60,7 +63,7 @@ class Runs {
         if (runs_[i].gain > runs_[best].gain) best = i;
       if (runs_[best].gain <= 0 && runs_.size() <= limit) break;
       for (size_t t = 0; t < both_.size(); ++t) runs_[best].c[t] += runs_[best + 1].c[t];
-      runs_[best].cost = cost_of(runs_[best].c.data(), n_);
+      runs_[best].cost = cost_of(runs_[best].c.data(), used_);
       runs_.erase(runs_.begin() + static_cast<std::ptrdiff_t>(best) + 1);
       set_gain(best);
       if (best > 0) set_gain(best - 1);
@@ -89,35 +92,18 @@ class Runs {
     if (i + 1 >= runs_.size()) return;
     for (size_t t = 0; t < both_.size(); ++t) both_[t] = runs_[i].c[t] + runs_[i + 1].c[t];
     runs_[i].gain = static_cast<int64_t>(runs_[i].cost + runs_[i + 1].cost) -
-                    static_cast<int64_t>(cost_of(both_.data(), n_));
+                    static_cast<int64_t>(cost_of(both_.data(), used_));
+  }
+  // Tokens up to the last that occurs.
+  int used_of(const uint64_t* c) const {
+    int n = n_;
+    while (n > 0 && c[n - 1] == 0) --n;
+    return n;
   }
 
-  int contexts_, n_;
+  int contexts_, n_, used_ = 1;
   std::vector<Run> runs_;
   std::vector<uint64_t> both_;
-};
-
-// Reads the map's chunks as pairs context * tokens + token.
-class Pairs {
- public:
-  Pairs(const Source& source, const Alphabet& a, int width) : source_(source), a_(a), width_(width) {}
-  // The pairs of a chunk, at `out`.
-  void load(uint64_t chunk, Scratch& scratch, uint16_t* out) const {
-    const Box box = source_.box(chunk);
-    const size_t n = box.size();
-    const void* s = source_.load(chunk, scratch);
-    uint8_t* tok = scratch.get_as<uint8_t>(Scratch::kFirst, n);
-    uint8_t* ctx = scratch.get_as<uint8_t>(Scratch::kFirst + 1, n);
-    tokens_of(s, n, a_, width_, tok);
-    contexts_of(stripes_of(box), tok, ctx);
-    const unsigned count = static_cast<unsigned>(a_.count);
-    for (size_t i = 0; i < n; ++i) out[i] = static_cast<uint16_t>(ctx[i] * count + tok[i]);
-  }
-
- private:
-  const Source& source_;
-  const Alphabet& a_;
-  int width_;
 };
 
 // Chooses the exponents that have tokens, and whether signs are common enough to be rotated into the raw
@@ -175,9 +161,11 @@ class Planner {
   void choose_classes();
   void count();
   void count_chunks();
-  void count_piece(const uint16_t* pairs, const Piece& piece, std::vector<Histogram>* to) const;
   void choose_tables();
-  size_t cells() const { return static_cast<size_t>(m_.contexts()) * static_cast<size_t>(m_.alphabet.count); }
+  void load_pairs(uint64_t chunk, Scratch& scratch, uint16_t* out) const {
+    pairs_of(source_.load(chunk, scratch), source_.box(chunk), m_.alphabet, info_.width, scratch, out);
+  }
+  size_t cells() const { return m_.alphabet.pairs(); }
   uint32_t channel(const Box& box, uint32_t plane) const {
     return static_cast<uint32_t>((box.first_plane + plane) % info_.channels);
   }
@@ -190,9 +178,9 @@ class Planner {
   uint64_t elements_ = info_.planes * info_.rows * info_.cols;
   uint64_t stride_ = 1;  // between the chunks of the sample
   Model m_;
-  Sample sample_{};
+  Sample sample_;
   uint32_t classes_ = 1;
-  std::vector<uint8_t> of_;  // the class of each channel
+  Classes of_;  // of the channels, where there are two or more
   std::vector<Histogram> h_;
 };
 
@@ -227,36 +215,33 @@ void Planner::take_sample() {
     for (uint32_t j = 0; j < box.planes; ++j, at += plane)
       sample_.pieces.push_back({at, plane, channel(box, j)});
   }
-  sample_.pairs.resize(at);
+  sample_.pairs.reset(new uint16_t[at + 32]);
   sample_.channels = info_.channels;
-  sample_.cells = cells();
-  sample_.tokens = m_.alphabet.count;
-  const Pairs reader(source_, m_.alphabet, info_.width);
   parallel_for(static_cast<int64_t>(ids.size()), threads_, [&](int64_t i, int) {
     const auto k = static_cast<size_t>(i);
-    reader.load(ids[k], thread_scratch(), &sample_.pairs[begin[k]]);
+    load_pairs(ids[k], thread_scratch(), &sample_.pairs[begin[k]]);
   });
 }
 
+// Classes, and the histograms of what the sample has.
 void Planner::choose_classes() {
   classes_ = elements_ >= 131072 ? 8 : elements_ >= 16384 ? 4 : elements_ >= 4096 ? 2 : 1;
   if (wanted_) classes_ = static_cast<uint32_t>(wanted_);
   classes_ = static_cast<uint32_t>(std::min<uint64_t>(classes_, std::max<uint64_t>(info_.channels / 2, 1)));
-  if (classes_ > 1) of_ = cluster(sample_, classes_, threads_);
-}
-
-void Planner::count_piece(const uint16_t* pairs, const Piece& piece, std::vector<Histogram>* to) const {
-  uint64_t* row = (*to)[classes_ > 1 ? of_[piece.channel] : 0].data();
-  for (size_t i = 0; i < piece.size; ++i) ++row[pairs[i]];
+  h_.assign(classes_, Histogram(cells(), 0));
+  if (classes_ > 1) {
+    const Channels channels(sample_, cells(), threads_);
+    of_ = cluster(channels, cells(), m_.alphabet.count, classes_, threads_);
+    for (uint32_t k = 0; k < classes_; ++k) std::copy_n(&of_.counts[k * cells()], cells(), h_[k].begin());
+  } else if (stride_ == 1) {
+    PairCounter counter;
+    for (const Piece& p : sample_.pieces) counter.add(&sample_.pairs[p.at], p.size, h_[0].data());
+  }
 }
 
 // Histograms of the classes over the whole map, and that of all of them.
 void Planner::count() {
-  h_.assign(classes_, Histogram(cells(), 0));
-  if (stride_ == 1)
-    for (const Piece& p : sample_.pieces) count_piece(&sample_.pairs[p.at], p, &h_);
-  else
-    count_chunks();
+  if (stride_ > 1) count_chunks();
   if (classes_ == 1) return;
   h_.emplace_back(cells(), 0);
   for (uint32_t k = 0; k < classes_; ++k)
@@ -264,20 +249,29 @@ void Planner::count() {
 }
 
 void Planner::count_chunks() {
-  const Pairs reader(source_, m_.alphabet, info_.width);
-  std::vector<std::vector<Histogram>> parts(workers(), h_);
+  struct Work {
+    PairCounter counter;
+    std::vector<Histogram> h;
+  };
+  std::vector<std::unique_ptr<Work>> works(workers());
   parallel_for(static_cast<int64_t>(source_.chunks()), threads_, [&](int64_t i, int w) {
+    std::unique_ptr<Work>& work = works[static_cast<size_t>(w)];
+    if (!work) {
+      work = std::make_unique<Work>();
+      work->h.assign(classes_, Histogram(cells(), 0));
+    }
     Scratch& scratch = thread_scratch();
     const Box box = source_.box(static_cast<uint64_t>(i));
     uint16_t* p = scratch.get_as<uint16_t>(Scratch::kFirst + 2, box.size());
-    reader.load(static_cast<uint64_t>(i), scratch, p);
+    load_pairs(static_cast<uint64_t>(i), scratch, p);
     const size_t plane = static_cast<size_t>(box.rows) * box.cols;
-    for (uint32_t j = 0; j < box.planes; ++j)
-      count_piece(p + j * plane, {0, plane, channel(box, j)}, &parts[static_cast<size_t>(w)]);
+    for (uint32_t j = 0; j < box.planes; ++j, p += plane)
+      work->counter.add(p, plane, work->h[classes_ > 1 ? of_.of[channel(box, j)] : 0].data());
   });
-  for (const auto& part : parts)
-    for (uint32_t k = 0; k < classes_; ++k)
-      for (size_t i = 0; i < cells(); ++i) h_[k][i] += part[k][i];
+  h_.assign(classes_, Histogram(cells(), 0));
+  for (const auto& work : works)
+    for (uint32_t k = 0; work && k < classes_; ++k)
+      for (size_t i = 0; i < cells(); ++i) h_[k][i] += work->h[k][i];
 }
 
 // Tables for the classes, or for all channels together if that costs less.
@@ -285,7 +279,7 @@ void Planner::choose_tables() {
   std::vector<Tables> sets(wanted_ && classes_ > 1 ? classes_ : h_.size());
   parallel_for(static_cast<int64_t>(sets.size()), threads_, [&](int64_t i, int) {
     const auto k = static_cast<size_t>(i);
-    Runs runs(h_[k].data(), m_.contexts(), m_.alphabet.count);
+    Runs runs(h_[k].data(), m_.alphabet.contexts(), m_.alphabet.count);
     runs.merge(k < classes_ ? kMaxTables / classes_ : kMaxTables);
     sets[k] = std::move(runs).tables();
   });
@@ -299,7 +293,7 @@ void Planner::choose_tables() {
       first = classes_;
       last = classes_ + 1;
     } else {
-      m_.class_of = std::move(of_);
+      m_.class_of = std::move(of_.of);
     }
   }
   for (size_t k = first; k < last; ++k) {

@@ -47,8 +47,24 @@ uint32_t float_bits(float f) {
   return u;
 }
 
-template <class U>
-void integer_tokens(const U* s, size_t n, int fine, uint8_t* tok) {
+// Of all splits of v into a leading part and e raw bits, the token's is the least: (e << fine) + (v >> e)
+// grows with e where the leading part is too short, and with -e where it is too long.
+void integer_tokens(const uint8_t* s, size_t n, int bits, int fine, uint8_t* tok) {
+  constexpr size_t kBlock = 4096;  // stays in the nearest cache
+  for (size_t from = 0; from < n; from += kBlock) {
+    const size_t end = std::min(n, from + kBlock);
+    std::memcpy(tok + from, s + from, end - from);
+    for (int e = 1; e < bits - fine; ++e) {
+      const auto more = static_cast<uint8_t>(e << fine);
+      for (size_t i = from; i < end; ++i) {
+        const auto t = static_cast<uint8_t>((s[i] >> e) + more);
+        tok[i] = t < tok[i] ? t : tok[i];
+      }
+    }
+  }
+}
+
+void integer_tokens(const uint16_t* s, size_t n, int fine, uint8_t* tok) {
   const int32_t direct = (2 << fine) - 1, offset = ((fine + 127) << fine) - (1 << fine);
   // The leading bits of v, from its conversion to binary32, which is exact.
   for (size_t i = 0; i < n; ++i) {
@@ -70,8 +86,6 @@ void float_tokens(const U* s, size_t n, const Alphabet& a, uint8_t* tok) {
   }
 }
 
-}  // namespace
-
 void tokens_of(const void* s, size_t n, const Alphabet& a, int width, uint8_t* tok) {
   if (a.kind != Kind::integer) {
     if (width == 2)
@@ -79,14 +93,14 @@ void tokens_of(const void* s, size_t n, const Alphabet& a, int width, uint8_t* t
     else
       float_tokens(static_cast<const uint32_t*>(s), n, a, tok);
   } else if (width == 1) {
-    integer_tokens(static_cast<const uint8_t*>(s), n, a.fine, tok);
+    integer_tokens(static_cast<const uint8_t*>(s), n, a.bits, a.fine, tok);
   } else {
     integer_tokens(static_cast<const uint16_t*>(s), n, a.fine, tok);
   }
 }
 
-namespace {
 uint32_t ceil_div(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
+
 }  // namespace
 
 Stripes stripes_of(const Box& b) {
@@ -110,16 +124,26 @@ Stripes stripes_of(const Box& b) {
   return s;
 }
 
-void contexts_of(const Stripes& s, const uint8_t* tok, uint8_t* ctx) {
+void pairs_of(const void* symbols, const Box& box, const Alphabet& a, int width, Scratch& scratch,
+              uint16_t* pairs) {
+  const Stripes s = stripes_of(box);
+  uint8_t* const tok = scratch.get_as<uint8_t>(Scratch::kFirst, box.size() + 64) + 64;  // tok[-1] is read
+  tokens_of(symbols, box.size(), a, width, tok);
+  uint8_t* const keep = scratch.get_as<uint8_t>(Scratch::kFirst + 1, s.run);  // 0 in the first column
+  std::memset(keep, 255, s.run);
+  for (size_t i = 0; i < s.run; i += s.cols) keep[i] = 0;
+  const auto count = static_cast<uint16_t>(a.count);
   for (uint64_t k = 0; k < s.count; ++k) {
     const uint8_t* __restrict t = tok + s.offset(k);
-    uint8_t* __restrict c = ctx + s.offset(k);
+    uint16_t* __restrict p = pairs + s.offset(k);
     const size_t n = s.length(k), w = s.cols, first = std::min(n, w);
-    c[0] = 0;
-    for (size_t i = 1; i < first; ++i) c[i] = t[i - 1];
-    for (size_t y = w; y < n; y += w) {
-      c[y] = t[y - w];
-      for (size_t i = y + 1; i < y + w; ++i) c[i] = static_cast<uint8_t>(t[i - 1] + t[i - w]);
+    for (size_t i = 0; i < first; ++i) {
+      const auto context = static_cast<uint8_t>(t[i - 1] & keep[i]);
+      p[i] = static_cast<uint16_t>(context * count + t[i]);
+    }
+    for (size_t i = w; i < n; ++i) {
+      const auto context = static_cast<uint8_t>((t[i - 1] & keep[i]) + t[i - w]);
+      p[i] = static_cast<uint16_t>(context * count + t[i]);
     }
   }
 }

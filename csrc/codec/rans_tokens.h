@@ -24,6 +24,9 @@ struct Alphabet {
 
   int mantissa() const { return kind == Kind::float16 ? 10 : kind == Kind::bfloat16 ? 7 : 23; }
   int exponents() const { return kind == Kind::float16 ? 32 : 256; }
+  // Contexts, and values that a pair of a context and a token can have.
+  int contexts() const { return 2 * (count - 1) + 1; }
+  size_t pairs() const { return static_cast<size_t>(contexts()) * static_cast<size_t>(count); }
   int window() const { return std::min((kRansTokens - 2) >> fine, exponents() - first); }
 
   // The table; false if the fields do not go together.
@@ -38,8 +41,6 @@ template <class U>
 U rotate_left(U v, bool rotate) {
   return rotate ? static_cast<U>(v << 1 | v >> (8 * sizeof(U) - 1)) : v;
 }
-
-void tokens_of(const void* symbols, size_t n, const Alphabet& a, int width, uint8_t* tokens);
 
 // A chunk is cut into stripes, contiguous runs of its symbols; stripe g * lanes + l is lane l's in group g.
 struct Stripes {
@@ -56,7 +57,9 @@ struct Stripes {
 };
 Stripes stripes_of(const Box& b);
 
-// The context of each symbol: the sum of the tokens before it in its row and above it, inside its stripe.
-void contexts_of(const Stripes& s, const uint8_t* tok, uint8_t* ctx);
+// Of each symbol context * a.count + token. Its context is the sum of the tokens before it in its row and
+// above it, inside its stripe. Uses the first two slots of the scratch memory.
+void pairs_of(const void* symbols, const Box& box, const Alphabet& a, int width, Scratch& scratch,
+              uint16_t* pairs);
 
 }  // namespace actzip::codec::rans

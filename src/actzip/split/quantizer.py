@@ -8,7 +8,6 @@ exactly zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actzip._native import _codec
 from actzip.errors import DataError, InputError
 
 __all__ = ["MapQuantizer"]
@@ -47,7 +47,6 @@ class MapQuantizer:
     points: Floats
     _table: Floats = field(init=False, repr=False, compare=False)
     _inverse: Floats = field(init=False, repr=False, compare=False)
-    _step: Floats = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         most = 127 if self.signed else _MOST_LEVELS
@@ -65,13 +64,11 @@ class MapQuantizer:
         k = np.arange(256)
         magnitude = np.where(k < 128, k, 256 - k) if self.signed else k
         table = self.points[np.minimum(magnitude, self.levels)]
-        broad = (-1, *([1] * (len(self.shape) - 1)))
         with np.errstate(over="ignore", divide="ignore"):
             inverse = np.float32(1) / self.steps
         put = object.__setattr__
         put(self, "_table", np.where((k >= 128) & self.signed, -table, table).astype(np.float32))
-        put(self, "_step", self.steps.reshape(broad if len(self.steps) > 1 else (1,)))
-        put(self, "_inverse", inverse.reshape(self._step.shape))
+        put(self, "_inverse", inverse)
 
     @property
     def bits(self) -> int:
@@ -94,21 +91,17 @@ class MapQuantizer:
             raise InputError(
                 f"map {self.name!r} has shape {a.shape}, not (N, {', '.join(map(str, self.shape))})"
             )
-        if not math.isfinite(float(a.sum(dtype=np.float32))) and not np.isfinite(a).all():
+        q = np.empty(a.shape, self.dtype)
+        x = np.ascontiguousarray(a)
+        if not _codec.to_levels(x, self._inverse, self.rounding, self.levels, self.signed, q):
             raise InputError(f"map {self.name!r} holds values that are not finite")
-        y = np.multiply(a, self._inverse)
-        if self.signed:
-            y += np.copysign(np.float32(self.rounding), a)
-            np.clip(y, -self.levels, self.levels, out=y)
-        else:
-            y += np.float32(self.rounding)
-            np.clip(y, 0, self.levels, out=y)
-        return y.astype(self.dtype)
+        return q
 
     def values(self, q: NDArray[Any]) -> Floats:
         """The float32 map that integers stand for."""
-        y = np.take(self._table, q.view(np.uint8))
-        y *= self._step
+        y = np.empty(q.shape, np.float32)
+        few = self.levels < 32 and not self.signed
+        _codec.from_levels(np.ascontiguousarray(q), self._table, self.steps, few, y)
         return y
 
     def to_dict(self) -> dict[str, Any]:
