@@ -121,9 +121,10 @@ import json, sys, time
 start = time.perf_counter()
 import torch
 torch.set_num_threads(2)
-from actzip.cli.profile import available_codecs, run
+from actzip.cli.profile import Asked, available_codecs, run
 name = "inception_v3_5class"
-report = run(name, sys.argv[1], name, 100, 4, None, "all", [8, 16], None, None, True, 2, True)
+how = {"codecs": available_codecs(), "bits": [8, 16], "threads": 2, "tiles": None}
+report = run(Asked(name, sys.argv[1], name, None, False), 100, 4, how, None, True)
 sys.stderr.write("seconds %.1f\\n" % (time.perf_counter() - start))
 relus = [m for m in report.maps if m["can_be_sparse"]]
 convs = [r for r in report.layers if r["kind"] == "conv2d"]

@@ -16,7 +16,9 @@ from actzip.cli._inputs import form
 from actzip.data.form import Form, Laid
 from actzip.errors import DataError, InputError
 
-VERBS = ("profile", "compile", "bench", "quantize", "export", "accelerate")
+VERBS = ("profile", "compile", "bench", "quantize", "export", "accelerate", "split")
+#: Those that can be run on a small file without more.
+RUN = ("profile", "compile", "bench", "quantize", "accelerate", "split")
 
 
 class Nhwc(nn.Module):
@@ -95,10 +97,11 @@ def args_of(verb: str, tmp_path: Path) -> list[Any]:
             0.5,
             "--json",
         ],
+        "split": ["--bandwidth", "20Mbit", "--finalists", 1, "--threads", 1, "--json"],
     }[verb]
 
 
-@pytest.mark.parametrize("verb", ["profile", "compile", "bench", "quantize", "accelerate"])
+@pytest.mark.parametrize("verb", RUN)
 def test_channels_last_is_asked_for_by_name_and_then_taken(
     run: Any, nhwc: Path, photos: Path, tmp_path: Path, verb: str
 ) -> None:
@@ -122,7 +125,7 @@ def test_channels_last_is_asked_for_by_name_and_then_taken(
     json.loads(out)
 
 
-@pytest.mark.parametrize("verb", ["profile", "compile", "bench", "quantize", "accelerate"])
+@pytest.mark.parametrize("verb", RUN)
 def test_arrays_are_taken_as_they_are(run: Any, nhwc: Path, tmp_path: Path, verb: str) -> None:
     if verb == "bench":
         pytest.importorskip("onnxruntime")
@@ -131,6 +134,22 @@ def test_arrays_are_taken_as_they_are(run: Any, nhwc: Path, tmp_path: Path, verb
     code, out, err = run(verb, nhwc, "--input", path, *args_of(verb, tmp_path))
     assert code == 0, err
     json.loads(out)
+
+
+def test_a_split_knows_how_its_pictures_are_normalised_and_laid_out(
+    run: Any, nhwc: Path, photos: Path, tmp_path: Path
+) -> None:
+    asked = ["--layout", "nhwc", "--range", "0..255", *args_of("split", tmp_path)]
+    code, out, err = run("split", nhwc, "--data", photos, *asked)
+    assert code == 0, err
+    said = json.loads(out)
+    jpeg = next(r for r in said["others"] if r["name"] == "send the JPEG")
+    assert jpeg["codec"] == "JPEG 50" and jpeg["kept"] and not said["notes"]  # noise, but the same answer
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((16, 24, 32, 3), np.float32))
+    code, out, err = run("split", nhwc, "--input", tmp_path / "x.npy", *args_of("split", tmp_path))
+    assert code == 0 and "normalised is not known" in json.loads(out)["notes"][0], err
+    code, _, err = run("split", nhwc, *args_of("split", tmp_path))
+    assert code and "--data, or --input with arrays" in err
 
 
 def test_shapes_open_what_a_file_leaves_open(run: Any, tmp_path: Path) -> None:
@@ -182,7 +201,7 @@ def test_normalisation_is_of_the_range() -> None:
     white = np.full((1, 3, 4, 4), 255, np.uint8)
 
     def pixel(**options: Any) -> list[float]:
-        images = Form(**{"layout": "nchw", **options})._normalisation(3, (0.5,) * 3, (0.25,) * 3)
+        images = Form(**{"layout": "nchw", **options}).normalisation(3, (0.5,) * 3, (0.25,) * 3)
         x = torch.from_numpy(white).float() / 255
         return [float((x[0, c, 0, 0] - images[0][c]) / images[1][c]) for c in range(3)]
 
@@ -213,7 +232,7 @@ def test_bad_options_are_one_line_each(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no array for input 'c'; there are a, b"):
         list(both.batches(["a", "c"], None))
     with pytest.raises(InputError, match="one a channel"):
-        Form(mean=(1.0, 2.0))._normalisation(3, None, None)
+        Form(mean=(1.0, 2.0)).normalisation(3, None, None)
 
 
 def test_a_loader_in_another_layout_is_read_more_than_once() -> None:

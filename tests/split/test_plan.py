@@ -161,6 +161,16 @@ def test_impossible_latencies_are_refused(text):
         Link.of("1Mbit", text)
 
 
+@pytest.mark.parametrize("bandwidth", ["1e300Tbit", "0.5bit", 1e-320, 1e300, "0." + "0" * 400 + "1Mbit"])
+def test_a_link_beyond_all_numbers_is_refused(bandwidth):
+    """Totals would be infinite, and JSON has no such number."""
+    with pytest.raises(InputError, match="bandwidth"):
+        Link.of(bandwidth, "1ms")
+    for latency in ("9" * 400 + "s", "1e9s", 1e300):
+        with pytest.raises(InputError, match="latency"):
+            Link.of("1Mbit", latency)
+
+
 @pytest.mark.parametrize(
     "options, error, said",
     [

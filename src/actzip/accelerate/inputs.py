@@ -48,7 +48,7 @@ def open_model(
         raise InputError(f"form must be an actzip.data.form.Form, not {shown(form)}")
     name = type(model).__name__ if isinstance(model, nn.Module) else os.path.basename(os.fspath(model))
     if data is None and (form is None or not form.arrays):
-        raise InputError("accelerating needs typical inputs: --data, or --input with arrays")
+        raise InputError("typical inputs are needed: --data, or --input with arrays")
     if data is None or isinstance(data, str):
         from actzip.profile.source import open_subject
 

@@ -21,91 +21,99 @@ _EPILOG = (
 )
 
 
+_DATA: str | None = typer.Option(
+    None,
+    "--data",
+    "-d",
+    help="A few dozen typical images: folder, parquet file, .npy, or a data set's name.",
+)
+_KEEP: float | None = typer.Option(
+    None, help="Promise: this share of the highest outputs stays the same (0.99 if none is given)."
+)
+_MAX_ERROR: float | None = typer.Option(
+    None, "--max-error", help="Or: largest mean relative error of the outputs, where they are no scores."
+)
+_CALIBRATE: int = typer.Option(32, min=1, help="So many of them calibrate (half at most); the rest prove.")
+_DISTIL: int = typer.Option(0, "--distil-steps", min=0, help="Steps of distillation a candidate.")
+_CLOCK: bool = typer.Option(True, help="Time before and after, against the engines installed here.")
+_OUTPUT: Path | None = typer.Option(
+    None, "--out", "-o", help="Write the compiled network here, for actzip.runtime.load."
+)
+_ONNX: Path | None = typer.Option(None, help="Write the network as ONNX, for other engines too.")
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
+    app.command(epilog=_EPILOG)(takes_inputs(accelerate))
 
-    @app.command(epilog=_EPILOG)
-    @takes_inputs
-    def accelerate(
-        model: str = MODEL,
-        data: str | None = typer.Option(
-            None,
-            "--data",
-            "-d",
-            help="A few dozen typical images: folder, parquet file, .npy, or a data set's name.",
-        ),
-        weights: str | None = WEIGHTS,
-        keep: float | None = typer.Option(
-            None,
-            help="Promise: this share of the highest outputs stays the same (0.99 if none is given).",
-        ),
-        max_error: float | None = typer.Option(
-            None,
-            "--max-error",
-            help="Or: largest mean relative error of the outputs, where they are no scores.",
-        ),
-        labels: bool = typer.Option(False, help="--keep is of the accuracy, by the data's labels."),
-        images: int = typer.Option(160, min=1, help="At most so many images."),
-        calibrate: int = typer.Option(
-            32, min=1, help="So many of them calibrate (half at most); the rest prove."
-        ),
-        size: int | None = SIZE,
-        per: str = typer.Option("channel", help="One threshold a channel or a layer."),
-        by: str = typer.Option("time", help="Save predicted time, or macs."),
-        distil_steps: int = typer.Option(
-            0, "--distil-steps", min=0, help="Steps of distillation a candidate."
-        ),
-        attempts: int = typer.Option(5, min=1, help="Candidates that are tried."),
-        threads: int | None = THREADS,
-        seed: int = typer.Option(0, help="Of everything random."),
-        clock: bool = typer.Option(True, help="Time before and after, against the engines installed here."),
-        output: Path | None = typer.Option(
-            None, "--out", "-o", help="Write the compiled network here, for actzip.runtime.load."
-        ),
-        onnx: Path | None = typer.Option(None, help="Write the network as ONNX, for other engines too."),
-        html: Path | None = typer.Option(None, help="Write the report as one HTML page."),
-        trust: bool = TRUST,
-        json: bool = JSON,
-        *,
-        inputs: Form,
-    ) -> None:
-        """Make a network faster with thresholds that a few images calibrate, and prove what it
-        keeps on others."""
-        from actzip import accelerate as accelerate_model
 
-        with progress(json) as bar:
-            task = bar.add_task("loading", total=None, note="")
-            found = accelerate_model(
-                model,
-                data,
-                keep=keep,
-                max_error=max_error,
-                labels=labels,
-                images=images,
-                calibrate=calibrate,
-                size=size,
-                per=per,
-                by=by,
-                distil_steps=distil_steps,
-                attempts=attempts,
-                threads=threads,
-                weights=weights,
-                seed=seed,
-                trust=trust,
-                form=inputs,
-                on_step=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
-            )
-            if clock:
-                bar.update(task, description="timing", total=None)
-                found.time()
-        written = write(found, output, onnx, html)
-        if json:
-            print_json(found.to_dict())
-            return
-        for line in [*found.lines(), *clock_lines(found.clock)]:
-            typer.echo(line)
-        for path in written:
-            errors.print(f"written: {path}", highlight=False)
+def accelerate(
+    model: str = MODEL,
+    data: str | None = _DATA,
+    weights: str | None = WEIGHTS,
+    keep: float | None = _KEEP,
+    max_error: float | None = _MAX_ERROR,
+    labels: bool = typer.Option(False, help="--keep is of the accuracy, by the data's labels."),
+    images: int = typer.Option(160, min=1, help="At most so many images."),
+    calibrate: int = _CALIBRATE,
+    size: int | None = SIZE,
+    per: str = typer.Option("channel", help="One threshold a channel or a layer."),
+    by: str = typer.Option("time", help="Save predicted time, or macs."),
+    distil_steps: int = _DISTIL,
+    attempts: int = typer.Option(5, min=1, help="Candidates that are tried."),
+    threads: int | None = THREADS,
+    seed: int = typer.Option(0, help="Of everything random."),
+    clock: bool = _CLOCK,
+    output: Path | None = _OUTPUT,
+    onnx: Path | None = _ONNX,
+    html: Path | None = typer.Option(None, help="Write the report as one HTML page."),
+    trust: bool = TRUST,
+    json: bool = JSON,
+    *,
+    inputs: Form,
+) -> None:
+    """Make a network faster with thresholds that a few images calibrate, and prove what it
+    keeps on others."""
+    from actzip import accelerate as accelerate_model
+
+    promise: dict[str, Any] = {"keep": keep, "max_error": max_error, "labels": labels}
+    given: dict[str, Any] = {
+        "images": images,
+        "calibrate": calibrate,
+        "size": size,
+        "weights": weights,
+        "trust": trust,
+    }
+    search: dict[str, Any] = {
+        "per": per,
+        "by": by,
+        "distil_steps": distil_steps,
+        "attempts": attempts,
+        "seed": seed,
+    }
+    with progress(json) as bar:
+        task = bar.add_task("loading", total=None, note="")
+        found = accelerate_model(
+            model,
+            data,
+            threads=threads,
+            form=inputs,
+            on_step=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+            **promise,
+            **given,
+            **search,
+        )
+        if clock:
+            bar.update(task, description="timing", total=None)
+            found.time()
+    written = write(found, output, onnx, html)
+    if json:
+        print_json(found.to_dict())
+        return
+    for line in [*found.lines(), *clock_lines(found.clock)]:
+        typer.echo(line)
+    for path in written:
+        errors.print(f"written: {path}", highlight=False)
 
 
 def write(found: Any, output: Path | None, onnx: Path | None, html: Path | None) -> list[Path]:

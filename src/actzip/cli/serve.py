@@ -24,11 +24,13 @@ def register(app: typer.Typer) -> None:
         queue: int = typer.Option(64, min=0, help="Requests that may wait; one more gets 503."),
         max_mb: float = typer.Option(16.0, help="Largest body, in MiB."),
         max_batch: int = typer.Option(64, min=1, help="Largest batch of a request."),
+        streams: int = typer.Option(64, min=1, help="Video streams at once, of the tail of a split."),
         rate: float = typer.Option(0.0, min=0, help="Requests a second from an address; 0: any."),
         seconds: float = typer.Option(60.0, help="Longest run of the model."),
         json: bool = JSON,
     ) -> None:
         """Serve a compiled model: feature maps in, outputs back."""
+        from actzip.checks import number
         from actzip.serve.run import serve as run
 
         def ready(url: str) -> None:
@@ -45,8 +47,9 @@ def register(app: typer.Typer) -> None:
             workers=workers,
             threads=threads,
             queue=queue,
-            max_bytes=int(max_mb * 2**20),
+            max_bytes=int(number(max_mb, "--max-mb", 0, 2**20, above=True) * 2**20),
             max_batch=max_batch,
+            streams=streams,
             rate=rate,
             seconds=seconds,
         )

@@ -106,7 +106,7 @@ class Form:
         c, h, w = self.chw(shape)
         named = data in NAMED
         side: Any = size or (h if h == w else (h, w))
-        mean, std = self._normalisation(c, mean, std)
+        mean, std = self.normalisation(c, mean, std)
         found = resolve(
             data,
             split,
@@ -121,11 +121,20 @@ class Form:
             raise InputError(f"{found.source} has {found.shape[0]} channels, the model takes {c}")
         return found
 
-    def _normalisation(
+    def channels_first(self, x: Tensor) -> Tensor:
+        """Images in the model's order as N, C, H, W."""
+        return x.permute(0, 3, 1, 2) if self.layout == "nhwc" and x.ndim == 4 else x
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it says how pixels are normalised."""
+        return not (self.mean is None and self.std is None and self.range is None)
+
+    def normalisation(
         self, channels: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
     ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
         """Mean and deviation of pixels between 0 and 1 that give what is asked for."""
-        if self.mean is None and self.std is None and self.range is None:
+        if not self.normalises:
             if mean is None or len(mean) == channels:
                 return mean, std
             # of a file whose channels were taken to be first: photographs as usual

@@ -15,16 +15,19 @@ __all__ = ["Link", "bits_per_second", "seconds"]
 
 _BITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+# Beyond these a total would no longer be a number.
+_LEAST, _MOST = 1.0, 1e18  # bits a second
+_LATEST = 1e6  # seconds
 
 
 def bits_per_second(text: Any) -> float:
     """``"20Mbit"``, ``"2.5MB/s"``, ``"1Gbps"``, or a number of bits a second.
 
     Raises:
-        InputError: no such rate, or zero.
+        InputError: no such rate; less than 1 bit/s, or more than 10^18.
     """
     if isinstance(text, Real) and not isinstance(text, bool):
-        return number(text, "bandwidth", 0, above=True)
+        return number(text, "bandwidth", _LEAST, _MOST)
     found = re.fullmatch(
         r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?)(bit|bits|b|byte|bytes)?(?:/s|ps)?\s*", str(text), re.I
     )
@@ -36,17 +39,17 @@ def bits_per_second(text: Any) -> float:
         raise InputError(f"bandwidth must be above 0, as in 20Mbit or 2.5MB/s, not {shown(text)}")
     unit = found.group(3) or "bit"
     in_bytes = unit.lower().startswith("byte") or unit == "B"
-    return value * _BITS[found.group(2).lower()] * (8 if in_bytes else 1)
+    return number(value * _BITS[found.group(2).lower()] * (8 if in_bytes else 1), "bandwidth", _LEAST, _MOST)
 
 
 def seconds(text: Any) -> float:
     """``"10ms"``, ``"0.5s"``, or a number of seconds; zero is allowed.
 
     Raises:
-        InputError: no such time.
+        InputError: no such time, or more than 10^6 s.
     """
     if isinstance(text, Real) and not isinstance(text, bool):
-        return number(text, "latency", 0)
+        return number(text, "latency", 0, _LATEST)
     found = re.fullmatch(r"\s*([\d.]+)\s*(ms|us|s)\s*", str(text), re.I)
     try:
         value = float(found.group(1)) if found else -1.0
@@ -54,7 +57,7 @@ def seconds(text: Any) -> float:
         value = -1.0
     if not found or value < 0:
         raise InputError(f"latency must be a time, as in 10ms or 0.5s, not {shown(text)}")
-    return value * _TIMES[found.group(2).lower()]
+    return number(value * _TIMES[found.group(2).lower()], "latency", 0, _LATEST)
 
 
 @dataclass(frozen=True)

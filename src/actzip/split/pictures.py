@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.accelerate.promise import Promise, Reference
+from actzip.data.form import Form
 from actzip.sparsify.judge import Judgement
 from actzip.split.clock import timed
 
@@ -39,10 +40,11 @@ def pictures(
     promise: Promise,
     mean: Sequence[float],
     std: Sequence[float],
+    form: Form,
 ) -> tuple[Picture | None, str]:
     """The least quality that keeps the promise (the highest, where none does), and why there is
     none."""
-    x = batches[0][0]
+    x = form.channels_first(batches[0][0])
     if x.dim() != 4 or x.shape[1] not in (1, 3) or x.shape[1] != len(mean):
         return None, "the inputs are no pictures of one or three channels"
     if importlib.util.find_spec("PIL") is None:
@@ -51,22 +53,28 @@ def pictures(
     reference = Reference(model, batches, promise)
     found = None
     for quality in QUALITIES:
-        found = _picture(model, batches, reference, promise, m, s, quality)
+        found = _picture(model, batches, reference, promise, (m, s, form), quality)
         if found.kept:
             break
     return found, ""
 
 
 def _picture(
-    model: nn.Module, batches: Any, reference: Reference, promise: Promise, m: Tensor, s: Tensor, quality: int
+    model: nn.Module,
+    batches: Any,
+    reference: Reference,
+    promise: Promise,
+    normalised: tuple[Tensor, Tensor, Form],
+    quality: int,
 ) -> Picture:
+    m, s, form = normalised
     sizes, read = [], {}
     for x, _ in batches:
-        pixels = ((x * s + m) * 255).round().clamp(0, 255).to(torch.uint8)
+        pixels = ((form.channels_first(x) * s + m) * 255).round().clamp(0, 255).to(torch.uint8)
         files = [to_jpeg(p.numpy(), quality) for p in pixels]
         sizes += [8 * len(f) for f in files]
         back = torch.from_numpy(np.stack([from_jpeg(f) for f in files])).float() / 255
-        read[id(x)] = (back - m) / s
+        read[id(x)] = form.laid_out((back - m) / s)
 
     class Sent(nn.Module):
         def forward(self, x: Tensor) -> Any:

@@ -14,6 +14,7 @@ from actzip.accelerate.inputs import Inputs, gather, open_model
 from actzip.accelerate.promise import Metric, Promise
 from actzip.checks import flag, number, one_of, whole
 from actzip.codec import codecs as known_codecs
+from actzip.data.form import Form
 from actzip.errors import InputError
 from actzip.profile.cost import CostModel
 from actzip.runtime.interpret import interpret
@@ -30,6 +31,7 @@ from actzip.training.batches import output_tensors
 __all__ = ["plan"]
 
 Step = Callable[[str, int, int], None]
+_Pictured = tuple[Sequence[float], Sequence[float], Form]  # mean and deviation of pictures, their order
 _CODED = 2  # inputs whose maps are coded for the table
 CODECS = ("rans", "seg", "zvc")
 
@@ -51,7 +53,7 @@ class _Options:
 
 def plan(
     model: Any,
-    data: Iterable[Any] | str,
+    data: Iterable[Any] | str | None,
     *,
     bandwidth: Any,
     latency: Any = 0.0,
@@ -78,6 +80,7 @@ def plan(
     trust: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    form: Form | None = None,
     on_step: Step | None = None,
 ) -> Plan:
     """Where to cut a network between two machines: every cut's bits, times and total, and the best
@@ -101,6 +104,7 @@ def plan(
         threads: of each side. predict: times by the cost model instead of measured. tune: kernels
             are timed.
         mean, std: how pictures are normalised; known for names and files.
+        form: as of :func:`actzip.accelerate`; its normalisation goes before the usual one.
         on_step: called with (what, steps done, steps in all).
 
     Raises:
@@ -108,7 +112,7 @@ def plan(
             inputs. LayerError: an unknown layer. DataError: too few inputs.
     """
     link = Link.of(bandwidth, latency)
-    slow = number(client_slowdown, "client_slowdown", 0, above=True)
+    slow = number(client_slowdown, "client_slowdown", 1e-6, 1e6)
     promise = Promise(0.99 if keep is None and max_error is None else keep, max_error, labels, metric)
     promise.check()
     widths = tuple(sorted({whole(b, "bits", 1, 8) for b in bits}, reverse=True))
@@ -128,26 +132,34 @@ def plan(
     step = on_step or (lambda what, done, of: None)
     step("loading", 0, 1)
     module, batches, title = open_model(
-        model, data, weights=weights, size=size, images=images, batch=batch, trust=trust
+        model, data, weights=weights, size=size, images=images, batch=batch, trust=trust, form=form
     )
+    form = form or Form()
     batch = getattr(module, "batch", None) or batch
     inputs = gather(batches, calibrate=calibrate, images=images, batch=batch)
     network = open_network(module, inputs.calibrate[0])
     if mean is None or std is None:
-        mean, std = _normalisation(model, network)
-    return _Planner(network, inputs, promise, options, step).result(title, at, mean, std)
+        mean, std = _normalisation(model, network, form)
+    return _Planner(network, inputs, promise, options, step).result(title, at, (mean, std, form))
 
 
-def _normalisation(model: Any, network: Network) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of pictures as data sets are normalised for this model; none for modules."""
+def _normalisation(model: Any, network: Network, form: Form) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of pictures as data sets are normalised for this model; none where that is
+    not known: for modules and arrays without more."""
     from actzip.models import model_info
 
-    if isinstance(model, nn.Module):
+    channels = int(form.channels_first(network.example).shape[1])
+    usual: Any = (None, None)
+    if not isinstance(model, nn.Module):
+        file = os.fspath(model).endswith((".onnx", ".pt2"))
+        info = model_info("resnet18" if file else os.fspath(model))
+        usual = info.mean, info.std
+        if len(info.mean) != channels:
+            usual = (0.0,) * channels, (1.0,) * channels
+    if not form.normalises and (form.arrays or isinstance(model, nn.Module)):
         return (), ()
-    file = os.fspath(model).endswith((".onnx", ".pt2"))
-    info = model_info("resnet18" if file else os.fspath(model))
-    channels = int(network.example.shape[1])
-    return (info.mean, info.std) if len(info.mean) == channels else ((0.0,) * channels, (1.0,) * channels)
+    mean, std = form.normalisation(channels, *usual)
+    return mean or (), std or ()
 
 
 class _Planner:
@@ -158,7 +170,7 @@ class _Planner:
         self.fixed = getattr(network.model, "batch", None) or 1
         self.notes: list[str] = []
 
-    def result(self, title: str, at: int | str | None, mean: Sequence[float], std: Sequence[float]) -> Plan:
+    def result(self, title: str, at: int | str | None, pictured: _Pictured) -> Plan:
         cuts = self.network.cuts()
         only = None if at is None else find_cut(self.network.graph, at, self.network.layers)
         if only is not None:
@@ -179,7 +191,7 @@ class _Planner:
             self.o.slowdown,
             self.promise,
             rows,
-            self._others(times, mean, std),
+            self._others(times, pictured),
             choices,
             self.inputs,
             self.o.threads,
@@ -283,13 +295,13 @@ class _Planner:
         made.judged, made.kept = choice.judged["promised"], choice.met
         return made, choice
 
-    def _others(self, times: Timed, mean: Sequence[float], std: Sequence[float]) -> list[Row]:
+    def _others(self, times: Timed, pictured: _Pictured) -> list[Row]:
         """Sending the picture, and sending nothing."""
         nothing = Row("send nothing", 0, "", 0, times.total * self.o.slowdown, 0, 0, 0, 0, kept=True)
         self.step("pictures", 0, 1)
         found, why = (
-            pictures(self.network.model, self.inputs.prove, self.promise, mean, std)
-            if len(mean)
+            pictures(self.network.model, self.inputs.prove, self.promise, *pictured)
+            if len(pictured[0])
             else (None, "how pictures are normalised is not known: give mean and std")
         )
         if found is None:
