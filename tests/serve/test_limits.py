@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from actzip.errors import InputError
@@ -72,3 +74,41 @@ def test_numbers_that_json_lacks_are_null() -> None:
     assert got == {"y": {"shape": [2, 2], "data": [[1.5, None], [None, 2.0]]}}
     with pytest.raises(InputError, match="too many for JSON"):
         answer({"y": np.zeros(100_001)}, True)
+
+
+def test_addresses_that_are_none_are_refused_by_the_client() -> None:
+    from actzip.errors import InputError
+    from actzip.serve import Client
+
+    for url in ("http://host:port", "http://[::1", "http://a:99999", "ftp://a", "host:80", "", None, b"x", 3):
+        with pytest.raises(InputError, match="url must be"):
+            Client(url)  # type: ignore[arg-type]
+
+
+def test_a_host_that_is_no_name_is_refused_in_one_line(tail: Any) -> None:
+    from actzip.errors import InputError
+    from actzip.serve import serve
+
+    for host in ("a" * 300, "\0", "fe80::1%nowhere"):
+        with pytest.raises(InputError, match="cannot listen on") as caught:
+            serve(tail, host=host, port=0)
+        assert "\n" not in str(caught.value)
+
+
+def test_sizes_that_are_no_numbers_are_refused(tail: Any) -> None:
+    from typer.testing import CliRunner
+
+    from actzip.cli import build
+    from actzip.errors import InputError
+
+    for size in ("inf", "nan", "-1", "0", "1e300"):
+        said = CliRunner().invoke(build(), ["serve", str(tail), "--port", "0", "--max-mb", size])
+        assert isinstance(said.exception, InputError) and "--max-mb" in str(said.exception), size
+
+
+def test_a_wait_that_is_a_date_or_nonsense_is_a_second() -> None:
+    from actzip.serve.client import _wait
+
+    assert _wait("3") == 3 and _wait("1e9") == 30
+    for text in ("", "Wed, 21 Oct 2026 07:28:00 GMT", "-5", "nan"):
+        assert _wait(text) == 1

@@ -24,7 +24,7 @@ import pytest
 
 import actzip
 from actzip.codec import save_maps
-from actzip.errors import CodecError, DataError, InputError
+from actzip.errors import CodecError, DataError, InputError, StreamError
 from actzip.runtime import load
 from actzip.serve import Client
 
@@ -351,7 +351,7 @@ def test_the_tail_of_a_split_network(start: Callable[..., Any], tmp_path: Path, 
             client.predict(coder_of(15).encode(maps))
         sender = coder.sender()
         sender.encode(maps)
-        with pytest.raises(InputError, match="the one before"):
+        with pytest.raises(StreamError, match=r"409: .*the one before"):
             client.predict(sender.encode(maps))
     without_torch(server)
 

@@ -19,8 +19,9 @@ from actzip.serve.limits import Rate, read_body, refused
 from actzip.serve.metrics import CONTENT_TYPE, Metrics
 from actzip.serve.pool import Pool, Reply
 from actzip.serve.settings import Settings
-from actzip.serve.wire import BINARY, JSON, PROTOCOL
-from actzip.serve.worker import ASK_BINARY, ASK_JSON, DONE, REFUSED
+from actzip.serve.streams import Streams
+from actzip.serve.wire import BINARY, JSON, PROTOCOL, STREAM
+from actzip.serve.worker import ASK_BINARY, ASK_JSON, DONE, IN_STREAM, REFUSED, joined, parted
 
 __all__ = ["make_app"]
 
@@ -39,6 +40,7 @@ _STATUSES: dict[int | str, dict[str, Any]] = {
     },
     400: {"description": "The body is damaged, cut off, foreign, or of another version."},
     408: {"description": "The body did not arrive in time."},
+    409: {"description": "A frame of a stream needs one that is not here: send a key frame."},
     413: {"description": "The body is too large."},
     422: {"description": "The maps are not what the model takes: names, shapes, types, batch."},
     429: {"description": "Too many requests from this address; see Retry-After."},
@@ -90,8 +92,9 @@ class _Desk:
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._pool, self._settings = pool, settings
         self._rate = Rate(settings.rate)
+        self._streams = Streams(settings.streams, settings.stream_seconds)
         self._inside = 0
-        self._counts = Metrics(lambda: self._inside, lambda: pool.ready)
+        self._counts = Metrics(lambda: self._inside, lambda: pool.ready, lambda: len(self._streams))
         pool.on_restart = self._counts.restarts.inc
 
     async def about(self) -> dict[str, Any]:
@@ -150,9 +153,22 @@ class _Desk:
         body = await read_body(request, self._settings.max_bytes, self._settings.body_seconds)
         self._counts.received.inc(len(body))
         as_json = JSON in request.headers.get("accept", "")
-        reply = await self._pool.submit(ASK_JSON if as_json else ASK_BINARY, body)
+        kind = ASK_JSON if as_json else ASK_BINARY
+        name = request.headers.get(STREAM)
+        reply = await (self._pool.submit(kind, body) if name is None else self._streamed(name, kind, body))
         self._counts.seconds.observe(time.perf_counter() - began)
         return _response(reply, as_json, self._settings.seconds)
+
+    async def _streamed(self, name: str, kind: int, body: bytes) -> Reply:
+        """The reply to a stream's next frame. Its state is here, not in a worker: one that dies takes
+        nothing with it."""
+        with self._streams.frame(name) as stream:
+            reply = await self._pool.submit(kind | IN_STREAM, joined(stream.state, body))
+            if reply.kind != DONE:
+                return reply
+            state, content = parted(reply.content)
+            stream.state = state if len(state) <= self._settings.max_bytes else b""
+            return Reply(DONE, content)
 
 
 def _later(status: int, why: str, seconds: float) -> HTTPException:
@@ -169,5 +185,5 @@ def _response(reply: Reply, as_json: bool, seconds: float) -> Response:
         return Response(reply.content, media_type=media, headers={_HEADER: PROTOCOL})
     said = json.loads(reply.content)
     if reply.kind == REFUSED:
-        raise HTTPException(400 if said["type"] == "CodecError" else 422, said["error"])
+        raise HTTPException({"CodecError": 400, "StreamError": 409}.get(said["type"], 422), said["error"])
     raise HTTPException(500, f"the model could not be run: {said['error']}")

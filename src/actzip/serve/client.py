@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import secrets
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
 
-from actzip.checks import number, whole
-from actzip.errors import CodecError, DataError, InputError
-from actzip.serve.wire import BINARY, PROTOCOL, body_of
+from actzip.checks import number, shown, text, whole
+from actzip.errors import CodecError, DataError, InputError, StreamError
+from actzip.serve.wire import BINARY, PROTOCOL, STREAM, body_of
 
-__all__ = ["Client"]
+if TYPE_CHECKING:
+    from actzip.split import Head
+
+__all__ = ["Client", "ClientStream"]
 
 _HEADER = "Actzip-Protocol"
 _LONGEST_WAIT = 30.0
@@ -49,11 +53,8 @@ class Client:
         timeout: float = 60.0,
         retries: int = 3,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"url must be http://host:port, not {url!r}")
+        self._parts = _parts(url)
         self.url = url.rstrip("/")
-        self._parts = parts
         self._options: dict[str, Any] = {"codec": codec, "bits": bits}
         self._timeout = number(timeout, "timeout", 0, above=True)
         self._tries = 1 + whole(retries, "retries", 0)
@@ -72,21 +73,34 @@ class Client:
             raise InputError(f"{len(maps)} maps given; the model takes {len(self._inputs)}")
         return body_of({**dict(zip(self._inputs, maps)), **named}, **self._options)
 
-    def predict(self, body: bytes) -> Any:
-        """The outputs for a body made before: a blob, or the bytes of a file of maps."""
+    def predict(self, body: bytes, *, stream: str | None = None) -> Any:
+        """The outputs for a body made before: a blob, the bytes of a file of maps, or a frame, which
+        may be one of a ``stream`` (its name, 16 to 64 letters and digits)."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        content = self._request("POST", "/v1/predict", body)
+        content = self._request("POST", "/v1/predict", body, {} if stream is None else {STREAM: stream})
         try:
             outputs = load(content)
         except SafetensorError as error:
             raise DataError(f"{self.url} gave no safetensors: {error}") from None
         return outputs["output"] if list(outputs) == ["output"] else outputs
 
+    def stream(self, head: Head, *, key_every: int = 60) -> ClientStream:
+        """Video to a served tail: each frame predicted from the one before where that is cheaper.
+
+        Args:
+            head: the client's side of the split. key_every: one frame in so many stands by itself.
+        """
+        return ClientStream(self, head, key_every)
+
     def model(self) -> dict[str, Any]:
         """What the model takes and gives, and the server's limits."""
-        return dict(json.loads(self._request("GET", "/v1/model")))
+        content = self._request("GET", "/v1/model")
+        try:
+            return dict(json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.url} says nothing of a model: {error}") from None
 
     def close(self) -> None:
         """Closes this thread's connection."""
@@ -101,11 +115,17 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> bytes:
         why: object = None
         for left in reversed(range(self._tries)):
             try:
-                status, headers, content = self._once(method, path, body)
+                status, headers, content = self._once(method, path, body, more or {})
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 why, wait = error, 0.2
@@ -115,14 +135,16 @@ class Client:
                 if status not in (429, 503):
                     raise self._error(status, content)
                 why = self._error(status, content)
-                wait = min(_LONGEST_WAIT, float(headers.get("Retry-After") or 1))
+                wait = _wait(headers.get("Retry-After", ""))
             if left:
                 time.sleep(wait)
         raise why if isinstance(why, DataError) else DataError(f"{self.url} does not answer: {why}")
 
-    def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
+    def _once(
+        self, method: str, path: str, body: bytes | None, more: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
         connection = self._connection()
-        headers = {"Accept": BINARY, "Content-Type": BINARY, _HEADER: PROTOCOL}
+        headers = {"Accept": BINARY, "Content-Type": BINARY, _HEADER: PROTOCOL, **more}
         with suppress(BrokenPipeError, ConnectionResetError):  # the answer may be there already
             connection.request(method, self._parts.path.rstrip("/") + path, body, headers)
         response = connection.getresponse()
@@ -143,5 +165,49 @@ class Client:
             said = json.loads(content)["detail"]
         except (ValueError, KeyError, TypeError):
             said = content[:200].decode("utf-8", "replace") or "without a word"
-        kind = {400: CodecError, 413: InputError, 422: InputError}.get(status, DataError)
-        return kind(f"{self.url} answers {status}: {said}")
+        kinds = {400: CodecError, 409: StreamError, 413: InputError, 422: InputError}
+        return kinds.get(status, DataError)(f"{self.url} answers {status}: {said}")
+
+
+def _parts(url: Any) -> SplitResult:
+    """The parts of an address.
+
+    Raises:
+        InputError: it is none, or its port is no number.
+    """
+    try:
+        parts = urlsplit(text(url, "url"))
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise InputError(f"url must be http://host:port, not {shown(url)}")
+    return parts
+
+
+def _wait(after: str) -> float:
+    """Seconds that ``Retry-After`` asks for; 1 where it says a date."""
+    try:
+        seconds = float(after)
+    except ValueError:
+        return 1.0
+    return min(_LONGEST_WAIT, seconds) if seconds >= 0 else 1.0
+
+
+class ClientStream:
+    """One video of a client: call it with one input after the other. Where the server has lost the
+    thread (it forgot the stream, an answer did not arrive) the same input goes again as a key frame."""
+
+    def __init__(self, client: Client, head: Head, key_every: int) -> None:
+        self.client, self.head = client, head
+        self.name = secrets.token_hex(16)
+        self._sender = head.coder.sender(key_every=key_every)
+
+    def __call__(self, x: Any) -> Any:
+        """The outputs for the next input (N, C, H, W); errors are those of :class:`Client`."""
+        maps = self.head.maps(x)
+        try:
+            return self.client.predict(self._sender.encode(maps), stream=self.name)
+        except StreamError:
+            self._sender.key()
+            return self.client.predict(self._sender.encode(maps), stream=self.name)

@@ -17,7 +17,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 class Metrics:
     """The server's metrics, in a registry of their own."""
 
-    def __init__(self, inside: Callable[[], int], ready: Callable[[], int]) -> None:
+    def __init__(
+        self, inside: Callable[[], int], ready: Callable[[], int], streams: Callable[[], int]
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -36,6 +38,7 @@ class Metrics:
         self.restarts = counter("worker_restarts", "Workers that died.")
         gauge("requests_inside", "Waiting or running now.", inside)
         gauge("workers_ready", "Workers that can run a request.", ready)
+        gauge("streams", "Streams whose last frame is remembered.", streams)
 
     def text(self) -> bytes:
         """All of them."""

@@ -99,7 +99,8 @@ def _listening(host: str, port: int) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         bound.listen(1024)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # a host that is no name has many of them
         bound.close()
-        raise InputError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {host!r}, port {port}: {why}") from error
     return bound

@@ -19,6 +19,8 @@ class Settings:
         queue: accepted requests that may wait for a worker; one more gets 503.
         max_bytes: of a request's body (413).
         max_batch: the largest batch of the maps in it (422).
+        streams: of frames that predict from the one before, at once; the one that was quiet longest
+            is forgotten for a new one, and each that was quiet for ``stream_seconds``.
         rate: requests a second from one address, with as many at once (429); 0: any number.
         body_seconds: for a body to arrive (408).
         seconds: for the model to run once (504; the worker is replaced).
@@ -33,6 +35,8 @@ class Settings:
     queue: int = 64
     max_bytes: int = 16 << 20
     max_batch: int = 64
+    streams: int = 64
+    stream_seconds: float = 60.0
     rate: float = 0.0
     body_seconds: float = 20.0
     seconds: float = 60.0
@@ -45,8 +49,9 @@ class Settings:
         whole(self.queue, "queue", 0, 1_000_000)
         whole(self.max_bytes, "max_bytes", 1, 1 << 40)
         whole(self.max_batch, "max_batch", 1, 1 << 20)
+        whole(self.streams, "streams", 1, 1 << 20)
         number(self.rate, "rate", 0)
-        for name in ("body_seconds", "seconds", "grace_seconds"):
+        for name in ("stream_seconds", "body_seconds", "seconds", "grace_seconds"):
             number(getattr(self, name), name, 0, above=True)
 
     @property

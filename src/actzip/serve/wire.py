@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from actzip.runtime.compiled import CompiledModel
     from actzip.split.coder import MapCoder
 
-__all__ = ["BINARY", "JSON", "PROTOCOL", "Reader", "answer", "body_of", "named"]
+__all__ = ["BINARY", "JSON", "PROTOCOL", "STREAM", "Reader", "answer", "body_of", "named"]
 
 #: Sent as the header ``Actzip-Protocol`` by both sides; another one is refused.
 PROTOCOL = "1"
+#: Header that names the stream which a frame belongs to.
+STREAM = "Actzip-Stream"
 BINARY = "application/octet-stream"
 JSON = "application/json"
 _FRAME = b"AZSF"  # how the frames of a split network begin
@@ -76,6 +78,22 @@ class Reader:
             batch = _fits(name, blobs[name], model, batch)
         self._check_batch(batch)
         return [decode(blobs[v], framework="numpy", threads=model.threads) for v in model.graph.inputs]
+
+    def next_frame(self, state: bytes, body: bytes) -> tuple[list[Any], bytes]:
+        """The model's inputs out of a stream's next frame, and the state that the one after it needs;
+        no state: the stream begins.
+
+        Raises:
+            StreamError: the frame needs one that is not there. Else as :meth:`arrays`.
+        """
+        if self._coder is None:
+            raise CodecError("streams are for tails of split networks; this model is none")
+        receiver = self._coder.receiver()
+        if state:
+            receiver.restore(state)
+        arrays = receiver.decode(body)
+        self._check_batch(len(arrays[0]))
+        return list(arrays), receiver.snapshot()
 
     def _of_frame(self, body: bytes) -> list[Any]:
         """The maps of a frame, as ``actzip.split.load("head.actzip").encode`` gives it."""

@@ -16,10 +16,23 @@ from typing import IO, Any
 
 from actzip.errors import ActzipError
 
-__all__ = ["ASK_BINARY", "ASK_JSON", "DONE", "FAULT", "HEAD", "READY", "REFUSED", "main"]
+__all__ = [
+    "ASK_BINARY",
+    "ASK_JSON",
+    "DONE",
+    "FAULT",
+    "HEAD",
+    "IN_STREAM",
+    "READY",
+    "REFUSED",
+    "joined",
+    "main",
+    "parted",
+]
 
 HEAD = struct.Struct("<BQ")
 ASK_BINARY, ASK_JSON = 0, 1
+IN_STREAM = 16  # added: the content, and that of the answer, is a stream's state and then the rest
 READY, DONE, REFUSED, FAULT = 2, 3, 4, 5
 
 
@@ -41,7 +54,18 @@ def main(argv: list[str]) -> None:
         body = source.read(size)
         if len(body) < size:
             return
-        _put(target, *_answer(model, reader, body, kind == ASK_JSON))
+        _put(target, *_answer(model, reader, body, kind))
+
+
+def joined(state: bytes, rest: bytes) -> bytes:
+    """What goes with ``IN_STREAM``."""
+    return struct.pack("<Q", len(state)) + state + rest
+
+
+def parted(content: bytes) -> tuple[bytes, bytes]:
+    """(state, rest) of :func:`joined`."""
+    (size,) = struct.unpack_from("<Q", content)
+    return content[8 : 8 + size], content[8 + size :]
 
 
 def _put(target: IO[bytes], kind: int, content: bytes) -> None:
@@ -83,13 +107,18 @@ def _load(path: str, threads: int, max_batch: int) -> tuple[Any, Any, dict[str, 
     )
 
 
-def _answer(model: Any, reader: Any, body: bytes, as_json: bool) -> tuple[int, bytes]:
+def _answer(model: Any, reader: Any, body: bytes, kind: int) -> tuple[int, bytes]:
     """A frame for one request; nothing that a body holds ends the process."""
     from actzip.serve.wire import answer, named
 
     try:
-        outputs = model.structured(model.run(reader.arrays(body)))
-        return DONE, answer(named(outputs), as_json)
+        state = b""
+        if kind & IN_STREAM:
+            arrays, state = reader.next_frame(*parted(body))
+        else:
+            arrays = reader.arrays(body)
+        content = answer(named(model.structured(model.run(arrays))), bool(kind & ASK_JSON))
+        return DONE, joined(state, content) if kind & IN_STREAM else content
     except ActzipError as error:
         return REFUSED, _said(error)
     except Exception as error:

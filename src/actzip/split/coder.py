@@ -252,6 +252,27 @@ class Receiver:
         self._before, self.expected = integers, (frame.sequence + 1) % 2**32
         return self.coder.values(integers)
 
+    def snapshot(self) -> bytes:
+        """A key frame that :meth:`restore` brings another receiver with to where this one is.
+
+        Raises:
+            StreamError: no frame has come yet.
+        """
+        if self._before is None or self.expected is None:
+            raise StreamError("the stream has no frame yet")
+        pairs = zip(self._before, self.coder.quantizers, strict=True)
+        blobs = tuple((False, bytes(encode(a, "zvc", q.bits, threads=1))) for a, q in pairs)
+        return pack(Frame(self.coder.mark, (self.expected - 1) % 2**32, True, blobs))
+
+    def restore(self, snapshot: bytes | bytearray | memoryview) -> None:
+        """Goes on where the receiver was whose :meth:`snapshot` this is.
+
+        Raises:
+            CodecError: it is damaged, or of another split.
+        """
+        frame = self.coder.open(snapshot)
+        self._before, self.expected = self.coder.read(frame, None), (frame.sequence + 1) % 2**32
+
     def _old(self, sequence: int) -> bool:
         """Whether it is one of those just before what is expected."""
         return self.expected is not None and 0 < (self.expected - sequence) % 2**32 <= 64 and sequence > 0
