@@ -14,6 +14,7 @@ from actzip import cpu
 from actzip._native import _codec
 from actzip.codec import available, chunks, codecs, decode, encode, inspect, quantize
 from actzip.errors import CodecError, InputError
+from crowd import at_once
 
 RNG = np.random.default_rng(7)
 MAP = (RNG.integers(0, 200, (2, 12, 40, 41)) * (RNG.random((2, 12, 40, 41)) < 0.4)).astype(np.uint8)
@@ -261,11 +262,7 @@ def test_threads_share_nothing() -> None:
             blobs.setdefault(i, set()).add(blob)
             assert (decode(blob, threads=2) == a).all()
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    at_once(work, 6)
     assert all(len(b) == 1 for b in blobs.values()) and len(blobs) == 6
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 
 from actzip import codec as C
 from actzip.errors import CodecError, InputError
+from crowd import at_once
 
 SIZES = {
     "even": [(2, 8, 6, 7)] * 9,
@@ -149,9 +148,5 @@ def test_many_callers_at_once() -> None:
             if not all(np.array_equal(a, b) for a, b in zip(C.decode_many(want, threads=2), given)):
                 wrong.append(i)
 
-    callers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for c in callers:
-        c.start()
-    for c in callers:
-        c.join()
+    at_once(work, 4)
     assert not wrong

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import pickle
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 import actzip
 from actzip.errors import InputError
 from actzip.runtime import sizes
+from crowd import at_once
 
 
 def conv(i: int, o: int, **more: Any) -> nn.Sequential:
@@ -268,11 +268,7 @@ def test_sizes_from_several_threads() -> None:
             if not torch.allclose(fast(inputs[i]), want[i], atol=1e-4):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    at_once(work, 4)
     assert not wrong
 
 

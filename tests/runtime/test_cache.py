@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 
 from actzip.runtime.cache import TuningCache, cache_dir
+from crowd import at_once
 
 WHO = {"cpu": "test", "isa": "avx2", "version": "1"}
 
@@ -80,9 +80,7 @@ def test_threads(tmp_path):
             cache.put(f"{i}-{j}", {"kernel": str(i)})
             cache.save()
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
+    at_once(work, 4)
     again = TuningCache(WHO, tmp_path)
     assert all(again.get(f"{i}-{j}") == {"kernel": str(i)} for i in range(4) for j in range(20))
 

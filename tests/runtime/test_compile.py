@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import threading
 import warnings
 
 import numpy as np
@@ -19,6 +18,7 @@ from actzip.activations import set_thresholds
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import compile_graph
 from actzip.runtime.from_torch import capture
+from crowd import at_once
 
 
 class Net(nn.Module):
@@ -150,9 +150,7 @@ def test_calls_from_several_threads(net):
             if not np.array_equal(fast(xs[i]).numpy(), want[i]):
                 bad.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(xs))]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
+    at_once(work, len(xs))
     assert not bad
 
 

@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-import threading
 import warnings
 
 import numpy as np
@@ -15,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import actzip  # noqa: E402
 from actzip.errors import ActzipWarning, InputError, UnsupportedError  # noqa: E402
+from crowd import at_once  # noqa: E402
 
 N = helper.make_node
 RNG = np.random.default_rng(0)
@@ -90,20 +90,11 @@ def test_parts_pickle_and_run_on_several_threads(tmp_path):
     path, x = crnn(tmp_path), normal(1, 3, 8, 20)
     fast = pickle.loads(pickle.dumps(compiled(path, x)))
     inputs = [normal(1 + k % 3, 3, 8, 16 + k) for k in range(12)]
-    wrong = []
 
     def work(k):
-        try:
-            close(fast(inputs[k]), theirs(path, inputs[k])[0])
-        except BaseException as error:
-            wrong.append(error)
+        close(fast(inputs[k]), theirs(path, inputs[k])[0])
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
+    at_once(work, len(inputs))
 
 
 def test_saving_parts_is_refused_and_writes_nothing(tmp_path):

@@ -5,7 +5,6 @@ do not fit."""
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from actzip._native import _engine
+from crowd import at_once
 
 RNG = np.random.default_rng(5)
 ISAS = _engine.isas()
@@ -683,11 +683,7 @@ def test_many_threads_share_a_plan() -> None:
             if not (out == want[i]).all():
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(xs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    at_once(work, len(xs))
     assert not wrong
 
 

@@ -1,12 +1,11 @@
 """Memory of restored maps: reused when it is free, and never before."""
 
-import threading
-
 import pytest
 import torch
 
 from actzip.training import buffers, packed_activations
 from actzip.training.buffers import Buffers
+from crowd import at_once
 
 if buffers._users is None:
     pytest.skip("this torch does not count the users of a storage", allow_module_level=True)
@@ -61,11 +60,7 @@ def test_threads_never_share_a_buffer():
             if x[0] != value or x[-1] != value:
                 faults.append(value)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    at_once(run, 4)
     assert not faults
 
 

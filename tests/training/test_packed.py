@@ -1,7 +1,6 @@
 import contextlib
 import copy
 import gc
-import threading
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from actzip.errors import ActzipError, InputError, LayerError, TrainingError
 from actzip.training import pack_saved, packed_activations
 from actzip.training.saved import Slot
+from crowd import at_once
 from odd import saved_tensors_hooks
 
 
@@ -431,11 +431,7 @@ def test_two_threads_at_once(net, batch):
         for _ in range(5):
             found[i] = step(copies[i], batch, packed_activations(copies[i]))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    at_once(work, 2)
     for i in range(2):
         assert_same(found[i], expected[i])
     del plain
