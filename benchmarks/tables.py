@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -227,6 +228,13 @@ def engine_no_zeros() -> list[str]:
 REAL_RIVALS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "torch.compile": ""}
 
 
+#: Files whose activations are ReLU or ReLU6 (of crepe before BatchNorm, which leaves no zeros).
+REAL_RELU = (
+    "vgg16_tumor", "craft", "centerface", "mobilenet_v2", "efficientnet_lite0", "basic_pitch",
+    "crepe_tiny", "crepe_full",
+)  # fmt: skip
+
+
 def real_results() -> list[tuple[str, dict[str, dict[str, Any]]]]:
     """(machine and network, its rows by engine) of benchmarks/real, largest speed-up first."""
     found = []
@@ -235,6 +243,16 @@ def real_results() -> list[tuple[str, dict[str, dict[str, Any]]]]:
         cpu = MACHINES.get(path.parent.name, d["machine"]["cpu"])
         found.append((f"{d['network']}, {cpu}", {r["engine"]: r for r in d["rows"]}))
     return sorted(found, key=lambda f: (-f[1]["actzip"].get("against_fastest_dense", 0), f[0]))
+
+
+def _relu_speedups() -> dict[str, list[float]]:
+    """Speed-ups of the files with ReLU or ReLU6, by machine."""
+    found: dict[str, list[float]] = {}
+    for name, engines in real_results():
+        file, _, cpu = name.partition(", ")
+        if file in REAL_RELU and "against_fastest_dense" in engines["actzip"]:
+            found.setdefault(cpu, []).append(engines["actzip"]["against_fastest_dense"])
+    return found
 
 
 @table
@@ -256,6 +274,11 @@ def real() -> list[str]:
                 f"{own['compile_seconds']:.0f}",
             ]
         rows.append([*cells, *[""] * (11 - len(cells))])
+    rows += [
+        [f"median of the {len(found)} with ReLU, {cpu}", *[""] * 5, f"{statistics.median(found):.2f}x"]
+        + [""] * 4
+        for cpu, found in _relu_speedups().items()
+    ]
     rivals = " | ".join(title or engine for engine, title in REAL_RIVALS.items())
     head = f"file | {rivals} | actzip | speed-up | by minima | theoretical | error | compiling, s"
     return grid(head, "l" + "r" * 10, rows)
