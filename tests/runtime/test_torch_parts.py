@@ -105,3 +105,33 @@ def test_a_module_that_changes_itself_is_refused() -> None:
 
     with pytest.raises(UnsupportedError):
         actzip.compile(Counting().eval(), torch.randn(1, 3, 8, 8), tune=False)
+
+
+class Named(Sorted):
+    """A second input and a flag, by name; a list of inputs."""
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, *, more: list[torch.Tensor], scale: float = 1.0
+    ) -> dict[str, torch.Tensor]:
+        out = super().forward(x + more[0])
+        return {k: scale * v for k, v in out.items()}
+
+
+@torch.no_grad()
+def test_keyword_arguments_and_nested_inputs_run_in_parts() -> None:
+    torch.manual_seed(0)
+    model = Named().eval()
+    x, z = torch.randn(1, 3, 16, 20), torch.randn(1, 3, 16, 20)
+    with pytest.warns(ActzipWarning, match="run in PyTorch"):
+        fast = actzip.compile(model, {"x": x, "more": [z], "scale": 0.5}, tune=False, threads=1)
+    for shape in [(1, 3, 16, 20), (2, 3, 9, 7)]:
+        x, z = torch.randn(shape), torch.randn(shape)
+        want = model(x, more=[z], scale=0.5)
+        close(fast(x, more=[z], scale=0.5), want)
+        close(fast({"x": x, "more": [z], "scale": 0.5}), want)
+        arrays = fast(x=x.numpy(), more=[z.numpy()], scale=0.5)
+        assert all(isinstance(v, np.ndarray) for v in arrays.values())
+    assert fast.explain({"x": x, "more": [z], "scale": 0.5}, runs=1).macs > 0
+    for args, kwargs in [((x,), {"more": [z]}), ((x,), {"more": [z, z], "scale": 0.5}), ((x, z), {})]:
+        with pytest.raises(InputError):
+            fast(*args, **kwargs)

@@ -6,6 +6,7 @@ The exported program is cut by PyTorch's own partitioner (as for torch.compile,
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 import warnings
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from actzip.activations import eval_mode
 from actzip.errors import ActzipWarning, InputError, UnsupportedError
+from actzip.runtime.binding import as_call
 from actzip.runtime.dynamo import effect_of, engine_parts, parts_of
 from actzip.runtime.explain import Explanation, LayerRow, together
 from actzip.runtime.from_torch import flat_inputs, plain_attention, trace
@@ -38,11 +40,60 @@ def module_in_parts(
             taken apart (it changes its buffers, say).
     """
     args, kwargs = flat_inputs(example)
+    call = None
     if kwargs or not all(isinstance(a, Tensor) for a in args):
+        call = _Call(model, args, kwargs)
+    tensors = list(args) if call is None else call.tensors(args, kwargs)
+    if not tensors:
         raise refused
-    made = PartitionedModule(model, list(args), options, threads, refused)
+    made = PartitionedModule(model, tensors, options, threads, refused, call)
     warnings.warn(made.says(), ActzipWarning, stacklevel=3)
     return made
+
+
+class _Call(nn.Module):
+    """A module as one of its tensors alone; what else a call gives has to be as in the example."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False
+        leaves, self.tree = pytree.tree_flatten(self._bound(args, kwargs))
+        self.rest = [_GAP if isinstance(v, Tensor) else v for v in leaves]
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Arguments as the module binds them, by position where it can."""
+        try:
+            found = inspect.signature(self.model.forward).bind(*args, **kwargs)
+        except ValueError:  # a module without a signature
+            return args, kwargs
+        except TypeError as error:
+            raise InputError(f"the model does not take these inputs: {error}") from error
+        return found.args, found.kwargs
+
+    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """What a call gives for the tensors of the example, in their order.
+
+        Raises:
+            InputError: arguments of another structure, or others that are no tensors.
+        """
+        given = pytree.tree_map_only(np.ndarray, torch.as_tensor, self._bound(args, kwargs))
+        leaves, tree = pytree.tree_flatten(given)
+        if tree != self.tree:
+            raise InputError("inputs of another structure than the example's: other names, or another number")
+        for was, now in zip(self.rest, leaves, strict=True):
+            if was is not _GAP and (type(was) is not type(now) or was != now):
+                raise InputError(f"argument {now!r}; this model was compiled with {was!r}")
+        return [now for was, now in zip(self.rest, leaves, strict=True) if was is _GAP]
+
+    def forward(self, *inputs: Tensor) -> Any:
+        given = iter(inputs)
+        leaves = [next(given) if was is _GAP else was for was in self.rest]
+        args, kwargs = pytree.tree_unflatten(leaves, self.tree)
+        return self.model(*args, **kwargs)
+
+
+_GAP = "a tensor's place"
 
 
 @dataclass
@@ -83,9 +134,12 @@ class PartitionedModule:
         options: dict[str, Any],
         threads: int,
         refused: UnsupportedError,
+        call: _Call | None = None,
     ) -> None:
         self.threads = threads
-        self._model = model
+        self._name = type(model).__name__
+        self._model = model if call is None else call
+        self._call = call
         self._options = options
         self._refused = refused
         self._sample = inputs
@@ -147,25 +201,29 @@ class PartitionedModule:
             f"{self._refused}"
         )
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the network.
 
         Raises:
             InputError: another number of inputs or type than the example's, or a size that does not fit.
         """
-        inputs = self._inputs(args)
+        inputs = self._inputs(args, kwargs)
         try:
             with torch.no_grad():
                 out = self._cuts.get([tuple(t.shape) for t in inputs]).module(*inputs)
         except MemoryError as error:
             raise InputError(f"not enough memory for inputs of {[tuple(t.shape) for t in inputs]}") from error
-        if any(isinstance(a, Tensor) for a in args):
+        if any(isinstance(a, Tensor) for a in pytree.tree_leaves((args, kwargs))):
             return out
         return pytree.tree_map_only(Tensor, lambda t: t.numpy(), out)
 
-    def _inputs(self, args: tuple[Any, ...]) -> list[Tensor]:
-        if len(args) == 1 and isinstance(args[0], (tuple, list)):
-            args = tuple(args[0])
+    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        if len(args) == 1 and not kwargs and isinstance(args[0], (tuple, list, dict)):
+            args, kwargs = as_call(args[0])
+        if self._call is not None:
+            args = tuple(self._call.tensors(args, kwargs))
+        elif kwargs:
+            raise InputError(f"argument {next(iter(kwargs))!r}; this model was compiled with none by name")
         if len(args) != len(self._sample):
             raise InputError(f"{len(args)} inputs given; this model was compiled for {len(self._sample)}")
         found = []
@@ -181,9 +239,7 @@ class PartitionedModule:
 
     def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
         """What runs where and why, measured now on ``x`` (or on the example)."""
-        inputs = (
-            self._sample if x is None else self._inputs(tuple(x) if isinstance(x, (tuple, list)) else (x,))
-        )
+        inputs = self._sample if x is None else self._inputs((x,), {})
         cut = self._cuts.get([tuple(t.shape) for t in inputs])
         seen: list[tuple[Any, Any]] = []
         handles = [
@@ -229,7 +285,7 @@ class PartitionedModule:
         )
 
     def __repr__(self) -> str:
-        return f"PartitionedModule({type(self._model).__name__}: {self.says()})"
+        return f"PartitionedModule({self._name}: {self.says()})"
 
 
 def _torch_parts(module: fx.GraphModule) -> list[fx.GraphModule]:
