@@ -279,27 +279,28 @@ def test_batch_norms_behind_an_activation_go_into_the_next_convolutions(groups):
     assert op_names(after) == ["activation", "conv2d", "conv2d"]
 
 
-def test_batch_norms_stay_before_padding_and_other_readers():
+def test_batch_norms_stay_before_padding_without_zeros_and_before_other_readers():
     class M(nn.Module):
-        def __init__(self):
+        def __init__(self, zeros):
             super().__init__()
             self.norm, self.a, self.b = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 3, padding=1)
+            self.act = nn.ReLU() if zeros else nn.SiLU()
             nn.init.normal_(self.norm.bias)
 
         def forward(self, x):
-            x = self.norm(torch.relu(x))
+            x = self.norm(self.act(x))
             return self.a(x), self.b(x)
 
     class Seen(M):
         def forward(self, x):
-            x = self.norm(torch.relu(x))
-            return self.a(x), x
+            x = self.norm(self.act(x))
+            return self.a(x), self.b(x), x
 
-    for net in (M(), Seen()):
+    for net, stays in ((M(False), True), (Seen(True), True), (M(True), False)):
         graph = graph_of(net, 6, 5, 7)
         after = P.optimize(graph)
         check(graph, after)
-        assert "batch_norm" in op_names(after)
+        assert ("batch_norm" in op_names(after)) == stays
 
 
 @pytest.mark.parametrize("act", [None, "relu", "prelu", "sigmoid"])
@@ -479,3 +480,36 @@ def test_calibration_counts_zeros():
     assert after.values[graph.nodes[0].output].density == pytest.approx((v != 0).float().mean().item())
     with pytest.raises(InputError):
         calibrate(graph, {"x": torch.zeros(1, 3, 4, 4)})
+
+
+class Norms(nn.Module):
+    """ReLU, BatchNorm, convolution, as Keras users write it: padded, pooled between, one BatchNorm
+    read by two convolutions, one with a residual behind."""
+
+    def __init__(self, positive):
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.b, self.m = nn.Conv2d(16, 16, 5, padding=2, stride=2), nn.BatchNorm2d(16)
+        self.c, self.d = nn.Conv2d(16, 8, (3, 1), padding=(1, 0)), nn.Conv2d(16, 8, 3, dilation=2, padding=2)
+        self.positive = positive
+
+    def forward(self, x):
+        y = nn.functional.max_pool2d(self.n(torch.relu(self.a(x))), 2)
+        y = self.m(torch.relu(self.b(y)))
+        return torch.relu(self.c(y)) + self.d(y)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_batch_norm_between_relu_and_padded_convolutions_is_folded(positive):
+    graph = graph_of(Norms(positive), 3, 21, 18)
+    if positive:
+        for n in graph.nodes:
+            if isinstance(n, ops.BatchNorm):
+                n.scale = np.abs(n.scale)
+    after = P.optimize(graph)
+    check(graph, after)
+    left = [n for n in after.nodes if isinstance(n, ops.BatchNorm)]
+    assert len(left) == (0 if positive else 1)  # a negative scale does not go through a max pool
+    maps = {n.name: n.inputs[0] for n in after.nodes if isinstance(n, ops.Conv2d) and n.name in ("c", "d")}
+    acts = {n.output: getattr(n, "act", None) for n in after.nodes}
+    assert all(acts[v] is not None and acts[v].sparsifies for v in maps.values())

@@ -12,10 +12,12 @@ from actzip.runtime.graph import Pass
 from actzip.runtime.passes.edit import drop_dead
 from actzip.runtime.passes.fold import (
     channel_affine,
+    fold_affine_at_borders,
     fold_affine_forward,
     fold_batch_norm,
     fold_constants,
     fold_padding,
+    sink_affine,
 )
 from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
 from actzip.runtime.passes.moves import channels_last, flatten_linear, merge_moves, place_concats
@@ -28,6 +30,7 @@ __all__ = [
     "channels_last",
     "drop_dead",
     "flatten_linear",
+    "fold_affine_at_borders",
     "fold_affine_forward",
     "fold_batch_norm",
     "fold_constants",
@@ -41,6 +44,7 @@ __all__ = [
     "pool_means",
     "recompose_activations",
     "scale_activations",
+    "sink_affine",
     "sink_average_pools",
     "split_transposed",
 ]
@@ -58,7 +62,9 @@ PASSES: tuple[Pass, ...] = (
     fuse_activations,
     fuse_residuals,
     fuse_activations,
+    sink_affine,
     fold_affine_forward,
+    fold_affine_at_borders,
     split_transposed,
     sink_average_pools,
     pool_means,

@@ -10,6 +10,7 @@ import numpy as np
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.passes.edit import drop_dead, prune, uses
+from actzip.runtime.storage import expects_zeros
 
 _FOLD_LIMIT = 64 << 20  # bytes of a folded constant
 
@@ -215,8 +216,90 @@ def fold_affine_forward(graph: g.Graph) -> g.Graph:
     return graph
 
 
-def _takes_affine(n: g.Node, v: str) -> bool:
-    return isinstance(n, ops.Conv2d) and n.inputs[0] == v and v not in n.inputs[1:] and not any(n.padding)
+def sink_affine(graph: g.Graph) -> g.Graph:
+    """``maxpool(a * x + b)`` becomes ``a * maxpool(x) + b`` where no ``a`` is negative and zeros are
+    expected in ``x``: a map with zeros is pooled, and the affine comes to stand before a convolution."""
+    graph = graph.copy()
+    producers, readers = graph.producers(), uses(graph)
+    for i, node in enumerate(graph.nodes):
+        before = producers.get(node.inputs[0]) if isinstance(node, ops.Pool) else None
+        if (
+            not isinstance(node, ops.Pool)
+            or node.kind != "max"
+            or node.act is not None
+            or node.bias is not None
+            or not isinstance(before, ops.BatchNorm)
+            or before.act is not None
+            or readers[before.output] != 1
+            or (before.scale < 0).any()
+            or not expects_zeros(graph, producers, before.inputs[0])
+        ):
+            continue
+        mid = graph.fresh(before.output + "_pool")
+        graph.values[mid] = dataclasses.replace(graph.values[node.output], name=mid)
+        at = graph.nodes.index(before)
+        pool, affine = dataclasses.replace(node), dataclasses.replace(before)
+        pool.inputs, pool.output = before.inputs, mid
+        affine.inputs, affine.output = (mid,), node.output
+        graph.nodes[at], graph.nodes[i] = pool, affine
+        producers.update({mid: pool, node.output: affine})
+    prune(graph)
+    return graph
+
+
+def fold_affine_at_borders(graph: g.Graph) -> g.Graph:
+    """A BatchNorm between a map in which zeros are expected and convolutions with padding goes into
+    them. Its shift does not reach into the padding: what the weights make of it, other numbers at
+    the border than inside, is a second convolution, of a map of ones with one channel, which is
+    added to the first."""
+    graph = graph.copy()
+    producers = graph.producers()
+    for node in list(graph.nodes):
+        if not isinstance(node, ops.BatchNorm) or node.act is not None or node.output in graph.outputs:
+            continue
+        behind = [n for n in graph.nodes if node.output in n.inputs]
+        x = graph.shape(node.inputs[0])
+        known = behind and len(x) == 4 and expects_zeros(graph, producers, node.inputs[0])
+        if not known or not all(_takes_affine(n, node.output, padded=True) for n in behind):
+            continue
+        for n in behind:
+            assert isinstance(n, ops.Conv2d)
+            merged = _with_affine(n, node)
+            if any(n.padding):
+                merged = _with_affine(n, dataclasses.replace(node, shift=np.zeros_like(node.shift)))
+                merged.inputs = (merged.inputs[0], _of_ones(graph, n, node))
+            graph.nodes[graph.nodes.index(n)] = merged
+        graph.nodes.remove(node)
+    prune(graph)
+    return graph
+
+
+def _of_ones(graph: g.Graph, n: ops.Conv2d, affine: ops.BatchNorm) -> str:
+    """In place, before ``n``: what its weights make of the shift, plus its residual."""
+    batch, _, h, w = graph.shape(affine.inputs[0])
+    weight = n.weight.astype(np.float64) * affine.shift.astype(np.float64)[None, :, None, None]
+    ones = graph.add_constant(np.ones((1, 1, int(h), int(w)), np.float32), f"{n.name}_ones")  # type: ignore[arg-type]
+    grown = ops.Expand(f"{n.name}:ones", (ones,), graph.fresh(f"{n.output}_ones"), shape=(batch, 1, h, w))
+    shift = dataclasses.replace(
+        n,
+        name=f"{n.name}:shift",
+        weight=weight.sum(1, keepdims=True).astype(np.float32),
+        bias=None,
+        act=None,
+    )
+    shift.inputs = (grown.output, *n.inputs[1:])
+    shift.output = graph.fresh(f"{n.output}_shift")
+    graph.values[grown.output] = g.Value(grown.output, grown.shape)
+    graph.values[shift.output] = g.Value(shift.output, graph.shape(n.output))
+    at = graph.nodes.index(n)
+    graph.nodes[at:at] = [grown, shift]
+    return shift.output
+
+
+def _takes_affine(n: g.Node, v: str, padded: bool = False) -> bool:
+    if not isinstance(n, ops.Conv2d) or n.inputs[0] != v or v in n.inputs[1:]:
+        return False
+    return (n.groups == 1 and n.pre_act is None) if padded else not any(n.padding)
 
 
 def _with_affine(n: ops.Conv2d, affine: ops.BatchNorm) -> ops.Conv2d:
