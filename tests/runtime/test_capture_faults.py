@@ -394,3 +394,19 @@ def test_float16_keeps_maps_that_it_cannot_hold():
         compiled = actzip.compile(m, X, tune=False, storage="float16", pack="always")
     got, wanted = compiled(X), m(X)
     assert torch.isfinite(got).all() and float((got - wanted).abs().max() / wanted.abs().max()) < 1e-3
+
+
+def test_a_read_only_array_of_the_model_is_no_obstacle():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.table = nn.Conv2d(3, 8, 3), np.arange(4.0)
+            self.table.flags.writeable = False
+
+        def forward(self, x):
+            return self.c(x) * float(self.table[2])
+
+    model, x = Model().eval(), torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(
+        actzip.compile(model, x, tune=False)(x), model(x).detach(), atol=1e-5, rtol=1e-4
+    )

@@ -291,3 +291,14 @@ def test_a_layer_lies_on_the_way_of_a_name(name):
     graph.outputs.append(y)
     assert_same(graph)
     assert len([m for m in to_torch(graph).modules() if isinstance(m, nn.Conv2d)]) == 2
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_indices_of_a_resized_or_padded_map_are_no_activations(mode):
+    graph = g.Graph("net")
+    x = graph.add_input("x", (N, 4, 9, 11))
+    y = graph.add(ops.Pad("p", (x,), "a", before=(0, 0, 1, 1), after=(0, 0, 2, 0), mode="edge"))
+    y = graph.add(ops.Resize("r", (y,), "b", size=(20, 7), mode=mode))
+    gate = Act.of("hardsigmoid", alpha=0.2, beta=0.5)
+    graph.outputs = [graph.add(ops.Activation("h", (y,), "c", act=gate))]
+    assert not find_sites(assert_same(graph), torch.randn(1, 4, 9, 11))[0]

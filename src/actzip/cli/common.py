@@ -280,7 +280,7 @@ def model_and_input(
     from actzip.data.form import Form
     from actzip.errors import ActzipWarning
     from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights
-    from actzip.runtime.models import GraphNet, load_model, reference_net
+    from actzip.runtime.models import GraphNet, load_model, open_size, reference_net, say_open
 
     form = form or Form()
     torch.manual_seed(0)
@@ -308,6 +308,8 @@ def model_and_input(
         warnings.warn(
             "no --data: random input is used, so densities mean little", ActzipWarning, stacklevel=2
         )
+        if size is None:
+            say_open(net)
         if isinstance(net, GraphNet) and len(net.graph.inputs) > 1:
             return found, net, net.example()
         return (
@@ -315,7 +317,9 @@ def model_and_input(
             net,
             torch.randn((batch, *(shape[:-2] if size else shape), *((size, size) if size else ()))),
         )
-    images = form.images(data, shape, mean, std, size=size, limit=batch)
+    images = form.images(data, shape, mean, std, size=size, limit=batch, takes=open_size(net))
+    if size is None:
+        say_open(net, form.laid_shape(*images.shape))
     if len(images) < batch:
         raise InputError(f"{images.source} has {len(images)} images, --batch wants {batch}")
     return found, net, form.laid_out(next(iter(Loader(images, batch)))[0])

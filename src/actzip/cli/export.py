@@ -82,7 +82,7 @@ def run(
     from actzip.quantize.files import load_quantization
     from actzip.quantize.onnx import export_qdq
     from actzip.runtime.from_onnx import load_onnx
-    from actzip.runtime.models import GraphNet, load_whole
+    from actzip.runtime.models import GraphNet, load_whole, say_open
     from actzip.runtime.onnx_export import export_onnx
 
     if thresholds is not None and scales is not None:
@@ -98,6 +98,7 @@ def run(
         net = load_whole(model, shape, trust=trust)[0] if isinstance(net, GraphNet) else net
     for m in net.modules():
         m.training = False
+    say_open(net)
     if weights is not None:
         load_weights(net, weights)
     example = net.example() if isinstance(net, GraphNet) else torch.randn(1, *shape)

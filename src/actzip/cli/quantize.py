@@ -103,7 +103,7 @@ def _batches(
     that the model was exported with."""
     from actzip.data import Loader
     from actzip.errors import DataError, InputError
-    from actzip.runtime.models import GraphNet
+    from actzip.runtime.models import GraphNet, open_size, say_open
 
     fixed = getattr(network, "batch", None)
     if form.arrays:
@@ -115,8 +115,18 @@ def _batches(
         raise InputError("quantizing needs typical inputs: --data, or --input with arrays")
     else:
         images = form.images(
-            data, shape, mean, std, size=image_size, split="train", folder=folder, limit=2 * calibration
+            data,
+            shape,
+            mean,
+            std,
+            size=image_size,
+            split="train",
+            folder=folder,
+            limit=2 * calibration,
+            takes=open_size(network),
         )
+        if image_size is None:
+            say_open(network, form.laid_shape(*images.shape))
         loader = Loader(images, fixed or min(50, calibration), drop_last=fixed is not None)
         batches = [form.laid_out(x) for x, _ in loader]
         if not batches:

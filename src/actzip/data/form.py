@@ -3,7 +3,7 @@ of pixels, their normalisation, the order of dimensions; or the arrays themselve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ from actzip.data.arrays import Images
 from actzip.data.sources import PHOTOGRAPHS, resolve
 from actzip.errors import DataError, InputError
 
-__all__ = ["LAYOUTS", "NAMED", "RANGES", "Form", "Laid", "looks_nhwc"]
+__all__ = ["LARGEST", "LAYOUTS", "NAMED", "RANGES", "Form", "Laid", "looks_nhwc"]
 
+#: Height or width up to which images keep their size where a model leaves it open.
+LARGEST = 1280
 #: Data sets of one size.
 NAMED = ("mnist", "cifar10", "digits")
 
@@ -28,6 +30,18 @@ RANGES = {"0..1": (0.0, 1.0), "0..255": (0.0, 255.0), "-1..1": (-1.0, 1.0)}
 def looks_nhwc(shape: tuple[int, ...]) -> bool:
     """Whether a shape without the batch has its channels last: three of three, after two of more."""
     return len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] > 4 and shape[1] > 4
+
+
+def _own_size(data: str, split: str, folder: Any, count: int | None) -> list[tuple[int, int]]:
+    """Height and width of images that are all of one size, then in whole 32s; nothing where they are
+    not."""
+    try:
+        _, h, w = resolve(data, split, folder=folder, sample=count).shape
+    except DataError:
+        return []
+    if max(h, w) > LARGEST:
+        return []
+    return [(h, w), (max(32, h // 32 * 32), max(32, w // 32 * 32))]
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,10 @@ class Form:
             )
         return shape[0], shape[1], shape[2]
 
+    def laid_shape(self, c: int, h: int, w: int) -> tuple[int, ...]:
+        """C, H, W in the model's order."""
+        return (h, w, c) if self.layout == "nhwc" else (c, h, w)
+
     def laid_out(self, x: Tensor) -> Tensor:
         """Images N, C, H, W in the model's order."""
         return x.permute(0, 2, 3, 1).contiguous() if self.layout == "nhwc" and x.ndim == 4 else x
@@ -96,9 +114,14 @@ class Form:
         folder: Any = None,
         limit: int | None = None,
         sample: int | None = None,
+        takes: Callable[[tuple[int, ...]], bool] | None = None,
     ) -> Images:
         """The data set for a model whose input has ``shape`` (without the batch) and that usually
         wants ``mean`` and ``std``.
+
+        ``takes(shape)``: of a model that leaves sizes open, whether it takes another one. Images of
+        one size, at most :data:`LARGEST` wide or high, then keep it, or the next smaller one that
+        fits.
 
         Raises:
             InputError: the model takes other images. DataError: the data cannot be read.
@@ -106,6 +129,9 @@ class Form:
         c, h, w = self.chw(shape)
         named = data in NAMED
         side: Any = size or (h if h == w else (h, w))
+        if takes is not None and size is None and not named:
+            own = _own_size(data, split, folder, limit or sample)
+            side = next((s for s in own if takes(self.laid_shape(c, *s))), side)
         mean, std = self.normalisation(c, mean, std)
         found = resolve(
             data,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from actzip.data import resolve
 from actzip.data.form import NAMED, Form, Laid
 from actzip.errors import ActzipWarning, DataError, InputError
-from actzip.runtime.models import GraphNet, load_whole
+from actzip.runtime.models import GraphNet, load_whole, open_size, say_open
 
 __all__ = ["Subject", "open_subject", "random_batches"]
 
@@ -103,6 +103,8 @@ def open_subject(
             ]
         if size and len(shapes[0]) == 3:
             shapes[0] = (*shapes[0][:-2], size, size)
+        else:
+            say_open(module)
         return Subject(module, random_batches(shapes, count), count, "random numbers", random=True)
     if isinstance(module, GraphNet) and len(module.graph.inputs) > 1:
         names = list(module.graph.inputs)
@@ -113,7 +115,10 @@ def open_subject(
     if shape is None:  # a module of the caller's
         found = resolve(data, "test", image_size=None if data in NAMED else size, sample=images)
     else:
-        found = form.images(data, shape, mean, std, size=size, sample=images)
+        takes = open_size(module)
+        found = form.images(data, shape, mean, std, size=size, sample=images, takes=takes)
+        if size is None:
+            say_open(module, form.laid_shape(*found.shape))
     count = min(images, len(found))
     if fixed:
         count -= count % fixed

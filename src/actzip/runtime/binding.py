@@ -29,17 +29,10 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
     if isinstance(model, (str, os.PathLike)):
         from actzip.runtime.from_onnx import at_least_opset, from_onnx
         from actzip.runtime.onnx_file import load_onnx
+        from actzip.runtime.open_sizes import settled
 
-        shapes = None
-        if example is not None:
-            from actzip.runtime.from_torch import flat_inputs
-
-            args, kwargs = flat_inputs(example)
-            shapes = (
-                {k: tuple(v.shape) for k, v in kwargs.items()} if kwargs else [tuple(a.shape) for a in args]
-            )
         proto = at_least_opset(load_onnx(Path(model)))
-        graph = from_onnx(proto, shapes)
+        graph = settled(proto, str(model), _shapes(example), lambda shapes: from_onnx(proto, shapes))
         shapes = [g.concrete(graph.shape(v), 1) for v in graph.inputs]
         origin = OnnxOrigin(proto, str(model), shapes) if dynamic else None
     elif isinstance(model, g.Graph):
@@ -56,9 +49,12 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
             )
         if example is None:
             raise InputError("an nn.Module needs an example input: compile(model, example)")
-        own = _own_graph(model)
-        graph = own or capture(model, example, dynamic=dynamic)
-        origin = TorchOrigin(model, example, dynamic) if own is None and dynamic else None
+        own = _own_graph(model, example)
+        if own is None:
+            graph = capture(model, example, dynamic=dynamic)
+            origin = TorchOrigin(model, example, dynamic) if dynamic else None
+        else:
+            graph, origin = own if dynamic else (own[0], None)
     if example is not None:
         return graph, arrays_of(graph, example, "example"), origin
     rng = np.random.default_rng(0)
@@ -66,13 +62,30 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
     return graph, [np.asarray(a) for a in drawn], origin
 
 
-def _own_graph(model: Any) -> g.Graph | None:
-    """The Graph that a module was made from (:func:`actzip.load`), with its parameters and
-    thresholds of now."""
-    from actzip.runtime.to_torch import GraphNet
+def _shapes(example: Any) -> Any:
+    """Shapes of an example's tensors, by name or in order; None without one."""
+    if example is None:
+        return None
+    from actzip.runtime.from_torch import flat_inputs
 
-    plain = isinstance(model, GraphNet) and "_actzip_quantization" not in model.__dict__
-    return model.to_graph() if plain else None
+    args, kwargs = flat_inputs(example)
+    return {k: tuple(v.shape) for k, v in kwargs.items()} if kwargs else [tuple(a.shape) for a in args]
+
+
+def _own_graph(model: Any, example: Any) -> tuple[g.Graph, Origin | None] | None:
+    """The Graph that a module was made from (:func:`actzip.load`), with its parameters and
+    thresholds of now, for the sizes of the example, and what makes it for others."""
+    from actzip.runtime.to_torch import GraphNet, NetOrigin
+
+    if not isinstance(model, GraphNet) or "_actzip_quantization" in model.__dict__:
+        return None
+    if model.origin is None:
+        return model.to_graph(), None
+    shapes = _shapes(example)
+    if isinstance(shapes, dict):
+        shapes = [shapes[v] for v in model.graph.inputs if v in shapes]
+    fit = len(shapes) == model.arity  # else the binding says what is wrong
+    return model.to_graph(shapes if fit else None), NetOrigin(model)
 
 
 def memory_of(model: Any) -> list[tuple[int, int]]:

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 __all__ = ["State", "calls_at", "draws", "same_calls", "untouched"]
 
 _MOST = 200_000  # objects followed
+_OWN = "actzip.runtime."  # whose graphs stay as they are, and whose caches may grow
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -89,7 +90,7 @@ class State:
         elif isinstance(item, (tuple, frozenset)):
             yield from ((v, name) for v in item)
         elif isinstance(item, np.ndarray):
-            if self.numbers:
+            if self.numbers and item.flags.writeable:
                 self._save(item, name, np.copy, np.copyto)
         elif isinstance(item, types.FunctionType):
             yield from self._function(item)
@@ -99,7 +100,7 @@ class State:
             yield from ((v, "()") for v in (item.func, item.args, item.keywords))
         elif isinstance(item, type):
             yield from self._class(item)
-        elif isinstance(item, nn.Module) or not _foreign(type(item).__module__):
+        elif isinstance(item, nn.Module) or not (_foreign(kind := type(item).__module__) or _OWN in kind):
             yield type(item), "()"  # its functions, and what they name
             with suppress(TypeError):
                 yield vars(item), name

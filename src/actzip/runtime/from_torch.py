@@ -157,6 +157,9 @@ def trace(
         UnsupportedError: it cannot be exported, or changes what is not a tensor as it runs.
     """
     traced = None
+    ready = getattr(model, "_actzip_sizes", None)  # of a file's module: it makes a graph for the size
+    if ready is not None:
+        ready([tuple(t.shape) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)])
     with untouched(model) as state:
         if dynamic and batch is not None:
             program = _export(model, args, kwargs, batch, dynamic=True, known=known)

@@ -32,12 +32,22 @@ def _threshold(act: Act, x: Tensor) -> Tensor:
     return torch.where(x <= _param(act, x), torch.zeros((), dtype=x.dtype), x).clamp(max=act.hi)
 
 
+def _cut(x: Tensor, top: float) -> Tensor:
+    """``x`` between 0 and ``top``; not by clamp, which is seen as an activation with zeros."""
+    return torch.minimum(torch.maximum(x, x.new_zeros(())), x.new_full((), top))
+
+
+def within(i: Tensor, size: int) -> Tensor:
+    """Indices cut to 0 ... size - 1."""
+    return _cut(i, int(size) - 1)
+
+
 # those that are not a function of PyTorch of the same name, called with the row's numbers in order
 _OWN: dict[str, Callable[[Act, Tensor], Tensor]] = {
     "clip": lambda act, x: x.clamp(act.lo, act.hi),
     "threshold": _threshold,
     "prelu": lambda act, x: torch.where(x < 0, x * _param(act, x), x),
-    "hardsigmoid": lambda act, x: (x * act.alpha + act.beta).clamp(0, 1),
+    "hardsigmoid": lambda act, x: _cut(x * act.alpha + act.beta, 1.0),
     "scaled_hardswish": lambda act, x: F.hardswish(x) * act.alpha + act.beta,
     "gelu_tanh": lambda act, x: F.gelu(x, approximate="tanh"),
 }
@@ -214,11 +224,11 @@ def _resize(n: ops.Resize, x: Tensor) -> Tensor:
                 at = (at + 0.5).ceil() - 1  # round half down, ONNX's default
             elif n.coordinates == "align_corners":
                 at = (at + 0.5).ceil() - 1
-            x = x.index_select(2 + axis, at.floor().long().clamp(0, size - 1))
+            x = x.index_select(2 + axis, within(at.floor().long(), size))
             continue
-        at = at.clamp(0, size - 1)
+        at = within(at, size)
         low = at.floor().long()
-        high = (low + 1).clamp(max=size - 1)
+        high = within(low + 1, size)
         shape = [1, 1, 1, 1]
         shape[2 + axis] = out
         f = (at - low).float().reshape(shape)

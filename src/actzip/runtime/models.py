@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from actzip.checks import flag, shown, whole
-from actzip.errors import DataError, InputError, UnsupportedError
+from actzip.checks import flag, shown, text, whole
+from actzip.errors import ActzipWarning, DataError, InputError, UnsupportedError
+from actzip.runtime import graph as g
 from actzip.runtime.to_torch import GraphNet, to_torch
 
 __all__ = ["GraphNet", "load", "load_model"]
@@ -21,25 +23,28 @@ def load(
     model: str | os.PathLike[str],
     *,
     weights: str | os.PathLike[str] | None = None,
-    shape: tuple[int, ...] | None = None,
+    shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None,
     trust: bool = False,
 ) -> nn.Module:
     """The ``nn.Module``, in eval mode, of a name, an import path, or a ``.pt2`` or ``.onnx`` file.
 
     The module of a file has one submodule a node, under the node's name
     (:class:`actzip.runtime.to_torch.GraphNet`): :func:`actzip.profile`, ``calibrate_thresholds``,
-    ``sparsify``, ``quantize``, ``accelerate`` and ``compile`` take it.
+    ``sparsify``, ``quantize``, ``accelerate`` and ``compile`` take it. It takes every size that the
+    file leaves open, as the file does.
 
     Args:
         model: a torchvision or timm name, one of ours, ``package.module:attribute``, or the path of
             an exported program or an ONNX file (opset 7 or newer).
         weights: a safetensors file for it.
-        shape: the first input's shape without the batch, C, H, W, where a file leaves it open.
+        shape: the first input's shape without the batch, C, H, W; or shapes by input, the batch
+            included: the size at which the module shows its layers, where a file leaves it open and
+            no usual one fits.
         trust: whether an exported program may be read: PyTorch runs code that its file holds. ONNX
             files hold none.
 
     Raises:
-        InputError: an unknown name (near matches are named).
+        InputError: an unknown name (near matches are named); open sizes that no usual ones fit.
         DataError: a file that is missing, damaged, of another kind, or not trusted.
         UnsupportedError: operators of an ONNX file that are not known.
     """
@@ -48,17 +53,24 @@ def load(
     for name, value in (("model", model), ("weights", weights)):
         if not isinstance(value, (str, os.PathLike)) and (name == "model" or value is not None):
             raise InputError(f"{name} must be a name or a path, not {shown(value)}")
-    if shape is not None:
-        if not isinstance(shape, (tuple, list)):
-            raise InputError(f"shape must be the input's C, H, W, not {shown(shape)}")
-        shape = tuple(whole(d, "a dimension of shape", 1, 2**31 - 1) for d in shape)
+    shapes = None
+    if isinstance(shape, Mapping):
+        shapes, shape = {text(n, "an input"): _dims(s) for n, s in shape.items()}, None
+    elif shape is not None:
+        shape = _dims(shape)
     flag(trust, "trust")
-    net = load_model(os.fspath(model), shape, trust=trust)[0]
+    net = load_model(os.fspath(model), shape, shapes=shapes, trust=trust)[0]
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False
     if weights is not None:
         load_weights(net, weights)
     return net
+
+
+def _dims(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, (tuple, list)):
+        raise InputError(f"shape must be the input's C, H, W, not {shown(shape)}")
+    return tuple(whole(d, "a dimension of shape", 1, 2**31 - 1) for d in shape)
 
 
 def load_model(
@@ -89,11 +101,9 @@ def load_model(
     if path.suffix == ".actzip":
         raise InputError(f"{path} is compiled already: actzip.runtime.load reads it")
     if path.suffix == ".onnx":
-        from actzip.runtime.from_onnx import from_onnx
-
-        graph = from_onnx(path, onnx_shapes(path, shapes) if shapes else [(1, *shape)] if shape else None)
-        dims = tuple(int(d) if isinstance(d, int) else 1 for d in graph.shape(graph.inputs[0])[1:])
-        return _with_shape(to_torch(graph), shape or dims)
+        read = _onnx_net(path, shape, shapes)
+        first = read.graph.shape(read.graph.inputs[0])
+        return _with_shape(read, shape or tuple(d if isinstance(d, int) else 1 for d in first[1:]))
     if path.suffix in (".pt2", ".pt", ".pth"):
         if not path.is_file():
             raise DataError(f"there is no file {path}")
@@ -136,17 +146,34 @@ def load_whole(
         raise UnsupportedError(f"{error}; {hint}") from error
 
 
-def onnx_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """``shapes`` by the names of the file's inputs.
+def _onnx_net(
+    path: Path, shape: tuple[int, ...] | None, shapes: Mapping[str, tuple[int, ...]] | None
+) -> GraphNet:
+    """The module of an ONNX file, for any size that it takes."""
+    from actzip.runtime.from_onnx import at_least_opset, from_onnx
+    from actzip.runtime.onnx_file import load_onnx
+    from actzip.runtime.open_sizes import open_inputs, settled
+    from actzip.runtime.origin import OnnxOrigin
+
+    model = at_least_opset(load_onnx(path))
+    if shape:
+        shapes = {"": (1, *shape), **{k: v for k, v in (shapes or {}).items() if k}}
+    known, left = onnx_shapes(path, model, shapes or {}), open_inputs(model)
+    graph = settled(model, str(path), known, lambda sizes: from_onnx(model, sizes))
+    origin = OnnxOrigin(model, str(path), [g.concrete(graph.shape(v), 1) for v in graph.inputs])
+    net = to_torch(graph, origin)
+    net.open = {n: d for n, d in left.items() if n in graph.inputs and n not in known}
+    return net
+
+
+def onnx_shapes(path: Path, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """``shapes`` by the names of the inputs of ``model``, the file's.
 
     Raises:
         InputError: the model has no input of a name.
     """
-    from actzip.runtime.onnx_file import load_onnx
-
-    graph = load_onnx(path).graph
-    known = {t.name for t in graph.initializer}
-    names = [v.name for v in graph.input if v.name not in known]
+    known = {t.name for t in model.graph.initializer}
+    names = [v.name for v in model.graph.input if v.name not in known]
     for name in shapes:
         if name and name not in names:
             raise InputError(f"{path} has no input {name!r}; it has {', '.join(map(repr, names))}")
@@ -195,6 +222,34 @@ def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
         return module, shape
 
 
+def open_size(net: nn.Module) -> Callable[[tuple[int, ...]], bool] | None:
+    """Whether a file's module takes images of a shape, without the batch, where the file leaves
+    sizes open and nobody has said any; None for other modules."""
+    if not isinstance(net, GraphNet) or net.arity != 1 or not net.open:
+        return None
+    return lambda shape: net.takes([(1, *shape)])
+
+
+def say_open(net: nn.Module, taken: tuple[int, ...] | None = None) -> None:
+    """Warns of a size that a file leaves open and that was taken without anybody's word.
+
+    Args:
+        taken: shape of the images without the batch; None: the one that the module was made for.
+    """
+    if not isinstance(net, GraphNet) or not net.open:
+        return
+    from actzip.runtime.open_sizes import shown_dims
+
+    name, dims = next(iter(net.open.items()))
+    size = "x".join(map(str, taken or net.graph.shape(name)[1:]))
+    asked = shown_dims(dims).replace(" ", "") if dims else "N,C,H,W"
+    warnings.warn(
+        f"the file leaves the size of {name!r} open; {size} is taken: --shape {name}={asked} says another",
+        ActzipWarning,
+        stacklevel=3,
+    )
+
+
 class OnnxNet(nn.Module):
     """An ONNX file of which the engine does not have every operator, run whole by ONNX Runtime: a
     reference for what :func:`actzip.compile` makes of it."""
@@ -221,12 +276,9 @@ def reference_net(
 
     Raises:
         UnsupportedError: ONNX Runtime is not installed; what the engine lacks is said.
-        InputError: the size of the input is open.
+        InputError: the size of the input is open, and no usual one fits.
     """
-    from actzip.runtime.parts import declared_shape, session
+    from actzip.runtime.parts import session, usual_inputs
 
     made, model = session(path, refused)
-    dims = shape or declared_shape(model)
-    if dims is None:
-        raise InputError(f"{path}: the size of its input is open; actzip.compile(path, example) takes any")
-    return _with_shape(OnnxNet(made), dims)
+    return _with_shape(OnnxNet(made), shape or tuple(usual_inputs(model, made)[0].shape[1:]))

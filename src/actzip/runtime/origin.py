@@ -22,7 +22,7 @@ from actzip.runtime.graph import Array
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["OnnxOrigin", "Origin", "Shapes", "TorchOrigin", "pattern"]
+__all__ = ["OnnxOrigin", "Origin", "Shapes", "TorchOrigin", "is_large", "pattern"]
 
 #: Shapes of a graph's inputs in their order, the batch included.
 Shapes = Sequence[tuple[int, ...]]
@@ -84,12 +84,12 @@ class OnnxOrigin:
         floats = {1, 10, 11}  # FLOAT, FLOAT16, DOUBLE
         graph = self.model.graph
         for tensors in (graph.initializer,):
-            for tensor in [t for t in tensors if t.data_type in floats and _is_large(t.dims)]:
+            for tensor in [t for t in tensors if t.data_type in floats and is_large(t.dims)]:
                 self.shapes[tensor.name] = tuple(int(d) for d in tensor.dims)
                 tensors.remove(tensor)
         for node in [n for n in graph.node if n.op_type == "Constant"]:
             tensor = next((a.t for a in node.attribute if a.name == "value"), None)
-            if tensor is not None and tensor.data_type in floats and _is_large(tensor.dims):
+            if tensor is not None and tensor.data_type in floats and is_large(tensor.dims):
                 self.shapes[node.output[0]] = tuple(int(d) for d in tensor.dims)
                 graph.node.remove(node)
 
@@ -113,7 +113,8 @@ class OnnxOrigin:
                 )
 
 
-def _is_large(dims: Sequence[int]) -> bool:
+def is_large(dims: Sequence[int]) -> bool:
+    """Whether a weight of this shape is not kept."""
     return len(dims) >= 2 and int(np.prod([int(d) for d in dims], dtype=np.int64)) >= _LARGE
 
 
@@ -197,7 +198,7 @@ class TorchOrigin:
 
 
 def _is_weight(t: Tensor) -> bool:
-    return t.is_floating_point() and str(t.dtype) == "torch.float32" and _is_large(t.shape)
+    return t.is_floating_point() and str(t.dtype) == "torch.float32" and is_large(t.shape)
 
 
 def _hollow(model: nn.Module) -> nn.Module:

@@ -24,9 +24,10 @@ from actzip.runtime.from_onnx import Importer, at_least_opset, reads
 from actzip.runtime.graph import Array, Graph
 from actzip.runtime.onnx_file import load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode
+from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
 from actzip.runtime.registry import Mask
 
-__all__ = ["PartitionedModel", "compile_parts", "declared_shape", "session"]
+__all__ = ["PartitionedModel", "compile_parts", "session", "usual_inputs"]
 
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
@@ -65,12 +66,35 @@ def compile_parts(
     return made
 
 
-def declared_shape(model: Any) -> tuple[int, ...] | None:
-    """Shape of the first input without the batch, where the file says it."""
-    name = _input_names(model)[0]
-    value = next(v for v in model.graph.input if v.name == name)
-    dims = tuple(int(d.dim_value) for d in value.type.tensor_type.shape.dim)[1:]
-    return dims if all(d > 0 for d in dims) else None
+def usual_inputs(model: Any, made: Any = None) -> list[Array]:
+    """Random inputs of the declared shapes; where sizes are open, of usual ones that ONNX Runtime
+    takes (``made``: its session, if there is one).
+
+    Raises:
+        InputError: it takes none of them.
+    """
+    types, names = _types(model), _input_names(model)
+    rng = np.random.default_rng(0)
+
+    def drawn(shapes: Mapping[str, tuple[int, ...]]) -> list[Array]:
+        return [
+            rng.integers(0, 2, shapes[n]).astype(types[n])
+            if types[n].kind in "iub"
+            else rng.standard_normal(shapes[n]).astype(types[n])
+            for n in names
+        ]
+
+    def tried(shapes: Mapping[str, tuple[int, ...]] | None) -> list[Array]:
+        arrays = drawn(shapes or next(usual_shapes(model)))
+        if shapes and running is not None:
+            try:
+                running.run(None, dict(zip(names, arrays, strict=True)))
+            except Exception as error:
+                raise InputError(f"ONNX Runtime refuses it: {_line(error)}") from error
+        return arrays
+
+    running = made or (_session(model, 0) if open_inputs(model) else None)
+    return settled(model, model.graph.name or "the model", None, tried)
 
 
 def session(source: Any, refused: UnsupportedError) -> tuple[Any, Any]:
@@ -137,13 +161,7 @@ def _example(model: Any, names: Sequence[str], given: Any) -> list[Array]:
                 f"example: {len(leaves)} inputs given; the model has {len(names)}: {', '.join(names)}"
             )
         return [_plain(n, x, types[n]) for n, x in zip(names, leaves, strict=True)]
-    rng, out = np.random.default_rng(0), []
-    for value in (v for v in model.graph.input if v.name in names):
-        dims = [d.dim_value if d.dim_value > 0 else 0 for d in value.type.tensor_type.shape.dim]
-        if not all(dims[1:]):
-            raise InputError(f"input {value.name!r} has dynamic dimensions; give an example input")
-        out.append(rng.standard_normal([d or 1 for d in dims]).astype(types[value.name]))
-    return out
+    return usual_inputs(model)
 
 
 def _plain(name: str, x: Any, dtype: np.dtype[Any]) -> Array:

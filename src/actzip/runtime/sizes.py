@@ -244,11 +244,13 @@ class Resizer:
         origin: where the graph came from.
         plain: the optimised graph, storages not chosen.
         shapes: of its inputs.
+        passes: what made ``plain`` of the origin's graph.
     """
 
-    def __init__(self, origin: Origin, plain: g.Graph, shapes: Shapes) -> None:
+    def __init__(self, origin: Origin, plain: g.Graph, shapes: Shapes, passes: g.Pass = optimize) -> None:
         self.origin = origin
         self.plain = plain
+        self.passes = passes
         self.shapes = [tuple(s) for s in shapes]
         self._base: _Base | None = None
         self._lock = threading.RLock()  # an origin makes one graph at a time
@@ -293,7 +295,7 @@ class Resizer:
             graph = self.origin.graph(shapes, seed, quick=quick)
         meta = self.plain.meta
         graph.meta.update({k: meta[k] for k in ("storage", "pack", "winograd") if k in meta})
-        return optimize(graph)
+        return self.passes(graph)
 
     def _known(self) -> _Base:
         if self._base is None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,21 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actzip.errors import UnsupportedError
+from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import interpret, ops
 from actzip.runtime.acts import ACTS, Act
+from actzip.runtime.origin import Origin, Shapes, is_large
+from actzip.runtime.sizes import Resizer, Sizes
 
-__all__ = ["GraphNet", "to_torch"]
+__all__ = ["GraphNet", "NetOrigin", "to_torch"]
 
 
-def to_torch(graph: g.Graph) -> GraphNet:
+def to_torch(graph: g.Graph, origin: Origin | None = None) -> GraphNet:
     """``graph`` as an ``nn.Module`` in eval mode, one submodule a node.
 
     Inputs and outputs are float32 in the graph's order and shapes; a single output is given as a
-    tensor, several as a tuple.
+    tensor, several as a tuple. ``origin``: what makes the graph for other sizes.
     """
-    return GraphNet(graph)
+    return GraphNet(graph, origin)
 
 
 # --- modules --------------------------------------------------------------------------------------
@@ -69,7 +72,7 @@ def _pad(n: ops.Pad, x: Tensor) -> Tensor:
         if n.mode == "reflect":
             i = i.abs()
             i = torch.where(i >= size, 2 * (size - 1) - i, i)
-        x = x.index_select(axis, i.clamp(0, size - 1))
+        x = x.index_select(axis, interpret.within(i, size))
     return x
 
 
@@ -255,7 +258,8 @@ class GraphNet(nn.Module):
     node.
 
     Inputs and outputs in the graph's order, float32 ``N, C, H, W`` as there; a single output is
-    given as a tensor.
+    given as a tensor. With an ``origin`` inputs may have any size that the model takes: the graph
+    is made again for it, parameters and hooks are those of the submodules.
 
     Attributes:
         graph: as it was given; :meth:`to_graph` has the parameters of now.
@@ -263,18 +267,21 @@ class GraphNet(nn.Module):
         arity: number of inputs.
         numbers: how many the weights and constants hold together.
         batch: the number of images that the graph was made for, None for any number.
+        origin: what makes the graph for other sizes; None: there are none.
+        open: inputs whose sizes the file leaves open and nobody has said, each with its dimensions
+            (:func:`actzip.runtime.open_sizes.open_inputs`).
     """
 
-    def __init__(self, graph: g.Graph) -> None:
+    def __init__(self, graph: g.Graph, origin: Origin | None = None) -> None:
         super().__init__()
         self.graph = graph
+        self.origin = origin
+        self.open: dict[str, list[int | str] | None] = {}
         self.names: dict[str, str] = {}
         self.steps: list[tuple[nn.Module, g.Node]] = []
         for node in graph.nodes:
             path = self._path(node)
-            build = _BUILDERS.get(type(node))
-            step = build(node, graph.shape(node.inputs[0])) if build else None
-            step = _NodeModule(node) if step is None else step
+            step = _module_of(node, graph)
             self.names[path] = node.name
             self._place(path, step)
             self.steps.append((step, node))
@@ -282,18 +289,23 @@ class GraphNet(nn.Module):
         for i, (name, array) in enumerate(graph.constants.items()):
             self.register_buffer(f"_constant{i}", torch.from_numpy(np.array(array)), persistent=False)
             self._constants.append(name)
-        last = {v: i for i, (_, n) in enumerate(self.steps) for v in n.inputs}
-        kept = {*graph.outputs, *graph.constants}
-        self._done: list[list[str]] = [[] for _ in self.steps]  # values that no later step reads
-        for v, i in last.items():
-            if v not in kept:
-                self._done[i].append(v)
         self.arity = len(graph.inputs)
         arrays = [v for node in graph.nodes for v in vars(node).values() if isinstance(v, np.ndarray)]
         self.numbers = sum(int(a.size) for a in (*arrays, *graph.constants.values()))
         first = graph.shape(graph.inputs[0])[0] if graph.inputs and graph.shape(graph.inputs[0]) else None
         self.batch: int | None = first if isinstance(first, int) else None
+        self._begin()
         self.eval()
+
+    def _begin(self) -> None:
+        """What copies and pickles make anew: how to walk the graph, here and at other sizes."""
+        self._own = self._walk(self.graph)
+        self._resizer: Resizer | None = None
+        self._others: Sizes[_Walk] | None = None
+        if self.origin is not None:
+            shapes = [g.concrete(self.graph.shape(v), 1) for v in self.graph.inputs]
+            self._resizer = Resizer(self.origin, self.graph, shapes, lambda graph: graph)
+            self._others = Sizes(self._walk_at, lambda walk, shapes: _takes(walk.graph, shapes))
 
     def _path(self, node: g.Node) -> str:
         """Where a node's module goes: its name, with dots, numbered where that is taken."""
@@ -340,41 +352,120 @@ class GraphNet(nn.Module):
             at = getattr(at, part)
         at.add_module(last, step)
 
+    # -- walks
+
+    def _walk(self, graph: g.Graph) -> _Walk:
+        """How to run ``graph``: this one, or its like at another size, with the submodules' parameters."""
+        known = {node.name: (step, node) for step, node in self.steps}
+        steps = [_step_for(node, graph, known.get(node.name)) for node in graph.nodes]
+        ours = {name: f"_constant{i}" for i, name in enumerate(self._constants)}
+        constants = {
+            v: ours[v] if v in ours and a is self.graph.constants[v] else torch.from_numpy(np.array(a))
+            for v, a in graph.constants.items()
+        }
+        last = {v: i for i, n in enumerate(graph.nodes) for v in n.inputs}
+        kept = {*graph.outputs, *graph.constants}
+        done: list[list[str]] = [[] for _ in steps]
+        for v, i in last.items():
+            if v not in kept:
+                done[i].append(v)
+        return _Walk(graph, steps, constants, done)
+
+    def _walk_at(self, shapes: Shapes) -> _Walk:
+        assert self._resizer is not None
+        return self._walk(self._resizer.at(shapes))
+
+    def _walk_for(self, inputs: tuple[Tensor, ...]) -> _Walk:
+        """The walk for inputs of these sizes.
+
+        Raises:
+            InputError, UnsupportedError: they do not fit the model.
+        """
+        if self._others is None:
+            return self._own
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return self._traced(inputs)
+        return self._at([tuple(x.shape) for x in inputs])
+
+    def _at(self, shapes: Shapes) -> _Walk:
+        if self._others is None or _takes(self.graph, shapes):
+            return self._own
+        try:
+            return self._others.get(shapes)
+        except (InputError, UnsupportedError) as error:
+            given = ", ".join(map(str, shapes))
+            raise type(error)(f"inputs of shape {given} do not fit the model: {error}") from error
+
+    def _traced(self, inputs: tuple[Tensor, ...]) -> _Walk:
+        """A walk that is there already: nothing can be made while a tracer watches."""
+        assert self._others is not None
+        if _traced_fits(self._own.graph, inputs):
+            return self._own
+        made = reversed(self._others.all())
+        return next((walk for walk in made if _traced_fits(walk.graph, inputs)), self._own)
+
+    def takes(self, shapes: Shapes) -> bool:
+        """Whether the model takes inputs of these shapes, the batch included."""
+        try:
+            return _takes(self._at(shapes).graph, shapes)
+        except (InputError, UnsupportedError):
+            return False
+
+    def _actzip_sizes(self, shapes: Shapes) -> None:
+        """Gets ready to be traced with inputs of these shapes."""
+        if len(shapes) == self.arity:
+            self._at(shapes)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphNet:
         memo[id(self.graph)] = self.graph  # is never written to
+        memo[id(self.origin)] = self.origin
         for _, node in self.steps:
             memo[id(node)] = node
         made = GraphNet.__new__(GraphNet)
         memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        made.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        made._begin()
         return made
 
-    def _batch_of(self, inputs: tuple[Tensor, ...]) -> Any:
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_own", "_resizer", "_others")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"origin": None, "open": {}, **state})  # type: ignore[no-untyped-call]
+        self._begin()
+
+    def _batch_of(self, graph: g.Graph, inputs: tuple[Tensor, ...]) -> Any:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            for name, x in zip(self.graph.inputs, inputs, strict=True):
-                for want, d in zip(self.graph.shape(name), x.shape, strict=True):
+            for name, x in zip(graph.inputs, inputs, strict=True):
+                for want, d in zip(graph.shape(name), x.shape, strict=True):
                     if isinstance(want, g.Sym):
                         return d if want.mul == 1 else d // want.mul
             return 1
         return interpret.batch_of(
-            self.graph, {n: tuple(x.shape) for n, x in zip(self.graph.inputs, inputs, strict=True)}
+            graph, {n: tuple(x.shape) for n, x in zip(graph.inputs, inputs, strict=True)}
         )
 
     def forward(self, *inputs: Any) -> Any:
         if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)):  # several, as compiled models take them
             inputs = tuple(inputs[0])
-        batch = self._batch_of(inputs)
+        if len(inputs) != self.arity:
+            names = ", ".join(self.graph.inputs)
+            raise InputError(f"{len(inputs)} inputs given; the model takes {self.arity}: {names}")
+        walk = self._walk_for(inputs)
+        graph = walk.graph
+        batch = self._batch_of(graph, inputs)
         values: dict[str, Tensor] = {
-            name: getattr(self, f"_constant{i}") for i, name in enumerate(self._constants)
+            v: getattr(self, c) if isinstance(c, str) else c for v, c in walk.constants.items()
         }
-        values.update(zip(self.graph.inputs, map(interpret.as_computed, inputs), strict=True))
-        for (step, node), done in zip(self.steps, self._done, strict=True):
+        values.update(zip(graph.inputs, map(interpret.as_computed, inputs), strict=True))
+        for (step, other, node), done in zip(walk.steps, walk.done, strict=True):
             args = [values[v] for v in node.inputs]
-            values[node.output] = step(batch, *args) if isinstance(step, _NodeModule) else step(*args)
+            run = step if other is None else _replica(step, other)
+            values[node.output] = run(batch, *args) if isinstance(run, _NodeModule) else run(*args)
             for v in done:
                 del values[v]
-        outputs = tuple(interpret.as_seen(self.graph, v, values[v]) for v in self.graph.outputs)
-        slots = self.graph.meta.get("out_slots")
+        outputs = tuple(interpret.as_seen(graph, v, values[v]) for v in graph.outputs)
+        slots = graph.meta.get("out_slots")
         if slots is not None:  # some are constants
             outputs = tuple(
                 outputs[s] if isinstance(s, int) else torch.as_tensor(s[0]).clone() for s in slots
@@ -389,41 +480,190 @@ class GraphNet(nn.Module):
         ]
         return made[0] if len(made) == 1 else tuple(made)
 
-    def to_graph(self) -> g.Graph:
-        """The Graph with the parameters and thresholds that the module has now.
+    def to_graph(self, shapes: Shapes | None = None) -> g.Graph:
+        """The Graph with the parameters and thresholds that the module has now, for inputs of
+        ``shapes`` (None: those that it was made for).
 
         Raises:
             UnsupportedError: a threshold on an activation that is not a ReLU of the graph.
+            InputError: shapes that do not fit the model.
+        """
+        graph = self.graph if shapes is None else self._at(shapes).graph
+        return _changed(graph, self._now(), self._thresholds())
+
+    def _now(self, *, large: bool = True) -> dict[str, dict[str, g.Array | None]]:
+        """Parameters of now, by node and field; ``large``: also those that origins do not keep."""
+        return {
+            node.name: {
+                k: _array(t)
+                for k, t in _parameters_of(step).items()
+                if large or t is None or not is_large(t.shape)
+            }
+            for step, node in self.steps
+        }
+
+    def _thresholds(self) -> dict[str, float | Tensor]:
+        """Thresholds by node.
+
+        Raises:
+            UnsupportedError: one of no node.
         """
         from actzip.activations import get_thresholds
 
-        made = self.graph.copy()
         thresholds = get_thresholds(self)
-        for i, ((step, node), path) in enumerate(zip(self.steps, self.names, strict=True)):
-            made.nodes[i] = _with_parameters(node, step)
-            if path in thresholds:
-                made.nodes[i] = _with_threshold(made.nodes[i], thresholds.pop(path))
-        if thresholds:
-            raise UnsupportedError(f"thresholds of {', '.join(thresholds)}: no ReLU of the graph")
-        return made
+        lost = [path for path in thresholds if path not in self.names]
+        if lost:
+            raise UnsupportedError(f"thresholds of {', '.join(lost)}: no ReLU of the graph")
+        return {self.names[path]: t for path, t in thresholds.items()}
+
+
+@dataclass
+class _Walk:
+    """How a graph is run: of every node the submodule, what stands in for it at this size (None:
+    itself) and the node; constants as buffers' names or tensors; values that no later step reads."""
+
+    graph: g.Graph
+    steps: list[tuple[nn.Module, nn.Module | None, g.Node]]
+    constants: dict[str, Any]
+    done: list[list[str]]
+
+
+class NetOrigin:
+    """A :class:`GraphNet` without its large weights: its origin, with the small parameters and the
+    thresholds that it has now."""
+
+    def __init__(self, net: GraphNet) -> None:
+        assert net.origin is not None
+        self.origin = net.origin
+        self.parameters = net._now(large=False)
+        self.thresholds = net._thresholds()
+
+    def graph(self, shapes: Shapes, seed: int = 0, *, quick: bool = False) -> g.Graph:
+        made = self.origin.graph(shapes, seed, quick=quick)
+        return _changed(made, self.parameters, self.thresholds)
+
+    def simpler(self) -> bool:
+        return False
+
+
+def _module_of(node: g.Node, graph: g.Graph) -> nn.Module:
+    build = _BUILDERS.get(type(node))
+    step = build(node, graph.shape(node.inputs[0])) if build else None
+    return _NodeModule(node) if step is None else step
+
+
+def _takes(graph: g.Graph, shapes: Shapes) -> bool:
+    """Whether the graph was made for inputs of these shapes."""
+    try:
+        interpret.batch_of(graph, dict(zip(graph.inputs, map(tuple, shapes), strict=True)))
+    except InputError:
+        return False
+    return True
+
+
+def _traced_fits(graph: g.Graph, inputs: Sequence[Tensor]) -> bool:
+    """Whether a tracer's inputs have the graph's sizes, but for the batch.
+
+    Raises:
+        UnsupportedError: it traces for any size.
+    """
+    for v, x in zip(graph.inputs, inputs, strict=True):
+        for want, d in zip(graph.shape(v), x.shape, strict=False):
+            if isinstance(want, g.Sym):
+                continue
+            if isinstance(d, torch.SymInt):
+                raise UnsupportedError("a graph is made for sizes in numbers")
+            if want != int(d):
+                return False
+    return True
+
+
+def _step_for(
+    node: g.Node, graph: g.Graph, known: tuple[nn.Module, g.Node] | None
+) -> tuple[nn.Module, nn.Module | None, g.Node]:
+    """Submodule and stand-in of a node; ``known``: those of the node of this name."""
+    if known is None or type(known[1]) is not type(node):
+        return _module_of(node, graph), None, node  # there is none at the size that was loaded
+    step, before = known
+    if node is before:
+        return step, None, node
+    pairs = [(a, b) for (_, a), (_, b) in zip(node.fields(), before.fields(), strict=True)]
+    if all(_equal(a, b) for a, b in pairs):
+        return step, None, node
+    made = _module_of(node, graph)
+    if any(isinstance(x, np.ndarray) and a is not b for a, b in pairs for x in (a, b)):
+        return made, None, node  # other numbers at this size
+    made._parameters.clear()  # it is given those of `step`
+    made._buffers.clear()
+    return step, made, node
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equal; arrays the same ones."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, Act) and isinstance(b, Act):
+        return all(_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Act))
+    return bool(a == b)
+
+
+def _replica(step: nn.Module, other: nn.Module) -> nn.Module:
+    """``other`` with the parameters, hooks and watchers that ``step`` has now, as nn.DataParallel's
+    replicas have them."""
+    own = {
+        k: v
+        for k, v in step.__dict__.items()
+        if "hooks" in k or k in ("_parameters", "_buffers", "forward", "training")
+    }
+    made = type(other).__new__(type(other))
+    made.__dict__.update({**other.__dict__, **own})
+    return made
 
 
 def _array(t: Tensor | None) -> g.Array | None:
     return None if t is None else t.detach().float().contiguous().numpy().copy()
 
 
-def _with_parameters(node: Any, step: nn.Module) -> g.Node:
-    """A copy of the node with the module's parameters."""
-    made: g.Node = dataclasses.replace(node)
+def _changed(
+    graph: g.Graph,
+    parameters: Mapping[str, Mapping[str, g.Array | None]],
+    thresholds: Mapping[str, float | Tensor],
+) -> g.Graph:
+    """``graph`` with other parameters, by node and field, and with thresholds, by node.
+
+    Raises:
+        UnsupportedError: a threshold on what is no ReLU of the graph.
+    """
+    made = graph.copy()
+    for i, node in enumerate(made.nodes):
+        node = _with_parameters(node, parameters.get(node.name, {}))
+        if node.name in thresholds:
+            node = _with_threshold(node, thresholds[node.name])
+        made.nodes[i] = node
+    lost = thresholds.keys() - {n.name for n in made.nodes}
+    if lost:
+        raise UnsupportedError(f"thresholds of {', '.join(sorted(lost))}: no ReLU of the graph")
+    return made
+
+
+def _parameters_of(step: nn.Module) -> dict[str, Tensor | None]:
+    """Fields of a node that its module's parameters give ("slope": that of its activation)."""
     if isinstance(step, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-        made = dataclasses.replace(node, weight=_array(step.weight), bias=_array(step.bias))
+        return {"weight": step.weight, "bias": step.bias}
     if isinstance(step, _FixedBatchNorm):
         s: Any = step
         scale = s.weight.double() / (s.running_var.double() + s.eps).sqrt()
-        shift = s.bias.double() - s.running_mean.double() * scale
-        made = dataclasses.replace(node, scale=_array(scale), shift=_array(shift))
-    if isinstance(step, nn.PReLU):
-        made = dataclasses.replace(node, act=dataclasses.replace(node.act, param=_array(step.weight)))
+        return {"scale": scale, "shift": s.bias.double() - s.running_mean.double() * scale}
+    return {"slope": step.weight} if isinstance(step, nn.PReLU) else {}
+
+
+def _with_parameters(node: Any, fields: Mapping[str, g.Array | None]) -> g.Node:
+    """A copy of the node with these parameters."""
+    made: g.Node = dataclasses.replace(node, **{k: a for k, a in fields.items() if hasattr(node, k)})
+    if "slope" in fields and isinstance(made, ops.Activation):
+        made.act = dataclasses.replace(made.act, param=fields["slope"])
     return made
 
 

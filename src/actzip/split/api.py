@@ -166,10 +166,9 @@ def _graph_network(name: str, model: GraphNet, example: Any) -> Network:
         parts = path.split(".")
         folders = [".".join(parts[: i + 1]) for i in range(len(parts))]
         stacks.append({f: f for f in folders})
-    graph = model.to_graph()
-    return Network(
-        name, model, graph, named_layers(stacks, []), _tensor(model.example() if example is None else example)
-    )
+    x = _tensor(model.example() if example is None else example)
+    graph = model.to_graph([tuple(x.shape)])
+    return Network(name, model, graph, named_layers(stacks, []), x)
 
 
 def _module_network(name: str, model: nn.Module, example: Any) -> Network:
