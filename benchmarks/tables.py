@@ -697,12 +697,8 @@ def quantize_mobilenet_distilled() -> list[str]:
 # --- training memory ------------------------------------------------------------------------------
 
 PACKED = {"exact": "exact", "8": "8 bits", "4": "4 bits"}
-CHECKPOINT = {
-    "checkpoint": "checkpoint",
-    "checkpoint+exact": "and exact",
-    "checkpoint+8": "and 8 bits",
-    "checkpoint+4": "and 4 bits",
-}
+#: Checkpointing and packing together, as added to "blocks" and "stages".
+CHECKPOINT = {"": "checkpoint", "+exact": "and exact", "+8": "and 8 bits", "+4": "and 4 bits"}
 
 
 def training_rows(what: str) -> list[tuple[str, dict[str, Any]]]:
@@ -714,6 +710,16 @@ def training_rows(what: str) -> list[tuple[str, dict[str, Any]]]:
 
 def over_plain(row: dict[str, Any], methods: Iterable[str]) -> list[str]:
     return [f"{row[m] / row['plain']:.3f}" if m in row else "" for m in methods]
+
+
+def checkpointed(row: dict[str, Any], better: Callable[..., Any]) -> dict[str, Any]:
+    """Of checkpointing by blocks and by stages the better, as ``blocks``, ``blocks+exact``, ..."""
+    found = {}
+    for packed in CHECKPOINT:
+        values = [row[m] for m in (f"blocks{packed}", f"stages{packed}") if m in row]
+        if values:
+            found[f"blocks{packed}"] = better(values)
+    return found
 
 
 @table
@@ -747,9 +753,9 @@ def training_step() -> list[str]:
 
 @table
 def training_peak() -> list[str]:
-    methods = [*PACKED, *CHECKPOINT]
+    methods = [*PACKED, *(f"blocks{packed}" for packed in CHECKPOINT)]
     rows = [
-        (name, r["batch"], f"{r['plain'] / 1e6:.0f}", *over_plain(r, methods))
+        (name, r["batch"], f"{r['plain'] / 1e6:.0f}", *over_plain(r | checkpointed(r, min), methods))
         for name, r in training_rows("peak")
     ]
     titles = " | ".join([*PACKED.values(), *CHECKPOINT.values()])
@@ -767,11 +773,11 @@ def training_predicted() -> list[str]:
 
 @table
 def training_largest() -> list[str]:
-    methods = {"plain": "plain", **PACKED, "checkpoint": "checkpoint"}
-    rows = [
-        (name, f"{r['limit'] / 2**30:.0f} GiB", *(r.get(m, "") for m in methods))
-        for name, r in training_rows("largest")
-    ]
+    methods = {"plain": "plain", **PACKED, **{f"blocks{packed}": t for packed, t in CHECKPOINT.items()}}
+    rows = []
+    for name, r in training_rows("largest"):
+        found = r | checkpointed(r, max)
+        rows.append((name, f"{r['limit'] / 2**30:.0f} GiB", *(found.get(m, "") for m in methods)))
     return grid(f"network | limit | {' | '.join(methods.values())}", "lr" + "r" * len(methods), rows)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from actzip.data import Loader, resolve
 from actzip.models import load_weights
 from actzip.models import resolve as resolve_model
-from actzip.training import packed_activations
+from actzip.training import checkpoint_contexts, packed_activations
 
 
 class DoubleConv(nn.Sequential):
@@ -47,13 +49,21 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = []
-        for block in self.down:
-            x = block(F.max_pool2d(x, 2) if maps else x)
+        for level in range(len(self.down)):
+            x = self.lower(x, level)
             maps.append(x)
         maps.pop()
-        for up, merge in zip(reversed(self.up), reversed(self.merge)):
-            x = merge(torch.cat([maps.pop(), up(x)], 1))
+        for level in reversed(range(len(self.up))):
+            x = self.upper(x, maps.pop(), level)
         return self.last(x).mean((2, 3))  # one loss for every network here
+
+    def lower(self, x: Tensor, level: int) -> Tensor:
+        """One level of the way down."""
+        return self.down[level](F.max_pool2d(x, 2) if level else x)
+
+    def upper(self, x: Tensor, beside: Tensor, level: int) -> Tensor:
+        """One level of the way up."""
+        return self.merge[level](torch.cat([beside, self.up[level](x)], 1))
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,8 @@ class Network:
     batch: int
     norm: bool
     trained: bool
-    blocks: tuple[str, ...]  # class names of what is checkpointed
+    blocks: str  # what is checkpointed: names of modules, or of methods of the network
+    stages: str  # the same in larger parts
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
@@ -82,24 +93,39 @@ def _given(name: str, weights: str) -> Callable[[], nn.Module]:
     return make
 
 
+_RESNET = (r"conv1|layer\d\.\d+", r"conv1|layer\d")
+_VGG = (r"features\.\d+\.\d+", r"features\.\d+")
+_UNET = ("lower|upper", "lower|upper")
+
 NETWORKS = {
-    "resnet50": Network(_torchvision("resnet50"), "imagenet_sample", 224, 32, True, False, ("Bottleneck",)),
-    "vgg16_bn": Network(_torchvision("vgg16_bn"), "imagenet_sample", 224, 16, True, False, ("segments",)),
+    "resnet50": Network(_torchvision("resnet50"), "imagenet_sample", 224, 32, True, False, *_RESNET),
+    "vgg16_bn": Network(_torchvision("vgg16_bn"), "imagenet_sample", 224, 16, True, False, *_VGG),
     "mobilenet_v2": Network(
-        _torchvision("mobilenet_v2"), "imagenet_sample", 224, 32, True, False, ("InvertedResidual",)
+        _torchvision("mobilenet_v2"),
+        "imagenet_sample",
+        224,
+        32,
+        True,
+        False,
+        r"features\.\d+\.\d+",
+        r"features\.\d+",
     ),
     "cifar_resnet20": Network(
-        _given("cifar_resnet20", "cifar10_resnet20"), "cifar10", 32, 128, True, True, ("BasicBlock", "Block")
+        _given("cifar_resnet20", "cifar10_resnet20"), "cifar10", 32, 128, True, True, *_RESNET
     ),
     "cifar_resnet32": Network(
-        _given("cifar_resnet32", "cifar10_resnet32"), "cifar10", 32, 128, True, True, ("BasicBlock", "Block")
+        _given("cifar_resnet32", "cifar10_resnet32"), "cifar10", 32, 128, True, True, *_RESNET
     ),
-    "unet_bn": Network(lambda: UNet(norm=True), "imagenet_sample", 224, 8, True, False, ("DoubleConv",)),
-    "vgg16": Network(_torchvision("vgg16"), "imagenet_sample", 224, 16, False, False, ("segments",)),
-    "unet": Network(lambda: UNet(norm=False), "imagenet_sample", 224, 8, False, False, ("DoubleConv",)),
+    "unet_bn": Network(lambda: UNet(norm=True), "imagenet_sample", 224, 8, True, False, *_UNET),
+    "vgg16": Network(_torchvision("vgg16"), "imagenet_sample", 224, 16, False, False, *_VGG),
+    "unet": Network(lambda: UNet(norm=False), "imagenet_sample", 224, 8, False, False, *_UNET),
 }
 
-METHODS = ("plain", "exact", "8", "4", "checkpoint", "checkpoint+exact", "checkpoint+8", "checkpoint+4")
+PACKED = ("exact", "8", "4")
+CHECKPOINTED = tuple(
+    f"{parts}{packed}" for parts in ("blocks", "stages") for packed in ("", "+exact", "+8", "+4")
+)
+METHODS = ("plain", *PACKED, *CHECKPOINTED)
 
 
 def batch_of(network: Network, count: int) -> tuple[Tensor, Tensor]:
@@ -112,38 +138,46 @@ def batch_of(network: Network, count: int) -> tuple[Tensor, Tensor]:
     return x.repeat(times, 1, 1, 1)[:count].contiguous(), y.repeat(times)[:count] % 10
 
 
-def recompute_blocks(model: nn.Module, blocks: tuple[str, ...], packed: bool) -> nn.Module:
-    """Checkpoints every block of these classes; "segments": the features of a VGG from pool to pool.
-
-    With packing in the way that records while it recomputes, so that this is packed too."""
-    if blocks == ("segments",):
-        model.features = _segments(model.features)
-    for module in model.modules():
-        if type(module).__name__ in (*blocks, "Segment"):
-            module.forward = _recomputed(module.forward, packed)
+def checkpointed(model: nn.Module, parts: str) -> nn.Module:
+    """Checkpoints what ``parts`` names, once the first layers of a ResNet and the features of a VGG or
+    MobileNet are grouped: within a group a ReLU ends a block."""
+    if hasattr(model, "bn1"):
+        stem = [n for n in ("conv1", "bn1", "relu", "maxpool") if hasattr(model, n)]
+        first = nn.Sequential(*(getattr(model, n) for n in stem))
+        for name in stem:
+            setattr(model, name, first if name == "conv1" else nn.Identity())
+    elif hasattr(model, "features"):
+        model.features = _grouped(list(model.features))
+    for name, module in list(model.named_modules()):
+        if re.fullmatch(parts, name):
+            module.forward = partial(_recomputed, module.forward)
+    for name in parts.split("|"):
+        if callable(method := getattr(model, name, None)) and not isinstance(method, nn.Module):
+            setattr(model, name, partial(_recomputed, method))
     return model
 
 
-class Segment(nn.Sequential):
-    """Layers up to a pool."""
+def _grouped(layers: list[nn.Module]) -> nn.Sequential:
+    """Groups of blocks: a group ends where the maps become smaller, a block with its activation and pool."""
+    groups: list[list[list[nn.Module]]] = [[[]]]
+    for layer in layers:
+        pool = isinstance(layer, nn.MaxPool2d)
+        if pool and not groups[-1][-1]:
+            groups[-1].pop()
+        elif any(groups[-1]) and any(getattr(m, "stride", 1) in (2, (2, 2)) for m in layer.modules()):
+            groups.append([[]])
+        groups[-1][-1].append(layer)
+        if pool:
+            groups.append([[]])
+        elif not isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
+            groups[-1].append([])
+    return nn.Sequential(
+        *(nn.Sequential(*(nn.Sequential(*block) for block in group if block)) for group in groups if group[0])
+    )
 
 
-def _segments(features: Any) -> nn.Sequential:
-    parts: list[list[nn.Module]] = [[]]
-    for layer in features:
-        parts[-1].append(layer)
-        if isinstance(layer, nn.MaxPool2d):
-            parts.append([])
-    return nn.Sequential(*(Segment(*p) for p in parts if p))
-
-
-def _recomputed(forward: Callable[..., Any], packed: bool) -> Callable[..., Any]:
-    def run(*args: Tensor) -> Any:
-        if packed and not any(a.requires_grad for a in args):  # the reentrant way would have no gradients
-            return forward(*args)
-        return checkpoint(forward, *args, use_reentrant=packed)
-
-    return run
+def _recomputed(forward: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=checkpoint_contexts)
 
 
 def prepare(name: str, method: str) -> nn.Module:
@@ -151,15 +185,15 @@ def prepare(name: str, method: str) -> nn.Module:
     torch.manual_seed(0)
     network = NETWORKS[name]
     model = network.make().train()
-    if not method.startswith("checkpoint"):
+    if method not in CHECKPOINTED:
         return model
-    return recompute_blocks(model, network.blocks, packed="+" in method)
+    return checkpointed(model, network.blocks if method.startswith("blocks") else network.stages)
 
 
 def packing(model: nn.Module, method: str) -> AbstractContextManager[Any]:
     """What goes around forward and loss."""
     how = method.split("+")[-1]
-    if how in ("plain", "checkpoint"):
+    if how not in PACKED:
         return nullcontext()
     return packed_activations(model, None if how == "exact" else int(how))
 
@@ -169,10 +203,7 @@ def train_step(model: nn.Module, batch: tuple[Tensor, Tensor], method: str, opti
     x, y = batch
     with packing(model, method) as packed:
         loss = F.cross_entropy(model(x), y)
-        if "+" in method:  # what is recomputed is packed
-            loss.backward()
-    if "+" not in method:
-        loss.backward()
+    loss.backward()
     if optimizer is not None:
         optimizer.step()
         optimizer.zero_grad()

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import METHODS, NETWORKS, batch_of, packing, prepare, train_step
+from networks import CHECKPOINTED, METHODS, NETWORKS, PACKED, batch_of, packing, prepare, train_step
 
 from actzip import cpu
 from actzip.files import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "training"
-PACKED = ("exact", "8", "4")
 LIMIT = 1 << 30
 
 
@@ -65,13 +64,13 @@ def density(model: torch.nn.Module, x: torch.Tensor) -> float:
 
 def step(name: str, batch: int, rounds: int, methods: tuple[str, ...]) -> dict[str, Any]:
     """Seconds of a step by method, methods in turn."""
-    models = {m: prepare(name, m) for m in {"plain", *(m for m in methods if "checkpoint" in m)}}
+    models = {m: prepare(name, m) for m in {"plain", *(m for m in methods if m in CHECKPOINTED)}}
     optimizers = {k: torch.optim.SGD(m.parameters(), 1e-4) for k, m in models.items()}
     images = batch_of(NETWORKS[name], batch)
     times: dict[str, list[float]] = {m: [] for m in methods}
     for i in range(rounds + 1):
         for method in methods:
-            of = method if "checkpoint" in method else "plain"
+            of = method if method in CHECKPOINTED else "plain"
             gc.collect()
             start = time.perf_counter()
             train_step(models[of], images, method, optimizers[of])
@@ -166,14 +165,17 @@ def main() -> None:
         print(json.dumps(found))
         return
     names = args.networks.split(",") if args.networks else list(NETWORKS)
-    methods = tuple(args.methods.split(",")) if args.methods else METHODS
+    asked = tuple(args.methods.split(",")) if args.methods else METHODS
     for what in ("saved", "step", "peak", "largest") if args.what == "all" else (args.what,):
         for name in names:
-            batch = NETWORKS[name].batch
+            network = NETWORKS[name]
+            batch, one_cut = network.batch, network.blocks == network.stages
+            methods = tuple(m for m in asked if not (one_cut and m.startswith("stages")))
             if what == "saved":
                 record(what, name, saved(name, batch))
             elif what == "step":
-                record(what, name, step(name, batch, args.rounds, methods))
+                packed = tuple(m for m in methods if args.methods or m not in CHECKPOINTED)
+                record(what, name, step(name, batch, args.rounds, packed))
             elif what == "peak":
                 record(what, name, {"batch": batch, "predicted": child("predicted", name, batch)})
                 for method in methods:

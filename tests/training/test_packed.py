@@ -205,6 +205,56 @@ def test_a_change_between_two_savers_is_noticed():
     assert torch.equal(*gradients)
 
 
+class Spoils(torch.autograd.Function):
+    """Changes in backward what it saved."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        x.mul_(0)
+        return g.expand(x.shape)
+
+
+class Lends(torch.autograd.Function):
+    """Gives what it saved as the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum() / 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.saved_tensors[0]
+
+
+def test_what_one_function_spoils_the_next_one_restores():
+    """Two that saved one map share what was restored, unless it was changed meanwhile."""
+    torch.manual_seed(0)
+    w = torch.randn(8, 8, 1, 1, requires_grad=True)
+    z = torch.randn(2, 8, 64, 64, requires_grad=True)
+    (expected,) = torch.autograd.grad(F.conv2d(F.relu(z * 1), w).sum(), w)
+    with packed_activations(nn.Identity()):
+        y = F.relu(z * 1)
+        out = F.conv2d(y, w).sum() + Spoils.apply(y)
+    assert torch.equal(torch.autograd.grad(out, w)[0], expected)
+
+
+def test_a_gradient_that_is_a_restored_map_may_be_changed():
+    y = torch.randn(2, 8, 64, 64).relu().requires_grad_() * 1
+    with packed_activations(nn.Identity()):
+        out = Lends.apply(y)
+    for _ in range(2):
+        (g,) = torch.autograd.grad(out, y, retain_graph=True)
+        assert torch.equal(g, y.detach())
+        g.zero_()
+
+
 # --- lossy
 
 
@@ -465,6 +515,8 @@ def test_every_kind_of_tensor_is_kept_or_packed(net):
             + w.sum()
         ),
         lambda: w.exp()[:0].sum() + w.sum(),
+        lambda: w.gather(0, torch.arange(0).view(0, 64)).sum() + w.sum(),
+        lambda: (torch.nested.as_nested_tensor([w * 1, w[:3] * 1]).relu() * 2).to_padded_tensor(0.0).sum(),
     ]
     for case in cases:
         torch.manual_seed(0)

@@ -19,18 +19,28 @@ if TYPE_CHECKING:
     from actzip.training.packed import pack_saved as pack_saved
     from actzip.training.packed import packed_activations as packed_activations
     from actzip.training.precision import autocast as autocast
+    from actzip.training.recompute import checkpoint_contexts as checkpoint_contexts
 
 #: Public names and the modules that define them, imported on first use.
 _HOMES: dict[str, str] = {
     "PackedForward": "packed",
     "Packing": "packed",
     "autocast": "precision",
+    "checkpoint_contexts": "recompute",
     "mixed": "mixup",
     "pack_saved": "packed",
     "packed_activations": "packed",
 }
 
-__all__ = ["PackedForward", "Packing", "autocast", "mixed", "pack_saved", "packed_activations"]
+__all__ = [
+    "PackedForward",
+    "Packing",
+    "autocast",
+    "checkpoint_contexts",
+    "mixed",
+    "pack_saved",
+    "packed_activations",
+]
 
 if not TYPE_CHECKING:
     __getattr__ = lazy(__name__, _HOMES)

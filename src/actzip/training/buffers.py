@@ -46,7 +46,7 @@ class Buffers:
             storage = min(fitting, key=torch.UntypedStorage.nbytes) if fitting else self._more(nbytes, free)
             found = torch.empty(0, dtype=dtype)
             found.set_(storage, 0, (n,))  # type: ignore[call-overload]
-            return found
+            return found.data  # at version 0, as fresh memory is
 
     def _more(self, nbytes: int, free: list[torch.UntypedStorage]) -> torch.UntypedStorage:
         assert _users is not None

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from actzip._native import _engine
 from actzip.activations import ROOT, Selector, Site, select_sites
 from actzip.activations.hooks import Hooks
 from actzip.checks import flag, shown
@@ -40,6 +39,7 @@ from actzip.training.saved import (
     ShapeOnly,
     Slot,
     dense_order,
+    fingerprint,
 )
 
 __all__ = ["LayerMemory", "PackedForward", "Packing", "pack_saved", "packed_activations"]
@@ -88,7 +88,7 @@ class _Settings:
     by_layer: bool
 
 
-_current = threading.local()  # .rule: of the torch function that runs in this thread
+_current = threading.local()  # .rule: of the torch function that runs in this thread; .scope: around it
 OUTSIDE = "outside"  # of all functions
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)  # run others' code
 
@@ -123,12 +123,13 @@ def _unseen(function: Callable[[Any], Any], argument: Any) -> Any:
             hush.__exit__(None, None, None)
 
 
-def _restore(slot: Slot) -> Tensor:
+def restore(slot: Slot) -> Tensor:
+    """The tensor that was packed, or what answers its backward pass alike."""
     found: Tensor = _unseen(type(slot).restore, slot)
     return found
 
 
-class _Session:
+class Session:
     """One forward pass: what was packed, by storage, place and version, so that each map is packed once."""
 
     def __init__(self, model: nn.Module, settings: _Settings, seed: int) -> None:
@@ -191,7 +192,7 @@ class _Session:
         rule: Rule | str | None = getattr(_current, "rule", OUTSIDE)
         if rule is OUTSIDE:
             self.mode.resume()
-        if not _ordinary(tensor) or tensor.untyped_storage()._cdata in self.owned:
+        if not ordinary(tensor) or tensor.untyped_storage()._cdata in self.owned:
             return Kept(tensor)
         storage = self._seen(tensor)
         if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
@@ -227,26 +228,35 @@ class _Session:
         bits = self.bits_of.get(self.stack[-1], self.settings.bits) if need is CODED else None
         if tensor.is_leaf or tensor.dtype == torch.float64:
             bits = None
-        if bits is not None and saved.pack_coded(flat, bits, self._next_seed()):
+        if bits is not None and saved.values is None and saved.pack_coded(flat, bits, self.next_seed()):
             return Packed(saved, tensor, bits)
         return Packed(saved, tensor, None) if saved.pack_values(flat) else None
 
     def _map(self, flat: Tensor, storage: int) -> SavedMap:
-        key = (storage, flat.storage_offset(), flat.numel(), flat.dtype, flat._version)
+        key = (
+            storage,
+            flat.storage_offset(),
+            flat.numel(),
+            flat.dtype,
+            flat._version,
+            _used_on_stream(flat),
+        )
         found = self.maps.get(key)
         saved = None if found is None else found()
-        print_now = _fingerprint(flat)
+        print_now = fingerprint(flat)
         if saved is None or saved.fingerprint != print_now:
             saved = SavedMap(flat, self.grew, print_now, self.buffers.empty)
+            saved.share_restored(flat)
             self.maps[key] = weakref.ref(saved)
         return saved
 
-    def _next_seed(self) -> int:
+    def next_seed(self) -> int:
+        """Another one each time, the same in every run."""
         self.count += 1
         return (self.seed + self.count * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
 
 
-def _ordinary(tensor: Tensor) -> bool:
+def ordinary(tensor: Tensor) -> bool:
     """A plain tensor in memory that is not a parameter: what packing understands."""
     return (
         type(tensor) is Tensor
@@ -254,17 +264,21 @@ def _ordinary(tensor: Tensor) -> bool:
         and tensor.device.type in ("cpu", "cuda")
         and not (tensor.is_leaf and tensor.requires_grad)
         and not tensor.is_quantized
+        and not tensor.is_nested
         and not tensor.is_complex()
         and not tensor.is_neg()
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 
 
-def _fingerprint(flat: Tensor) -> int:
-    """A sample of the memory: ``x.data`` and its like change a tensor without its version counter."""
-    if flat.device.type != "cpu":
+def _used_on_stream(tensor: Tensor) -> int:
+    """The stream of a device that packs here, and in backward restores: what another one does is not
+    waited for. The tensor may be freed before the stream has packed it."""
+    if not tensor.is_cuda:
         return 0
-    return int(_engine.training.fingerprint(flat.data_ptr(), flat.nbytes))
+    stream = torch.cuda.current_stream(tensor.device)
+    tensor.record_stream(stream)
+    return int(stream.cuda_stream)
 
 
 def _bits_by_module(model: nn.Module, settings: _Settings) -> dict[str, int | None]:
@@ -284,15 +298,22 @@ def _bits_by_module(model: nn.Module, settings: _Settings) -> dict[str, int | No
     return found
 
 
-class _Scope:
+class Scope:
     """What a context puts in PyTorch's way: entered once, left as often as interrupts make it try."""
 
-    def __init__(self, model: nn.Module, session: _Session) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        session: Session,
+        pack: Callable[[Tensor], Any],
+        unpack: Callable[[Any], Tensor],
+    ) -> None:
         self.model, self.session = model, session
         self.mode, self.names = session.mode, Hooks()
         self.rule = getattr(_current, "rule", OUTSIDE)  # of the function that this context is in
-        self.pack, self.pushed = _eager(session.pack), False
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, _eager(_restore))
+        self.outer = current_scope()
+        self.pack, self.pushed = _eager(pack), False
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, _eager(unpack))
 
     def enter(self) -> None:
         """From here on what is saved is packed."""
@@ -304,12 +325,13 @@ class _Scope:
         self.hooks.__enter__()
         self.pushed = True
         self.mode.__enter__()  # type: ignore[no-untyped-call]
+        _current.scope = self
 
     def on_top(self) -> bool:
         """The hooks are still in force."""
-        if _top_hooks is None:
+        if top_hooks is None:
             return self.pushed
-        top = _top_hooks(True)
+        top = top_hooks(True)
         return bool(top) and top[0] is self.pack
 
     def leave(self) -> None:
@@ -319,13 +341,18 @@ class _Scope:
         while self.on_top():
             self.pushed = False
             self.hooks.__exit__()
-        _current.rule = self.rule
+        _current.rule, _current.scope = self.rule, self.outer
         self.names.remove()
         self.session.close()
 
 
+def current_scope() -> Scope | None:
+    """The innermost scope that this thread is in."""
+    return getattr(_current, "scope", None)
+
+
 #: The hooks in force; None before PyTorch 2.5.
-_top_hooks: Callable[[bool], Any] | None = getattr(
+top_hooks: Callable[[bool], Any] | None = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", None
 )
 
@@ -372,8 +399,8 @@ def _seed(settings: _Settings, generator: torch.Generator | None) -> int:
 def _packing(model: nn.Module, settings: _Settings, generator: torch.Generator | None) -> Iterator[Packing]:
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break()  # what is packed is known only when it runs
-    session = _eager(_Session)(model, settings, _seed(settings, generator))
-    scope = _Scope(model, session)
+    session = _eager(Session)(model, settings, _seed(settings, generator))
+    scope = Scope(model, session, session.pack, restore)
     leave = _eager(scope.leave)
     try:
         _eager(scope.enter)()

@@ -28,7 +28,17 @@ from actzip.training.bits import (
 )
 from actzip.training.rules import Window
 
-__all__ = ["Indices", "Kept", "Narrowed", "SavedMap", "ShapeOnly", "Slot", "Version", "dense_order"]
+__all__ = [
+    "Indices",
+    "Kept",
+    "Narrowed",
+    "SavedMap",
+    "ShapeOnly",
+    "Slot",
+    "Version",
+    "dense_order",
+    "fingerprint",
+]
 
 #: Packing is worth it below this share of the tensor's bytes.
 GAIN = 0.9
@@ -70,6 +80,13 @@ def dense_order(t: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def fingerprint(flat: Tensor) -> int:
+    """A sample of the memory: ``x.data`` and its like change a tensor without its version counter."""
+    if flat.device.type != "cpu":
+        return 0
+    return int(_engine.training.fingerprint(flat.data_ptr(), flat.nbytes))
 
 
 class Slot:
@@ -127,6 +144,8 @@ class Narrowed(Slot):
     @classmethod
     def of(cls, tensor: Tensor) -> Narrowed | None:
         """None where no smaller type does."""
+        if not tensor.numel():
+            return None
         low, high = (int(v) for v in torch.aminmax(tensor))
         for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
             info = torch.iinfo(dtype)
@@ -238,9 +257,18 @@ class SavedMap:
         self.coded: dict[int, tuple[Codes, Mask | None]] = {}
         self.no_gain = False
         # as last restored, from codes of so many bits or exactly; other threads may forget it
-        self.dense: tuple[Tensor, int | None] | None = None
+        self.dense: tuple[Tensor, int | None, int] | None = None
 
     # -- packing; `flat` is the memory
+
+    def share_restored(self, flat: Tensor) -> None:
+        """Where ``flat`` is a map as it was just restored, as in a recomputed block: that one's values."""
+        last = None if _last is None else _last()
+        if last is None or last.values is None or flat._version != 0:
+            return
+        dense = last.restored(None)
+        if dense is not None and _same_memory(dense, flat):
+            self.masks, self.zeros, self.values = dict(last.masks), last.zeros, last.values
 
     def pack_test(self, flat: Tensor, test: Predicate) -> None:
         """The answers to ``test``."""
@@ -324,14 +352,26 @@ class SavedMap:
 
     # -- restoring
 
+    def restored(self, bits: int | None) -> Tensor | None:
+        """What was restored last, if from so many bits and still the same: functions of others read it."""
+        if (last := self.dense) is None or last[1] != bits:
+            return None
+        dense, _, before = last
+        return dense if dense._version == 0 and fingerprint(dense) == before else None
+
+    def _remember(self, dense: Tensor, bits: int | None) -> Tensor:
+        self.dense = dense, bits, fingerprint(dense)
+        return dense
+
     def restore_test(self, test: Predicate) -> Tensor:
         """Memory that passes ``test`` where the saved one did."""
         mask = self.masks[test]
-        if (last := self.dense) is not None:
-            dense, bits = last
-            # codes of positive values stay positive
-            if bits is None or (test == RELU and mask is self.coded[bits][1]):
-                return dense
+        bits = None if (last := self.dense) is None else last[1]
+        # codes of positive values stay positive
+        answers = bits is None or (test == RELU and mask is self.coded[bits][1])
+        if answers and (dense := self.restored(bits)) is not None:
+            return dense
+        _forget_last(self)
         on, off = (torch.tensor(v, dtype=self.dtype) for v in (test.on, test.off))
         return self.backend.fill(mask, self.n, self.scalar, on, off, self.memory)
 
@@ -343,23 +383,19 @@ class SavedMap:
 
     def restore_values(self) -> Tensor:
         """The memory, bit for bit."""
-        if (last := self.dense) is not None and last[1] is None:
-            return last[0]
+        if (dense := self.restored(None)) is not None:
+            return dense
         assert self.values is not None and self.zeros is not None
         _forget_last(self)
-        dense = self.backend.expand(self.values, self.zeros, self.n, self.memory)
-        self.dense = dense, None
-        return dense
+        return self._remember(self.backend.expand(self.values, self.zeros, self.n, self.memory), None)
 
     def restore_coded(self, bits: int) -> Tensor:
         """Estimates, zeros exact."""
-        if (last := self.dense) is not None and last[1] == bits:
-            return last[0]
+        if (dense := self.restored(bits)) is not None:
+            return dense
         _forget_last(self)
         codes, mask = self.coded[bits]
-        dense = self.backend.dequantize(codes, mask, self.n, self.dtype, self.memory)
-        self.dense = dense, bits
-        return dense
+        return self._remember(self.backend.dequantize(codes, mask, self.n, self.dtype, self.memory), bits)
 
 
 #: The test of ReLU: where nothing is negative, it is the mask of the zeros.
@@ -368,6 +404,15 @@ RELU = Predicate(PredicateKind.NOT_BELOW, 0.0, 0.0, 1.0, 0.0)
 # One map keeps what was restored last: the layer before asks for the same one next, as ReLU does
 # after a convolution.
 _last: weakref.ref[SavedMap] | None = None
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.dtype == b.dtype
+        and a.numel() == b.numel() > 0
+        and a.device == b.device
+        and a.data_ptr() == b.data_ptr()
+    )
 
 
 def _forget_last(current: SavedMap) -> None:
