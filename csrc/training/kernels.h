@@ -20,6 +20,7 @@ enum class Test : int {
   not_beyond = 2,  // !(x <= lo || x >= hi)    hardtanh, relu6
   above = 3,       // x > lo                   leaky_relu
   inside = 4,      // lo <= x && x <= hi       clamp
+  between = 5,     // lo < x && x < hi         not_beyond, where nothing is a NaN
 };
 
 // Floating-point types that tests other than `nonzero` and quantizers take.

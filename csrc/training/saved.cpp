@@ -128,11 +128,15 @@ int64_t nonzero_mask(const void* x, int64_t n, int width, uint8_t* bits, int32_t
 int64_t test_mask(const void* x, int64_t n, Real type, Test test, float lo, float hi, uint8_t* bits,
                   int32_t* counts, int threads) {
   const Kernels& k = kernels_for(active_isa());
+  std::atomic<bool> nans{false};
   each_chunk(n, threads, [&](int64_t c, int64_t first, int64_t size) {
     const void* from = at(x, first * width_of(type));
     counts[c] = static_cast<int32_t>(k.test(from, size, type, test, lo, hi, bits + first / 8));
+    if (test != Test::not_beyond) return;
+    uint8_t again[kChunk / 8];
+    if (k.test(from, size, type, Test::between, lo, hi, again) != counts[c]) nans = true;
   });
-  return sum(counts, chunks_of(n));
+  return nans ? -1 : sum(counts, chunks_of(n));
 }
 
 bool compress(const void* x, int64_t n, int width, const uint8_t* bits, const int32_t* counts, void* values,

@@ -25,6 +25,7 @@ bool is_uniform(const void* x, int64_t n, int width);
 
 // bits: (n + 7) / 8 bytes; counts: chunks_of(n). Returns how many are set.
 int64_t nonzero_mask(const void* x, int64_t n, int width, uint8_t* bits, int32_t* counts, int threads);
+// -1 where a NaN lies beyond for PyTorch's vectors and not for its scalars: no bit says both.
 int64_t test_mask(const void* x, int64_t n, Real type, Test test, float lo, float hi, uint8_t* bits,
                   int32_t* counts, int threads);
 

@@ -81,6 +81,7 @@ struct Compared {
     if constexpr (TEST == Test::not_below) return lanes(~(x <= lo));
     if constexpr (TEST == Test::not_beyond) return lanes(~((x <= lo) | (x >= hi)));
     if constexpr (TEST == Test::above) return lanes(x > lo);
+    if constexpr (TEST == Test::between) return lanes((x > lo) & (x < hi));
     return lanes((x >= lo) & (x <= hi));
   }
 };
@@ -152,6 +153,8 @@ int64_t test_type(const T* x, int64_t n, Test test, float lo, float hi, uint8_t*
       return mask_lanes(x, n, Compared<Test::above, SHIFT>{l, h}, bits);
     case Test::inside:
       return mask_lanes(x, n, Compared<Test::inside, SHIFT>{l, h}, bits);
+    case Test::between:
+      return mask_lanes(x, n, Compared<Test::between, SHIFT>{l, h}, bits);
     default:
       return mask_lanes(x, n, Nonzero{}, bits);
   }

@@ -62,6 +62,9 @@ def test_masks_and_values_come_back(isa, dtype):
 def test_tests_answer_as_comparisons_do(isa, dtype, test):
     for n in SIZES:
         x = numbers(n, dtype, seed=n)
+        if test.kind == PredicateKind.NOT_BEYOND:  # PyTorch's own kernels answer a NaN in two ways
+            assert (NATIVE.test(x, test) is None) == bool(x.isnan().any())
+            x = torch.where(x.isnan(), 0, x)
         mask = NATIVE.test(x, test)
         assert torch.equal(unpacked(mask, n), test.of(x))
         on, off = torch.tensor(test.on, dtype=dtype), torch.tensor(test.off, dtype=dtype)

@@ -175,6 +175,31 @@ def test_odd_values_come_back(value, bits):
         assert torch.allclose(wa, wb, rtol=0.02, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_activations_answer_odd_values_as_pytorch_does(dtype):
+    """Not a number, infinities and the bounds themselves, in PyTorch's vectors and in the rest after them."""
+    x = torch.randn(2, 8, 9, 11, generator=torch.Generator().manual_seed(0)) * 2
+    odd = [float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 6.0, 1.0, -1.0, 0.5, 2.0, 1e-42, -1e-42]
+    for i, value in enumerate(odd):
+        x.view(-1)[i::97] = value
+    g = torch.randn(2, 8, 9, 11, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for f in (
+        F.relu,
+        F.relu6,
+        lambda y: F.relu6(y * 1, inplace=True),
+        lambda y: F.hardtanh(y, -0.5, 2.0),
+        lambda y: F.leaky_relu(y, 0.1),
+        lambda y: F.threshold(y, 0.5, -3.0),
+        lambda y: y.clamp(-1, 2),
+        lambda y: y.clamp(min=0.5),
+    ):
+        z = x.to(dtype).requires_grad_()
+        (plain,) = torch.autograd.grad(f(z * 1), z, g)
+        with packed_activations(nn.Identity(), min_bytes=0):
+            y = f(z * 1)
+        assert torch.equal(torch.autograd.grad(y, z, g)[0], plain)
+
+
 # --- in place
 
 

@@ -132,8 +132,8 @@ class Backend(Protocol):
     def nonzero(self, x: Tensor) -> Mask:
         """The elements whose bits are not all zero."""
 
-    def test(self, x: Tensor, test: Predicate) -> Mask:
-        """The elements that pass."""
+    def test(self, x: Tensor, test: Predicate) -> Mask | None:
+        """The elements that pass; None where a bit does not say it."""
 
     def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
         """The elements under ``mask``; None where it is not :meth:`nonzero`'s."""
@@ -182,9 +182,11 @@ class Native:
         )
         return Mask(bits, counts, ones)
 
-    def test(self, x: Tensor, test: Predicate) -> Mask:
+    def test(self, x: Tensor, test: Predicate) -> Mask | None:
         if x.dtype not in _REAL:
-            return self.nonzero(test.of(x))
+            # hardtanh's vectors stop the gradient at a NaN, the scalars after them do not
+            unclear = test.kind == PredicateKind.NOT_BEYOND and bool(x.isnan().any())
+            return None if unclear else self.nonzero(test.of(x))
         n = x.numel()
         bits, counts = _mask_memory(n)
         ones = _native.test_mask(
@@ -198,7 +200,7 @@ class Native:
             counts.data_ptr(),
             torch.get_num_threads(),
         )
-        return Mask(bits, counts, ones)
+        return None if ones < 0 else Mask(bits, counts, ones)
 
     def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
         assert mask.counts is not None

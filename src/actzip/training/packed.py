@@ -222,8 +222,7 @@ class Session:
         if not tensor.is_floating_point() or tensor.element_size() not in (2, 4, 8):
             return None
         saved = self._map(flat, storage)
-        if isinstance(need, Predicate):
-            saved.pack_test(flat, need)
+        if isinstance(need, Predicate) and saved.pack_test(flat, need):
             return Packed(saved, tensor, need)
         bits = self.bits_of.get(self.stack[-1], self.settings.bits) if need is CODED else None
         if tensor.is_leaf or tensor.dtype == torch.float64:

@@ -270,11 +270,16 @@ class SavedMap:
         if dense is not None and _same_memory(dense, flat):
             self.masks, self.zeros, self.values = dict(last.masks), last.zeros, last.values
 
-    def pack_test(self, flat: Tensor, test: Predicate) -> None:
-        """The answers to ``test``."""
-        if test not in self.masks:
-            self.masks[test] = mask = self.backend.test(flat, test)
-            self.grew(mask.nbytes)
+    def pack_test(self, flat: Tensor, test: Predicate) -> bool:
+        """The answers to ``test``; False where bits do not say them."""
+        if test in self.masks:
+            return True
+        mask = self.backend.test(flat, test)
+        if mask is None:
+            return False
+        self.masks[test] = mask
+        self.grew(mask.nbytes)
+        return True
 
     def pack_bits(self, flat: Tensor) -> None:
         """A tensor of bools: the mask is all there is."""
