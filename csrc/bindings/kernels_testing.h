@@ -144,6 +144,7 @@ inline void bind(nb::module_& parent) {
       .def_rw("pad_bottom", &ConvProblem::pad_bottom)
       .def_rw("pad_right", &ConvProblem::pad_right)
       .def_rw("groups", &ConvProblem::groups)
+      .def_rw("pool", &ConvProblem::pool)
       .def_rw("in_packed", &ConvProblem::in_packed)
       .def_rw("out_packed", &ConvProblem::out_packed)
       .def_prop_rw(

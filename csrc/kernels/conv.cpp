@@ -28,6 +28,7 @@ void ConvProblem::check() const {
   if (ic < 1 || oc < 1 || kh < 1 || kw < 1) bad("channels and kernel size must be positive");
   if (sh < 1 || sw < 1 || dh < 1 || dw < 1) bad("stride and dilation must be positive");
   if (pad_top < 0 || pad_left < 0 || pad_bottom < 0 || pad_right < 0) bad("padding must not be negative");
+  if (pool != 1 && (pool != 2 || dh != 1 || dw != 1)) bad("pools of 2 x 2 undilated outputs alone");
   if (groups < 1 || ic % groups != 0 || oc % groups != 0) bad("groups must divide both channel counts");
   if (!thresholds.empty() && static_cast<int64_t>(thresholds.size()) != oc)
     bad("one threshold per output channel is needed, or none");
@@ -49,7 +50,7 @@ std::unique_ptr<Conv> Conv::make(const ConvProblem& p, const std::string& varian
   const std::string name = variant.empty() ? conv_variants(p).front() : variant;
   for (const Variant& v : variants(isa)) {
     if (name != v.row.name) continue;
-    if (!v.family->can(v, p)) bad("kernel " + name + " cannot compute this problem");
+    if (!computes(v, p)) bad("kernel " + name + " cannot compute this problem");
     return v.family->make(p, v, isa, weight, bias, owner);
   }
   bad("no kernel named " + name + " for " + isa_name(isa));
@@ -62,6 +63,7 @@ void Conv::check(const ConvArgs& a) const {
   const int64_t ow = a.iw + p.pad_left + p.pad_right - p.dw * (p.kw - 1);
   if (oh < 1 || ow < 1) bad("the kernel is larger than the padded input");
   const int64_t h = p.out_h(a.ih), w = p.out_w(a.iw);
+  if (h < 1 || w < 1) bad("nothing is left of the output by its pool");
   if (p.in_packed) {
     if (a.in_map == nullptr || !fits(a, *a.in_map, a.ih, a.iw, a.in_first_block, p.blocks()))
       bad("a packed input of the problem's blocks is needed");
@@ -79,6 +81,7 @@ void Conv::check(const ConvArgs& a) const {
       part.end_row < part.first_row || part.end_row > h)
     bad("the part to compute lies outside the output");
   if (a.residual != nullptr && a.residual_map != nullptr) bad("one residual at most");
+  if (p.pool != 1 && (a.residual != nullptr || a.residual_map != nullptr)) bad("no residual before a pool");
   if (a.residual != nullptr && a.residual_stride < p.oc)
     bad("the residual's pixel stride is below the channels");
   if (a.residual_map != nullptr &&

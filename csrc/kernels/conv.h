@@ -7,9 +7,10 @@
 //   conv->run(args, threads);                            or, inside somebody else's parallel_for:
 //   for i in [0, conv->items(args)): conv->run_item(args, i, scratch of this worker)
 //
-// Result: out = act(conv(in, weight) + bias + residual), float32 arithmetic. Each output element is summed in
-// an order that depends on the variant alone: it is the same for every number of threads and every batch
-// size. A zero input is skipped by sparse kernels: where a weight may be infinite or NaN, use a dense one.
+// Result: out = act(pool(conv(in, weight)) + bias + residual), float32 arithmetic. Each output element is
+// summed in an order that depends on the variant alone: it is the same for every number of threads and every
+// batch size. A zero input is skipped by sparse kernels: where a weight may be infinite or NaN, use a dense
+// one.
 //
 // Dense maps are NHWC with a free pixel stride (a concatenation or a slice is a pointer to its first
 // channel). Packed maps: packed.h. Errors: std::invalid_argument with what is wrong; run_item itself does not
@@ -40,6 +41,8 @@ struct ConvProblem {
   int64_t kh = 1, kw = 1, sh = 1, sw = 1, dh = 1, dw = 1;
   int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;  // zeros
   int64_t groups = 1;
+  int64_t pool = 1;  // 2: the greatest of every 2 x 2 outputs, by Winograd kernels; no residual then, and an
+                     // activation that nowhere falls
 
   bool in_planes = false;  // dense input as it comes from outside: NCHW, a plane a channel
   bool in_packed = false;
@@ -66,8 +69,12 @@ struct ConvProblem {
   // Throws std::invalid_argument for what cannot be computed.
   void check() const;
 
-  int64_t out_h(int64_t ih) const { return (ih + pad_top + pad_bottom - dh * (kh - 1) - 1) / sh + 1; }
-  int64_t out_w(int64_t iw) const { return (iw + pad_left + pad_right - dw * (kw - 1) - 1) / sw + 1; }
+  int64_t out_h(int64_t ih) const {
+    return ((ih + pad_top + pad_bottom - dh * (kh - 1) - 1) / sh + 1) / pool;
+  }
+  int64_t out_w(int64_t iw) const {
+    return ((iw + pad_left + pad_right - dw * (kw - 1) - 1) / sw + 1) / pool;
+  }
 };
 
 // Where the operands of one run lie. Channel strides are 1.
@@ -142,6 +149,8 @@ class Conv {
   virtual void run_item(const ConvArgs& args, int threads, int64_t item, void* scratch) const = 0;
   // For those who go on with a dense output while it lies in the cache.
   virtual ConvPart part(const ConvArgs& args, int threads, int64_t item) const = 0;
+  // Whether an item's rows lie apart, so that `part` does not apply.
+  virtual bool apart() const { return false; }
 
   // check, then all items on `threads` threads with scratch of its own. Convenience for tests and trials.
   void run(const ConvArgs& args, int threads) const;

@@ -14,7 +14,7 @@ namespace actzip::kernels {
 
 inline constexpr int kMaxNv = 12;  // vectors of one accumulator tile
 inline constexpr int kMaxMr = 14;
-inline constexpr int kMaxWinograd = 4;
+inline constexpr int kMaxWinograd = 6;
 
 // One (ic block, tap) over a run of output pixels: acc[i][0 .. nv * vl) += values of input pixel i * step
 // times the weight rows of their channels.
@@ -86,12 +86,13 @@ struct DepthwiseRow {
 
 // Tiles side by side of one tile row and one input block: their A x A transformed places (A = M + 2).
 struct WinogradInput {
-  const float* rows[6];  // pixel 0 of the block's channels, of every row; null outside the map
-  int64_t pixel_stride;  // with masks: 64
+  const float* rows[kMaxWinograd + 2];  // pixel 0 of the block's channels, of every row; null outside the map
+  int64_t pixel_stride;                 // with masks: 64
+  int64_t step;                         // pixels from one of a tile to the next: the dilation
   int64_t iw, x;         // width of the map; the first tile's first pixel, which may be negative
   int64_t tiles, width;  // channels of the block
   // Of pixel 0: channels that are not zero in all rows of the tiles; rows and these then have zeros, too,
-  // beyond the map, as far as tiles reach, and values of whole vectors. Or null: to be found.
+  // beyond the map, as far as tiles reach, values of whole vectors, and no row is null. Or null: to be found.
   const uint64_t* masks;
   uint64_t* tile_masks;
   float* out;  // [place][tile][64]; of whole vectors without any channel: anything
@@ -108,7 +109,7 @@ struct WinogradProduct {
   int64_t tiles, across;     // of them side by side
   float* acc;                // [place][tile][nv * vl]
   int64_t acc_stride;        // of places
-  bool first;                // starts from zero
+  bool first;                // nothing is there yet
   const float* next_weight;  // fetched meanwhile: next_lines lines of 64 bytes a pair of tiles
   int64_t next_lines;
 };
@@ -130,6 +131,7 @@ struct WinogradOutput {
 struct WinogradTile {
   void (*input)(const WinogradInput&);
   bool (*output)(const WinogradOutput&);  // whether all is finite
+  bool (*pooled)(const WinogradOutput&);  // the greatest of every 2 x 2 pixels
 };
 
 struct Kernels {
@@ -141,7 +143,7 @@ struct Kernels {
   SparseRunFn
       sparse_taps_pair[5];  // three taps of two input pixels, by nv of a tap; null where there is none
   bool expanded_pairs;
-  WinogradTile winograd[kMaxWinograd + 1];        // by M: 2 and 4
+  WinogradTile winograd[kMaxWinograd + 1];        // by M: 2, 4 and 6
   WinogradProducts winograd_product[kMaxNv + 1];  // by nv; null where registers do not suffice
   DenseFn dense[kMaxNv + 1][kMaxMr + 1];          // by nv and mr; null where there is none
   int dense_mr[kMaxNv + 1];                       // the largest mr

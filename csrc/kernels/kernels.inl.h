@@ -94,8 +94,9 @@ constexpr Kernels make_kernels() {
   }
   k.expanded_pairs = kExpandedPairs;
   put_winograd<kRegisters == 32 ? 8 : 6>(k);
-  k.winograd[2] = {winograd_input<2>, winograd_output<2>};
-  k.winograd[4] = {winograd_input<4>, winograd_output<4>};
+  k.winograd[2] = {winograd_input<2>, winograd_output<2, 1>, winograd_output<2, 2>};
+  k.winograd[4] = {winograd_input<4>, winograd_output<4, 1>, winograd_output<4, 2>};
+  k.winograd[6] = {winograd_input<6>, winograd_output<6, 1>, winograd_output<6, 2>};
   k.fill = fill;
   k.epilogue = epilogue;
   k.depthwise = depthwise_row;

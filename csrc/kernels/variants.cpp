@@ -20,6 +20,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"taps-48", "sparse", 48, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"dense-6x8", "dense", 8, 6, kIndirect}, &kDense, 2, 96},
       {{"winograd-4x4", "winograd", 24, 16, kLavin}, &kWinograd, 6, 56},
+      {{"winograd-6x6", "winograd", 24, 36, kLavin}, &kWinograd, 6, 40},
       {{"winograd-2x2", "winograd", 24, 4, kLavin}, &kWinograd, 6, 98},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
@@ -30,6 +31,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"taps-48", "sparse", 48, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"dense-6x16", "dense", 16, 6, kIndirect}, &kDense, 4, 96},
       {{"winograd-4x4", "winograd", 32, 16, kLavin}, &kWinograd, 8, 56},
+      {{"winograd-6x6", "winograd", 32, 36, kLavin}, &kWinograd, 8, 40},
       {{"winograd-2x2", "winograd", 32, 4, kLavin}, &kWinograd, 8, 98},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
@@ -45,6 +47,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"dense-6x16", "dense", 16, 6, kIndirect}, &kDense, 2, 96},
       {{"dense-4x24", "dense", 24, 4, kGoto}, &kDense, 3, 96},
       {{"winograd-4x4", "winograd", 48, 16, kLavin}, &kWinograd, 6, 56},
+      {{"winograd-6x6", "winograd", 48, 36, kLavin}, &kWinograd, 6, 40},
       {{"winograd-2x2", "winograd", 48, 4, kLavin}, &kWinograd, 6, 98},
       {{"depthwise", "depthwise", 8, 1, kDesign}, &kDepthwise, 1, 1},
   };
@@ -60,6 +63,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"dense-8x48", "dense", 48, 8, kIndirect}, &kDense, 3, 96},
       {{"dense-12x32", "dense", 32, 12, kIndirect}, &kDense, 2, 96},
       {{"winograd-4x4", "winograd", 128, 16, kLavin}, &kWinograd, 8, 56},
+      {{"winograd-6x6", "winograd", 128, 36, kLavin}, &kWinograd, 8, 40},
       {{"winograd-2x2", "winograd", 128, 4, kLavin}, &kWinograd, 8, 98},
       {{"depthwise", "depthwise", 16, 1, kDesign}, &kDepthwise, 1, 1},
   };
@@ -74,6 +78,10 @@ const std::vector<Variant>& variants(Isa isa) {
     default:
       return narrow;
   }
+}
+
+bool computes(const Variant& v, const ConvProblem& p) {
+  return (p.pool == 1 || v.family == &kWinograd) && v.family->can(v, p);
 }
 
 const std::vector<KernelRow>& kernel_table(Isa isa) {
@@ -94,7 +102,7 @@ std::vector<std::string> conv_variants(const ConvProblem& p) {
   const bool depthwise = is_depthwise(p), sparse_first = p.hint_density < 0.75;
   for (const bool pass : {true, false})
     for (const Variant& v : variants(active_isa())) {
-      if (!v.family->can(v, p)) continue;
+      if (!computes(v, p)) continue;
       const bool early =
           depthwise ? v.family == &kDepthwise : (std::strcmp(v.row.kind, "sparse") == 0) == sparse_first;
       if (early == pass) names.emplace_back(v.row.name);

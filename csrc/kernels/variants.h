@@ -32,6 +32,7 @@ struct Variant {
 };
 
 const std::vector<Variant>& variants(Isa isa);
+bool computes(const Variant& v, const ConvProblem& p);
 
 template <class C>
 std::unique_ptr<Conv> make_as(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,

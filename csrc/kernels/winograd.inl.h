@@ -1,4 +1,5 @@
-// Winograd convolution that skips zeros: 3x3 kernels of stride 1, output tiles of M x M (M is 2 or 4).
+// Winograd convolution that skips zeros: 3x3 kernels of stride 1, output tiles of M x M (M is 2, 4 or 6). The
+// pixels of a tile are as far apart as the kernel's dilation says.
 //
 // A tile reads A x A pixels, A = M + 2, and a channel that is zero in all of them is zero in all A * A
 // places of the transformed tile. So a tile is to this method what a pixel is to the others: it has a mask a
@@ -9,8 +10,9 @@
 //   products   [place][tile][nv * vl]
 //
 // Interpolation points: 0, 1, -1, infinity for M = 2; 0, +-1/sqrt(2), +-sqrt(2), infinity for M = 4, whose
-// rounding error is a third of that of the usual 0, +-1, +-2 (Lavin and Gray, arXiv:1509.09308; points:
-// Barabasz et al., arXiv:1803.10986).
+// rounding error is a third of that of the usual 0, +-1, +-2; 0, +-1, +-2, +-1/2, infinity for M = 6 (Lavin
+// and Gray, arXiv:1509.09308; points: Barabasz et al., arXiv:1803.10986). Each block of channels is summed
+// by itself, which halves the error over many channels.
 
 #pragma once
 
@@ -32,7 +34,7 @@ AZ_INLINE void winograd_in(const vf* d, vf* o) {
     o[1] = d[1] + d[2];
     o[2] = d[2] - d[1];
     o[3] = d[3] - d[1];
-  } else {
+  } else if constexpr (M == 4) {
     constexpr float kA = 0.70710678118654752f, kB = 1.41421356237309505f;
     const vf even_a = d[4] - 2.0f * d[2], odd_a = d[3] - 2.0f * d[1];
     const vf even_b = d[4] - 0.5f * d[2], odd_b = d[3] - 0.5f * d[1];
@@ -42,6 +44,18 @@ AZ_INLINE void winograd_in(const vf* d, vf* o) {
     o[3] = even_b + kB * odd_b;
     o[4] = even_b - kB * odd_b;
     o[5] = d[5] - 2.5f * d[3] + d[1];
+  } else {
+    const vf even_a = d[6] + d[2] - 4.25f * d[4], odd_a = d[5] + d[1] - 4.25f * d[3];
+    const vf even_b = d[6] + 0.25f * d[2] - 1.25f * d[4], odd_b = d[5] + 0.25f * d[1] - 1.25f * d[3];
+    const vf even_c = d[6] + 4.0f * d[2] - 5.0f * d[4], odd_c = d[5] + 4.0f * d[1] - 5.0f * d[3];
+    o[0] = d[6] - d[0] + 5.25f * (d[2] - d[4]);
+    o[1] = even_a + odd_a;
+    o[2] = even_a - odd_a;
+    o[3] = even_b + 2.0f * odd_b;
+    o[4] = even_b - 2.0f * odd_b;
+    o[5] = even_c + 0.5f * odd_c;
+    o[6] = even_c - 0.5f * odd_c;
+    o[7] = d[7] - d[1] + 5.25f * (d[3] - d[5]);
   }
 }
 
@@ -51,7 +65,7 @@ AZ_INLINE void winograd_out(const vf* m, vf* o) {
   if constexpr (M == 2) {
     o[0] = m[0] + m[1] + m[2];
     o[1] = m[1] - m[2] + m[3];
-  } else {
+  } else if constexpr (M == 4) {
     constexpr float kA = 0.70710678118654752f, kB = 1.41421356237309505f;
     const vf even_a = m[1] + m[2], odd_a = m[1] - m[2];
     const vf even_b = m[3] + m[4], odd_b = m[3] - m[4];
@@ -59,6 +73,16 @@ AZ_INLINE void winograd_out(const vf* m, vf* o) {
     o[1] = kA * odd_a + kB * odd_b;
     o[2] = 0.5f * even_a + 2.0f * even_b;
     o[3] = kA * 0.5f * odd_a + kB * 2.0f * odd_b + m[5];
+  } else {
+    const vf even_a = m[1] + m[2], odd_a = m[1] - m[2];
+    const vf even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    const vf even_c = m[5] + m[6], odd_c = m[5] - m[6];
+    o[0] = m[0] + even_a + even_b + even_c;
+    o[1] = odd_a + 2.0f * odd_b + 0.5f * odd_c;
+    o[2] = even_a + 4.0f * even_b + 0.25f * even_c;
+    o[3] = odd_a + 8.0f * odd_b + 0.125f * odd_c;
+    o[4] = even_a + 16.0f * even_b + 0.0625f * even_c;
+    o[5] = m[7] + odd_a + 32.0f * odd_b + 0.03125f * odd_c;
   }
 }
 
@@ -132,8 +156,9 @@ void winograd_patch(const WinogradInput& w, int64_t x0, float (*patch)[M + 2][64
   constexpr int A = M + 2;
   for (int r = 0; r < A; ++r)
     for (int c = 0; c < A; ++c) {
-      const bool inside = w.rows[r] != nullptr && static_cast<uint64_t>(x0 + c) < static_cast<uint64_t>(w.iw);
-      const float* from = inside ? w.rows[r] + (x0 + c) * w.pixel_stride : nullptr;
+      const int64_t x = x0 + c * w.step;
+      const bool inside = w.rows[r] != nullptr && static_cast<uint64_t>(x) < static_cast<uint64_t>(w.iw);
+      const float* from = inside ? w.rows[r] + x * w.pixel_stride : nullptr;
       for (int64_t g = 0; g < w.width; g += VL) {
         const int64_t lanes = w.width - g;
         store(&patch[r][c][g], !inside ? vf{} : lanes >= VL ? load(from + g) : load_part(from + g, lanes));
@@ -145,27 +170,28 @@ void winograd_patch(const WinogradInput& w, int64_t x0, float (*patch)[M + 2][64
 template <int M>
 void winograd_input(const WinogradInput& w) {
   constexpr int A = M + 2;
-  alignas(64) static const float zeros[A * 64] = {};
   alignas(64) float patch[A][A][64];
   const float* rows[A];
   bool inner = true;  // no row lies outside the map
   for (int r = 0; r < A; ++r) inner &= w.rows[r] != nullptr;
   float* to = w.out;
   for (int64_t t = 0; t < w.tiles; ++t, to += 64) {
-    const int64_t x0 = w.x + t * M;
+    const int64_t x0 = w.x + t * M * w.step;
     if (w.masks != nullptr) {
       uint64_t all = 0;
-      for (int c = 0; c < A; ++c) all |= w.masks[x0 + c];
-      for (int r = 0; r < A; ++r) rows[r] = w.rows[r] != nullptr ? w.rows[r] + x0 * 64 : zeros;
-      winograd_channels<M>(rows, 64, w.width, all, to, w.place_stride);
+      for (int c = 0; c < A; ++c) all |= w.masks[x0 + c * w.step];
+      for (int r = 0; r < A; ++r) rows[r] = w.rows[r] + x0 * 64;
+      winograd_channels<M>(rows, 64 * w.step, w.width, all, to, w.place_stride);
       w.tile_masks[t] = all;
       continue;
     }
     // Vectors may reach over the channels as long as there are pixels.
-    const bool whole = inner && x0 >= 0 && (w.iw - x0 - A) * w.pixel_stride >= (VL - w.width % VL) % VL;
+    const int64_t behind = w.iw - x0 - (A - 1) * w.step - 1;
+    const bool whole = inner && x0 >= 0 && behind * w.pixel_stride >= (VL - w.width % VL) % VL;
     if (whole) {
       for (int r = 0; r < A; ++r) rows[r] = w.rows[r] + x0 * w.pixel_stride;
-      w.tile_masks[t] = winograd_channels<M>(rows, w.pixel_stride, w.width, ~uint64_t{0}, to, w.place_stride);
+      w.tile_masks[t] =
+          winograd_channels<M>(rows, w.pixel_stride * w.step, w.width, ~uint64_t{0}, to, w.place_stride);
     } else {
       winograd_patch<M>(w, x0, patch);
       for (int r = 0; r < A; ++r) rows[r] = patch[r][0];
@@ -190,29 +216,24 @@ AZ_INLINE void winograd_solo(const WinogradProduct& w, vf (*a)[NV], uint64_t m, 
   }
 }
 
-template <int NV, int P>
-AZ_INLINE void winograd_load(const WinogradProduct& w, vf (*a)[NV], const float* acc) {
-#pragma GCC unroll 4
-  for (int p = 0; p < P; ++p)
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) a[p][j] = w.first ? vf{} : load(acc + p * w.acc_stride + j * VL);
-}
-
+// The sums of a visit, to those of the blocks before it.
 template <int NV, int P>
 AZ_INLINE void winograd_store(const WinogradProduct& w, vf (*a)[NV], float* acc) {
+  const bool first = w.first;
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) store(acc + p * w.acc_stride + j * VL, a[p][j]);
+    for (int j = 0; j < NV; ++j) {
+      float* to = acc + p * w.acc_stride + j * VL;
+      store(to, first ? a[p][j] : a[p][j] + load(to));
+    }
 }
 
 // Two tiles: channels that both have share the weights' loads.
 template <int NV, int P>
 AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
   const uint64_t m0 = masks[0], m1 = masks[1];
-  vf a[P][NV], c[P][NV];
-  winograd_load<NV, P>(w, a, acc);
-  winograd_load<NV, P>(w, c, acc + NV * VL);
+  vf a[P][NV]{}, c[P][NV]{};
   for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
     const int64_t k = ctz(m);
     const float* x = w.weight + k * (P * NV * VL);
@@ -237,8 +258,7 @@ AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, co
 
 template <int NV, int P>
 AZ_INLINE void winograd_single(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
-  vf a[P][NV];
-  winograd_load<NV, P>(w, a, acc);
+  vf a[P][NV]{};
   winograd_solo<NV, P>(w, a, *masks, v);
   winograd_store<NV, P>(w, a, acc);
 }
@@ -264,13 +284,16 @@ constexpr int winograd_places(int nv) {
   return 1;
 }
 
-// One tile: `count` vectors from the products to M rows of M pixels. Returns whether all are finite.
-template <int M>
+AZ_INLINE vf greatest(vf a, vf b) { return a > b ? a : b; }
+
+// One tile: `count` vectors from the products to M rows of M pixels, or the greatest of every POOL x POOL.
+// Returns whether all are finite.
+template <int M, int POOL>
 bool winograd_output(const WinogradOutput& w) {
   constexpr int A = M + 2;
   vf sum{};
   for (int64_t j = 0; j < w.floats; j += VL) {
-    vf s[M][A], o[M][M];
+    vf s[M][A], above[M / POOL]{}, corners{};
     const vf bias = load(w.bias + j);
 #pragma GCC unroll 8
     for (int c = 0; c < A; ++c) {
@@ -283,12 +306,22 @@ bool winograd_output(const WinogradOutput& w) {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < M; ++r) {
-      winograd_out<M>(s[r], o[r]);
+      vf o[M];
+      winograd_out<M>(s[r], o);
 #pragma GCC unroll 8
-      for (int c = 0; c < M; ++c) store(w.out + r * w.row_stride + c * w.pixel_stride + j, o[r][c] + bias);
+      for (int c = 0; c < M / POOL; ++c) {
+        float* to = w.out + r / POOL * w.row_stride + c * w.pixel_stride + j;
+        if constexpr (POOL == 1) {
+          store(to, o[c] + bias);
+        } else {
+          const vf both = greatest(o[2 * c], o[2 * c + 1]);
+          if (r % 2 == 1) store(to, greatest(above[c], both) + bias);
+          above[c] = both;
+        }
+      }
+      // What is not finite in any place is so in a corner.
+      if (r == 0 || r == M - 1) corners += o[0] + o[M - 1];
     }
-    // What is not finite in any place is so in a corner.
-    const vf corners = (o[0][0] + o[0][M - 1]) + (o[M - 1][0] + o[M - 1][M - 1]);
     sum += corners - corners;
   }
   bool finite = true;

@@ -19,11 +19,11 @@ template <int M>
 void winograd_weights(const float* kernel, float* places) {
   constexpr int A = M + 2;
   static const auto g = [] {
-    const double p = M == 4 ? std::sqrt(0.5) : 1.0;
-    const double points[5] = {0, p, -p, 2 * p, -2 * p};
+    const double p = M == 4 ? std::sqrt(0.5) : 1.0;  // the points that winograd_in has
+    const double points[7] = {0, p, -p, 2 * p, -2 * p, p / 2, -p / 2};
     std::array<std::array<double, 3>, A> rows{};
     for (size_t i = 0; i + 1 < A; ++i) {
-      double f = M == 2 && i == 0 ? -1 : 1;  // as winograd_in has it
+      double f = M == 2 && i == 0 ? -1 : 1;  // its sign there
       for (size_t j = 0; j + 1 < A; ++j)
         if (j != i) f *= points[i] - points[j];
       rows[i] = {1 / f, points[i] / f, points[i] * points[i] / f};
@@ -44,7 +44,13 @@ class WinogradConv final : public ConvBase {
  public:
   WinogradConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias,
                std::shared_ptr<const void> owner)
-      : m_(v.row.pixel_tile == 4 ? 2 : 4), a_(m_ + 2), places_(a_ * a_) {
+      : m_(v.row.pixel_tile == 4    ? 2
+           : v.row.pixel_tile == 16 ? 4
+                                    : 6),
+        a_(m_ + 2),
+        places_(a_ * a_),
+        out_(m_ / p.pool),
+        most_(std::min(16, 64 / m_)) {
     init(p, v, isa, bias, v.nv);
     const int64_t vl = kernels_->vl;
     int64_t total = 0;
@@ -73,10 +79,12 @@ class WinogradConv final : public ConvBase {
   }
 
   // How the output of a run is cut: into bands of tile rows, or groups of whole images where those are small;
-  // long tile rows into spans, one after the other. `shares`: of the units, among items.
+  // long tile rows into spans, one after the other. `shares`: of the units, among items. Pixels a dilation
+  // apart are a map of their own, a phase: first come the tile rows of the first phase, and so across.
   struct Tiling {
     Cut cut;
-    int64_t high, across;   // tiles of what is computed
+    int64_t tall, wide;     // tiles of a phase
+    int64_t high, across;   // tiles of what is computed, of all phases
     int64_t bands, groups;  // of an image; of images
     int64_t group;          // images of a group
     int64_t span, most;     // tiles of a span; of an item at once
@@ -87,8 +95,11 @@ class WinogradConv final : public ConvBase {
     t.cut = whole_or_part(problem_, a);
     t.cut.segment = t.cut.ow;
     t.cut.segments = 1;
-    t.high = ceil_div(t.cut.end_row - t.cut.first_row, m_);
-    t.across = ceil_div(t.cut.ow, m_);
+    const int64_t height = t.cut.end_row - t.cut.first_row;
+    t.tall = ceil_div(ceil_div(height, problem_.dh), out_);
+    t.wide = ceil_div(ceil_div(t.cut.ow, problem_.dw), out_);
+    t.high = t.tall * std::min(height, problem_.dh);
+    t.across = t.wide * std::min(t.cut.ow, problem_.dw);
     const int64_t budget = variant_.tile, units = static_cast<int64_t>(units_.size());
     const int64_t spans = std::max<int64_t>(1, (t.across + budget / 2) / budget);
     t.span = round_up(ceil_div(t.across, spans), 2);
@@ -110,11 +121,20 @@ class WinogradConv final : public ConvBase {
     t.groups = ceil_div(t.cut.images, t.group);
     t.group = t.groups == 0 ? 1 : ceil_div(t.cut.images, t.groups);
     t.bands = t.high == 0 ? 0 : ceil_div(t.high, rows);
-    t.cut.rows = t.bands == 0 ? 0 : ceil_div(t.high, t.bands) * m_;
+    t.cut.rows = t.bands == 0 ? 0 : ceil_div(t.high, t.bands) * out_;
     t.span = std::min(t.span, t.across);
-    t.most = t.group * (t.cut.rows / m_) * t.span;
+    t.most = t.group * (t.cut.rows / out_) * t.span;
     return t;
   }
+  // The first pixel that comes out of a tile.
+  int64_t row_of(const Tiling& t, int64_t ty) const {
+    return t.cut.first_row + ty / t.tall + ty % t.tall * out_ * problem_.dh;
+  }
+  int64_t column_of(const Tiling& t, int64_t tx) const {
+    return tx / t.wide + tx % t.wide * out_ * problem_.dw;
+  }
+  // Pixels that a tile row's tiles reach.
+  int64_t line_of(const Tiling& t) const { return t.wide * out_ * problem_.dw; }
 
   struct Scratch {
     float* values;  // [place][block][tile][64], places a little further apart
@@ -123,14 +143,13 @@ class WinogradConv final : public ConvBase {
     float* products;  // [place][tile][nv * vl]
     int64_t product_place;
     float* rows;  // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
-    // Packed input of some tiles side by side, expanded: a ring of a rows, zeros where they lie outside the
-    // map.
-    float* expanded;      // [a][line][64]
+    // Packed input of a strip, expanded: a ring of a rows, and one of zeros for those outside the map.
+    float* expanded;      // [a + 1][line][64]
     uint64_t* row_masks;  // [a][line]
     uint64_t* masks_of;   // [line]: of all rows of a tile row
     float* decoded;       // values of one row
-    int64_t line;         // pixels that they reach
-    float* redo;          // [a][a][64]
+    int64_t line;         // pixels that the strip's tiles reach
+    float* redo;          // [a][a][64], and a tile before its pool
     Finish finish;
   };
   Scratch carve(Carver& carver, const Tiling& t, const ConvArgs& a) const {
@@ -146,16 +165,16 @@ class WinogradConv final : public ConvBase {
     s.masks = carver.take<uint64_t>(blocks * t.most);
     s.product_place = t.most * floats + kApart;
     s.products = carver.take<float>(places_ * s.product_place);
-    const int64_t high = at_once(t) ? m_ : t.group * t.cut.rows;
-    s.rows = carver.take<float>(high * t.across * m_ * stride);
-    s.line = std::min(kExpanded, t.span) * m_ + 2;
+    const int64_t high = at_once(t) ? out_ : t.group * t.cut.rows;
+    s.rows = carver.take<float>(high * line_of(t) * stride);
+    s.line = problem_.dw == 1 ? strip(t.span) * m_ + 2 : (t.wide * m_ + 2) * problem_.dw;
     const bool packed = problem_.in_packed;
     const bool decode = packed && a.in_map->layout().type != ValueType::f32;
-    s.expanded = carver.take<float>(packed ? a_ * s.line * 64 : 0);
+    s.expanded = carver.take<float>(packed ? (a_ + 1) * s.line * 64 : 0);
     s.row_masks = carver.take<uint64_t>(packed ? a_ * s.line : 0);
     s.masks_of = carver.take<uint64_t>(packed ? s.line : 0);
     s.decoded = carver.take<float>(decode ? a.iw * 64 + 16 : 0);
-    s.redo = carver.take<float>(a_ * a_ * 64 + 16);
+    s.redo = carver.take<float>(a_ * a_ * 64 + m_ * m_ * floats + 16);
     s.finish = take_finish(carver, t.cut, 1);
     return s;
   }
@@ -191,11 +210,13 @@ class WinogradConv final : public ConvBase {
   ConvPart part(const ConvArgs& a, int threads, int64_t item) const override {
     const Tiling t = tile(a, threads);
     const Work w = work(t, item);
-    const int64_t y0 = t.cut.first_row + w.first * m_,
-                  y1 = std::min(t.cut.first_row + w.last * m_, t.cut.end_row);
+    const int64_t y0 = t.cut.first_row + w.first * out_,  // undilated: see `apart`
+        y1 = std::min(t.cut.first_row + w.last * out_, t.cut.end_row);
     const Unit &u = units_[w.unit], &last = units_[w.end - 1];
     return {w.image, y0, y1 - y0, u.first, last.first + last.width - u.first, w.images};
   }
+
+  bool apart() const override { return problem_.dh > 1; }
 
   void run_item(const ConvArgs& a, int threads, int64_t item, void* scratch) const override {
     const Tiling t = tile(a, threads);
@@ -219,8 +240,10 @@ class WinogradConv final : public ConvBase {
   void transform_weights(const Sub& s, const float* weight, float* packed) const {
     const int64_t ic = problem_.ic, floats = s.nv * kernels_->vl;
     const int at_once = kernels_->winograd_product[s.nv].places;
-    const auto transform = m_ == 2 ? winograd_weights<2> : winograd_weights<4>;
-    float places[36];
+    const auto transform = m_ == 2   ? winograd_weights<2>
+                           : m_ == 4 ? winograd_weights<4>
+                                     : winograd_weights<6>;
+    float places[64];
     for (int64_t k = 0; k < ic; ++k)
       for (int64_t o = 0; o < s.width; ++o) {
         transform(weight + ((s.first + o) * ic + k) * 9, places);
@@ -240,18 +263,21 @@ class WinogradConv final : public ConvBase {
   float* tile_row(const Tiling& t, const Scratch& s, const Work& w, const Unit& u, int64_t image,
                   int64_t ty) const {
     if (at_once(t)) return s.rows;
-    return s.rows + (image * (w.last - w.first) + ty - w.first) * m_ * t.across * m_ * u.stride;
+    return s.rows + (image * (w.last - w.first) + ty - w.first) * out_ * line_of(t) * u.stride;
   }
 
   void finish_tiles(const ConvArgs& a, const Tiling& t, const Scratch& s, const Work& w, const Unit& u,
                     int64_t image, int64_t ty) const {
     float* pixels = tile_row(t, s, w, u, image, ty);
-    for (int r = 0; r < m_; ++r, pixels += t.across * m_ * u.stride) {
-      const int64_t y = t.cut.first_row + ty * m_ + r;
+    for (int64_t r = 0; r < out_; ++r, pixels += line_of(t) * u.stride) {
+      const int64_t y = row_of(t, ty) + r * problem_.dh;
       if (y < t.cut.end_row)
         finish(a, t.cut, u, s.finish, {w.image + image, y, 0, t.cut.ow, pixels, u.stride});
     }
   }
+
+  // Tiles of a span whose rows are expanded together: as many as stay in the first caches, or, dilated, all.
+  int64_t strip(int64_t span) const { return problem_.dw == 1 ? std::min(most_, span) : span; }
 
   // The item's tiles of a span, in the order of images and tile rows.
   void transform(const ConvArgs& a, const Tiling& t, const Scratch& s, const Work& w, int64_t x,
@@ -260,48 +286,54 @@ class WinogradConv final : public ConvBase {
     WinogradInput in{};
     in.place_stride = s.place;
     in.pixel_stride = p.in_packed ? 64 : a.in_stride;
+    in.step = p.dw;
     in.iw = p.in_packed ? s.line : a.iw;
+    if (p.in_packed) std::memset(s.expanded + a_ * s.line * 64, 0, static_cast<size_t>(s.line) * 64 * 4);
     const int64_t rows = w.last - w.first;
     int64_t channel = 0, tile = 0;
     for (size_t b = 0; b < in_blocks_.size(); channel += in_blocks_[b].width, ++b) {
       in.width = in_blocks_[b].width;
       for (int64_t i = 0; i < w.images; ++i, tile += rows * span)
-        for (int64_t tx = 0; tx < span; tx += kExpanded) {
-          const int64_t x0 = (x + tx) * m_ - p.pad_left, n = w.image + i;
-          in.x = p.in_packed ? 0 : x0;
-          in.tiles = std::min(kExpanded, span - tx);
+        for (int64_t first = 0; first < span; first += strip(span)) {
+          const int64_t end = std::min(span, first + strip(span)), n = w.image + i;
+          const int64_t origin = (p.dw == 1 ? column_of(t, x + first) * p.pool : 0) - p.pad_left;
           for (int64_t ty = 0; ty < rows; ++ty) {
-            const int64_t iy = t.cut.first_row + (w.first + ty) * m_ - p.pad_top;
             if (p.in_packed)
-              expand(a, s, n, x0, iy, ty == 0 ? iy : iy + 2, a.in_first_block + static_cast<int64_t>(b), in);
+              expand(a, t, s, n, origin, w.first + ty, ty != 0, a.in_first_block + static_cast<int64_t>(b),
+                     in);
             else
-              point(a, n, iy, channel, in);
-            in.tile_masks = s.masks + tile + ty * span + tx;
-            in.out = s.values + (tile + ty * span + tx) * 64;
-            kernels_->winograd[m_].input(in);
+              point(a, n, row_of(t, w.first + ty) * p.pool - p.pad_top, channel, in);
+            for (int64_t tx = first; tx < end; tx += in.tiles) {
+              in.tiles = std::min({most_, end - tx, t.wide - (x + tx) % t.wide});  // of one phase
+              in.x = column_of(t, x + tx) * p.pool - p.pad_left - (p.in_packed ? origin : 0);
+              in.tile_masks = s.masks + tile + ty * span + tx;
+              in.out = s.values + (tile + ty * span + tx) * 64;
+              kernels_->winograd[m_].input(in);
+            }
           }
         }
     }
   }
 
-  // Rows [iy, iy + a) of a dense map's channels as the tiles' rows.
+  // Rows iy, iy + dh, ... of a dense map's channels as the tiles' rows.
   void point(const ConvArgs& a, int64_t n, int64_t iy, int64_t channel, WinogradInput& in) const {
-    for (int r = 0; r < a_; ++r, ++iy)
+    for (int r = 0; r < a_; ++r, iy += problem_.dh)
       in.rows[r] = iy < 0 || iy >= a.ih ? nullptr : a.in + (n * a.ih + iy) * a.iw * a.in_stride + channel;
   }
 
-  // Pixels [x0, x0 + line) of rows [iy, iy + a) of a packed block as the tiles' rows. Those before `from` are
-  // in the ring.
-  void expand(const ConvArgs& a, const Scratch& s, int64_t n, int64_t x0, int64_t iy, int64_t from,
-              int64_t block, WinogradInput& in) const {
+  // Pixels [x0, x0 + line) of a packed block's rows as those of tile row `ty`. The first two are in the ring
+  // where the tile row before it was `expanded`.
+  void expand(const ConvArgs& a, const Tiling& t, const Scratch& s, int64_t n, int64_t x0, int64_t ty,
+              bool expanded, int64_t block, WinogradInput& in) const {
     std::memset(s.masks_of, 0, static_cast<size_t>(s.line) * 8);
+    const int64_t in_phase = ty % t.tall, iy = row_of(t, ty) * problem_.pool - problem_.pad_top;
     for (int r = 0; r < a_; ++r) {
-      const int64_t y = iy + r;
-      in.rows[r] = nullptr;
+      const int64_t y = iy + r * problem_.dh, slot = (in_phase * m_ + r) % a_;
+      in.rows[r] = s.expanded + a_ * s.line * 64;
       if (y < 0 || y >= a.ih) continue;
-      float* row = s.expanded + y % a_ * s.line * 64;
-      uint64_t* masks = s.row_masks + y % a_ * s.line;
-      if (y >= from) expand_row(a, s, n, x0, y, block, in.width, row, masks);
+      float* row = s.expanded + slot * s.line * 64;
+      uint64_t* masks = s.row_masks + slot * s.line;
+      if (r >= 2 || !expanded || in_phase == 0) expand_row(a, s, n, x0, y, block, in.width, row, masks);
       in.rows[r] = row;
       for (int64_t i = 0; i < s.line; ++i) s.masks_of[i] |= masks[i];
     }
@@ -349,6 +381,12 @@ class WinogradConv final : public ConvBase {
       product.acc_stride = s.product_place;
       for (int place = 0; place < places_; place += products.places) {
         product.acc = s.products + place * s.product_place;
+        if (!needed(t, place, products.places)) {
+          for (int i = 0; i < products.places; ++i)
+            std::memset(product.acc + i * s.product_place, 0, static_cast<size_t>(tiles * floats) * 4);
+          product.weight += problem_.ic * floats * products.places;
+          continue;
+        }
         for (size_t b = 0; b < in_blocks_.size(); ++b) {
           const int64_t block = in_blocks_[b].width * floats * products.places,
                         first = static_cast<int64_t>(b) * tiles;
@@ -361,32 +399,46 @@ class WinogradConv final : public ConvBase {
           product.weight += block;
         }
       }
+      const auto back = problem_.pool == 1 ? kernels_->winograd[m_].output : kernels_->winograd[m_].pooled;
       WinogradOutput out{};
       out.place_stride = s.product_place;
       out.floats = floats;
       out.bias = bias + sub.offset;
-      out.row_stride = t.across * m_ * u.stride;
-      out.pixel_stride = u.stride;
+      out.row_stride = line_of(t) * u.stride;
+      out.pixel_stride = problem_.dw * u.stride;
       out.acc = s.products;
       for (int64_t i = 0; i < w.images; ++i)
         for (int64_t ty = w.first; ty < w.last; ++ty) {
-          out.out = tile_row(t, s, w, u, i, ty) + x * m_ * u.stride + sub.offset;
-          for (int64_t tx = x; tx < x + span; ++tx, out.acc += floats, out.out += m_ * u.stride)
-            if (!kernels_->winograd[m_].output(out))
-              direct(a, s, w.image + i, t.cut.first_row + ty * m_, tx * m_, sub, out);
+          float* const row = tile_row(t, s, w, u, i, ty) + sub.offset;
+          for (int64_t tx = x; tx < x + span; ++tx, out.acc += floats) {
+            out.out = row + column_of(t, tx) * u.stride;
+            if (!back(out)) direct(a, s, w.image + i, row_of(t, ty), column_of(t, tx), sub, out);
+          }
           if (at_once(t)) finish_tiles(a, t, s, w, u, i, ty);
         }
     }
   }
 
+  // Whether one of `count` places contributes to a pixel that is there: the last row and column of places do
+  // to the last row and column of a tile alone, which maps of less than a tile do not have.
+  bool needed(const Tiling& t, int place, int count) const {
+    const int64_t height = t.cut.end_row - t.cut.first_row;
+    const bool last_row = t.tall > 1 || height * problem_.pool > problem_.dh * (m_ - 1);
+    const bool last_column = t.wide > 1 || t.cut.ow * problem_.pool > problem_.dw * (m_ - 1);
+    for (int p = place; p < place + count; ++p)
+      if ((last_row || p / a_ < a_ - 1) && (last_column || p % a_ < a_ - 1)) return true;
+    return false;
+  }
+
   // A tile whose result is not finite, again: a transform spreads infinities, NaN and overflows over the
-  // whole tile. The kernel's taps come back from the transformed weights.
+  // whole tile.
   void direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0, const Sub& sub,
               const WinogradOutput& to) const;
 
-  static constexpr int64_t kExpanded = 16;  // tiles side by side whose rows stay in the first caches
-  static constexpr int64_t kApart = 16;     // keeps the places of a tile out of one set of the cache
+  static constexpr int64_t kApart = 16;  // keeps the places of a tile out of one set of the cache
   const int m_, a_, places_;
+  const int64_t out_;           // pixels that come out of a tile's side
+  const int64_t most_;          // tiles side by side whose rows stay in the first caches
   const float* raw_ = nullptr;  // [oc][ic][9], for `direct`
   std::shared_ptr<const void> owner_;
   Floats copy_;
@@ -396,23 +448,25 @@ void WinogradConv::direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_
                           const Sub& sub, const WinogradOutput& to) const {
   const ConvProblem& p = problem_;
   float* const pixels = s.redo;  // [a][a][64]
+  const bool pooled = p.pool != 1;
+  float* const whole = pooled ? pixels + a_ * a_ * 64 : to.out;
+  const int64_t pixel = pooled ? to.floats : to.pixel_stride, row = pooled ? m_ * pixel : to.row_stride;
   for (int r = 0; r < m_; ++r)
     for (int c = 0; c < m_; ++c)
-      std::memcpy(to.out + r * to.row_stride + c * to.pixel_stride, to.bias,
-                  static_cast<size_t>(to.floats) * 4);
+      std::memcpy(whole + r * row + c * pixel, to.bias, static_cast<size_t>(to.floats) * 4);
   int64_t channel = 0;
   for (size_t b = 0; b < in_blocks_.size(); channel += in_blocks_[b].width, ++b) {
     const int64_t width = in_blocks_[b].width;
     std::memset(pixels, 0, static_cast<size_t>(a_ * a_) * 64 * 4);
     for (int r = 0; r < a_; ++r)
       for (int c = 0; c < a_; ++c) {
-        const int64_t iy = y0 + r - p.pad_top, ix = x0 + c - p.pad_left;
+        const int64_t iy = y0 * p.pool + r * p.dh - p.pad_top, ix = x0 * p.pool + c * p.dw - p.pad_left;
         if (iy < 0 || iy >= a.ih || ix < 0 || ix >= a.iw) continue;
-        float* pixel = pixels + (r * a_ + c) * 64;
+        float* at = pixels + (r * a_ + c) * 64;
         if (p.in_packed)
-          unpack_pixels(*a.in_map, n, iy, a.in_first_block + static_cast<int64_t>(b), ix, 1, pixel);
+          unpack_pixels(*a.in_map, n, iy, a.in_first_block + static_cast<int64_t>(b), ix, 1, at);
         else
-          std::memcpy(pixel, a.in + ((n * a.ih + iy) * a.iw + ix) * a.in_stride + channel,
+          std::memcpy(at, a.in + ((n * a.ih + iy) * a.iw + ix) * a.in_stride + channel,
                       static_cast<size_t>(width) * 4);
       }
     for (int64_t k = 0; k < width; ++k)
@@ -422,15 +476,24 @@ void WinogradConv::direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_
             const float v = pixels[((r + tap / 3) * a_ + c + tap % 3) * 64 + k];
             if (v == 0) continue;
             const float* w = raw_ + (sub.first * p.ic + channel + k) * 9 + tap;
-            float* out = to.out + r * to.row_stride + c * to.pixel_stride;
+            float* out = whole + r * row + c * pixel;
             for (int64_t o = 0; o < sub.width; ++o) out[o] += v * w[o * p.ic * 9];
           }
   }
+  if (!pooled) return;
+  for (int64_t r = 0; r < out_; ++r)
+    for (int64_t c = 0; c < out_; ++c)
+      for (int64_t o = 0; o < sub.width; ++o) {
+        const float* at = whole + 2 * r * row + 2 * c * pixel + o;
+        float most = at[0];
+        for (const float v : {at[pixel], at[row], at[row + pixel]})
+          if (v > most || v != v) most = v;  // NaN as PyTorch has it
+        to.out[r * to.row_stride + c * to.pixel_stride + o] = most;
+      }
 }
 
 bool can(const Variant&, const ConvProblem& p) {
-  return p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 && p.dw == 1 && p.groups == 1 &&
-         !p.in_planes;
+  return p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.groups == 1 && !p.in_planes;
 }
 std::unique_ptr<Conv> make(const ConvProblem& p, const Variant& v, Isa isa, const float* weight,
                            const float* bias, const std::shared_ptr<const void>& owner) {

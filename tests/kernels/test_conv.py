@@ -31,7 +31,7 @@ def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False
     if taps:  # what these kernels are for
         k, s, d = pick((3, 3), (1, 3)), pick((1, 1), (2, 1)), (1, 1)
     if winograd:
-        k, s, d = (3, 3), (1, 1), (1, 1)
+        k, s = (3, 3), (1, 1)
     pad = tuple(int(v) for v in rng.integers(0, 4, 4))
     h, w = int(rng.integers(1, 20)), int(pick(1, 3, 7, 8, 17, 35, 75, 150))
     h = max(h, d[0] * (k[0] - 1) + 1 - pad[0] - pad[2])

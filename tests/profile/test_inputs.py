@@ -374,9 +374,37 @@ def test_calibration_times_sparse_kernels(monkeypatch):
     samples, others = cost.calibrate(1, on_step=lambda done, of: steps.append((done, of)))
     assert steps[-1][0] == steps[-1][1] and others[""] >= 0
     stored = {(s.storage, s.density) for s in samples if s.conv.groups == 1}
-    assert stored == {("dense", 1.0), *(("packed", d) for d in cost._DENSITIES)}
+    direct = {(storage, d) for storage, d in stored if not storage.startswith("winograd")}
+    assert direct == {("dense", 1.0), *(("packed", d) for d in cost._DENSITIES)}
+    tiled = [(storage, d) for storage, d in stored if storage.startswith("winograd")]
+    assert {storage for storage, _ in tiled} == {f"winograd-{m}x{m}" for m in (2, 4, 6)}
+    assert all(0 < d <= 1 for _, d in tiled)  # of tiles
     again = [cost._sample(json.loads(json.dumps(cost.asdict(s)))) for s in samples]
     assert again == samples
+
+
+def test_predictions_choose_among_direct_and_winograd_kernels():
+    """By the density of tiles, which scattered zeros make larger; for what they can compute alone."""
+    conv = cost.Conv(64, 64, 24, 24, (3, 3))
+    rate = {"dense": 1e-6, "packed": 1e-6, "winograd-2x2": 1e-6, "winograd-4x4": 1.2e-6}
+    samples = [
+        cost.Sample(c, kind, False, d, cost._work(c, kind, d) * ms)
+        for c in (conv, cost.Conv(128, 32, 12, 12, (3, 3)))
+        for kind, ms in rate.items()
+        for d in ((1.0,) if kind == "dense" else (1.0, 0.5, 0.1))
+    ]
+    model = cost.CostModel(samples)
+    kinds = model.kinds(conv, 0.5)
+    assert set(kinds) == set(rate) and min(kinds, key=kinds.get) == "winograd-4x4"
+    share = cost.tile_share(0.5, 4)
+    assert 0.5 < share < 1 and cost.areas_of(0.5, 4, share) == pytest.approx(1)
+    assert kinds["winograd-4x4"] == pytest.approx(conv.macs * (share + 0.02) * 1.2e-6 / 4, rel=0.1)
+    assert model.kinds(conv, 0.5, areas=3)["winograd-4x4"] > kinds["winograd-4x4"]
+    assert min(model.kinds(conv, 0.02, areas=3).items(), key=lambda x: x[1])[0] == "packed"
+    for other in (cost.Conv(64, 64, 24, 24, (3, 3), 2), cost.Conv(64, 64, 24, 24, (5, 5))):
+        assert set(model.kinds(other, 0.5)) == {"dense", "packed"}
+    assert cost.Conv(1, 1, 30, 30, (3, 3), dilation=6).tile_products(6) == 36 * 64
+    assert cost.Conv(1, 1, 14, 13, (3, 3)).tile_products(4) == 16 * 36
 
 
 def test_a_sample_of_a_large_set_decodes_no_more(tmp_path, monkeypatch):

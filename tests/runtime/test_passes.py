@@ -513,3 +513,79 @@ def test_batch_norm_between_relu_and_padded_convolutions_is_folded(positive):
     maps = {n.name: n.inputs[0] for n in after.nodes if isinstance(n, ops.Conv2d) and n.name in ("c", "d")}
     acts = {n.output: getattr(n, "act", None) for n in after.nodes}
     assert all(acts[v] is not None and acts[v].sparsifies for v in maps.values())
+
+
+class Skip(nn.Module):
+    """A map that was enlarged, beside others, read by a 1x1 convolution, as in a U-Net."""
+
+    def __init__(self, mode="bilinear", outputs=9, kernel=1):
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Conv2d(3, 5, 1)
+        self.join = nn.Conv2d(6 + 2 * 5, outputs, kernel, padding=kernel // 2)
+        self.mode = mode
+
+    def forward(self, x):
+        y, low = self.high(x).relu(), self.low(x).relu()
+        up = nn.functional.interpolate(low, size=x.shape[2:], mode=self.mode)
+        return self.join(torch.cat([y, up, -y], 1)).relu()
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_pointwise_convolutions_of_enlarged_maps_come_before_they_are_enlarged(mode):
+    before = graph_of(Skip(mode), 3, 10, 14)
+    after = P.split_upsampled(before)
+    check(before, after)
+    convs = [n for n in after.nodes if isinstance(n, ops.Conv2d)]
+    assert sorted(n.weight.shape[1] for n in convs) == [3, 3, 6, 10]  # low, high, before, the rest
+    resize = next(n for n in after.nodes if isinstance(n, ops.Resize))
+    assert after.shape(resize.output)[1] == 9
+    check(before, P.optimize(before))
+
+
+@pytest.mark.parametrize("other", [{"kernel": 3}, {"outputs": 13}])
+def test_other_convolutions_of_enlarged_maps_stay(other):
+    """Larger kernels do not commute with it; many outputs cost more to enlarge than inputs do."""
+    before = graph_of(Skip(**other), 3, 10, 14)
+    assert op_names(P.split_upsampled(before)) == op_names(before)
+
+
+class Linear(nn.Module):
+    """Convolutions without an activation between, the last over a concatenation."""
+
+    def __init__(self, middle=40, outputs=6, bias=True):
+        super().__init__()
+        self.first = nn.Conv2d(5, middle, 3, padding=(4, 2), dilation=(4, 2), stride=(1, 2), bias=bias)
+        self.second = nn.Conv2d(middle, middle, 1, bias=bias)
+        self.other = nn.Conv2d(5, 3, 1, stride=(1, 2))
+        self.last = nn.Conv2d(middle + 6, outputs, 1, bias=bias)
+
+    def forward(self, x):
+        other = self.other(x)
+        return self.last(torch.cat([other, self.second(self.first(x)), other.relu()], 1)).relu()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_convolutions_of_convolutions_become_one(bias):
+    before = graph_of(Linear(bias=bias), 5, 9, 12)
+    after = P.merge_pointwise(before)
+    check(before, after)
+    convs = [n for n in after.nodes if isinstance(n, ops.Conv2d)]
+    assert sorted(n.weight.shape for n in convs) == [(3, 5, 1, 1), (6, 5, 3, 3), (6, 6, 1, 1)]
+    check(before, P.optimize(before))
+
+
+def test_convolutions_that_would_multiply_more_stay_two():
+    """A bottleneck: few channels between many."""
+    before = graph_of(Linear(middle=2, outputs=30), 5, 9, 12)
+    convs = [n.weight.shape[:2] for n in P.merge_pointwise(before).nodes if isinstance(n, ops.Conv2d)]
+    assert (30, 8) in convs
+
+
+def test_what_others_read_between_convolutions_stays():
+    class Both(nn.Sequential):
+        def forward(self, x):
+            y = self[0](x)
+            return self[1](y), y
+
+    before = graph_of(Both(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)), 3, 7, 7)
+    assert op_names(P.merge_pointwise(before)) == op_names(before)

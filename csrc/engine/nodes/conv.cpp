@@ -83,6 +83,7 @@ ConvProblem map_problem(const NodeSpec& s, const Values& values) {
   p.pad_bottom = padding[2];
   p.pad_right = padding[3];
   p.groups = one(s, "groups", 1);
+  p.pool = one(s, "pool", 1);
   p.hint_h = x.dims[2];
   p.hint_w = x.dims[3];
   p.in_packed = x.layout == Layout::packed;
@@ -123,6 +124,8 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
   act_ = NodeAct(s, p.oc);
   fuse(act_, &p);
   later_ = act_ && p.act == ActKind::none;
+  if (p.pool != 1 && (later_ || s.inputs.size() > 1))
+    fail(s, "no residual before a pool, nor this activation");
   if (later_ && p.out_packed) fail(s, "this activation cannot be written packed");
   const std::vector<float> bias = take(s, "bias", -1);
   if (!bias.empty() && static_cast<int64_t>(bias.size()) != p.oc)
@@ -148,7 +151,14 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
 void KernelNode::run_part(Context& c, const ConvArgs& a, int threads) const {
   parallel_for(conv_->items(a, threads), threads, [&](int64_t i, int worker) {
     conv_->run_item(a, threads, i, c.scratch_of(worker));
-    if (later_) activate(a, conv_->part(a, threads, i));
+    if (later_ && !conv_->apart()) activate(a, conv_->part(a, threads, i));
+  });
+  if (!later_ || !conv_->apart()) return;
+  const ConvProblem& p = conv_->problem();
+  const int64_t images = a.images < 0 ? a.n - a.first_image : a.images;
+  const int64_t rows = a.rows < 0 ? p.out_h(a.ih) - a.first_row : a.rows;
+  parallel_for(images * rows, threads, [&](int64_t i, int) {
+    activate(a, {a.first_image + i / rows, a.first_row + i % rows, 1, 0, p.oc});
   });
 }
 

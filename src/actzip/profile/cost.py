@@ -2,11 +2,11 @@
 
 Calibration (about a minute, once for each CPU, instruction set and number of threads; kept in the
 cache folder) puts a grid of convolutions into plans of the engine's own and times the kernels that
-it offers for each: with dense input, and with packed input of several densities. In the large plan
-weights come from memory, as in large networks; in the small ones they stay in the CPU's caches.
-Milliseconds an operation are then a smooth function of the shape and the density (a Gaussian
-process in the logarithms, with a linear trend): predicted is the time of the better of the two
-storages.
+it offers for each: direct kernels with dense input and with packed input of several densities,
+Winograd kernels with tiles of several densities. In the large plan weights come from memory, as in
+large networks; in the small ones they stay in the CPU's caches. Milliseconds an operation are then
+a smooth function of the shape and the density (a Gaussian process in the logarithms, with a linear
+trend): predicted is the time of the best of them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import numpy.typing as npt
 
 from actzip.errors import ActzipError
 from actzip.files import cache_dir, write_text
+from actzip.runtime.winograd import is_winograd, tile_size
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 4
+_FORMAT = 5
 #: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
 SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 #: Walking over masks costs this share of the work at density 1.
@@ -37,10 +38,18 @@ _DENSITIES = (0.5, 1.0, 0.75, 0.35, 0.2, 0.1, 0.03)
 _FEW = (0.5, 1.0, 0.2)
 _KEPT = 3
 _SMALL, _LARGE = "small", "large"
+#: Tiles of Winograd kernels: pixels of their side -> areas of a tile that are zero independently of each
+#: other, measured over real maps (a tile is zero where all of them are).
+_AREAS = {2: 2.1, 4: 2.6, 6: 2.8}
+#: Densities that Winograd kernels are timed at, with zeros in patches of so many pixels, so that whole tiles
+#: are zero.
+_TILED, _PATCH = (1.0, 0.5, 0.25), 8
 #: MACs of a small plan.
 _LITTLE = 24e6
 
 Floats = npt.NDArray[np.float64]
+#: Input channels, output channels, height = width, kernel, stride, groups.
+Shape = tuple[int, int, int, tuple[int, int], int, int]
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Conv:
     kernel: tuple[int, int] = (1, 1)
     stride: int = 1
     groups: int = 1
+    dilation: int = 1
 
     @property
     def macs(self) -> int:
@@ -64,6 +74,18 @@ class Conv:
     @property
     def depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.inputs
+
+    @property
+    def tiled(self) -> bool:
+        """Whether Winograd kernels can compute it."""
+        return self.kernel == (3, 3) and self.stride == 1 and self.groups == 1
+
+    def tile_products(self, m: int) -> int:
+        """Products of transformed tiles of m x m pixels, none of them skipped; pixels a dilation apart
+        are tiles together."""
+        d = self.dilation
+        tiles = [min(d, size) * math.ceil(math.ceil(size / d) / m) for size in (self.height, self.width)]
+        return math.prod(tiles) * (m + 2) ** 2 * self.inputs * self.outputs
 
     @property
     def weights(self) -> int:
@@ -89,8 +111,11 @@ class Conv:
 
 @dataclass(frozen=True)
 class Sample:
-    """One timing: milliseconds of a convolution with ``dense`` or ``packed`` input in a ``small``
-    or the large plan."""
+    """One timing: milliseconds of a convolution in a ``small`` or the large plan.
+
+    ``storage``: ``dense`` or ``packed`` input of a direct kernel; or a Winograd kernel's name, and
+    ``density`` is that of its tiles.
+    """
 
     conv: Conv
     storage: str
@@ -102,7 +127,23 @@ class Sample:
 def _work(conv: Conv, storage: str, density: float) -> float:
     if storage == "dense" or conv.depthwise:
         return float(conv.macs)
+    if is_winograd(storage):
+        return conv.tile_products(tile_size(storage)) * (density + _WALK)
     return conv.macs * (density + _WALK)
+
+
+def tile_share(density: float, m: int, areas: float = 1.0) -> float:
+    """Share of the (tile, channel) pairs that are not all zero where a share ``density`` of the pixels is
+    not, in tiles for m x m outputs; ``areas``: 1 as over real maps (:func:`areas_of`)."""
+    return 1.0 - math.pow(1.0 - min(1.0, density), max(1.0, _AREAS[m] * areas))
+
+
+def areas_of(density: float, m: int, share: float) -> float:
+    """How many areas of a tile are zero independently of each other, over those of real maps on average,
+    where ``share`` of the (tile, channel) pairs are not all zero: more than 1 where zeros are scattered."""
+    if not 0 < density < 1 or not density < share < 1:
+        return 1.0
+    return math.log1p(-share) / math.log1p(-density) / _AREAS[m]
 
 
 def is_small(convs: Iterable[Conv]) -> bool:
@@ -169,29 +210,37 @@ class CostModel:
         surface = self._surfaces.get((kind, small)) or self._surfaces.get((kind, not small))
         if surface is None:
             return None
-        storage = "packed" if kind == "packed" else "dense"
+        storage = "dense" if kind == "depthwise" else kind
         return math.exp(surface(conv.features(density))) * _work(conv, storage, density)
 
-    def predict(self, conv: Conv, density: float, *, packed: bool = True, small: bool = False) -> float:
-        """Milliseconds.
+    def kinds(
+        self, conv: Conv, density: float, *, packed: bool = True, small: bool = False, areas: float = 1.0
+    ) -> dict[str, float]:
+        """Milliseconds by kind of kernel: ``dense``, ``packed``, ``depthwise``, or a Winograd kernel.
 
         Args:
             density: share of non-zeros of the input.
             packed: the input comes from a ReLU or its kin, so that the engine may pack it.
             small: the network stays in the caches (:func:`is_small`).
+            areas: :func:`areas_of` the input.
         """
         density = min(1.0, max(0.0, density))
-        if conv.depthwise:
-            found = self._at("depthwise", small, conv, 1.0)
-            times = [] if found is None else [found]
-        else:
-            times = [t for t in [self._at("dense", small, conv, 1.0)] if t is not None]
+        at = {"depthwise" if conv.depthwise else "dense": 1.0}
         if packed and conv.groups == 1:
-            sparse = self._at("packed", small, conv, density)
-            times += [] if sparse is None else [sparse]
-        if not times:
+            at["packed"] = density
+        if conv.tiled:
+            at |= {f"winograd-{m}x{m}": tile_share(density, m, areas) for m in _AREAS}
+        times = {kind: self._at(kind, small, conv, d) for kind, d in at.items()}
+        found = {kind: t for kind, t in times.items() if t is not None}
+        if not found:
             raise ActzipError("the calibration has no convolution of this kind")
-        return min(times)
+        return found
+
+    def predict(
+        self, conv: Conv, density: float, *, packed: bool = True, small: bool = False, areas: float = 1.0
+    ) -> float:
+        """Milliseconds of the quickest of :meth:`kinds`."""
+        return min(self.kinds(conv, density, packed=packed, small=small, areas=areas).values())
 
     def predict_call(self, layers_ms: float, *, small: bool = False) -> float:
         """Milliseconds of a whole call whose nodes take ``layers_ms`` together."""
@@ -229,7 +278,8 @@ class CostModel:
             return kept
         plan = _Plan(_grid()[::4], threads)
         samples = plan.samples("dense", (1.0,), False, lambda: None)
-        return cls(samples + plan.samples("packed", _FEW, False, lambda: None))
+        samples += plan.samples("packed", _FEW, False, lambda: None)
+        return cls(samples + _tiled(_grid()[::3], threads, False))
 
     @classmethod
     def _kept(cls, threads: int) -> CostModel | None:
@@ -306,9 +356,9 @@ _DEPTHWISE = (
 _LINEAR = ((64, 10), (256, 128), (512, 1000), (2048, 1000), (1024, 10), (4096, 1024))
 
 
-def _grid() -> list[tuple[int, int, int, tuple[int, int], int, int]]:
-    """(input channels, output channels, height = width, kernel, stride, groups): what CNNs are made of."""
-    out = [(c, c, size, (3, 3), 1, 1) for c, sizes in _SQUARE.items() for size in sizes]
+def _grid() -> list[Shape]:
+    """What CNNs are made of."""
+    out: list[Shape] = [(c, c, size, (3, 3), 1, 1) for c, sizes in _SQUARE.items() for size in sizes]
     out += [(i, o, size, (3, 3), 1, 1) for i, o, size in _WIDE]
     out += [(i, o, size, (3, 3), 2, 1) for i, o, size in _STRIDED]
     out += [(i, o, size, (1, 1), 1, 1) for i, o, size in _POINTWISE]
@@ -322,9 +372,7 @@ def _grid() -> list[tuple[int, int, int, tuple[int, int], int, int]]:
 class _Plan:
     """A plan of the engine with a grid of convolutions side by side, each as it stands inside a network."""
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, int, int, tuple[int, int], int, int]], threads: int
-    ) -> None:
+    def __init__(self, shapes: Sequence[Shape], threads: int) -> None:
         from actzip.runtime import graph as g
         from actzip.runtime.lower import choose_storage
 
@@ -369,17 +417,17 @@ class _Plan:
         stored = self.graphs["packed"]
         self.packed = {n.name for n in stored.nodes if stored.values[n.inputs[0]].storage == "packed"}
 
-    def inputs(self, density: float) -> list[npt.NDArray[np.float32]]:
-        """Maps whose zeros come in patches of two by two, channels of unlike density, as in real ones."""
+    def inputs(self, density: float, patch: int = 2) -> list[npt.NDArray[np.float32]]:
+        """Maps whose zeros come in patches, channels of unlike density, as in real ones."""
         out = []
         for channels, size in self.sizes:
             x = np.abs(self.rng.standard_normal((1, channels, size, size), np.float32)) + np.float32(0.01)
-            half = -(-size // 2)
+            part = -(-size // patch)
             each = np.full((1, channels, 1, 1), density)
             if 0 < density < 1:
                 a = 2 * density
                 each = self.rng.beta(a, 2 - a, (1, channels, 1, 1))
-            mask = (self.rng.random((1, channels, half, half)) < each).repeat(2, 2).repeat(2, 3)
+            mask = (self.rng.random((1, channels, part, part)) < each).repeat(patch, 2).repeat(patch, 3)
             keep = mask[:, :, :size, :size]
             out.append(np.where(keep, x, -x) if channels > 3 else x)
         return out
@@ -425,7 +473,7 @@ class _Plan:
         from actzip.runtime.lower import lower
 
         options = lower(self.graphs[storage], {}, want_variants=True).variants
-        options = {n: v for n, v in options.items() if n in self.convs}
+        options = {n: [k for k in v if not is_winograd(k)] for n, v in options.items() if n in self.convs}
         out = []
         for i, density in enumerate(densities):
             inputs = self.inputs(density)
@@ -442,6 +490,35 @@ class _Plan:
                 out.append(Sample(conv, storage, small, density, max(times[name], 1e-5)))
             step()
         return out
+
+    def tiled(self, small: bool) -> list[Sample]:
+        """Winograd kernels, each in all convolutions at once."""
+        from actzip.runtime.lower import lower
+        from actzip.runtime.ops import Conv2d
+        from actzip.runtime.winograd import tile_density
+
+        graph = self.graphs["packed"]
+        nodes = {n.name: n for n in graph.nodes if n.name in self.packed and isinstance(n, Conv2d)}
+        options = lower(graph, {}, want_variants=True).variants
+        inputs = [self.inputs(density, _PATCH) for density in _TILED]
+        read = dict(zip(self.convs, range(len(self.convs)), strict=True))
+        out = []
+        for m in _AREAS:
+            kernel = f"winograd-{m}x{m}"
+            names = [n for n in nodes if n in self.convs and kernel in options[n]]
+            lowered = lower(graph, dict.fromkeys(names, kernel))
+            for arrays in inputs:
+                times = self.times(lowered, arrays, 3)
+                for name in names:
+                    share = tile_density(np.maximum(arrays[read[name]], 0), nodes[name], m)
+                    out.append(Sample(self.convs[name], kernel, small, share, max(times[name], 1e-5)))
+        return out
+
+
+def _tiled(shapes: Sequence[Shape], threads: int, small: bool) -> list[Sample]:
+    """Timings of Winograd kernels, for those of the ``shapes`` that they can compute."""
+    fit = [s for s in shapes if s[0] > 3 and s[3:] == ((3, 3), 1, 1)]
+    return _Plan(fit, threads).tiled(small) if fit else []
 
 
 def calibrate(
@@ -462,7 +539,7 @@ def calibrate(
             macs = 0
         plans[-1][0].append(shape)
         macs += work
-    total = len(plans) * (1 + len(_DENSITIES)) + 1
+    total = len(plans) * (2 + len(_DENSITIES)) + 1
     done = 0
 
     def step() -> None:
@@ -477,6 +554,8 @@ def calibrate(
         plan = _Plan(shapes, threads)
         samples += plan.samples("dense", (1.0,), little, step)
         samples += plan.samples("packed", _DENSITIES, little, step)
+        samples += _tiled(shapes, threads, little)
+        step()
         ratios[little] += plan.ratios
     others = _others(threads)
     others |= {

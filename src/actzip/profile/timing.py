@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from actzip.errors import UnsupportedError
-from actzip.profile.cost import Conv, CostModel, elements, is_small
+from actzip.profile.cost import Conv, CostModel, areas_of, elements, is_small
+from actzip.runtime.winograd import is_winograd, tile_size
 from actzip.training.batches import arguments
 
 __all__ = ["IMPOSED", "impose", "measure_engine", "predict_nodes"]
@@ -109,6 +110,7 @@ def predict_nodes(graph: Any, rows: list[dict[str, Any]], cost: CostModel) -> li
         n = nodes.get(row["name"])
         conv = geometry.get(row["name"])
         entry: dict[str, Any] = {"name": row["name"], "conv": conv, "small": small}
+        row["predicted_kernel"] = ""
         if n is None or conv is None:
             row["predicted_ms"] = entry["ms"] = cost.predict_other(row["op"], sizes.get(row["name"], 0.0))
         else:
@@ -116,9 +118,21 @@ def predict_nodes(graph: Any, rows: list[dict[str, Any]], cost: CostModel) -> li
             entry["packed"] = stored.values[value].storage == "packed"
             entry["density"] = 1.0 if row["density"] is None else row["density"]
             entry["inside"] = row["macs"]
-            row["predicted_ms"] = cost.predict(conv, entry["density"], packed=entry["packed"], small=small)
+            entry["areas"] = _areas(row)
+            kinds = cost.kinds(
+                conv, entry["density"], packed=entry["packed"], small=small, areas=entry["areas"]
+            )
+            row["predicted_kernel"] = min(kinds, key=kinds.__getitem__)
+            row["predicted_ms"] = kinds[row["predicted_kernel"]]
         out.append(entry)
     return out
+
+
+def _areas(row: dict[str, Any]) -> float:
+    """How scattered the zeros of a layer's input are, where a Winograd kernel has counted its tiles."""
+    if not is_winograd(row["kernel"]) or row["tile_density"] is None or row["density"] is None:
+        return 1.0
+    return areas_of(row["density"], tile_size(row["kernel"]), row["tile_density"])
 
 
 def _geometry(graph: Any, n: Any) -> Conv | None:
@@ -141,6 +155,7 @@ def _geometry(graph: Any, n: Any) -> Conv | None:
         kernel,
         int(n.stride[0]),
         int(n.groups),
+        int(n.dilation[0]),
     )
 
 
@@ -165,7 +180,7 @@ def impose(
                 ms += n["ms"]
                 continue
             d = density if n["packed"] else n["density"]
-            ms += cost.predict(conv, d, packed=n["packed"], small=n["small"])
+            ms += cost.predict(conv, d, packed=n["packed"], small=n["small"], areas=n["areas"])
             macs += conv.macs
             effective += d * n["inside"]
         points.append(

@@ -75,7 +75,7 @@ def geometry(call: ComputeCall) -> Conv | None:
     height, width = output_size(call)
     kernel = (int(call.weight.shape[2]), int(call.weight.shape[3]))
     inputs, outputs = int(call.input.shape[1]), int(call.weight.shape[0])
-    return Conv(inputs, outputs, height, width, kernel, call.stride[0], call.groups)
+    return Conv(inputs, outputs, height, width, kernel, call.stride[0], call.groups, call.dilation[0])
 
 
 def measure_work(model: nn.Module, batches: Sequence[Tensor], cost: CostModel | None) -> Work:

@@ -9,6 +9,7 @@ gives, a copy is put between.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,20 +22,15 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.registry import LOWER
 from actzip.runtime.storage import can_pack, choose_storage, layouts, packable
+from actzip.runtime.winograd import is_winograd, tile_size
 
 __all__ = ["Lowered", "Lowering", "can_pack", "choose_storage", "lower", "packable"]
 
 _BAND_BYTES = 768 << 10  # of a banded map: what stays in the second-level cache
 _WHOLE_BYTES = 2 << 20  # of a map that is left whole: bands would cost more than they save
 # Winograd kernels: rows of whole tiles, as many as share the weights' way from memory.
-_TILE, _TILES, _TILED_BYTES = 4, 56, 3 << 20
-
-
-def _by_tiles(n: g.Node) -> bool:
-    """Whether a Winograd kernel may compute ``n``."""
-    if not isinstance(n, ops.Conv2d) or n.groups != 1:
-        return False
-    return n.weight.shape[2:] == (3, 3) and n.stride == (1, 1) and n.dilation == (1, 1)
+_TILED_BYTES = 3 << 20
+_TILES = {2: 98, 4: 56, 6: 40}  # by the pixels of a tile's side
 
 
 @dataclass
@@ -121,12 +117,35 @@ class Lowering:
         if 4 * c * h * w <= _WHOLE_BYTES:
             return max(h, reach)
         step = max(2, min(8, _BAND_BYTES // (4 * c * w * pool.stride[0])))
-        if _by_tiles(self.producers[name]):
-            tiles = -(-w // _TILE)  # side by side
-            rows = _TILE * max(-(-_TILES // tiles), -(-step * pool.stride[0] // _TILE))
+        kernel = self.variants.get(self.producers[name].name, "")
+        if is_winograd(kernel):
+            tile = tile_size(kernel)
+            rows = tile * max(
+                -(-_TILES[tile] // -(-w // tile)),  # so many tiles are side by side
+                -(-step * pool.stride[0] // tile),
+            )
             if 4 * c * w * rows <= _TILED_BYTES:
                 step = rows // pool.stride[0]
         return min(h, (step - 1) * pool.stride[0] + reach) if h > reach else reach
+
+    def pools_in_tiles(self, n: ops.Conv2d, pool: g.Node, kernel: str) -> bool:
+        """Whether ``kernel`` writes what ``pool`` makes of its output, and never that output."""
+        if not isinstance(pool, ops.Pool):
+            return False
+        act = n.act
+        rises = act is None or act.kind in ("relu", "clip")
+        if act is not None and act.kind == "threshold":
+            rises = act.param is not None and bool(np.min(act.param) >= 0) and math.isinf(act.hi)
+        plain = pool.kind == "max" and pool.kernel_size == pool.stride == (2, 2) and not any(pool.padding)
+        h, w = (int(d) // 2 for d in self.graph.shape(n.output)[2:])  # type: ignore[arg-type]
+        return (
+            is_winograd(kernel)
+            and plain
+            and rises
+            and pool.dilation == n.dilation == (1, 1)
+            and len(n.inputs) == 1
+            and self.graph.shape(pool.output)[2:] == (h, w)
+        )
 
     def packed_fields(self, name: str) -> dict[str, Any]:
         v = self.graph.values[name]

@@ -1,16 +1,18 @@
-"""Winograd kernels (``winograd-2x2``, ``winograd-4x4``): whether exact enough, what they multiply."""
+"""Winograd kernels (``winograd-2x2``, ``-4x4``, ``-6x6``): whether exact enough, what they multiply."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actzip._native import _engine
 from actzip.runtime import graph as g
 from actzip.runtime import ops
-from actzip.runtime.lower import Lowered
+
+if TYPE_CHECKING:
+    from actzip.runtime.lower import Lowered
 
 __all__ = ["TOLERANCE", "errors", "is_winograd", "products", "tile_density", "tile_size"]
 
@@ -50,42 +52,55 @@ def errors(
     found: dict[str, dict[str, float]] = {}
     for n in nodes:
         x = maps[low.values[n.inputs[0]]]
-        found[n.name] = {kernel: _error(n, kernel, x, threads) for kernel in sorted(wanted[n.name])}
+        found[n.name] = _errors(n, sorted(wanted[n.name]), x, threads)
     return found
 
 
-def _error(n: ops.Conv2d, kernel: str, x: g.Array, threads: int) -> float:
+def _errors(n: ops.Conv2d, kernels: Iterable[str], x: g.Array, threads: int) -> dict[str, float]:
     p: Any = _engine.kernels.Problem()
     p.oc, p.ic, p.kh, p.kw = n.weight.shape
     p.pad_top, p.pad_left, p.pad_bottom, p.pad_right = n.padding
+    p.dh, p.dw = n.dilation
     weight = np.ascontiguousarray(n.weight, np.float32)
     bias = None if n.bias is None else np.ascontiguousarray(n.bias, np.float32)
     direct = next(v for v in _engine.kernels.variants(p) if not is_winograd(v))
-    want, got = (_engine.kernels.conv(p, v, x, weight, bias, threads=threads)[0] for v in (direct, kernel))
+    want = _engine.kernels.conv(p, direct, x, weight, bias, threads=threads)[0]
     largest = float(np.abs(want).max(initial=0.0))
-    worst = float(np.abs(got - want).max(initial=0.0))
-    if not (np.isfinite(largest) and np.isfinite(worst)):
-        return float("inf")
-    return worst / largest if largest else worst
+    found = {}
+    for kernel in kernels:
+        got = _engine.kernels.conv(p, kernel, x, weight, bias, threads=threads)[0]
+        worst = float(np.abs(got - want).max(initial=0.0))
+        finite = np.isfinite(largest) and np.isfinite(worst)
+        found[kernel] = float("inf") if not finite else worst / largest if largest else worst
+    return found
+
+
+def _tiles(x: g.Array, n: ops.Conv2d, m: int) -> tuple[int, int]:
+    """(Tile, channel) pairs of input ``x`` (N, C, H, W) that are not all zero, and all of them."""
+    top, left, bottom, right = n.padding
+    down, along = n.dilation
+    padded = np.pad(x != 0, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    some = total = 0
+    for phase in np.ndindex(down, along):  # pixels a dilation apart are a map of their own
+        part = padded[:, :, phase[0] :: down, phase[1] :: along]
+        high, across = (max(0, -(-(size - 2) // m)) for size in part.shape[2:])
+        grid = np.pad(
+            part, ((0, 0), (0, 0), (0, high * m + 2 - part.shape[2]), (0, across * m + 2 - part.shape[3]))
+        )
+        rows = np.logical_or.reduce([grid[:, :, i : i + high * m : m] for i in range(m + 2)])
+        tiles = np.logical_or.reduce([rows[..., i : i + across * m : m] for i in range(m + 2)])
+        some += int(np.count_nonzero(tiles))
+        total += tiles.size
+    return some, total
 
 
 def tile_density(x: g.Array, n: ops.Conv2d, m: int) -> float:
     """Share of (tile, channel) pairs of input ``x`` (N, C, H, W) that are not all
     zero, for output tiles of m x m."""
-    top, left, bottom, right = n.padding
-    high, across = -(-(x.shape[2] + top + bottom - 2) // m), -(-(x.shape[3] + left + right - 2) // m)
-    some = np.zeros((*x.shape[:2], high * m + 2, across * m + 2), bool)
-    h, w = min(x.shape[2], some.shape[2] - top), min(x.shape[3], some.shape[3] - left)
-    some[:, :, top : top + h, left : left + w] = x[:, :, :h, :w] != 0
-    rows = np.logical_or.reduce([some[:, :, i : i + high * m : m] for i in range(m + 2)])
-    tiles = np.logical_or.reduce([rows[..., i : i + across * m : m] for i in range(m + 2)])
-    return float(tiles.mean()) if tiles.size else 0.0
+    some, total = _tiles(x, n, m)
+    return some / total if total else 0.0
 
 
 def products(x: g.Array, n: ops.Conv2d, m: int) -> int:
     """Products of the transformed tiles of ``x`` (N, C, H, W) that are not skipped."""
-    top, left, bottom, right = n.padding
-    high, across = -(-(x.shape[2] + top + bottom - 2) // m), -(-(x.shape[3] + left + right - 2) // m)
-    tiles = int(x.shape[0] * high * across)
-    each = (m + 2) ** 2 * int(n.weight.shape[0]) * int(n.weight.shape[1])
-    return round(tile_density(x, n, m) * tiles * each)
+    return _tiles(x, n, m)[0] * (m + 2) ** 2 * int(n.weight.shape[0])

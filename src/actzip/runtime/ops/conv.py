@@ -288,8 +288,13 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
         packed = low.graph.values[v].storage == "packed" and low.kind[v] == "map"
         same = not packed or _blocks(low.parts(v)) == _blocks([c])
         inputs.append(low.read(v, "any map" if same else "map"))
-    output = low.declare(n.output)
     pool = low.behind.get(n.output)
+    chosen = low.variants.get(n.name) or n.kernel
+    if pool is not None and low.pools_in_tiles(n, pool, chosen):
+        ints["pool"], output = [2], low.declare(pool.output)
+        pool = None
+    else:
+        output = low.declare(n.output)
     if low.want_variants:
         low.out.variants[n.name] = list(
             low.builder.variants(
@@ -303,7 +308,6 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
                 strings,
             )
         )
-    chosen = low.variants.get(n.name) or n.kernel
     if chosen:
         strings["variant"] = chosen
     if pool is None:

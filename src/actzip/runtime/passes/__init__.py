@@ -21,6 +21,7 @@ from actzip.runtime.passes.fold import (
 )
 from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
 from actzip.runtime.passes.moves import channels_last, flatten_linear, merge_moves, place_concats
+from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
 from actzip.runtime.passes.transposed import split_transposed
 
@@ -39,6 +40,7 @@ __all__ = [
     "fuse_residuals",
     "merge_acts",
     "merge_moves",
+    "merge_pointwise",
     "optimize",
     "place_concats",
     "pool_means",
@@ -47,6 +49,7 @@ __all__ = [
     "sink_affine",
     "sink_average_pools",
     "split_transposed",
+    "split_upsampled",
 ]
 
 PASSES: tuple[Pass, ...] = (
@@ -66,6 +69,8 @@ PASSES: tuple[Pass, ...] = (
     fold_affine_forward,
     fold_affine_at_borders,
     split_transposed,
+    merge_pointwise,
+    split_upsampled,
     sink_average_pools,
     pool_means,
     merge_moves,
