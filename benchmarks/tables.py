@@ -817,9 +817,29 @@ def accelerate_row(p: dict[str, Any], *, natural: bool) -> tuple[str, ...]:
         percent(p["top1"]) if "top1" in p else "",
         points,
         percent(same["value"]) if same is not None and not natural else "",
-        "" if natural else f"{p['output_error']['value']:.3f}",
+        "" if natural else moved(p),
         "" if natural else f"{p['cpu_seconds']:.0f}",
     )
+
+
+def moved(p: dict[str, Any]) -> str:
+    """How far outputs moved: of maps the root mean square in per cent of their range."""
+    if "range_error" in p:
+        return f"{100 * p['range_error']['rms']:.2f} % of range"
+    return f"{p['output_error']['value']:.3f}"
+
+
+@table
+def accelerate_coded() -> list[str]:
+    rows = []
+    for path in sorted((RESULTS / "accelerate").glob("*.json")):
+        d = json.loads(path.read_text(encoding="utf-8"))
+        for p in [d["before"], *d["points"]]:
+            for c in p.get("coded", []):
+                gains = [f"{c['codecs'][k]['gain_float32']:.2f}x" for k in ("seg", "rans", "best")]
+                change = f"{100 * c['top1_change']['value']:+.2f}" if "top1_change" in c else ""
+                rows.append((d["network"], f"{c['density']:.3f}", c["bits"], *gains, change))
+    return grid("network | density | bits | seg | rans | best, map by map | points", "lrrrrrr", rows)
 
 
 # --- profile, integrations, kernels ---------------------------------------------------------------

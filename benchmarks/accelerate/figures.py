@@ -6,7 +6,8 @@
 Writes benchmarks/results/accelerate/NAME.json: for every point the density of all ReLU outputs,
 effective MACs, top-1 by labels (used here alone), the share of images whose highest output stays,
 how far outputs move, and the seconds that finding the point took, all on images that chose nothing.
-Intervals are of 95 %. Networks come from ordinary packages (networks.py); `--plain` leaves the
+Intervals are of 95 %. With `bits` (networks.py), also the coded size of all maps, headers included,
+and top-1 with integers of so many bits. Networks come from ordinary packages; `--plain` leaves the
 repair out, for comparison.
 """
 
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import NETWORKS
+from networks import NETWORKS, Network
 from torch import Tensor, nn
 
+import actzip
 from actzip import cpu
 from actzip.files import write_text
+from actzip.profile.rates import measure_rates
 from actzip.sparsify import measure
 from actzip.sparsify.judge import agreement_of, are_scores, error_of, wilson
 from actzip.sparsify.thresholds import Calibrator
@@ -75,18 +78,50 @@ def judge(
     else:
         found["range_error"] = range_error(reference, after)
     if labels is not None:
-        right = torch.cat([y.argmax(1) for y in after]) == labels
-        found["top1"] = float(right.float().mean())
-        found["top1_interval"] = wilson(int(right.sum()), len(labels))
-        before = torch.cat([y.argmax(1) for y in reference]) == labels
-        lost, won = int((before & ~right).sum()), int((right & ~before).sum())
-        n = len(labels)
-        change = (won - lost) / n
-        half = 1.96 * math.sqrt(max(lost + won - (won - lost) ** 2 / n, 0)) / n
-        found["top1_change"] = {"value": change, "low": change - half, "high": change + half}
+        found |= accuracy(reference, after, labels)
     if base is not None:
         found["less_work"] = base["effective_macs"] / m.effective_macs
     return found
+
+
+def accuracy(reference: list[Any], after: list[Any], labels: Tensor) -> dict[str, Any]:
+    """Top-1, and what it is against the original, image by image."""
+    right = torch.cat([y.argmax(1) for y in after]) == labels
+    before = torch.cat([y.argmax(1) for y in reference]) == labels
+    lost, won = int((before & ~right).sum()), int((right & ~before).sum())
+    n = len(labels)
+    change = (won - lost) / n
+    half = 1.96 * math.sqrt(max(lost + won - (won - lost) ** 2 / n, 0)) / n
+    return {
+        "top1": float(right.float().mean()),
+        "top1_interval": wilson(int(right.sum()), n),
+        "top1_change": {"value": change, "low": change - half, "high": change + half},
+    }
+
+
+def coded(
+    model: nn.Module,
+    calibration: list[Tensor],
+    reference: list[Any],
+    batches: list[Tensor],
+    labels: Tensor | None,
+    network: Network,
+) -> list[dict[str, Any]]:
+    """The maps as integers, coded, of some images; accuracy and agreement on all."""
+    rows = []
+    for bits in network.bits:
+        quantized = actzip.quantize(model, calibration, bits=bits, observer="minmax")
+        after = outputs(quantized, batches)
+        few = [b for batch in batches for b in batch.split(4)][: network.coded // 4]
+        rates = measure_rates(quantized, few, codecs=("seg", "rans")).to_dict()
+        row = {"bits": bits, "agreement": agreement_of(reference, after).as_dict()}
+        row |= {k: rates[k] for k in ("images", "batch", "density", "entropy_bits_per_element", "codecs")}
+        row |= accuracy(reference, after, labels) if labels is not None else {}
+        gains = ", ".join(f"{c} {v['gain_float32']:.2f}x" for c, v in row["codecs"].items())
+        change = f"top-1 {100 * row['top1_change']['value']:+.2f}" if labels is not None else ""
+        print(f"{bits:4} bits: {gains} {change}", flush=True)
+        rows.append(row)
+    return rows
 
 
 def point(
@@ -112,8 +147,9 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     network = NETWORKS[name]
     model = network.make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, rest, labels = network.data(network.calibrate)
-    rest = rest[: args.images]
-    labels = labels[: args.images] if labels is not None and network.labelled else None
+    images = args.images or network.images
+    rest = rest[:images]
+    labels = labels[:images] if labels is not None and network.labelled else None
     calibration, batches = split(x, network.batch), split(rest, network.batch)
     started, cpu_started = time.perf_counter(), time.process_time()
     calibrator = Calibrator(
@@ -138,6 +174,8 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "points": [],
     }
     print(line("before", base), flush=True)
+    if network.bits:
+        base["coded"] = coded(model, calibration, reference, batches, labels, network)
     targets = [{"density": d} for d in args.density or network.density]
     factors = args.work or (() if args.density else network.less_work)
     targets += [{"speedup": f * base["theoretical_speedup"]} for f in factors]
@@ -146,6 +184,8 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         row |= judge(made, reference, batches, labels, base)
         told["points"].append(row)
         print(line(json.dumps(target), row), flush=True)
+        if network.bits:
+            row["coded"] = coded(made, calibration, reference, batches, labels, network)
         write_text(
             args.out or RESULTS / f"{name}{'-plain' if args.plain else ''}.json",
             json.dumps(told, indent=1) + "\n",
@@ -181,7 +221,7 @@ def main() -> None:
     parser.add_argument("--work", type=float, nargs="*", help="other factors of less work")
     parser.add_argument("--distil", type=int, default=0, help="steps of distillation without labels")
     parser.add_argument("--steps", type=int, default=3, help="of the bisection")
-    parser.add_argument("--images", type=int, default=10_000, help="judge on at most so many")
+    parser.add_argument("--images", type=int, help="judge on at most so many")
     parser.add_argument("--plain", action="store_true", help="thresholds alone")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -29,7 +29,9 @@ class Network:
         make: the module.
         data: calibration images, images to judge on, their labels.
         density: densities of all ReLU outputs; less_work: factors of effective MACs against natural zeros.
-        classifier: top-1 by labels is counted; scores: outputs are rows of scores.
+        calibrate: images for thresholds and repair; images: judged on, at most; batch: a pass.
+        labelled: labels are of the network's classes, so top-1 is counted.
+        bits: the maps are also coded, as integers of so many bits, of ``coded`` images.
     """
 
     make: Callable[[], nn.Module]
@@ -39,6 +41,9 @@ class Network:
     calibrate: int = 32
     batch: int = 16
     labelled: bool = True
+    images: int = 10_000
+    bits: tuple[int, ...] = ()
+    coded: int = 32
 
 
 def own(name: str, weights: str) -> Callable[[], nn.Module]:
@@ -120,7 +125,8 @@ NETWORKS = {
     "efficientnet-lite0": Network(
         efficientnet_lite0,
         crops(224, 224 / 256, 127, 128),
-        density=(0.50, 0.46, 0.42),
+        density=(0.46, 0.42),
+        bits=(16, 8),
     ),
     "mobilenet-v2": Network(
         mobilenet_v2, photographs(256, 224, *_IMAGENET), density=(0.57, 0.52, 0.47, 0.41)
@@ -128,23 +134,30 @@ NETWORKS = {
     "inception-v3": Network(
         own("inception_v3_5class", "inception_v3_5class"),
         photographs(299, 299, (0.0,) * 3, (1.0,) * 3),
-        density=(0.30, 0.25),
+        density=(0.25,),
         labelled=False,
+        images=200,
     ),
     "craft": Network(
-        craft, photographs(240, 240, *_IMAGENET), less_work=(1.25, 1.4), calibrate=16, batch=4, labelled=False
+        craft,
+        photographs(240, 240, *_IMAGENET),
+        less_work=(1.25,),
+        calibrate=16,
+        batch=4,
+        labelled=False,
+        images=64,
     ),
     "mobilenet-v1-cifar10": Network(
         own("mobilenet_v1", "cifar10_mobilenet_v1"),
         cifar(*_CIFAR),
-        less_work=(1.4, 1.65, 1.8),
+        less_work=(1.4, 1.65),
         calibrate=1024,
         batch=128,
     ),
     "resnet20-cifar10": Network(
         own("cifar_resnet20", "cifar10_resnet20"),
         cifar(*_IMAGENET),
-        less_work=(1.15, 1.25, 1.35),
+        less_work=(1.15, 1.25),
         calibrate=1024,
         batch=128,
     ),

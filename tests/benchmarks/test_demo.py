@@ -44,9 +44,12 @@ def test_sparse_lenet_is_timed_beside_the_rivals_and_says_who_is_absent(demo, tm
     assert lines[4].startswith("  deepsparse left out: ")
 
 
-def test_resnet_is_made_faster_or_said_to_be_unchanged(demo, tmp_path):
+def test_mobilenet_is_made_faster_or_said_to_be_unchanged(demo, tmp_path):
     data = images(tmp_path / "x.npy", 12, 3, 32, 32)
-    lines = demo.resnet_without_training(data, images=12, attempts=1, distil_steps=0, rounds=1)
+    weights = tmp_path / "mobilenet.safetensors"
+    torch.manual_seed(0)
+    save_weights(resolve("mobilenet_v1"), weights)
+    lines = demo.mobilenet_without_training(data, str(weights), images=12, attempts=1, rounds=1)
     assert "theoretical speed-up" in "\n".join(lines)
     assert any(line.strip().startswith("actzip, before") for line in lines)
 

@@ -13,7 +13,7 @@ from actzip.activations import find_sites, get_thresholds, set_thresholds
 from actzip.errors import DataError, InputError
 from actzip.sparsify import calibrate_thresholds, measure
 from actzip.sparsify.judge import agreement_of, error_of, jackknife, mean_of, wilson
-from actzip.sparsify.repair import augmented, distil, moments, repair
+from actzip.sparsify.repair import augmented, distil, moments, repair, with_views
 
 X = torch.randn(24, 6, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -176,19 +176,104 @@ def test_fits_meet_what_a_relu_passes(norm, kind, high, monkeypatch):
     assert errors[1] < float((plain - goal).square().mean())
 
 
-def test_what_a_sum_reads_is_no_relu_of_one_layer():
-    class Skip(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Conv2d(6, 6, 3, padding=1)
-            self.b = nn.Conv2d(6, 6, 3, padding=1)
+class Skip(nn.Module):
+    """A block with a shortcut: identity, a convolution that runs last, in place or not."""
 
+    def __init__(self, norm=True, inplace=False, projection=False, depthwise=False):
+        super().__init__()
+        self.stem = nn.Conv2d(6, 12, 3, padding=1)
+        self.a = nn.Conv2d(12, 12, 3, padding=1)
+        self.b = nn.Conv2d(12, 12, 3, padding=1, bias=not norm, groups=12 if depthwise else 1)
+        self.norm = used(nn.BatchNorm2d(12)) if norm else nn.Identity()
+        self.projection = nn.Conv2d(12, 12, 1) if projection else nn.Identity()
+        self.stem_relu, self.relu, self.end = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.inplace = inplace
+
+    def forward(self, x):
+        x = self.stem_relu(self.stem(x))
+        y = self.norm(self.b(self.relu(self.a(x))))
+        short = self.projection(x)
+        if self.inplace:
+            y += short
+        else:
+            y = short + y
+        return self.end(y)
+
+
+SKIPS = {
+    "norm": {},
+    "no norm": {"norm": False},
+    "in place": {"inplace": True},
+    "in place, no norm": {"inplace": True, "norm": False},
+    "projection": {"projection": True},
+    "depthwise": {"depthwise": True},
+}
+
+
+@pytest.mark.parametrize("kind", SKIPS)
+def test_a_sum_takes_back_what_its_shortcut_gathered(kind, monkeypatch):
+    from actzip.sparsify import reconstruct
+
+    torch.manual_seed(5)
+    model = Skip(**SKIPS[kind]).eval()
+    errors = []
+    for sums in (reconstruct._SUMS, frozenset()):
+        monkeypatch.setattr(reconstruct, "_SUMS", sums)
+        wanted = moments(model, X, fitted=True)
+        last = "projection" if "projection" in kind else "b"
+        assert set(wanted.targets.sums) == ({last} if sums else set())
+        assert (last in wanted.targets.readers) == bool(sums)
+        changed = set_thresholds(copy.deepcopy(model), {"stem_relu": 0.4, "relu": 0.3, "end": 0.1})
+        with torch.no_grad():
+            out = repair(changed, wanted, X)
+            torch.testing.assert_close(changed(X), out, rtol=1e-3, atol=1e-3)
+            errors.append(float((out - model(X)).square().mean()))
+    assert errors[0] < errors[1]
+
+
+def test_what_is_read_before_the_sum_too_is_not_fitted_to_the_sum():
+    class Twice(Skip):
         def forward(self, x):
-            return torch.relu(self.b(torch.relu(self.a(x))) + x)
+            y = self.norm(self.b(torch.relu(self.stem(x))))
+            half = 0.5 * y
+            return self.end(y + x.repeat(1, 2, 1, 1)) + half
 
     torch.manual_seed(0)
-    found = moments(Skip().eval(), X, fitted=True).targets
-    assert set(found.values) == {"a", "b"} and set(found.readers) == {"a"}
+    found = moments(Twice().eval(), X, fitted=True).targets
+    assert set(found.values) == {"stem", "b"} and not found.sums and set(found.readers) == {"stem"}
+
+
+@pytest.mark.parametrize("inputs", [24, 47, 48, 100])
+def test_views_are_crops_in_front_and_the_images_behind(inputs):
+    shades = torch.linspace(0, 1, 24).reshape(-1, 1, 1, 1)
+    x = shades + 0.01 * torch.rand(24, 3, 20, 20)
+    made = with_views(x, inputs)
+    views = 24 * (inputs // 24 - 1)
+    assert len(made) == 24 + views and torch.equal(made[views:], x)
+    of = (made[:views].mean((1, 2, 3))[:, None] - x.mean((1, 2, 3))).abs().argmin(1)
+    assert bool((of[: views // 4] >= 18).all()) and bool(
+        (of[views // 4 :] < 18).all()
+    )  # the last quarter's first
+    assert with_views(torch.rand(8, 5), 64).shape == (8, 5)
+
+
+def test_views_are_for_fits_and_not_for_means():
+    model = LAYERS["conv without bias"]()
+    sample = with_views(torch.rand(24, 6, 16, 16, generator=torch.Generator().manual_seed(0)), 96)
+    x = sample[72:]
+    plain, more = moments(model, x, fitted=True), moments(model, sample, fitted=True, views=72)
+    for name, (mean, variance) in plain.convs.items():
+        torch.testing.assert_close(more.convs[name][0], mean)
+        torch.testing.assert_close(more.convs[name][1], variance)
+    assert more.targets.held == 6 and more.targets.hidden == 18
+    rows = len(more.targets.values["2"])
+    fit, choose, later = more.targets.spans(96, rows)
+    each = rows // 96
+    assert (later.stop, fit.start, fit.stop, choose.start) == (18 * each, 18 * each, 90 * each, 90 * each)
+    changed = set_thresholds(copy.deepcopy(model), {"1": 0.3})
+    with torch.no_grad():
+        out = repair(changed, more, sample)
+        torch.testing.assert_close(changed(sample), out, rtol=1e-3, atol=1e-3)
 
 
 def test_a_classifier_is_fitted_where_inputs_abound():

@@ -6,24 +6,27 @@ layer made of its own input, pulled towards the original weights. How strongly i
 the inputs that are left out for it; where no fit helps those, nothing is fitted, and mean and
 variance alone are put right (:mod:`actzip.sparsify.repair`). Where a ReLU reads the layer, only what
 passes it has to be met: below the threshold any value does, as long as it stays below (as in Zhang
-et al., "Accelerating Very Deep Convolutional Networks", TPAMI 2016, section 3.2).
+et al., "Accelerating Very Deep Convolutional Networks", TPAMI 2016, section 3.2). What is added to
+a shortcut is fitted to the sum, so that it takes back what the shortcut has gathered (He et al.,
+"Channel Pruning", ICCV 2017, section 3.2).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode, run_model
 from actzip.activations.hooks import Hooks
 
-__all__ = ["Calls", "Fitted", "Reader", "Targets", "fit", "targets"]
+__all__ = ["HELD", "Additions", "Calls", "Fitted", "Reader", "Targets", "at", "fit", "targets"]
 
 #: Output positions that a layer is fitted on, of all inputs together; and positions a weight (of one
 #: output channel), at least and at most.
@@ -35,6 +38,8 @@ WIDEST = 1300
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 #: The share of the inputs that chooses among them.
 HELD = 0.25
+#: What functions that add two tensors are called.
+_SUMS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
 #: Rounds of a fit to what passes a ReLU.
 ROUNDS = 3
 
@@ -42,7 +47,7 @@ ROUNDS = 3
 @dataclass(frozen=True)
 class Reader:
     """The ReLU that reads a convolution: x if x > threshold, at most ``high``, of x = scale * output
-    + shift, all one a channel."""
+    + shift, all one a channel; behind a sum the shift has a row a position."""
 
     scale: Tensor
     shift: Tensor
@@ -51,8 +56,11 @@ class Reader:
 
     def by_system(self) -> Reader:
         """The same for systems of one channel each, in dimension 0."""
-        a, b, t = (v[:, None, None] for v in (self.scale, self.shift, self.threshold))
-        return Reader(a, b, t, self.high)
+
+        def each(v: Tensor) -> Tensor:
+            return v.reshape(-1, v.shape[-1]).T[:, :, None]
+
+        return Reader(each(self.scale), each(self.shift), each(self.threshold), self.high)
 
     def met(self, made: Tensor, wanted: Tensor) -> Tensor:
         """What ``made`` should have been (..., channels): ``wanted`` where that passes; else itself, if
@@ -69,21 +77,49 @@ class Targets:
 
     Attributes:
         positions: of a flat map. values: rows x channels.
-        readers: site, BatchNorm between (or None) and upper limit, where a ReLU alone reads it.
+        sums: what the outputs and a shortcut gave together, where a sum alone reads them.
+        norms: the BatchNorm that reads the output, if one does.
+        readers: site and upper limit, where a ReLU alone reads the output, the BatchNorm's or the
+            sum.
+        held: so many inputs, the last, choose how strongly weights are pulled; the first ``hidden``
+            are views of them.
     """
 
     positions: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
-    readers: dict[str, tuple[str, nn.Module | None, float]] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, nn.Module] = field(default_factory=dict)
+    readers: dict[str, tuple[str, float]] = field(default_factory=dict)
+    held: int = 0
+    hidden: int = 0
 
-    def reader(self, name: str, thresholds: Mapping[str, float | Tensor]) -> Reader | None:
-        """The ReLU behind a layer, with its threshold."""
+    def reader(
+        self, name: str, thresholds: Mapping[str, float | Tensor], shortcut: Tensor | float = 0.0
+    ) -> Reader | None:
+        """The ReLU behind a layer, with its threshold; ``shortcut`` is what is added before it."""
         if name not in self.readers:
             return None
-        site, norm, high = self.readers[name]
-        scale, shift = _affine(norm, self.values[name])
+        site, high = self.readers[name]
+        scale, shift = self.affine(name)
         t = torch.as_tensor(thresholds.get(site, 0.0), dtype=scale.dtype).expand_as(scale)
-        return Reader(scale, shift, t, high)
+        return Reader(scale, shift + shortcut, t, high)
+
+    def affine(self, name: str) -> tuple[Tensor, Tensor]:
+        """What the BatchNorm behind a layer multiplies by and adds: 1 and 0 where there is none."""
+        return _affine(self.norms.get(name), self.values[name])
+
+    def beside(self, name: str, shortcut: Tensor) -> Tensor:
+        """What a layer has to give for the sum to be what it was, the shortcut being what it is."""
+        scale, shift = self.affine(name)
+        wanted = (self.sums[name] - shortcut - shift) / scale
+        return torch.where(scale.abs() > 1e-6, wanted, self.values[name])
+
+    def spans(self, inputs: int, rows: int) -> tuple[slice, slice, slice]:
+        """Rows to fit, rows to choose by, and rows that may only be fitted once that is chosen."""
+        each = rows // inputs
+        held = self.held or math.ceil(inputs * HELD)
+        first, last = self.hidden * each, (inputs - held) * each
+        return slice(first, last), slice(last, rows), slice(first)
 
 
 def _affine(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,14 +144,56 @@ def _size(m: nn.Module) -> int:
     return math.prod(m.weight.shape[1:]) if m.groups == 1 or depthwise else 0
 
 
+class Additions(TorchFunctionMode):
+    """Tells of sums of two tensors of one shape, before and after, and of what else reads tensors.
+
+    Args:
+        other: called with the arguments of any other function that gives a tensor.
+        before: with both terms; after: with both and the sum.
+    """
+
+    def __init__(
+        self,
+        other: Callable[[Any], None] | None = None,
+        *,
+        before: Callable[[Tensor, Tensor], None] | None = None,
+        after: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.other, self.before, self.after = other, before, after
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not _is_sum(func, args, kwargs):
+            out = func(*args, **kwargs)
+            if self.other is not None and isinstance(out, Tensor):
+                self.other(args)
+            return out
+        if self.before is not None:
+            self.before(*args)
+        out = func(*args)
+        if self.after is not None:
+            self.after(*args, out)
+        return out
+
+
+def _is_sum(func: Any, args: Any, kwargs: Any) -> bool:
+    name = func._schema.name.partition("::")[2] if isinstance(func, torch._ops.OpOverload) else ""
+    if (name or getattr(func, "__name__", "")) not in _SUMS or kwargs or len(args) != 2:
+        return False
+    return all(isinstance(a, Tensor) for a in args) and args[0].shape == args[1].shape
+
+
 class _Recorder:
-    """Writes down what convolutions give, and which ReLU reads them."""
+    """Writes down what convolutions give, and which ReLU or sum reads them."""
 
     def __init__(self, names: set[str]) -> None:
         self.names, self.found = names, Targets()
         self.generator = torch.Generator().manual_seed(0)
-        self.last: tuple[str, Tensor] | None = None
+        self.name = ""
+        self.last: Tensor | None = None  # what the convolution gave, or the BatchNorm or the sum behind it
         self.norm: nn.Module | None = None
+        self.read = False
 
     def conv(self, name: str, m: nn.Module, out: Tensor) -> None:
         self.last, self.norm = None, None
@@ -128,43 +206,59 @@ class _Recorder:
             return
         chosen = torch.randperm(places, generator=self.generator)[:kept].sort().values
         self.found.positions[name] = chosen
-        self.found.values[name] = _at(out, chosen)
-        self.last = name, out
+        self.found.values[name] = at(out, chosen)
+        self.name, self.last, self.read = name, out, False
 
-    def read(self, m: Any, x: Tensor) -> None:
-        """A BatchNorm is about to run."""
-        if self.last is not None and self.last[1] is x and m.running_mean is not None:
-            self.norm = m
+    def normed(self, m: Any, x: Tensor, out: Tensor) -> None:
+        """A BatchNorm ran."""
+        if self.last is x and self.norm is None and m.running_mean is not None:
+            self.norm = self.found.norms[self.name] = m
+            self.last, self.read = out, False
+
+    def sum(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """Two tensors were added."""
+        if self.last is None or (a is self.last) == (b is self.last):
+            return
+        if self.read or self.name in self.found.sums or out.dim() != 4:
+            self.last = None
+            return
+        self.found.sums[self.name] = at(out, self.found.positions[self.name])
+        self.last = out
+
+    def other(self, args: Any) -> None:
+        """Something else ran; what it reads cannot be changed later, at a sum."""
+        self.read = self.read or any(a is self.last for a in args if self.last is not None)
 
     def site(self, site: Site, y: Tensor) -> None:
         """An activation ran: whether it is a ReLU of what the last convolution gave."""
         last, self.last = self.last, None
-        if last is None or not site.sparse or y.shape != last[1].shape:
+        if last is None or not site.sparse or y.shape != last.shape:
             return
         high = math.inf if site.high is None else float(site.high)
-        values = self.found.values[last[0]][:2000]
-        scale, shift = _affine(self.norm, values)
-        want = (values * scale + shift).clamp(0, high)
-        got = _at(y, self.found.positions[last[0]])[:2000]
+        values = self.found.values[self.name][:2000]
+        scale, shift = self.found.affine(self.name)
+        before = self.found.sums[self.name][:2000] if self.name in self.found.sums else values * scale + shift
+        want = before.clamp(0, high)
+        got = at(y, self.found.positions[self.name])[:2000]
         if torch.allclose(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().mean()) + 1e-9):
-            self.found.readers[last[0]] = site.name, self.norm, high
+            self.found.readers[self.name] = site.name, high
 
 
 def targets(model: nn.Module, inputs: Any, names: set[str]) -> Targets:
     """What the convolutions ``names`` of ``model`` give for ``inputs``, for those that can be fitted."""
     recorder = _Recorder(names)
-    with Hooks() as hooks, eval_mode(model), torch.no_grad():
+    with Hooks() as hooks, eval_mode(model), torch.no_grad(), Additions(recorder.other, after=recorder.sum):
         for name, module in model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 hooks.after(module, lambda m, args, out, name=name: recorder.conv(name, m, out))
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                hooks.before(module, lambda m, args: recorder.read(m, args[0]))
+                hooks.after(module, lambda m, args, out: recorder.normed(m, args[0], out))
         with ActivationTap(model, recorder.site):
             run_model(model, inputs)
     return recorder.found
 
 
-def _at(v: Tensor, positions: Tensor) -> Tensor:
+def at(v: Tensor, positions: Tensor) -> Tensor:
     """Rows of a map (N, C, ...) at flat positions: rows, C."""
     return v.clone() if v.dim() == 2 else _rows(v.flatten(2)[:, :, positions])
 
@@ -200,9 +294,16 @@ class Fitted:
 
 
 def fit(
-    module: Any, call: ComputeCall, positions: Tensor, wanted: Tensor, reader: Reader | None, *, shifted: bool
+    module: Any,
+    call: ComputeCall,
+    targets: Targets,
+    name: str,
+    wanted: Tensor,
+    reader: Reader | None,
+    *,
+    shifted: bool,
 ) -> Fitted | None:
-    """Sets weights and bias of a convolution so that it gives ``wanted``.
+    """Sets weights and bias of the convolution ``name`` so that it gives ``wanted`` at its positions.
 
     None, and nothing is changed, where no fit helps the inputs that are left out for that.
 
@@ -211,25 +312,27 @@ def fit(
         shifted: give it a bias if it has none; False: the shift is for what reads it.
     """
     with torch._C.DisableTorchFunction():  # what is computed here is no layer of the model
-        return _fit(module, call, positions, wanted, reader, shifted)
+        linear = isinstance(module, nn.Linear)
+        positions = targets.positions[name]
+        patches = call.input[:, :, None] if linear else _patches(call, positions)  # rows, channels, taps
+        old = module.weight.detach()
+        if call.groups == 1:  # one system with a column an output channel
+            a, y, start = patches.flatten(1)[None], wanted[None], old.flatten(1).T[None]
+        else:  # a system a channel
+            a, y, start = patches.transpose(0, 1), wanted.T[:, :, None], old.reshape(len(old), -1, 1)
+            if reader is not None:
+                reader = reader.by_system()
+        scale = targets.affine(name)[0]
+        columns = scale.square() if call.groups == 1 else scale.square()[:, None, None]
+        spans = targets.spans(int(call.input.shape[0]), a.shape[1])
+        solved = _solve(a, y, start, reader, spans, columns)
+        if solved is None:
+            return None
+        return _set(module, call, *solved, shifted=shifted)
 
 
-def _fit(
-    module: Any, call: ComputeCall, positions: Tensor, wanted: Tensor, reader: Reader | None, shifted: bool
-) -> Fitted | None:
-    linear = isinstance(module, nn.Linear)
-    patches = call.input[:, :, None] if linear else _patches(call, positions)  # rows, channels, taps
+def _set(module: Any, call: ComputeCall, weight: Tensor, bias: Tensor, *, shifted: bool) -> Fitted:
     old = module.weight.detach()
-    if call.groups == 1:  # one system with a column an output channel
-        a, y, start = patches.flatten(1)[None], wanted[None], old.flatten(1).T[None]
-    else:  # a system a channel
-        a, y, start = patches.transpose(0, 1), wanted.T[:, :, None], old.reshape(len(old), -1, 1)
-        if reader is not None:
-            reader = reader.by_system()
-    solved = _solve(a, y, start, reader, inputs=int(call.input.shape[0]))
-    if solved is None:
-        return None
-    weight, bias = solved
     module.weight.copy_((weight[0].T if call.groups == 1 else weight[:, :, 0]).reshape(old.shape))
     shift = bias.flatten().to(old.dtype)
     if module.bias is None and shifted:
@@ -246,22 +349,27 @@ def _again(m: Any, call: ComputeCall) -> Tensor:
 
 
 def _solve(
-    a: Tensor, y: Tensor, start: Tensor, reader: Reader | None, *, inputs: int
+    a: Tensor,
+    y: Tensor,
+    start: Tensor,
+    reader: Reader | None,
+    spans: tuple[slice, slice, slice],
+    columns: Tensor,
 ) -> tuple[Tensor, Tensor] | None:
     """Weights (systems, k, columns) and shifts (systems, 1, columns) for a (systems, rows, k) and
-    y (systems, rows, columns)."""
+    y (systems, rows, columns); ``spans`` as :meth:`Targets.spans` gives them, ``columns`` what the
+    squared error of each column counts."""
     rows = a.shape[1]
     centre = a.mean(1, keepdim=True)
     a = a - centre
-    first = (inputs - math.ceil(inputs * HELD)) * (rows // inputs)
-    parts = [(a[:, s], y[:, s] - y.mean(1, keepdim=True)) for s in (slice(first), slice(first, rows))]
+    parts = [(a[:, s], y[:, s] - y.mean(1, keepdim=True)) for s in spans]
     grams = [(p.transpose(1, 2) @ p).double() for p, _ in parts]
     crosses = [(p.transpose(1, 2) @ q).double() for p, q in parts]
     start = start.double()
-    ridge = _ridge(grams, crosses, start, (first, rows - first))
+    ridge = _ridge(grams, crosses, start, (parts[0][0].shape[1], parts[1][0].shape[1]), columns)
     if ridge is None:
         return None
-    gram = (grams[0] + grams[1]) / rows
+    gram = (grams[0] + grams[1] + grams[2]) / rows
     pull = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
     root, bad = torch.linalg.cholesky_ex(gram + pull * torch.eye(gram.shape[1], dtype=gram.dtype))
     goal = y
@@ -276,14 +384,20 @@ def _solve(
     return weight, mean.double() - centre.double() @ weight
 
 
-def _ridge(grams: list[Tensor], crosses: list[Tensor], start: Tensor, rows: tuple[int, int]) -> float | None:
+def _ridge(
+    grams: list[Tensor],
+    crosses: list[Tensor],
+    start: Tensor,
+    rows: tuple[int, int],
+    columns: Tensor | float = 1.0,
+) -> float | None:
     """Of RIDGES the one with which what is fitted on the first part does best on the second; None
     where the original weights do."""
     if min(rows) < 1:
         return None
 
     def error(w: Tensor) -> float:
-        return float((w * (grams[1] @ w - 2 * crosses[1])).sum())
+        return float((columns * w * (grams[1] @ w - 2 * crosses[1])).sum())
 
     gram, cross = grams[0] / rows[0], crosses[0] / rows[0]
     pulls = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]

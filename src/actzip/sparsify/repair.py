@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actzip.activations import eval_mode, get_thresholds, run_model
+from actzip.activations import ComputeCall, eval_mode, get_thresholds, run_model
 from actzip.activations.hooks import Hooks
 from actzip.errors import TrainingError
-from actzip.sparsify.reconstruct import Calls, Fitted, Targets, fit, targets
+from actzip.sparsify.reconstruct import HELD, Additions, Calls, Fitted, Reader, Targets, at, fit, targets
 from actzip.training.batches import output_tensors
 
-__all__ = ["Moments", "augmented", "distil", "moments", "repair"]
+__all__ = ["Moments", "augmented", "distil", "moments", "repair", "with_views"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
 _Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,11 +46,13 @@ class Moments:
         norms: BatchNorm modules by name: of their input.
         convs: convolutions and linear layers that no BatchNorm reads: of their output.
         targets: what convolutions give at some positions, for those that are to be fitted.
+        views: so many inputs, the first, are for the fits alone.
     """
 
     norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     convs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     targets: Targets = field(default_factory=Targets)
+    views: int = 0
 
 
 def _of(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,16 +83,17 @@ def _watching(model: nn.Module, norm: Callable[..., Any], conv: Callable[..., An
         yield
 
 
-def moments(model: nn.Module, inputs: Any, *, fitted: bool = False) -> Moments:
+def moments(model: nn.Module, inputs: Any, *, fitted: bool = False, views: int = 0) -> Moments:
     """Moments of ``model`` in eval mode over ``inputs`` (one batch), of all layers that can be
     repaired.
 
-    With ``fitted``, also what :mod:`actzip.sparsify.reconstruct` fits convolutions to.
+    With ``fitted``, also what :mod:`actzip.sparsify.reconstruct` fits convolutions to. So many
+    ``views`` in front (:func:`with_views`) are for the fits alone.
 
     Left out are layers that run more than once a pass, that share a parameter, whose weights are
     made by a parametrization, and those with fewer than 8 values a channel.
     """
-    found, calls = Moments(), dict[str, int]()
+    found, calls = Moments(views=views), dict[str, int]()
     made: dict[int, tuple[str, Tensor]] = {}
 
     def norm(name: str, module: nn.Module, x: Tensor) -> None:
@@ -98,14 +101,14 @@ def moments(model: nn.Module, inputs: Any, *, fitted: bool = False) -> Moments:
         source = made.get(id(x))
         if source is not None and source[1] is x:
             found.convs.pop(source[0], None)
-        if _values(x) >= FEWEST:
-            found.norms[name] = _of(x)
+        if _values(x[views:]) >= FEWEST:
+            found.norms[name] = _of(x[views:])
 
     def conv(name: str, module: nn.Module, out: Tensor) -> None:
         calls[name] = calls.get(name, 0) + 1
         made.clear()  # only what runs right behind it counts; the tensor is not kept alive longer
         made[id(out)] = (name, out)
-        out = _by_channel(module, out)
+        out = _by_channel(module, out[views:])
         if _values(out) >= FEWEST:
             found.convs[name] = _of(out)
 
@@ -117,6 +120,10 @@ def moments(model: nn.Module, inputs: Any, *, fitted: bool = False) -> Moments:
             del table[name]
     if fitted:
         found.targets = targets(model, inputs, set(calls) - unfit)
+        if views:
+            seen = len(inputs) - views
+            found.targets.held = math.ceil(seen * HELD)
+            found.targets.hidden = views // seen * found.targets.held
     return found
 
 
@@ -143,35 +150,100 @@ def repair(model: nn.Module, wanted: Moments, inputs: Any) -> Any:
     Returns:
         What the repaired model gives for ``inputs``.
     """
+    work = _Repair(model, wanted)
+    with work.calls.tap, _watching(model, work.norm, work.conv), Hooks() as hooks:
+        for module in model.modules():
+            if isinstance(module, _Norm):
+                hooks.after(module, lambda m, args, out: work.normed(m, args[0], out))
+        with Additions(before=work.add):
+            return run_model(model, inputs)
 
-    calls, thresholds = Calls(model), get_thresholds(model)
-    made: list[Fitted] = []  # the convolution that was fitted just now
 
-    def norm(name: str, module: Any, x: Tensor) -> None:
-        if made and made[0].output is x and module.running_mean is not None:
-            if made[0].shift is not None:
-                module.running_mean.sub_(made[0].shift)
-        elif name in wanted.norms:
-            ratio, mean, mean0 = _change(wanted.norms[name], x, max(float(module.eps), 1e-12))
-            _repair_norm(module, ratio, mean, mean0)
+@dataclass
+class _Waiting:
+    """A convolution that is fitted when its output is added to a shortcut.
 
-    def conv(name: str, module: Any, out: Tensor) -> Tensor | None:
-        made.clear()
-        call = calls.of(name, module) if name in wanted.targets.values else None
-        if call is not None:
-            where, values = wanted.targets.positions[name], wanted.targets.values[name]
-            reader = wanted.targets.reader(name, thresholds)
-            new = fit(module, call, where, values, reader, shifted=name in wanted.convs)
-            if new is not None:
-                made.append(new)
-                return new.output
-        if name not in wanted.convs:
+    Attributes:
+        out: what it gave; head: what is added: that, or what the BatchNorm made of it.
+    """
+
+    name: str
+    module: Any
+    call: ComputeCall
+    out: Tensor
+    head: Tensor
+    norm: Any = None
+
+
+class _Repair:
+    """One pass: what is done behind each convolution, before and behind each BatchNorm, before each sum."""
+
+    def __init__(self, model: nn.Module, wanted: Moments) -> None:
+        self.wanted, self.targets = wanted, wanted.targets
+        self.calls, self.thresholds = Calls(model), get_thresholds(model)
+        self.names = {m: name for name, m in model.named_modules()}
+        self.made: Fitted | None = None  # of the convolution that was fitted just now
+        self.waiting: _Waiting | None = None
+
+    def conv(self, name: str, module: Any, out: Tensor) -> Tensor | None:
+        self.made = self.waiting = None
+        call = self.calls.of(name, module) if name in self.targets.values else None
+        if call is not None and name in self.targets.sums:
+            self.waiting = _Waiting(name, module, call, out, out)
             return None
-        ratio, mean, mean0 = _change(wanted.convs[name], _by_channel(module, out), 1e-12)
+        if call is not None:
+            reader = self.targets.reader(name, self.thresholds)
+            self.made = self.fit(name, module, call, self.targets.values[name], reader)
+            if self.made is not None:
+                return self.made.output
+        return self.moved(name, module, out)
+
+    def fit(
+        self, name: str, module: Any, call: ComputeCall, values: Tensor, reader: Reader | None
+    ) -> Fitted | None:
+        return fit(module, call, self.targets, name, values, reader, shifted=name in self.wanted.convs)
+
+    def moved(self, name: str, module: Any, out: Tensor) -> Tensor | None:
+        """Mean and variance put right in the convolution itself, if no BatchNorm reads it."""
+        if name not in self.wanted.convs:
+            return None
+        seen = _by_channel(module, out[self.wanted.views :])
+        ratio, mean, mean0 = _change(self.wanted.convs[name], seen, 1e-12)
         return _repair_conv(module, out, ratio, mean0 - mean * ratio)
 
-    with calls.tap, _watching(model, norm, conv):
-        return run_model(model, inputs)
+    def norm(self, name: str, module: Any, x: Tensor) -> None:
+        if self.waiting is not None and self.waiting.out is x:
+            return
+        if self.made is not None and self.made.output is x and module.running_mean is not None:
+            if self.made.shift is not None:
+                module.running_mean.sub_(self.made.shift)
+        elif name in self.wanted.norms:
+            ratio, mean, mean0 = _change(
+                self.wanted.norms[name], x[self.wanted.views :], max(float(module.eps), 1e-12)
+            )
+            _repair_norm(module, ratio, mean, mean0)
+
+    def normed(self, module: Any, x: Tensor, out: Tensor) -> None:
+        if self.waiting is not None and self.waiting.out is x:
+            self.waiting.head, self.waiting.norm = out, module
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Two tensors are about to be added: a convolution that waited for it is fitted to the sum."""
+        w = self.waiting
+        if w is None or (a is w.head) == (b is w.head):
+            return
+        self.waiting = None
+        shortcut = at(b if a is w.head else a, self.targets.positions[w.name])
+        reader = self.targets.reader(w.name, self.thresholds, shortcut)
+        with torch._C.DisableTorchFunction():
+            made = self.fit(w.name, w.module, w.call, self.targets.beside(w.name, shortcut), reader)
+            out = made.output if made is not None else self.moved(w.name, w.module, w.out)
+            self.made = made
+            out = w.out if out is None else out
+            if w.norm is not None:
+                self.norm(self.names[w.norm], w.norm, out)
+                out = w.norm.forward(out)
+            w.head.copy_(out)
 
 
 def _change(wanted: tuple[Tensor, Tensor], v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,6 +286,30 @@ def _repair_conv(m: Any, out: Tensor, ratio: Tensor, shift: Tensor) -> Tensor:
     return out * ratio.to(out.dtype).reshape(view) + shift.to(out.dtype).reshape(view)
 
 
+# --- more inputs of the same kind
+# --------------------------------------------------------------------------------------
+
+
+def with_views(x: Tensor, inputs: int, seed: int = 0) -> Tensor:
+    """About ``inputs`` of them: crops of the images ``x``, flipped or not, and behind them ``x``.
+
+    The views of the images that choose (:data:`actzip.sparsify.reconstruct.HELD`, the last of x)
+    come first. What is no image is as it was.
+    """
+    times = inputs // max(1, len(x)) - 1
+    if times < 1 or not _is_image(x):
+        return x
+    held = math.ceil(len(x) * HELD)
+    generator = torch.Generator().manual_seed(seed)
+    kinds = x[len(x) - held :], x[: len(x) - held]
+    views = [augmented(part, generator, mix=0) for part in kinds for _ in range(times) if len(part)]
+    return torch.cat([*views, x]).contiguous(memory_format=torch.channels_last)
+
+
+def _is_image(x: Tensor) -> bool:
+    return x.dim() == 4 and min(x.shape[2:]) >= 16
+
+
 # --- distillation without labels
 # --------------------------------------------------------------------------------------
 
@@ -226,7 +322,7 @@ def augmented(x: Tensor, generator: torch.Generator, *, mix: float = 0.5) -> Ten
     """
     rows = []
     for image in x.split(1):
-        if x.dim() == 4 and min(x.shape[2:]) >= 16:
+        if _is_image(x):
             side = math.sqrt(float(torch.empty(1).uniform_(0.5, 1.0, generator=generator)))
             h, w = max(1, round(x.shape[2] * side)), max(1, round(x.shape[3] * side))
             top = int(torch.randint(x.shape[2] - h + 1, (1,), generator=generator))

@@ -23,11 +23,14 @@ from actzip.checks import flag, number, one_of, shown, whole
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.sparsify.costs import Measurement, map_costs, measure
 from actzip.sparsify.judge import Judgement, agreement_of, are_scores
-from actzip.sparsify.repair import Moments, distil, moments, repair
+from actzip.sparsify.repair import Moments, distil, moments, repair, with_views
 from actzip.sparsify.table import LEVELS, Table
 from actzip.training.batches import batches_in, check_finite, samples_of
 
 __all__ = ["LEVELS", "Calibration", "Calibrator", "agreement", "calibrate_thresholds"]
+
+#: Inputs that layers are fitted on, where there are fewer: views of them are added.
+INPUTS = 64
 
 
 @dataclass
@@ -188,8 +191,10 @@ class Trials:
         if repaired:
             x = torch.cat(self.batches)
             largest = max(table.elements.values(), default=1) / max(1, len(x))
-            self.sample = x[: max(1, int(most / max(largest, 1)))]
-            self.wanted = moments(model, self.sample, fitted=True)
+            fit_in = max(1, int(most / max(largest, 1)))
+            x = x[:fit_in]
+            self.sample = with_views(x, min(fit_in, INPUTS))
+            self.wanted = moments(model, self.sample, fitted=True, views=len(self.sample) - len(x))
 
     def left(self, price: float) -> float:
         """Share of the worth that a price leaves, by the table."""
