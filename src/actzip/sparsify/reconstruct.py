@@ -173,7 +173,7 @@ class Additions(TorchFunctionMode):
             self.before(*args)
         out = func(*args)
         if self.after is not None:
-            self.after(*args, out)
+            self.after(args[0], args[1], out)
         return out
 
 
