@@ -195,23 +195,24 @@ void ConvBase::finish(const ConvArgs& a, const Cut& c, const Unit& u, const Fini
       e.out = a.out + pixel * a.out_stride + cb.first;
       e.out_stride = a.out_stride;
     }
-    if (p.out_packed || e.residual != nullptr || e.act != 0 || e.out != nullptr) kernels_->epilogue(e);
-    if (p.out_packed) pack(a, c, f, part, block, e.acc, slot + b);
+    if (p.out_packed)
+      pack(a, c, f, part, block, e, slot + b);
+    else
+      kernels_->epilogue(e);
   }
 }
 
 // Appends to the staged row of the block; stores it where the row is complete.
 void ConvBase::pack(const ConvArgs& a, const Cut& c, const Finish& f, const RowPart& part, int64_t block,
-                    const float* acc, int64_t slot) const {
+                    const kernels::EpilogueRow& row, int64_t slot) const {
   PackedMap& map = *a.out_map;
   const ValueType type = map.layout().type;
   const int64_t to = a.out_first_block + block;
   const ChannelBlock& cb = map.layout().blocks[static_cast<size_t>(to)];
   float* staged = f.staged + slot * f.staged_stride;
   const int64_t before = part.x0 == 0 ? 0 : f.counts[slot];
-  const int64_t total =
-      before + kernels_->compress(acc, part.stride, part.count, cb.width, static_cast<int>(type), cb.scale,
-                                  cb.top, map.masks(part.n, part.y, to) + part.x0, staged + before);
+  const int64_t total = before + kernels_->compress(row, static_cast<int>(type), cb.scale, cb.top,
+                                                    map.masks(part.n, part.y, to) + part.x0, staged + before);
   f.counts[slot] = total;
   if (part.x0 + part.count != c.ow) return;
   void* dst = map.allocate(static_cast<size_t>(total) * value_size(type));
@@ -223,8 +224,7 @@ void ConvBase::unpack_pixels(const PackedMap& map, int64_t n, int64_t y, int64_t
                              int64_t count, float* dst) const {
   const PackedLayout& l = map.layout();
   const uint64_t* masks = map.masks(n, y, block);
-  int64_t before = 0;
-  for (int64_t x = 0; x < x0; ++x) before += __builtin_popcountll(masks[x]);
+  const int64_t before = kernels_->count_values(masks, x0);
   const auto* src = static_cast<const unsigned char*>(map.segment(n, y, block)) +
                     static_cast<size_t>(before) * value_size(l.type);
   const int64_t width = l.blocks[static_cast<size_t>(block)].width;

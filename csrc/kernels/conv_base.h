@@ -95,7 +95,7 @@ class ConvBase : public Conv {
   void place_bias();
   void compact(const Unit& u, const RowPart& part) const;
   void pack(const ConvArgs& a, const Cut& c, const Finish& f, const RowPart& part, int64_t block,
-            const float* acc, int64_t slot) const;
+            const kernels::EpilogueRow& row, int64_t slot) const;
 
   Floats tile_bias_;
   std::vector<int64_t> tile_bias_at_;

@@ -88,6 +88,7 @@ class DenseConv final : public ConvBase {
   void run_sub(Band& b, size_t unit, const Sub& sub) const;
   void run_tiles(const Band& b, const Sub& sub, kernels::DenseTile t, float* acc) const;
   void tabulate(const Band& b) const;
+  void tabulate_pixels(const Band& b, const float* base, int64_t row_stride, int64_t pixel_stride) const;
 
   bool merged_ = false, by_columns_ = false;
   int64_t steps_ = 1, depth_ = 1, slice_ = 1, shared_ = 1, bunches_ = 1;  // shared_: units of an item
@@ -291,6 +292,8 @@ void DenseConv::tabulate(const Band& b) const {
   const int64_t pixels = b.pixels(), pixel_stride = copied() ? p.ic : a.in_stride;
   const int64_t row_stride = copied() ? b.s.row_stride : a.iw * a.in_stride;
   const float* base = copied() ? b.s.rows : a.in + (b.n * a.ih + b.iy0) * a.iw * a.in_stride;
+  if (taps_ == 1 && p.pad_top + p.pad_left + p.pad_bottom + p.pad_right == 0)
+    return tabulate_pixels(b, base, row_stride, pixel_stride);
   const int64_t left = merged_ ? 0 : p.pad_left, columns = merged_ ? 1 : p.kw;
   int64_t y = 0, x = b.x0;
   int32_t* taps = b.s.taps;
@@ -331,6 +334,19 @@ void DenseConv::tabulate(const Band& b) const {
       }
     taps[0] = used;
   }
+}
+
+// The same where every output pixel reads one that exists.
+void DenseConv::tabulate_pixels(const Band& b, const float* base, int64_t row_stride,
+                                int64_t pixel_stride) const {
+  const ConvProblem& p = problem_;
+  const float** to = b.s.table;
+  for (int64_t y = 0; y < b.rows; ++y) {
+    const float* from = base + y * p.sh * row_stride + b.x0 * p.sw * pixel_stride;
+    for (int64_t x = 0; x < b.count; ++x, from += p.sw * pixel_stride) *to++ = from;
+  }
+  int32_t* taps = b.s.taps;
+  for (int64_t first = 0; first < b.pixels(); first += b.mr, taps += 2) taps[0] = 1, taps[1] = 0;
 }
 
 bool can(const Variant&, const ConvProblem& p) { return !p.in_planes || merges(p); }

@@ -152,11 +152,14 @@ struct Kernels {
   void (*epilogue)(const EpilogueRow&);
   void (*depthwise)(const DepthwiseRow&);
 
-  // Appends the non-zero values of `count` pixels to dst (room for 64 * count + 16 floats), writes their
-  // masks, returns how many. type, scale, top: values are rounded to what the type can hold first (u8, u16:
-  // the integers, at most top, or what the type holds where it is 0).
-  int64_t (*compress)(const float* src, int64_t stride, int64_t count, int64_t width, int type, float scale,
-                      float top, uint64_t* masks, float* dst);
+  // What the row becomes (`out` is not read), packed: appends its non-zero values to dst (room for 64 * count
+  // + 16 floats), writes the pixels' masks, returns how many. At most 64 channels. type, scale, top: values
+  // are rounded to what the type can hold first (u8, u16: the integers, at most top, or what the type holds
+  // where it is 0).
+  int64_t (*compress)(const EpilogueRow&, int type, float scale, float top, uint64_t* masks, float* dst);
+  // Values that pixels have together; and where those of each begin.
+  int64_t (*count_values)(const uint64_t* masks, int64_t count);
+  void (*point_values)(const uint64_t* masks, int64_t count, const float* values, const float** pointers);
   // To and from the stored type. load: dst has room for count + 16.
   void (*store_values)(const float* src, int64_t count, int type, void* dst);
   void (*load_values)(const void* src, int64_t count, int type, float scale, float* dst);

@@ -80,7 +80,7 @@ constexpr Kernels make_kernels() {
   k.vl = VL;
   put_sparse<kMaxNv>(k);
   if constexpr (kRegisters == 32) {
-    put_pairs<8>(k);
+    put_pairs<12>(k);
     if constexpr (VL == 16) put_taps_pairs<4>(k);
     put_dense<1, 12>(k);
     put_dense<2, 12>(k);
@@ -101,6 +101,8 @@ constexpr Kernels make_kernels() {
   k.epilogue = epilogue;
   k.depthwise = depthwise_row;
   k.compress = compress;
+  k.count_values = count_values;
+  k.point_values = point_values;
   k.store_values = store_values;
   k.load_values = load_values;
   k.expand = expand;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/vectors.inl.h"
+#include "kernels/epilogue.inl.h"
 #include "kernels/kernels.h"
 
 namespace actzip::kernels {
@@ -31,17 +32,19 @@ AZ_INLINE vf representable(vf x, vf scale, vf top) {
   return x;
 }
 
-// Non-zero lanes of x as bits, lane 0 lowest, and their values to dst in order (up to VL floats are written).
+// Non-zero lanes of x (RELU: not negative either) as bits, lane 0 lowest, and their values to dst in order
+// (up to VL floats are written).
+template <bool RELU>
 AZ_INLINE uint32_t compress_vector(vf x, float* dst) {
 #if ACTZIP_VL == 16
   const __m512 v = reinterpret_cast<__m512>(x);
-  const __mmask16 k = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  const __mmask16 k = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), RELU ? _CMP_NLE_UQ : _CMP_NEQ_UQ);
   _mm512_storeu_ps(dst, _mm512_maskz_compress_ps(k, v));
   return k;
 #elif ACTZIP_VL == 8
   const __m256 v = reinterpret_cast<__m256>(x);
-  const uint32_t k =
-      static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
+  const auto k = static_cast<uint32_t>(
+      _mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), RELU ? _CMP_NLE_UQ : _CMP_NEQ_UQ)));
   // The index of the lanes set, a byte each, by a bit deposit and extract. Lanes 1, 3 and 6:
   //   k       01001010
   //   spread  00 ff 00 00 ff 00 ff 00   a byte a lane, lane 7 first
@@ -55,7 +58,7 @@ AZ_INLINE uint32_t compress_vector(vf x, float* dst) {
   uint32_t k = 0;
   for (int l = 0; l < VL; ++l) {
     *dst = x[l];
-    const bool some = x[l] != 0;
+    const bool some = RELU ? !(x[l] <= 0) : x[l] != 0;
     dst += some;
     k |= static_cast<uint32_t>(some) << l;
   }
@@ -63,41 +66,84 @@ AZ_INLINE uint32_t compress_vector(vf x, float* dst) {
 #endif
 }
 
-template <int TYPE>
-int64_t compress_type(const float* src, int64_t stride, int64_t count, int64_t width, float scale, float top,
-                      uint64_t* masks, float* dst) {
+template <int TYPE, int ACT>
+AZ_INLINE uint32_t compress_part(const EpilogueRow& e, vf x, int64_t j, vf scales, vf tops, float* dst) {
+  constexpr bool kRelu = ACT == 1 && TYPE == 0;  // the comparison does it
+  if constexpr (!kRelu) {
+    const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
+    x = representable<TYPE>(activate<ACT>(x, lo, splat(e.hi)), scales, tops);
+  }
+  return compress_vector<kRelu>(x, dst);
+}
+
+template <int TYPE, int ACT>
+int64_t compress_type(const EpilogueRow& e, float scale, float top, uint64_t* masks, float* dst) {
   const vf scales = splat(scale), tops = splat(top > 0 ? top : TYPE == 2 ? 255.0f : 65535.0f);
+  const float* acc = e.acc;
+  const float* residual = e.residual;
   float* const begin = dst;
-  for (int64_t i = 0; i < count; ++i, src += stride) {
+  for (int64_t i = 0; i < e.count; ++i, acc += e.acc_stride) {
     uint64_t mask = 0;
     int64_t j = 0;
-    for (; j + VL <= width; j += VL) {
-      const uint32_t k = compress_vector(representable<TYPE>(load(src + j), scales, tops), dst);
+    for (; j + VL <= e.width; j += VL) {
+      vf x = load(acc + j);
+      if (residual != nullptr) x += load(residual + j);
+      const uint32_t k = compress_part<TYPE, ACT>(e, x, j, scales, tops, dst);
       dst += popcount(k);
       mask |= static_cast<uint64_t>(k) << j;
     }
-    if (j < width) {
-      const vf x = load_part(src + j, width - j);
-      const uint32_t k = compress_vector(representable<TYPE>(x, scales, tops), dst);
+    if (j < e.width) {
+      vf x = load_part(acc + j, e.width - j);
+      if (residual != nullptr) x += load_part(residual + j, e.width - j);
+      uint32_t k = compress_part<TYPE, ACT>(e, x, j, scales, tops, dst);
+      // An activation may make something of the zeros beyond the channels: they are last, and left out.
+      k &= (uint32_t{1} << (e.width - j)) - 1;
       dst += popcount(k);
       mask |= static_cast<uint64_t>(k) << j;
     }
     masks[i] = mask;
+    if (residual != nullptr) residual += e.residual_stride;
   }
   return dst - begin;
 }
 
-int64_t compress(const float* src, int64_t stride, int64_t count, int64_t width, int type, float scale,
-                 float top, uint64_t* masks, float* dst) {
+template <int TYPE>
+int64_t compress_act(const EpilogueRow& e, float scale, float top, uint64_t* masks, float* dst) {
+  switch (e.act) {
+    case 1:
+      return compress_type<TYPE, 1>(e, scale, top, masks, dst);
+    case 2:
+      return compress_type<TYPE, 2>(e, scale, top, masks, dst);
+    case 3:
+      return compress_type<TYPE, 3>(e, scale, top, masks, dst);
+    default:
+      return compress_type<TYPE, 0>(e, scale, top, masks, dst);
+  }
+}
+
+int64_t compress(const EpilogueRow& e, int type, float scale, float top, uint64_t* masks, float* dst) {
   switch (type) {
     case 1:
-      return compress_type<1>(src, stride, count, width, scale, top, masks, dst);
+      return compress_act<1>(e, scale, top, masks, dst);
     case 2:
-      return compress_type<2>(src, stride, count, width, scale, top, masks, dst);
+      return compress_act<2>(e, scale, top, masks, dst);
     case 3:
-      return compress_type<3>(src, stride, count, width, scale, top, masks, dst);
+      return compress_act<3>(e, scale, top, masks, dst);
     default:
-      return compress_type<0>(src, stride, count, width, scale, top, masks, dst);
+      return compress_act<0>(e, scale, top, masks, dst);
+  }
+}
+
+int64_t count_values(const uint64_t* masks, int64_t count) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += popcount(masks[i]);
+  return sum;
+}
+
+void point_values(const uint64_t* masks, int64_t count, const float* values, const float** pointers) {
+  for (int64_t i = 0; i < count; ++i) {
+    pointers[i] = values;
+    values += popcount(masks[i]);
   }
 }
 

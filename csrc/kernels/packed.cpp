@@ -140,8 +140,12 @@ void pack_row(PackedMap& map, int64_t n, int64_t h, int64_t block, const float* 
   auto* staged = static_cast<float*>(scratch);
   const int type = static_cast<int>(l.type);
   const ChannelBlock& cb = l.blocks[static_cast<size_t>(block)];
-  const int64_t count =
-      o.compress(src, pixel_stride, l.w, cb.width, type, cb.scale, cb.top, map.masks(n, h, block), staged);
+  kernels::EpilogueRow row{};
+  row.acc = const_cast<float*>(src);  // only read
+  row.acc_stride = pixel_stride;
+  row.count = l.w;
+  row.width = cb.width;
+  const int64_t count = o.compress(row, type, cb.scale, cb.top, map.masks(n, h, block), staged);
   void* dst = map.allocate(static_cast<size_t>(count) * value_size(l.type));
   o.store_values(staged, count, type, dst);
   map.segment(n, h, block) = dst;

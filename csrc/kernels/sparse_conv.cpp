@@ -12,6 +12,7 @@ constexpr int64_t kFirstLevel = 28 << 10;  // bytes of weights for the first-lev
 constexpr int64_t kRowWeights = 26 << 10;
 constexpr size_t kSecondLevel = 256 << 10;  // weights beyond it are asked for early
 constexpr int64_t kStays = 512 << 10;
+constexpr int64_t kShared = 256;  // channels of an item
 
 class SparseConv : public ConvBase {
  public:
@@ -233,16 +234,12 @@ void SparseConv::point(const ConvArgs& a, int64_t n, int64_t iy, int64_t block, 
   }
   const float* v = static_cast<const float*>(map.segment(n, iy, block));
   if (l.type != ValueType::f32) {
-    int64_t count = 0;
-    for (int64_t x = 0; x < a.iw; ++x) count += __builtin_popcountll(masks[x]);
+    const int64_t count = kernels_->count_values(masks, a.iw);
     kernels_->load_values(map.segment(n, iy, block), count, static_cast<int>(l.type),
                           l.blocks[static_cast<size_t>(block)].scale, values);
     v = values;
   }
-  for (int64_t x = 0; x < a.iw; ++x) {
-    pointers[x] = v;
-    v += __builtin_popcountll(masks[x]);
-  }
+  kernels_->point_values(masks, a.iw, v, pointers);
 }
 
 // A tap at a time, for one output pixel a visit or for pairs of them.
@@ -253,6 +250,12 @@ class TapConv : public SparseConv {
       : SparseConv(p, v, isa, weight, bias, v.nv, 1) {}
 
  protected:
+  // Channels that do not fill tiles are better cut into even ones: 160 into twice 80, not into 128 and 32.
+  int64_t unit_width(int64_t widest) const override {
+    const int64_t oc = problem_.oc;
+    if (widest % 64 == 0 && oc % widest == 0) return widest;
+    return std::max(widest, round_up(ceil_div(oc, ceil_div(oc, kShared)), 64));
+  }
   bool expanded() const override { return PIXELS == 2 && kernels_->expanded_pairs; }
 
   void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun& run) const override {

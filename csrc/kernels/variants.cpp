@@ -56,6 +56,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"sparse-128", "sparse", 128, 1, kDesign}, &kSparse, 8, 64},
       {{"pair-64", "sparse", 64, 2, kDesign}, &kSparse, 4, 64},
       {{"pair-128", "sparse", 128, 2, kDesign}, &kSparse, 8, 64},
+      {{"pair-192", "sparse", 192, 2, kDesign}, &kSparse, 12, 64},
       {{"row-128", "sparse", 128, 1, kDesign}, &kSparseRow, 8, 64},
       {{"taps-192", "sparse", 192, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"taps-pair-192", "sparse", 192, 2, kDesign}, &kSparseTaps, 12, 64},

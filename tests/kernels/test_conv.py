@@ -39,7 +39,10 @@ def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False
     if w > 40:
         h = min(h, max(4, d[0] * (k[0] - 1) + 1))
     groups = 1 if winograd or rng.random() < 0.75 else int(pick(2, 3, 4, 8))
-    icg, ocg = int(pick(1, 3, 5, 16, 31, 64, 65, 130)), int(pick(1, 3, 8, 24, 48, 64, 80, 96, 130, 192))
+    icg, ocg = (
+        int(pick(1, 3, 5, 16, 31, 64, 65, 130)),
+        int(pick(1, 3, 8, 24, 48, 64, 80, 96, 130, 160, 192, 320)),
+    )
     if groups > 1:
         icg, ocg = min(icg, 40), min(ocg, 40)
     ic, oc = icg * groups, ocg * groups
@@ -133,6 +136,25 @@ def test_nan_and_infinity_propagate(isa):
                 t = torch.from_numpy(x).permute(0, 3, 1, 2)
                 want = torch.nn.functional.conv2d(t, torch.from_numpy(weight), padding=1)
                 assert np.array_equal(np.isnan(y), np.isnan(want.permute(0, 2, 3, 1).numpy())), (act, variant)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_activations_make_nothing_of_lanes_beyond_the_channels(isa):
+    """What a vector holds beyond the last channel is not stored, even where the activation of zero is not
+    zero: all values that follow would be another channel's."""
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(4)
+    x = sparse_array(rng, (1, 5, 9, 70), 0.4)
+    for oc in (3, 20, 33, 81):
+        weight = rng.standard_normal((oc, 70, 3, 3)).astype(np.float32)
+        c = Case(ic=70, oc=oc, act=CLIP)
+        p = c.problem()
+        p.lo, p.hi = 0.25, 3.0
+        t = torch.from_numpy(x).permute(0, 3, 1, 2)
+        want = torch.nn.functional.conv2d(t, torch.from_numpy(weight), padding=1).clamp(0.25, 3.0)
+        for variant in kernels.variants(p):
+            y, _ = kernels.conv(p, variant, x, weight, None)
+            np.testing.assert_allclose(y, want.permute(0, 2, 3, 1).numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize("isa", ISAS)
