@@ -379,3 +379,28 @@ def test_types_and_constant_outputs_survive_the_file_and_the_module(tmp_path):
     y, constant = net(torch.from_numpy(x))
     np.testing.assert_allclose(y.detach(), want[0], rtol=0, atol=1e-5 * np.abs(want[0]).max())
     np.testing.assert_array_equal(constant, want[1])
+
+
+def test_an_empty_operand_of_a_concatenation_is_left_out(tmp_path):
+    """What a spindle detector's export ends with: a map and padding of nothing."""
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["r"]),
+        onnx.helper.make_node("Concat", ["r", "none"], ["a"], axis=1),
+        onnx.helper.make_node("Concat", ["none", "r", "r"], ["b"], axis=1),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [info("x", 1, [1, 5, 2])],
+        [info("a", 1, None), info("b", 1, None)],
+        [onnx.numpy_helper.from_array(np.zeros((1, 0, 2), np.float32), "none")],
+    )
+    opset = onnx.helper.make_opsetid("", 13)
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
+    x = np.random.default_rng(0).standard_normal((1, 5, 2), np.float32)
+    r = np.maximum(x, 0)
+    for got in (actzip.compile(path, x, tune=False, cache=False)(x), actzip.load(path)(torch.from_numpy(x))):
+        np.testing.assert_array_equal(np.asarray(got[0]), r)
+        np.testing.assert_array_equal(np.asarray(got[1]), np.concatenate([r, r], 1))

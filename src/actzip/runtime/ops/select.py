@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime.graph import Dim, Node, Shape, Sym, normal_axis, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode, floats_only
@@ -249,9 +251,12 @@ def _slice_of(b: Builder, x: Any, axis: int, start: int, stop: int, step: int = 
 @onnx_op("Concat")
 def onnx_concat(imp: Importer, node: OnnxNode) -> Any:
     values = [node.need(i) for i in range(len(node.proto.input))]
+    values = [v for v in values if not isinstance(v, np.ndarray) or v.size] or values
     floats_only(node, *values)
     if "axis" not in node.attributes:
         raise node.wrong("attribute 'axis' is missing")
+    if len(values) == 1 and isinstance(values[0], str):
+        return values[0]
     return imp.emit(Concat, *values, axis=node.integer("axis", 0))
 
 
