@@ -239,3 +239,37 @@ def test_what_the_engine_has_whole_is_no_model_of_parts(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ActzipWarning)
         assert type(actzip.compile(path, normal(1, 3, 9, 9), tune=False)).__name__ == "CompiledModel"
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_branch_with_a_node_that_the_engine_lacks_runs_elsewhere_whole(taken, tmp_path):
+    """An If whose condition is known, an LSTM in one branch, as Silero's detector has it; nodes of the
+    branch have numbers of their own."""
+    inner = [
+        N("Relu", ["c"], ["i0"]),
+        N("Reshape", ["i0", "flat"], ["i1"]),
+        N("LSTM", ["i1", "wi", "wh"], ["h", "", ""], hidden_size=6),
+        N("ReduceSum", ["h"], ["odd"], keepdims=0),
+    ]
+    other = [N("Relu", ["c"], ["e0"]), N("ReduceMean", ["e0"], ["even"], keepdims=0)]
+    result = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("odd", "even")]
+    nodes = [
+        N("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        N(
+            "If",
+            ["known"],
+            ["s"],
+            then_branch=helper.make_graph(inner, "then", [], result[:1]),
+            else_branch=helper.make_graph(other, "else", [], result[1:]),
+        ),
+        N("Conv", ["c", "v"], ["d"]),
+        N("Mul", ["d", "s"], ["y"]),
+    ]
+    constants = {
+        "w": normal(4, 3, 3, 3), "v": normal(5, 4, 1, 1), "known": np.array(taken),
+        "flat": np.int64([8, 1, -1]), "wi": normal(1, 24, 28), "wh": normal(1, 24, 6),
+    }  # fmt: skip
+    path = save(tmp_path, nodes, constants, [1, 3, 7, 8])
+    x = normal(1, 3, 7, 8)
+    fast = compiled(path, x) if taken else actzip.compile(path, x, tune=False, cache=False)
+    close(fast(x), theirs(path, x)[0])

@@ -75,8 +75,8 @@ def _filled(model: Any, name: str, dims: list[int | str], k: int, named: dict[st
     rows = len(dims) - 3 if last else len(dims) - 2
 
     def usual(i: int) -> int:
-        if i == 0:
-            return 1
+        if i == 0 or (len(dims) == 3 and i == 1 and isinstance(dims[0], int)):
+            return 1  # the batch; of a recurrent state behind the layers
         if len(dims) == 4 and i in (rows, rows + 1):
             if i == rows + 1 and isinstance(dims[rows], int):
                 return _WIDTHS[k]

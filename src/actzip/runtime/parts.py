@@ -187,12 +187,17 @@ class _Survey(Importer):
         self.elsewhere: set[int] = set()
         self.forced: set[int] = set()
         self.constant: set[int] = set()
+        self.holders: set[int] = set()  # an If with a refused node inside: it goes elsewhere whole
+        self.top: OnnxNode | None = None
 
     def survey(self) -> list[OnnxNode]:
         self._inputs()
         self.nodes = [OnnxNode(self, n, i) for i, n in enumerate(self.order(self.model.graph.node))]
         for node in self.nodes:
+            self.top = node
             self.run(node)
+            if node.index in self.holders:
+                self.env.update({o: self.foreign(o) for o in node.proto.output if o})
             if node.index not in self.elsewhere and all(
                 isinstance(self.env.get(o), np.ndarray) for o in node.proto.output if o
             ):
@@ -208,7 +213,7 @@ class _Survey(Importer):
 
     def run(self, node: OnnxNode) -> None:
         self.current = node
-        if node.index in self.forced:
+        if node is self.top and node.index in self.forced:
             self.refused(node, node.refuse("its result is needed elsewhere"))
             return
         try:
@@ -218,7 +223,10 @@ class _Survey(Importer):
 
     def refused(self, node: OnnxNode, error: UnsupportedError) -> None:
         super().refused(node, error)
-        self.elsewhere.add(node.index)
+        top = self.top or node
+        self.elsewhere.add(top.index)
+        if top is not node:
+            self.holders.add(top.index)
 
     def foreign(self, name: str) -> Any:
         """A value that comes from elsewhere, as an input of the graph."""
