@@ -20,7 +20,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"taps-48", "sparse", 48, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"dense-6x8", "dense", 8, 6, kIndirect}, &kDense, 2, 96},
       {{"winograd-4x4", "winograd", 24, 16, kLavin}, &kWinograd, 6, 56},
-      {{"winograd-6x6", "winograd", 24, 36, kLavin}, &kWinograd, 6, 40},
+      {{"winograd-6x6", "winograd", 24, 36, kLavin}, &kWinograd, 6, 56},
       {{"winograd-2x2", "winograd", 24, 4, kLavin}, &kWinograd, 6, 98},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
@@ -31,7 +31,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"taps-48", "sparse", 48, 1, kDesign}, &kSparseTaps, 12, 64},
       {{"dense-6x16", "dense", 16, 6, kIndirect}, &kDense, 4, 96},
       {{"winograd-4x4", "winograd", 32, 16, kLavin}, &kWinograd, 8, 56},
-      {{"winograd-6x6", "winograd", 32, 36, kLavin}, &kWinograd, 8, 40},
+      {{"winograd-6x6", "winograd", 32, 36, kLavin}, &kWinograd, 8, 56},
       {{"winograd-2x2", "winograd", 32, 4, kLavin}, &kWinograd, 8, 98},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
@@ -47,7 +47,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"dense-6x16", "dense", 16, 6, kIndirect}, &kDense, 2, 96},
       {{"dense-4x24", "dense", 24, 4, kGoto}, &kDense, 3, 96},
       {{"winograd-4x4", "winograd", 48, 16, kLavin}, &kWinograd, 6, 56},
-      {{"winograd-6x6", "winograd", 48, 36, kLavin}, &kWinograd, 6, 40},
+      {{"winograd-6x6", "winograd", 48, 36, kLavin}, &kWinograd, 6, 56},
       {{"winograd-2x2", "winograd", 48, 4, kLavin}, &kWinograd, 6, 98},
       {{"depthwise", "depthwise", 8, 1, kDesign}, &kDepthwise, 1, 1},
   };
@@ -64,7 +64,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"dense-8x48", "dense", 48, 8, kIndirect}, &kDense, 3, 96},
       {{"dense-12x32", "dense", 32, 12, kIndirect}, &kDense, 2, 96},
       {{"winograd-4x4", "winograd", 128, 16, kLavin}, &kWinograd, 8, 56},
-      {{"winograd-6x6", "winograd", 128, 36, kLavin}, &kWinograd, 8, 40},
+      {{"winograd-6x6", "winograd", 128, 36, kLavin}, &kWinograd, 8, 56},
       {{"winograd-2x2", "winograd", 128, 4, kLavin}, &kWinograd, 8, 98},
       {{"depthwise", "depthwise", 16, 1, kDesign}, &kDepthwise, 1, 1},
   };

@@ -30,7 +30,7 @@ _BAND_BYTES = 768 << 10  # of a banded map: what stays in the second-level cache
 _WHOLE_BYTES = 2 << 20  # of a map that is left whole: bands would cost more than they save
 # Winograd kernels: rows of whole tiles, as many as share the weights' way from memory.
 _TILED_BYTES = 3 << 20
-_TILES = {2: 98, 4: 56, 6: 40}  # by the pixels of a tile's side
+_TILES = {2: 98, 4: 56, 6: 56}  # by the pixels of a tile's side
 
 
 @dataclass
