@@ -197,7 +197,7 @@ void concurrent() {
 
 void agreement() {
   const auto dense = network(false, 1.0), packed = network(true, 0.5), tight = network(true, 0.0);
-  for (int64_t batch : {1, 2, 5}) {
+  for (int64_t batch : {1, 2, 5, 13}) {
     const auto x = image(batch, 11);
     const auto want = run(*dense, x, batch, 1);
     const auto got = run(*packed, x, batch, 1);
