@@ -46,46 +46,53 @@ size_t PairCounter::squeeze(const uint16_t* pairs, size_t n) {
   return kernels().compress16(pairs, n, 0, mask_, some_);
 }
 
-Channels::Channels(const Sample& sample, size_t pairs, int threads)
-    : spans_(sample.channels), counts_(worker_count(threads)) {
+Channels::Channels(const Sample& sample, size_t pairs, int threads) : spans_(sample.channels) {
   // The pieces of each channel together: one thread has all of them.
   std::vector<size_t> begin(sample.channels + 1, 0);
-  for (const Piece& p : sample.pieces) ++begin[p.channel + 1];
+  for (const Piece& p : sample.pieces) {
+    ++begin[p.channel + 1];
+    spans_[p.channel].symbols += p.size;
+  }
   std::partial_sum(begin.begin(), begin.end(), begin.begin());
   std::vector<size_t> next = begin;
   std::vector<Piece> sorted(sample.pieces.size());
   for (const Piece& p : sample.pieces) sorted[next[p.channel]++] = p;
+  // Room for as many pairs as a channel can have.
+  const auto room = [&](const Span& span) { return std::min<size_t>(span.symbols, pairs); };
+  size_t most = 0;
+  for (const Span& span : spans_) most += room(span);
+  RansCount* to = thread_scratch().get_as<RansCount>(Scratch::kFirst + 5, most);
+  for (Span& span : spans_) {
+    span.begin = to;
+    to += room(span);
+  }
 
   struct Work {
     PairCounter counter;
     std::vector<uint32_t> row;
     std::vector<uint16_t> seen;
   };
-  std::vector<std::unique_ptr<Work>> works(counts_.size());
+  std::vector<std::unique_ptr<Work>> works(worker_count(threads));
   each_channel(sample.channels, threads, [&](size_t c, int w) {
-    const auto worker = static_cast<size_t>(w);
-    if (!works[worker]) {
-      works[worker] = std::make_unique<Work>();
-      works[worker]->row.assign(pairs, 0);
-      works[worker]->seen.resize(pairs + 1);
+    std::unique_ptr<Work>& work = works[static_cast<size_t>(w)];
+    if (!work) {
+      work = std::make_unique<Work>();
+      work->row.assign(pairs, 0);
+      work->seen.resize(pairs + 1);
     }
-    Work& work = *works[worker];
-    std::vector<RansCount>& to = counts_[worker];
-    Span& span = spans_[c];
-    span = {w, to.size(), 0, 0};
     size_t seen = 0;
     for (size_t i = begin[c]; i < begin[c + 1]; ++i) {
       const Piece& p = sorted[i];
-      seen += work.counter.add_seen(&sample.pairs[p.at], p.size, work.row.data(), &work.seen[seen]);
-      span.symbols += p.size;
+      seen += work->counter.add_seen(&sample.pairs[p.at], p.size, work->row.data(), &work->seen[seen]);
     }
+    RansCount* out = spans_[c].begin;
     const auto take = [&](uint32_t pair) {
-      to.push_back({pair, work.row[pair]});
-      work.row[pair] = 0;
+      *out++ = {pair, work->row[pair]};
+      work->row[pair] = 0;
     };
-    if (work.row[0] > 0) take(0);
-    for (size_t i = 0; i < seen; ++i) take(work.seen[i]);
-    span.size = to.size() - span.begin;
+    if (work->row[0] > 0) take(0);
+    for (size_t i = 0; i < seen; ++i) take(work->seen[i]);
+    spans_[c].end = out;
   });
 }
 

@@ -198,14 +198,27 @@ uint16_t* rans_encode_group(RansEncodeGroup* g, uint16_t* words) {
   return rans_encode<uint32_t>(g, words);
 }
 
-// The compiler's vectors: a row of prices is 8 numbers.
 void rans_costs(const RansCount* counts, size_t n, const uint32_t* price, uint64_t* cost) {
-  uint32_t sum[kRansClasses] = {};
+  alignas(32) uint32_t sum[kRansClasses] = {};
+#if defined(__AVX2__)
+  __m256i even = _mm256_setzero_si256(), odd = even;
+  const auto times = [&](size_t i) {
+    const auto* row = reinterpret_cast<const __m256i*>(price + counts[i].pair * kRansClasses);
+    return _mm256_mullo_epi32(_mm256_loadu_si256(row), _mm256_set1_epi32(static_cast<int>(counts[i].count)));
+  };
+  size_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    even = _mm256_add_epi32(even, times(i));
+    odd = _mm256_add_epi32(odd, times(i + 1));
+  }
+  if (i < n) even = _mm256_add_epi32(even, times(i));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(sum), _mm256_add_epi32(even, odd));
+#else
   for (size_t i = 0; i < n; ++i) {
     const uint32_t* row = price + counts[i].pair * kRansClasses;
-    const uint32_t count = counts[i].count;
-    for (size_t k = 0; k < kRansClasses; ++k) sum[k] += count * row[k];
+    for (size_t k = 0; k < kRansClasses; ++k) sum[k] += counts[i].count * row[k];
   }
+#endif
   for (size_t k = 0; k < kRansClasses; ++k) cost[k] += sum[k];
 }
 

@@ -96,6 +96,12 @@ struct RansKernels {
   uint16_t* (*encode)(RansEncodeGroup* group, uint16_t* words);
   // cost[k] += what counts[0, n) of at most kRansFewest symbols cost by price[pair][k].
   void (*costs)(const RansCount* counts, size_t n, const uint32_t* price, uint64_t* cost);
+  // Tokens of integer symbols, see rans_tokens.h.
+  void (*tokens8)(const uint8_t* s, size_t n, int bits, int fine, uint8_t* tok);
+  void (*tokens16)(const uint16_t* s, size_t n, int fine, uint8_t* tok);
+  // context * count + token, for the contexts (tok[i - 1] & left[i]) + (tok[i - width] & up[i]).
+  void (*pairs)(const uint8_t* tok, const uint8_t* left, const uint8_t* up, size_t n, size_t width,
+                uint16_t count, uint16_t* pairs);
 };
 const RansKernels& rans_kernels();
 

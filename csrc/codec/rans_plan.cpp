@@ -24,11 +24,10 @@ uint64_t cost_of(const uint64_t* c, int n) {
   uint64_t total = 0, sum = 0;
   int seen = 0, last = 0;
   for (int t = 0; t < n; ++t) {
-    if (!c[t]) continue;
     total += c[t];
     sum += c[t] * log2_256(c[t]);
-    ++seen;
-    last = t;
+    seen += c[t] != 0;
+    last = c[t] != 0 ? t : last;
   }
   if (total == 0) return 0;
   return total * log2_256(total) - sum + 256 * 12 + 1024 * static_cast<uint64_t>(seen) +
@@ -63,7 +62,7 @@ class Runs {
         if (runs_[i].gain > runs_[best].gain) best = i;
       if (runs_[best].gain <= 0 && runs_.size() <= limit) break;
       for (size_t t = 0; t < both_.size(); ++t) runs_[best].c[t] += runs_[best + 1].c[t];
-      runs_[best].cost = cost_of(runs_[best].c.data(), used_);
+      runs_[best].cost += runs_[best + 1].cost - static_cast<uint64_t>(runs_[best].gain);
       runs_.erase(runs_.begin() + static_cast<std::ptrdiff_t>(best) + 1);
       set_gain(best);
       if (best > 0) set_gain(best - 1);
@@ -215,11 +214,12 @@ void Planner::take_sample() {
     for (uint32_t j = 0; j < box.planes; ++j, at += plane)
       sample_.pieces.push_back({at, plane, channel(box, j)});
   }
-  sample_.pairs.reset(new uint16_t[at + 32]);
+  uint16_t* const pairs = thread_scratch().get_as<uint16_t>(Scratch::kFirst + 4, at);
+  sample_.pairs = pairs;
   sample_.channels = info_.channels;
   parallel_for(static_cast<int64_t>(ids.size()), threads_, [&](int64_t i, int) {
     const auto k = static_cast<size_t>(i);
-    load_pairs(ids[k], thread_scratch(), &sample_.pairs[begin[k]]);
+    load_pairs(ids[k], thread_scratch(), pairs + begin[k]);
   });
 }
 

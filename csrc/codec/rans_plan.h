@@ -20,7 +20,7 @@ struct LogTable {
 };
 extern const LogTable kLogTable;
 
-// log2(v) in units of 1/256, rounded down, for v >= 1; the same everywhere (no floating point).
+// log2(v) in units of 1/256, rounded down, 0 for 0; the same everywhere (no floating point).
 inline uint64_t log2_256(uint64_t v) {
   const int bits = static_cast<int>(std::bit_width(v)), drop = bits > 12 ? bits - 12 : 0;
   return static_cast<uint64_t>(drop) * 256 + kLogTable.row[v >> drop];
@@ -32,7 +32,7 @@ struct Piece {  // pairs of one plane
 };
 // Symbols of a map, or of some of its chunks, as pairs (see pairs_of); 64 bytes of slack after them.
 struct Sample {
-  std::unique_ptr<uint16_t[]> pairs;
+  const uint16_t* pairs = nullptr;
   std::vector<Piece> pieces;
   size_t channels = 0;
 };
@@ -78,25 +78,22 @@ class PairCounter {
   size_t zeros_ = 0;
 };
 
-// How often each pair occurs in each channel of a sample.
+// How often each pair occurs in each channel of a sample. In the scratch memory of the thread that made it,
+// as is the sample.
 class Channels {
  public:
   Channels(const Sample& sample, size_t pairs, int threads);
   size_t size() const { return spans_.size(); }
   uint64_t symbols(size_t channel) const { return spans_[channel].symbols; }
-  const RansCount* begin(size_t channel) const {
-    return counts_[static_cast<size_t>(spans_[channel].worker)].data() + spans_[channel].begin;
-  }
-  const RansCount* end(size_t channel) const { return begin(channel) + spans_[channel].size; }
+  const RansCount* begin(size_t channel) const { return spans_[channel].begin; }
+  const RansCount* end(size_t channel) const { return spans_[channel].end; }
 
  private:
   struct Span {
-    int worker;
-    size_t begin, size;
+    RansCount *begin, *end;
     uint64_t symbols;
   };
   std::vector<Span> spans_;
-  std::vector<std::vector<RansCount>> counts_;  // of each worker
 };
 
 struct Classes {

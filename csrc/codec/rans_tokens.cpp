@@ -41,40 +41,6 @@ void Alphabet::build_float() {
 
 namespace {
 
-uint32_t float_bits(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
-  return u;
-}
-
-// Of all splits of v into a leading part and e raw bits, the token's is the least: (e << fine) + (v >> e)
-// grows with e where the leading part is too short, and with -e where it is too long.
-void integer_tokens(const uint8_t* s, size_t n, int bits, int fine, uint8_t* tok) {
-  constexpr size_t kBlock = 4096;  // stays in the nearest cache
-  for (size_t from = 0; from < n; from += kBlock) {
-    const size_t end = std::min(n, from + kBlock);
-    std::memcpy(tok + from, s + from, end - from);
-    for (int e = 1; e < bits - fine; ++e) {
-      const auto more = static_cast<uint8_t>(e << fine);
-      for (size_t i = from; i < end; ++i) {
-        const auto t = static_cast<uint8_t>((s[i] >> e) + more);
-        tok[i] = t < tok[i] ? t : tok[i];
-      }
-    }
-  }
-}
-
-void integer_tokens(const uint16_t* s, size_t n, int fine, uint8_t* tok) {
-  const int32_t direct = (2 << fine) - 1, offset = ((fine + 127) << fine) - (1 << fine);
-  // The leading bits of v, from its conversion to binary32, which is exact.
-  for (size_t i = 0; i < n; ++i) {
-    const int32_t v = s[i];
-    const int32_t t = static_cast<int32_t>(float_bits(static_cast<float>(v)) >> (23 - fine)) - offset;
-    const int32_t d = v < direct ? v : direct;
-    tok[i] = static_cast<uint8_t>(t > d ? t : d);
-  }
-}
-
 template <class U>
 void float_tokens(const U* s, size_t n, const Alphabet& a, uint8_t* tok) {
   const int shift = a.mantissa() - a.fine + (a.rotate ? 1 : 0);
@@ -93,9 +59,9 @@ void tokens_of(const void* s, size_t n, const Alphabet& a, int width, uint8_t* t
     else
       float_tokens(static_cast<const uint32_t*>(s), n, a, tok);
   } else if (width == 1) {
-    integer_tokens(static_cast<const uint8_t*>(s), n, a.bits, a.fine, tok);
+    rans_kernels().tokens8(static_cast<const uint8_t*>(s), n, a.bits, a.fine, tok);
   } else {
-    integer_tokens(static_cast<const uint16_t*>(s), n, a.fine, tok);
+    rans_kernels().tokens16(static_cast<const uint16_t*>(s), n, a.fine, tok);
   }
 }
 
@@ -127,25 +93,24 @@ Stripes stripes_of(const Box& b) {
 void pairs_of(const void* symbols, const Box& box, const Alphabet& a, int width, Scratch& scratch,
               uint16_t* pairs) {
   const Stripes s = stripes_of(box);
-  uint8_t* const tok = scratch.get_as<uint8_t>(Scratch::kFirst, box.size() + 64) + 64;  // tok[-1] is read
-  tokens_of(symbols, box.size(), a, width, tok);
-  uint8_t* const keep = scratch.get_as<uint8_t>(Scratch::kFirst + 1, s.run);  // 0 in the first column
-  std::memset(keep, 255, s.run);
-  for (size_t i = 0; i < s.run; i += s.cols) keep[i] = 0;
-  const auto count = static_cast<uint16_t>(a.count);
-  for (uint64_t k = 0; k < s.count; ++k) {
-    const uint8_t* __restrict t = tok + s.offset(k);
-    uint16_t* __restrict p = pairs + s.offset(k);
-    const size_t n = s.length(k), w = s.cols, first = std::min(n, w);
-    for (size_t i = 0; i < first; ++i) {
-      const auto context = static_cast<uint8_t>(t[i - 1] & keep[i]);
-      p[i] = static_cast<uint16_t>(context * count + t[i]);
+  const size_t n = box.size(), front = (s.cols + 63) / 64 * 64;  // readable: tokens that do not count
+  uint8_t* const tok = scratch.get_as<uint8_t>(Scratch::kFirst, n + front) + front;
+  tokens_of(symbols, n, a, width, tok);
+  // Which neighbours count, for some whole planes: 0 in the first column and the first row of a stripe.
+  constexpr size_t kLong = 2048;
+  const size_t block = s.plane * std::max<size_t>(1, kLong / s.plane);
+  uint8_t* const left = scratch.get_as<uint8_t>(Scratch::kFirst + 1, 2 * block);
+  uint8_t* const up = left + block;
+  std::memset(left, 255, 2 * block);
+  for (size_t plane = 0; plane < block; plane += s.plane)
+    for (size_t stripe = plane; stripe < plane + s.plane; stripe += s.run) {
+      const size_t end = std::min(stripe + s.run, plane + s.plane);
+      for (size_t i = stripe; i < end; i += s.cols) left[i] = 0;
+      std::memset(up + stripe, 0, std::min<size_t>(s.cols, end - stripe));
     }
-    for (size_t i = w; i < n; ++i) {
-      const auto context = static_cast<uint8_t>((t[i - 1] & keep[i]) + t[i - w]);
-      p[i] = static_cast<uint16_t>(context * count + t[i]);
-    }
-  }
+  for (size_t i = 0; i < n; i += block)
+    rans_kernels().pairs(tok + i, left, up, std::min(block, n - i), s.cols, static_cast<uint16_t>(a.count),
+                         pairs + i);
 }
 
 }  // namespace actzip::codec::rans

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import actzip
+from actzip import cpu
 from actzip.codec import encode
 from actzip.errors import ActzipError, CodecError, DataError, InputError, StreamError
 from actzip.split.coder import MapCoder
@@ -58,6 +59,35 @@ def test_the_formula_is_what_it_says(bits, signed, rounding, seed, one):
         q.values(got), (np.sign(want) * q.points[np.abs(want).astype(int)] * steps).astype(np.float32)
     )
     assert (q.values(got)[x == 0] == 0).all()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("levels", [1, 15, 31, 32, 127])
+@pytest.mark.parametrize("side", [1, 3, 17])
+@pytest.mark.parametrize("name", cpu.isas())
+def test_all_instruction_sets_quantize_alike(name, signed, levels, side):
+    """Sides that fill no vector; halves between levels; beyond the clip; infinite products."""
+    q = quantizer(levels, signed, side=side)
+    rng = np.random.default_rng(side)
+    x = rng.standard_normal((3, 3, side, side)).astype(np.float32) * levels
+    halves = (np.round(x) + 0.5 - np.float32(q.rounding)) * q.steps.reshape(-1, 1, 1)
+    x = np.where(rng.random(x.shape) < 0.5, x, halves).astype(np.float32)
+    x.flat[0], x.flat[-1] = np.float32(3e38), np.float32(-3e38)
+    with np.errstate(over="ignore"):
+        y = np.abs(x) * (np.float32(1) / q.steps.reshape(-1, 1, 1)) + np.float32(q.rounding)
+        want = np.sign(x) * np.minimum(np.floor(y), levels)
+    want = want if signed else np.maximum(want, 0)
+    with cpu.forced(name):
+        got = q.integers(x)
+        values = q.values(got)
+    assert np.array_equal(got, want)
+    back = np.sign(want) * q.points[np.abs(want).astype(int)] * q.steps.reshape(-1, 1, 1)
+    assert values.tobytes() == (back + 0.0).astype(np.float32).tobytes()
+    assert np.array_equal(q.integers(np.asfortranarray(x)), got)
+    for bad in (np.nan, np.inf, -np.inf):
+        x.flat[x.size // 2] = bad
+        with pytest.raises(InputError, match="not finite"):
+            q.integers(x)
 
 
 def test_a_quantizer_says_what_it_was_given():
