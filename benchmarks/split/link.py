@@ -3,6 +3,7 @@
     python benchmarks/split/link.py mobilenet-v2 --bandwidth 50Mbit --latency 2ms
     python benchmarks/split/link.py mobilenet-v2 --prepare /tmp/parts   # compiles only
     python benchmarks/split/link.py mobilenet-v2 --prepared /tmp/parts  # measures only
+    python benchmarks/split/link.py inception-v3 --at Mixed_6c --price -1.22 --calibrate 32
 
 Five cuts spread over the network. Predicted as `actzip split` does: layers of the whole network
 timed on the engine, coding timed, bits over bandwidth, latency both ways. Measured: the head in this
@@ -35,6 +36,7 @@ from actzip.split.api import open_network
 from actzip.split.choose import rates_of
 from actzip.split.clock import code_time, time_layers, timed
 from actzip.split.coder import MapCoder
+from actzip.split.cut import find_cut
 from actzip.split.link import Link
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "accelerate"))
@@ -43,7 +45,6 @@ from networks import NETWORKS
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "split"
 _CHUNK = 4096
 CODECS = ("rans", "seg", "zvc")
-_PRICE = 2.0**-7  # of a bit, in the error of sending nothing
 
 
 def send(to: socket.socket, data: bytes, link: Link) -> None:
@@ -83,18 +84,22 @@ def serve(path: str, link: Link, ready: Any) -> None:
             send(peer, times + y.tobytes(), link)
 
 
-def prepare(name: str, folder: Path, tune: bool) -> None:
-    """Compiles heads and tails of five cuts into a folder."""
+def prepare(o: argparse.Namespace, folder: Path) -> None:
+    """Compiles heads and tails of five cuts, or of those asked for, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "x.npy").exists():
-        np.save(folder / "x.npy", NETWORKS[name].data(8)[0].numpy())
-    network, x = opened(name, folder)
+        np.save(folder / "x.npy", NETWORKS[o.network].data(o.calibrate)[0].numpy())
+    network, x = opened(o.network, folder)
+    tune = not o.no_tune
     cuts = network.cuts()
-    for i in range(5):
-        cut = cuts[round((i + 0.5) * len(cuts) / 5)]
+    chosen = [cuts[round((i + 0.5) * len(cuts) / 5)] for i in range(5)]
+    if o.at:
+        found = [find_cut(network.graph, at, network.layers) for at in o.at]
+        chosen = [next(c for c in cuts if c.values == f.values) for f in found]
+    for cut in chosen:
         head, tail = network.parts(cut)
-        rates = rates_of(head, tail, [x], cut.values, bits=8, per="channel")
-        price = _PRICE * sum(r.dropped for r in rates) / sum(r.elements for r in rates)
+        rates = rates_of(head, tail, list(x.split(8)), cut.values, bits=8, per="channel")
+        price = 2.0**o.price * sum(r.dropped for r in rates) / sum(r.elements for r in rates)
         coder = MapCoder([r.at(price)[0] for r in rates])
         parts = network.compiled(cut, example=x[:1], threads=1, tune=tune)
         place = folder / str(cut.index)
@@ -217,12 +222,17 @@ def main() -> None:
     parser.add_argument("--prepare", type=Path, help="only compile, into this folder")
     parser.add_argument("--prepared", type=Path, help="only measure what is in this folder")
     parser.add_argument("--no-tune", action="store_true", help="kernels by density, without trials")
+    parser.add_argument("--at", nargs="+", help="cut behind these layers instead of at five places")
+    parser.add_argument(
+        "--price", type=float, default=-7.0, help="of a bit: 2 to this, in the error of sending nothing"
+    )
+    parser.add_argument("--calibrate", type=int, default=8, help="images that quantizers are chosen by")
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
     torch.set_num_threads(1)
     folder = o.prepare or o.prepared or Path("/tmp") / f"actzip-split-{o.network}"
     if not o.prepared:
-        prepare(o.network, folder, not o.no_tune)
+        prepare(o, folder)
     if not o.prepare:
         found = measure(o.network, folder, Link.of(o.bandwidth, o.latency), o.rounds, not o.no_tune)
         path = o.out or RESULTS / f"link-{o.network}.json"
