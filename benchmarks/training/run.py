@@ -1,11 +1,12 @@
 """Memory and time of training with packed activation maps, against plain PyTorch and checkpointing.
 
     python benchmarks/training/run.py           # every figure: benchmarks/results/training/*.json
-    python benchmarks/training/run.py saved     # one of: saved, step, peak, largest
+    python benchmarks/training/run.py saved     # one of: saved, step, peak, pages, largest
     python benchmarks/training/run.py step --networks resnet50,vgg16
 
 Peaks are the kernel's own count (VmHWM), each in a process of its own, over what the process holds with
 model, gradients and images before the first step; beside them what `actzip profile --training` predicts.
+"pages": peaks where glibc gives every block of a megabyte pages of its own (MALLOC_MMAP_THRESHOLD_).
 Times: methods in turn in one process, median and minimum. The accuracy of a fine-tuned network: accuracy.py.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -107,10 +109,11 @@ def peak(name: str, batch: int, method: str) -> dict[str, Any]:
     return {"peak": status("VmHWM") - before, "before": before}
 
 
-def child(*arguments: Any) -> dict[str, Any]:
+def child(*arguments: Any, pages: bool = False) -> dict[str, Any]:
     """A measurement in a process of its own."""
     command = [sys.executable, __file__, "one", *map(str, arguments)]
-    out = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if pages else None
+    out = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if out.returncode:
         raise SystemExit(out.stderr)
     found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
@@ -152,7 +155,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", nargs="?", default="all", choices=["all", "saved", "step", "peak", "largest", "one"]
+        "what", nargs="?", default="all", choices=["all", "saved", "step", "peak", "pages", "largest", "one"]
     )
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--networks", default=None, help="with commas between them")
@@ -166,7 +169,7 @@ def main() -> None:
         return
     names = args.networks.split(",") if args.networks else list(NETWORKS)
     asked = tuple(args.methods.split(",")) if args.methods else METHODS
-    for what in ("saved", "step", "peak", "largest") if args.what == "all" else (args.what,):
+    for what in ("saved", "step", "peak", "pages", "largest") if args.what == "all" else (args.what,):
         for name in names:
             network = NETWORKS[name]
             batch, one_cut = network.batch, network.blocks == network.stages
@@ -176,10 +179,11 @@ def main() -> None:
             elif what == "step":
                 packed = tuple(m for m in methods if args.methods or m not in CHECKPOINTED)
                 record(what, name, step(name, batch, args.rounds, packed))
-            elif what == "peak":
+            elif what in ("peak", "pages"):
                 record(what, name, {"batch": batch, "predicted": child("predicted", name, batch)})
                 for method in methods:
-                    record(what, name, {method: child("peak", name, batch, method)["peak"]})
+                    found = child("peak", name, batch, method, pages=what == "pages")
+                    record(what, name, {method: found["peak"]})
             elif name == "mobilenet_v2" or args.networks:
                 for method in methods:
                     record(what, name, {"limit": LIMIT, method: largest(name, method, LIMIT)})

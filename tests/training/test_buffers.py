@@ -44,10 +44,19 @@ def test_what_is_held_stays_below_the_limit(monkeypatch):
     made = Buffers()
     all_of_them = [made.empty(N, torch.float32) for _ in range(5)]
     assert len({x.data_ptr() for x in all_of_them}) == 5
-    assert sum(s.nbytes() for s, _ in made._held) <= 10 * N
+    assert sum(b.nbytes for b in made._held) <= 10 * N
     all_of_them.clear()
     made.empty(2 * N, torch.float32)  # frees what is too small for it
-    assert sum(s.nbytes() for s, _ in made._held) <= 10 * N
+    assert sum(b.nbytes for b in made._held) <= 10 * N
+
+
+def test_sizes_of_earlier_layers_are_not_held():
+    made = Buffers()
+    made.empty(N, torch.float32)
+    for _ in range(2 * buffers._AGE):
+        made.empty(4 * N, torch.float32)
+    made.empty(16 * N, torch.float32)
+    assert [b.nbytes for b in made._held] == [16 * N, 64 * N]
 
 
 def test_threads_never_share_a_buffer():

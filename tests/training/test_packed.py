@@ -9,7 +9,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from actzip.errors import ActzipError, InputError, LayerError, TrainingError
-from actzip.training import pack_saved, packed_activations
+from actzip.training import pack_saved, packed, packed_activations
 from actzip.training.saved import Slot
 from crowd import at_once
 from odd import saved_tensors_hooks
@@ -270,6 +270,7 @@ def test_what_one_function_spoils_the_next_one_restores():
     assert torch.equal(torch.autograd.grad(out, w)[0], expected)
 
 
+@pytest.mark.skipif(packed.top_hooks is None, reason="PyTorch 2.4 takes it for a change of the map")
 def test_a_gradient_that_is_a_restored_map_may_be_changed():
     y = torch.randn(2, 8, 64, 64).relu().requires_grad_() * 1
     with packed_activations(nn.Identity()):

@@ -21,18 +21,30 @@ __all__ = ["Buffers"]
 _SMALL = 64 << 10
 #: What all buffers take at most.
 _LIMIT = 64 << 20
+#: One that so many others were asked for without is not of a size that is needed now.
+_AGE = 8
 
 #: How many tensors share a storage, by its address; None where this torch does not tell.
 _users: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 
+class _Buffer:
+    __slots__ = ("asked", "idle", "nbytes", "storage")
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        assert _users is not None
+        self.storage, self.nbytes, self.asked = storage, storage.nbytes(), 0
+        self.idle = _users(storage._cdata)  # its users while it is free
+
+
 class Buffers:
     """The buffers of one forward pass; they live as long as a map that it packed."""
 
-    __slots__ = ("_held", "_lock")
+    __slots__ = ("_asked", "_held", "_lock")
 
     def __init__(self) -> None:
-        self._held: list[tuple[torch.UntypedStorage, int]] = []  # and its users while it is free
+        self._held: list[_Buffer] = []
+        self._asked = 0
         self._lock = threading.Lock()  # graphs run backward in any thread, and in several
 
     def empty(self, n: int, dtype: torch.dtype) -> Tensor:
@@ -41,23 +53,27 @@ class Buffers:
         if _users is None or not _SMALL <= nbytes < LARGE:
             return empty(n, dtype)
         with self._lock:
-            free = [s for s, idle in self._held if _users(s._cdata) <= idle]
-            fitting = [s for s in free if nbytes <= s.nbytes() <= 2 * nbytes]
-            storage = min(fitting, key=torch.UntypedStorage.nbytes) if fitting else self._more(nbytes, free)
+            self._asked += 1
+            free = [b for b in self._held if _users(b.storage._cdata) <= b.idle]
+            fitting = [b for b in free if nbytes <= b.nbytes <= 2 * nbytes]
+            if fitting:
+                buffer = min(fitting, key=lambda b: b.nbytes)
+            else:
+                buffer = self._more(nbytes, free)
+            buffer.asked = self._asked
             found = torch.empty(0, dtype=dtype)
-            found.set_(storage, 0, (n,))  # type: ignore[call-overload]
+            found.set_(buffer.storage, 0, (n,))  # type: ignore[call-overload]
             return found.data  # at version 0, as fresh memory is
 
-    def _more(self, nbytes: int, free: list[torch.UntypedStorage]) -> torch.UntypedStorage:
-        assert _users is not None
-        for other in free:
-            if self._room() >= nbytes:
+    def _more(self, nbytes: int, free: list[_Buffer]) -> _Buffer:
+        for other in sorted(free, key=lambda b: b.asked):
+            if self._room() >= nbytes and self._asked - other.asked <= _AGE:
                 break
-            self._held = [h for h in self._held if h[0] is not other]
-        storage = empty(nbytes, torch.uint8).untyped_storage()
+            self._held.remove(other)
+        buffer = _Buffer(empty(nbytes, torch.uint8).untyped_storage())
         if self._room() >= nbytes:
-            self._held.append((storage, _users(storage._cdata)))
-        return storage
+            self._held.append(buffer)
+        return buffer
 
     def _room(self) -> int:
-        return _LIMIT - sum(s.nbytes() for s, _ in self._held)
+        return _LIMIT - sum(b.nbytes for b in self._held)

@@ -93,11 +93,12 @@ class _Again:
 
     def __init__(self, model: nn.Module, session: packed.Session) -> None:
         self.model, self.settings, self.stack = model, session.settings, list(session.stack)
+        self.buffers = session.buffers
         self.seed = session.next_seed()
 
     def __enter__(self) -> None:
         session = packed.Session(self.model, self.settings, self.seed)
-        session.stack = list(self.stack)
+        session.stack, session.buffers = list(self.stack), self.buffers
         below, unpack = _hooks_below()
 
         def pack(tensor: Tensor) -> Any:
