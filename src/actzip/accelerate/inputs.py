@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from actzip.checks import shown
 from actzip.data.form import Form
-from actzip.errors import DataError, InputError
+from actzip.errors import DataError, InputError, UnsupportedError
 from actzip.training.batches import batches_in, check_finite, unpack
 
 __all__ = ["Inputs", "gather", "open_model"]
@@ -56,7 +56,7 @@ def open_model(
         found = open_subject(
             chosen, data, weights=weights, images=images, batch=batch, size=size, trust=trust, form=form
         )
-        return found.model, found.loader, name
+        return _with_gradients(found.model), found.loader, name
     if not isinstance(model, nn.Module):
         from actzip.runtime.models import load
 
@@ -65,7 +65,23 @@ def open_model(
         from actzip.models import load_weights
 
         load_weights(model, weights)
-    return model, data, name
+    return _with_gradients(model), data, name
+
+
+def _with_gradients(model: nn.Module) -> nn.Module:
+    """
+    Raises:
+        UnsupportedError: some nodes of a file run with ONNX Runtime.
+    """
+    from actzip.runtime.models import GraphNet
+
+    names = model.elsewhere() if isinstance(model, GraphNet) else []
+    if names:
+        raise UnsupportedError(
+            f"thresholds are weighed by gradients, and {len(names)} nodes have none, which run with "
+            f"ONNX Runtime: {', '.join(names[:6])}"
+        )
+    return model
 
 
 def gather(data: Iterable[Any], *, calibrate: int, images: int, batch: int | None) -> Inputs:

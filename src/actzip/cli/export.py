@@ -92,10 +92,10 @@ def run(
     torch.manual_seed(0)
     form = form or Form()
     first = None if form.first is None else form.first[1:]
-    net, shape, _, _ = load_whole(model, first, shapes=form.given, trust=trust)
+    net, shape, _, _ = load_whole(model, first, shapes=form.given, trust=trust, parts=False)
     if size is not None:
         shape = (shape[0], size, size)
-        net = load_whole(model, shape, trust=trust)[0] if isinstance(net, GraphNet) else net
+        net = load_whole(model, shape, trust=trust, parts=False)[0] if isinstance(net, GraphNet) else net
     for m in net.modules():
         m.training = False
     say_open(net)

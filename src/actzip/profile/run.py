@@ -189,7 +189,7 @@ def _subject(model: Any, loader: Any, name: str | None, max_images: int | None) 
         name = name or model
     if isinstance(loader, str) or loader is None:
         return open_subject(model, loader, images=max_images or 100), name
-    module = load_model(model)[0] if isinstance(model, str) else model
+    module = load_model(model, parts=True)[0] if isinstance(model, str) else model
     return Subject(module, batches_in(loader, "loader"), max_images, ""), name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actzip.errors import InputError
+from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.origin import OnnxOrigin, Origin, TorchOrigin
 
@@ -77,6 +77,8 @@ def _own_graph(model: Any, example: Any) -> tuple[g.Graph, Origin | None] | None
     thresholds of now, for the sizes of the example, and what makes it for others."""
     from actzip.runtime.to_torch import GraphNet, NetOrigin
 
+    if isinstance(model, GraphNet) and (names := model.elsewhere()):
+        raise UnsupportedError(f"{len(names)} nodes run with ONNX Runtime: {', '.join(names[:6])}")
     if not isinstance(model, GraphNet) or "_actzip_quantization" in model.__dict__:
         return None
     if model.origin is None:
@@ -86,6 +88,26 @@ def _own_graph(model: Any, example: Any) -> tuple[g.Graph, Origin | None] | None
         shapes = [shapes[v] for v in model.graph.inputs if v in shapes]
     fit = len(shapes) == model.arity  # else the binding says what is wrong
     return model.to_graph(shapes if fit else None), NetOrigin(model)
+
+
+def file_behind(model: Any) -> Any:
+    """The ONNX model of a module of :func:`actzip.load` that the engine does not have whole; None of
+    others.
+
+    Raises:
+        UnsupportedError: the module is not what the file is any more.
+    """
+    from actzip.runtime.to_torch import GraphNet
+    from actzip.runtime.whole import WholeOrigin
+
+    if not isinstance(model, GraphNet) or not isinstance(model.origin, WholeOrigin):
+        return None
+    if "_actzip_quantization" in model.__dict__ or model.changed():
+        raise UnsupportedError(
+            f"{len(model.elsewhere())} nodes of this module run with ONNX Runtime, and its parameters, "
+            "thresholds or quantizers are not the file's: only the file's own are compiled in parts"
+        )
+    return model.origin.model
 
 
 def memory_of(model: Any) -> list[tuple[int, int]]:

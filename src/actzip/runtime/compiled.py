@@ -23,6 +23,7 @@ from actzip.runtime.binding import (
     batch_of,
     bind,
     check_batch,
+    file_behind,
     fit,
     fits,
     front_end,
@@ -127,10 +128,11 @@ def compile(
             "winograd": winograd,
         }
         options |= {"threads": threads, "tune": tune, "cache": cache}
-        if not isinstance(model, (str, os.PathLike)):
+        source = model if isinstance(model, (str, os.PathLike)) else file_behind(model)
+        if source is None:
             return cast(CompiledModel, _in_parts(model, example, options, n_threads, error))
         regions = Regions(options)
-        return cast(CompiledModel, compile_parts(model, example, regions, n_threads, error))
+        return cast(CompiledModel, compile_parts(source, example, regions, n_threads, error))
     graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
     graph = owned(optimize(graph), memory_of(model))
     batch = batch_of(graph, inputs)

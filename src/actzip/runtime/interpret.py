@@ -15,6 +15,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import ACTS, Act
 from actzip.runtime.ops.depth_to_space import DepthToSpace
+from actzip.runtime.ops.elsewhere import Elsewhere
 from actzip.runtime.ops.grid_sample import GridSample
 from actzip.runtime.ops.reduce import ArgMax
 from actzip.runtime.ops.topk import TopKIndices, TopKValues
@@ -290,6 +291,8 @@ def run_node(n: g.Node, args: list[Tensor], batch: int) -> Tensor:
         return args[0].reshape(g.concrete(n.shape, batch))
     if isinstance(n, ops.Expand):
         return args[0].expand(g.concrete(n.shape, batch))
+    if isinstance(n, Elsewhere):
+        return n.run(args)
     meaning = _MEANING.get(type(n))
     if meaning is None:
         raise UnsupportedError(f"{n.where()}: the interpreter does not know it")

@@ -59,7 +59,7 @@ def load(
     elif shape is not None:
         shape = _dims(shape)
     flag(trust, "trust")
-    net = load_model(os.fspath(model), shape, shapes=shapes, trust=trust)[0]
+    net = load_model(os.fspath(model), shape, shapes=shapes, trust=trust, parts=True)[0]
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False
     if weights is not None:
@@ -79,6 +79,7 @@ def load_model(
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     trust: bool = False,
+    parts: bool = False,
 ) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
     """(model, input shape C, H, W, mean, std) for a name, an import path, a ``.pt2`` or an ``.onnx`` file.
 
@@ -86,6 +87,7 @@ def load_model(
         shape: input shape C, H, W where it is not the usual one for the name.
         shapes: of an ONNX file's inputs by name, the batch included; ``""`` is the first.
         trust: see :func:`load`.
+        parts: nodes of an ONNX file that the engine lacks run with ONNX Runtime, with a warning.
 
     A file gives a :class:`GraphNet` where its operators are known. Of several inputs the shape
     given is that of the first.
@@ -101,7 +103,7 @@ def load_model(
     if path.suffix == ".actzip":
         raise InputError(f"{path} is compiled already: actzip.runtime.load reads it")
     if path.suffix == ".onnx":
-        read = _onnx_net(path, shape, shapes)
+        read = _onnx_net(path, shape, shapes, parts)
         first = read.graph.shape(read.graph.inputs[0])
         return _with_shape(read, shape or tuple(d if isinstance(d, int) else 1 for d in first[1:]))
     if path.suffix in (".pt2", ".pt", ".pth"):
@@ -131,23 +133,30 @@ def load_whole(
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     trust: bool = False,
+    parts: bool = True,
 ) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-    """:func:`load_model` for what needs every node of an ONNX file.
+    """:func:`load_model` for what looks into a model; ``parts``: where ONNX Runtime may run some nodes.
 
     Raises:
         UnsupportedError: nodes that the engine lacks, with what can be done with the file.
     """
     try:
-        return load_model(ref, shape, shapes=shapes, trust=trust)
+        return load_model(ref, shape, shapes=shapes, trust=trust, parts=parts)
     except UnsupportedError as error:
         if Path(ref).suffix != ".onnx":
             raise
-        hint = "compile and bench run such nodes with ONNX Runtime, all else needs every node"
+        hint = (
+            "compile, bench, profile and quantize run such nodes with ONNX Runtime where it is "
+            "installed, all else needs every node"
+        )
         raise UnsupportedError(f"{error}; {hint}") from error
 
 
 def _onnx_net(
-    path: Path, shape: tuple[int, ...] | None, shapes: Mapping[str, tuple[int, ...]] | None
+    path: Path,
+    shape: tuple[int, ...] | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    parts: bool,
 ) -> GraphNet:
     """The module of an ONNX file, for any size that it takes."""
     from actzip.runtime.from_onnx import at_least_opset, from_onnx
@@ -159,10 +168,43 @@ def _onnx_net(
     if shape:
         shapes = {"": (1, *shape), **{k: v for k, v in (shapes or {}).items() if k}}
     known, left = onnx_shapes(path, model, shapes or {}), open_inputs(model)
-    graph = settled(model, str(path), known, lambda sizes: from_onnx(model, sizes))
-    origin = OnnxOrigin(model, str(path), [g.concrete(graph.shape(v), 1) for v in graph.inputs])
-    net = to_torch(graph, origin)
+    try:
+        graph = settled(model, str(path), known, lambda sizes: from_onnx(model, sizes))
+    except UnsupportedError as error:
+        if not parts:
+            raise
+        net = _net_in_parts(path, model, known, error)
+    else:
+        shapes_now = [g.concrete(graph.shape(v), 1) for v in graph.inputs]
+        net = to_torch(graph, OnnxOrigin(model, str(path), shapes_now))
+    graph = net.graph
     net.open = {n: d for n, d in left.items() if n in graph.inputs and n not in known}
+    return net
+
+
+def _net_in_parts(
+    path: Path, model: Any, shapes: Mapping[str, tuple[int, ...]], refused: UnsupportedError
+) -> GraphNet:
+    """The module of a file of which the engine lacks nodes: ONNX Runtime runs them.
+
+    Raises:
+        UnsupportedError: it is not installed; ``refused``, where it does not take the model.
+    """
+    from actzip.runtime.open_sizes import batch_is_open
+    from actzip.runtime.parts import runtime
+    from actzip.runtime.whole import WholeOrigin
+
+    runtime(refused)
+    origin = WholeOrigin(model, str(path))
+    net = to_torch(origin.first(shapes), origin)
+    if batch_is_open(model):
+        net.batch = None
+    warnings.warn(
+        f"{len(net.elsewhere())} of {len(net.steps)} nodes run with ONNX Runtime in this module and "
+        f"have no gradient: {refused}",
+        ActzipWarning,
+        stacklevel=4,
+    )
     return net
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from actzip.errors import InputError, UnsupportedError
 
-__all__ = ["open_inputs", "settled", "shown_dims", "usual_shapes"]
+__all__ = ["batch_is_open", "open_inputs", "settled", "shown_dims", "usual_shapes"]
 
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -42,6 +42,12 @@ def open_inputs(model: Any) -> dict[str, list[int | str] | None]:
     dimensions (:func:`shown_dims`)."""
     found = {v.name: _declared(v) for v in _inputs(model)}
     return {n: d for n, d in found.items() if d is None or any(isinstance(k, str) for k in d[1:])}
+
+
+def batch_is_open(model: Any) -> bool:
+    """Whether the file leaves the first input's first dimension open."""
+    dims = next((_declared(v) for v in _inputs(model)), None)
+    return not dims or isinstance(dims[0], str)
 
 
 def shown_dims(dims: Sequence[int | str] | None) -> str:

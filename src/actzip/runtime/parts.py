@@ -27,7 +27,7 @@ from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
 from actzip.runtime.registry import Mask
 
-__all__ = ["PartitionedModel", "compile_parts", "session", "usual_inputs"]
+__all__ = ["PartitionedModel", "compile_parts", "run_whole", "session", "usual_inputs"]
 
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
@@ -66,9 +66,11 @@ def compile_parts(
     return made
 
 
-def usual_inputs(model: Any, made: Any = None) -> list[Array]:
-    """Random inputs of the declared shapes; where sizes are open, of usual ones that ONNX Runtime
-    takes (``made``: its session, if there is one).
+def usual_inputs(
+    model: Any, made: Any = None, given: Mapping[str, tuple[int, ...]] | None = None
+) -> list[Array]:
+    """Random inputs of the shapes ``given``, else of those declared; where sizes are open, of usual
+    ones that ONNX Runtime takes (``made``: its session, if there is one).
 
     Raises:
         InputError: it takes none of them.
@@ -85,16 +87,17 @@ def usual_inputs(model: Any, made: Any = None) -> list[Array]:
         ]
 
     def tried(shapes: Mapping[str, tuple[int, ...]] | None) -> list[Array]:
-        arrays = drawn(shapes or next(usual_shapes(model)))
-        if shapes and running is not None:
+        arrays = drawn(next(usual_shapes(model, shapes)))
+        if running is not None:
             try:
                 running.run(None, dict(zip(names, arrays, strict=True)))
             except Exception as error:
                 raise InputError(f"ONNX Runtime refuses it: {_line(error)}") from error
         return arrays
 
-    running = made or (_session(model, 0) if open_inputs(model) else None)
-    return settled(model, model.graph.name or "the model", None, tried)
+    left = open_inputs(model).keys() - (given or {}).keys()
+    running = (made or _session(model, 0)) if left else None
+    return settled(model, model.graph.name or "the model", given, tried)
 
 
 def session(source: Any, refused: UnsupportedError) -> tuple[Any, Any]:
@@ -304,6 +307,39 @@ def _regions(stage: Sequence[OnnxNode]) -> list[list[OnnxNode]]:
 # -- running
 
 
+def run_whole(model: Any, given: Mapping[str, Array], threads: int) -> dict[str, Array]:
+    """Every value of the model for this input, computed by ONNX Runtime.
+
+    Raises:
+        InputError: it cannot run the model on it.
+    """
+    onnx = onnx_package()
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for value in whole.graph.input:  # what is declared is no promise
+        if value.name in given:
+            shape = value.type.tensor_type.shape
+            for i, d in enumerate(shape.dim):
+                d.Clear()
+                d.dim_value = int(given[value.name].shape[i]) if i < given[value.name].ndim else 0
+    declared = {o.name for o in whole.graph.output}
+    for o in whole.graph.output:
+        o.type.tensor_type.ClearField("shape")
+    del whole.graph.value_info[:]
+    for node in whole.graph.node:
+        for o in node.output:
+            if o and o not in declared:
+                declared.add(o)
+                whole.graph.output.append(onnx.ValueInfoProto(name=o))
+    session = _session(whole, threads)
+    names = [o.name for o in session.get_outputs()]
+    try:
+        results = session.run(names, dict(given))
+    except Exception as error:
+        raise InputError(f"ONNX Runtime cannot run the model on this input: {_line(error)}") from error
+    return {n: r for n, r in zip(names, results, strict=True) if isinstance(r, np.ndarray)}
+
+
 class _Plan:
     """The parts for one set of input shapes."""
 
@@ -313,7 +349,7 @@ class _Plan:
         self.onnx = onnx_package()
         self.model = model
         given = dict(zip(names, arrays, strict=True))
-        self.seen = {**given, **self._run_whole(given, threads)}
+        self.seen = {**given, **run_whole(model, given, threads)}
         self.shapes = {n: tuple(a.shape) for n, a in given.items()}
         self.parts = self._cut()
         values = dict(given)
@@ -330,33 +366,6 @@ class _Plan:
 
     def _proto(self, part: _Part) -> Any:
         return self.onnx.ModelProto.FromString(part.model)
-
-    def _run_whole(self, given: Mapping[str, Array], threads: int) -> dict[str, Array]:
-        """Every value of the model for this input, computed by ONNX Runtime."""
-        model = self.onnx.ModelProto()
-        model.CopyFrom(self.model)
-        for value in model.graph.input:  # what is declared is no promise
-            if value.name in given:
-                shape = value.type.tensor_type.shape
-                for i, d in enumerate(shape.dim):
-                    d.Clear()
-                    d.dim_value = int(given[value.name].shape[i]) if i < given[value.name].ndim else 0
-        declared = {o.name for o in model.graph.output}
-        for o in model.graph.output:
-            o.type.tensor_type.ClearField("shape")
-        del model.graph.value_info[:]
-        for node in model.graph.node:
-            for o in node.output:
-                if o and o not in declared:
-                    declared.add(o)
-                    model.graph.output.append(self.onnx.ValueInfoProto(name=o))
-        session = _session(model, threads)
-        names = [o.name for o in session.get_outputs()]
-        try:
-            results = session.run(names, dict(given))
-        except Exception as error:
-            raise InputError(f"ONNX Runtime cannot run the model on this input: {_line(error)}") from error
-        return {n: r for n, r in zip(names, results, strict=True) if isinstance(r, np.ndarray)}
 
     def _cut(self) -> list[_Part]:
         forced: set[int] = set()

@@ -25,6 +25,7 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import interpret, ops
 from actzip.runtime.acts import ACTS, Act
+from actzip.runtime.ops.elsewhere import Elsewhere
 from actzip.runtime.origin import Origin, Shapes, is_large
 from actzip.runtime.sizes import Resizer, Sizes
 
@@ -403,6 +404,21 @@ class GraphNet(nn.Module):
             return self._own
         made = reversed(self._others.all())
         return next((walk for walk in made if _traced_fits(walk.graph, inputs)), self._own)
+
+    def elsewhere(self) -> list[str]:
+        """Nodes that ONNX Runtime runs: they have no gradient."""
+        return [node.name for _, node in self.steps if isinstance(node, Elsewhere)]
+
+    def changed(self) -> bool:
+        """Whether it has other parameters than the graph that it was made of, or thresholds."""
+        now = self._now()
+        pairs = [
+            (a, node.act.param if k == "slope" else getattr(node, k))  # type: ignore[attr-defined]
+            for _, node in self.steps
+            for k, a in now[node.name].items()
+        ]
+        same = all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
+        return not same or bool(self._thresholds())
 
     def takes(self, shapes: Shapes) -> bool:
         """Whether the model takes inputs of these shapes, the batch included."""
