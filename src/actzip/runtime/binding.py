@@ -90,26 +90,6 @@ def _own_graph(model: Any, example: Any) -> tuple[g.Graph, Origin | None] | None
     return model.to_graph(shapes if fit else None), NetOrigin(model)
 
 
-def file_behind(model: Any) -> Any:
-    """The ONNX model of a module of :func:`actzip.load` that the engine does not have whole; None of
-    others.
-
-    Raises:
-        UnsupportedError: the module is not what the file is any more.
-    """
-    from actzip.runtime.to_torch import GraphNet
-    from actzip.runtime.whole import WholeOrigin
-
-    if not isinstance(model, GraphNet) or not isinstance(model.origin, WholeOrigin):
-        return None
-    if "_actzip_quantization" in model.__dict__ or model.changed():
-        raise UnsupportedError(
-            f"{len(model.elsewhere())} nodes of this module run with ONNX Runtime, and its parameters, "
-            "thresholds or quantizers are not the file's: only the file's own are compiled in parts"
-        )
-    return model.origin.model
-
-
 def memory_of(model: Any) -> list[tuple[int, int]]:
     """Where the parameters and buffers of a module lie: first byte and bytes of each."""
     if isinstance(model, (str, os.PathLike, g.Graph)):

@@ -23,7 +23,6 @@ from actzip.runtime.binding import (
     batch_of,
     bind,
     check_batch,
-    file_behind,
     fit,
     fits,
     front_end,
@@ -45,6 +44,7 @@ from actzip.runtime.rules import Rules, find_rules
 from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, unstored
 from actzip.runtime.tree import class_of, is_plain, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
+from actzip.runtime.whole import file_behind
 
 __all__ = ["CompiledModel", "advice", "compile", "compile_graph", "load", "peak_gflops"]
 

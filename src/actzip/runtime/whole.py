@@ -22,7 +22,7 @@ from actzip.runtime.parts import run_whole, usual_inputs
 from actzip.runtime.passes.edit import drop_dead
 from actzip.runtime.registry import Mask, Probed
 
-__all__ = ["WholeOrigin"]
+__all__ = ["WholeOrigin", "file_behind"]
 
 #: Operators whose output has a shape that numbers decide: what is behind them runs elsewhere too.
 _LOOSE = {"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "Scan"}
@@ -183,3 +183,22 @@ class WholeOrigin:
                 continue
             self.lacking = importer.lacking
             return drop_dead(made)
+
+
+def file_behind(model: Any) -> Any:
+    """The ONNX model of a module of :func:`actzip.load` that the engine does not have whole; None of
+    others.
+
+    Raises:
+        UnsupportedError: the module is not what the file is any more.
+    """
+    from actzip.runtime.to_torch import GraphNet
+
+    if not isinstance(model, GraphNet) or not isinstance(model.origin, WholeOrigin):
+        return None
+    if "_actzip_quantization" in model.__dict__ or model.changed():
+        raise UnsupportedError(
+            f"{len(model.elsewhere())} nodes of this module run with ONNX Runtime, and its parameters, "
+            "thresholds or quantizers are not the file's: only the file's own are compiled in parts"
+        )
+    return model.origin.model
