@@ -751,22 +751,32 @@ def training_step() -> list[str]:
     return grid("network | batch | rounds | plain, s | exact | 8 bits | 4 bits", "lrrrrrr", rows)
 
 
-@table
-def training_peak() -> list[str]:
+def peaks(what: str) -> list[str]:
     methods = [*PACKED, *(f"blocks{packed}" for packed in CHECKPOINT)]
     rows = [
         (name, r["batch"], f"{r['plain'] / 1e6:.0f}", *over_plain(r | checkpointed(r, min), methods))
-        for name, r in training_rows("peak")
+        for name, r in training_rows(what)
     ]
     titles = " | ".join([*PACKED.values(), *CHECKPOINT.values()])
     return grid(f"network | batch | plain, MB | {titles}", "lrr" + "r" * len(methods), rows)
 
 
 @table
+def training_peak() -> list[str]:
+    return peaks("peak")
+
+
+@table
+def training_pages() -> list[str]:
+    return peaks("pages")
+
+
+@table
 def training_predicted() -> list[str]:
+    pages = [(f"{name}, pages of its own", r) for name, r in training_rows("pages")]
     rows = [
         (name, *(f"{r['predicted'][m] / r[m]:.2f}" if m in r else "" for m in ("plain", *PACKED)))
-        for name, r in training_rows("peak")
+        for name, r in (*training_rows("peak"), *pages)
     ]
     return grid("network | plain | exact | 8 bits | 4 bits", "lrrrr", rows)
 
