@@ -887,6 +887,24 @@ def profile() -> list[str]:
 
 
 @table
+def profile_predicted() -> list[str]:
+    names = {None: "natural"}
+    rows = [
+        (
+            r["network"],
+            names.get(r["imposed"], f"imposed {r['imposed']}"),
+            f"{r['latency_ms']:.2f}",
+            f"{r['predicted_ms']:.2f}",
+            f"{100 * r['error']:+.1f} %",
+            f"{100 * r['median_layer_error']:.1f} %",
+        )
+        for r in load("profile/predicted")["networks"]
+    ]
+    head = "network | zeros | measured, ms | predicted, ms | error | median error of a layer"
+    return grid(head, "llrrrr", rows)
+
+
+@table
 def torch_compile() -> list[str]:
     d = load("integrations/torch-compile-models")
     whole = sum(m["ok"] and set(m["modes"]) == {"whole"} for m in d["models"].values())

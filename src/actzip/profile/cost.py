@@ -28,7 +28,7 @@ from actzip.runtime.winograd import is_winograd, tile_size
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 5
+_FORMAT = 8
 #: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
 SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 #: Walking over masks costs this share of the work at density 1.
@@ -78,7 +78,7 @@ class Conv:
     @property
     def tiled(self) -> bool:
         """Whether Winograd kernels can compute it."""
-        return self.kernel == (3, 3) and self.stride == 1 and self.groups == 1
+        return self.kernel == (3, 3) and self.stride == 1 and self.groups == 1 and self.inputs >= 16
 
     def tile_products(self, m: int) -> int:
         """Products of transformed tiles of m x m pixels, none of them skipped; pixels a dilation apart
@@ -153,6 +153,12 @@ def is_small(convs: Iterable[Conv]) -> bool:
     return sum(4 * c.weights for c in layers) <= SMALL_BYTES and sum(c.macs for c in layers) <= SMALL_MACS
 
 
+def is_light(convs: Iterable[Conv]) -> bool:
+    """Whether the weights of a network of these layers stay in the caches: all that matters to dense
+    kernels."""
+    return sum(4 * c.weights for c in convs) <= SMALL_BYTES
+
+
 # --- regression -----------------------------------------------------------------------------------
 
 # how far apart two layers may be and still tell of each other, in the units of Conv.features
@@ -214,14 +220,22 @@ class CostModel:
         return math.exp(surface(conv.features(density))) * _work(conv, storage, density)
 
     def kinds(
-        self, conv: Conv, density: float, *, packed: bool = True, small: bool = False, areas: float = 1.0
+        self,
+        conv: Conv,
+        density: float,
+        *,
+        packed: bool = True,
+        small: bool = False,
+        light: bool = False,
+        areas: float = 1.0,
     ) -> dict[str, float]:
         """Milliseconds by kind of kernel: ``dense``, ``packed``, ``depthwise``, or a Winograd kernel.
 
         Args:
             density: share of non-zeros of the input.
             packed: the input comes from a ReLU or its kin, so that the engine may pack it.
-            small: the network stays in the caches (:func:`is_small`).
+            small: the network stays in the caches (:func:`is_small`). light: its weights do
+                (:func:`is_light`).
             areas: :func:`areas_of` the input.
         """
         density = min(1.0, max(0.0, density))
@@ -230,17 +244,16 @@ class CostModel:
             at["packed"] = density
         if conv.tiled:
             at |= {f"winograd-{m}x{m}": tile_share(density, m, areas) for m in _AREAS}
-        times = {kind: self._at(kind, small, conv, d) for kind, d in at.items()}
+        dense = ("dense", "depthwise")
+        times = {k: self._at(k, small or (light and k in dense), conv, d) for k, d in at.items()}
         found = {kind: t for kind, t in times.items() if t is not None}
         if not found:
             raise ActzipError("the calibration has no convolution of this kind")
         return found
 
-    def predict(
-        self, conv: Conv, density: float, *, packed: bool = True, small: bool = False, areas: float = 1.0
-    ) -> float:
-        """Milliseconds of the quickest of :meth:`kinds`."""
-        return min(self.kinds(conv, density, packed=packed, small=small, areas=areas).values())
+    def predict(self, conv: Conv, density: float, **how: Any) -> float:
+        """Milliseconds of the quickest of :meth:`kinds`, whose arguments it takes."""
+        return min(self.kinds(conv, density, **how).values())
 
     def predict_call(self, layers_ms: float, *, small: bool = False) -> float:
         """Milliseconds of a whole call whose nodes take ``layers_ms`` together."""
@@ -352,6 +365,8 @@ _DEPTHWISE = (
     (480, 14, 5, 1), (96, 56, 7, 1), (128, 32, 3, 2), (576, 14, 3, 2), (512, 4, 3, 2),
     (256, 8, 3, 2), (1024, 2, 3, 1),
 )  # fmt: skip
+#: Channels in and out, height: for Winograd kernels, which are quick enough there.
+_LARGE_MAPS = ((64, 224), (128, 112), (256, 56), (512, 14), (512, 28))
 #: Features in, features out.
 _LINEAR = ((64, 10), (256, 128), (512, 1000), (2048, 1000), (1024, 10), (4096, 1024))
 
@@ -422,13 +437,15 @@ class _Plan:
         out = []
         for channels, size in self.sizes:
             x = np.abs(self.rng.standard_normal((1, channels, size, size), np.float32)) + np.float32(0.01)
-            part = -(-size // patch)
+            part = -(-size // patch) + 1
             each = np.full((1, channels, 1, 1), density)
             if 0 < density < 1:
                 a = 2 * density
                 each = self.rng.beta(a, 2 - a, (1, channels, 1, 1))
             mask = (self.rng.random((1, channels, part, part)) < each).repeat(patch, 2).repeat(patch, 3)
-            keep = mask[:, :, :size, :size]
+            # patches begin anywhere, in every channel elsewhere
+            y, x0 = self.rng.integers(0, patch, (2, channels, 1)) + np.arange(size)
+            keep = mask[0, np.arange(channels)[:, None, None], y[:, :, None], x0[:, None, :]][None]
             out.append(np.where(keep, x, -x) if channels > 3 else x)
         return out
 
@@ -480,7 +497,7 @@ class _Plan:
             ranked = self.best(storage, inputs, options, 2 if i == 0 else 3)
             options = {name: kernels[:_KEPT] for name, kernels in ranked.items()}
             lowered = lower(self.graphs[storage], {name: kernels[0] for name, kernels in ranked.items()})
-            times = self.times(lowered, inputs, 5)
+            times = self.times(lowered, inputs, 15 if small else 5)
             self.ratios.append(self.call(lowered, inputs) / sum(times.values()))
             for name, conv in self.convs.items():
                 if storage == "packed" and name not in self.packed:
@@ -492,7 +509,8 @@ class _Plan:
         return out
 
     def tiled(self, small: bool) -> list[Sample]:
-        """Winograd kernels, each in all convolutions at once."""
+        """Winograd kernels, each in all convolutions at once; in a small plan of the better storage of the
+        input: dense maps are quick to read where they stay in the caches."""
         from actzip.runtime.lower import lower
         from actzip.runtime.ops import Conv2d
         from actzip.runtime.winograd import tile_density
@@ -506,18 +524,22 @@ class _Plan:
         for m in _AREAS:
             kernel = f"winograd-{m}x{m}"
             names = [n for n in nodes if n in self.convs and kernel in options[n]]
-            lowered = lower(graph, dict.fromkeys(names, kernel))
+            plans = [
+                lower(self.graphs[storage], dict.fromkeys(names, kernel))
+                for storage in (("packed", "dense") if small else ("packed",))
+            ]
             for arrays in inputs:
-                times = self.times(lowered, arrays, 3)
+                times = [self.times(plan, arrays, 9 if small else 3) for plan in plans]
                 for name in names:
                     share = tile_density(np.maximum(arrays[read[name]], 0), nodes[name], m)
-                    out.append(Sample(self.convs[name], kernel, small, share, max(times[name], 1e-5)))
+                    best = min(t[name] for t in times)
+                    out.append(Sample(self.convs[name], kernel, small, share, max(best, 1e-5)))
         return out
 
 
 def _tiled(shapes: Sequence[Shape], threads: int, small: bool) -> list[Sample]:
     """Timings of Winograd kernels, for those of the ``shapes`` that they can compute."""
-    fit = [s for s in shapes if s[0] > 3 and s[3:] == ((3, 3), 1, 1)]
+    fit = [s for s in shapes if s[0] >= 16 and s[3:] == ((3, 3), 1, 1)]
     return _Plan(fit, threads).tiled(small) if fit else []
 
 
@@ -554,7 +576,8 @@ def calibrate(
         plan = _Plan(shapes, threads)
         samples += plan.samples("dense", (1.0,), little, step)
         samples += plan.samples("packed", _DENSITIES, little, step)
-        samples += _tiled(shapes, threads, little)
+        more = [] if little else [(c, c, size, (3, 3), 1, 1) for c, size in _LARGE_MAPS]
+        samples += _tiled(shapes + more, threads, little)
         step()
         ratios[little] += plan.ratios
     others = _others(threads)

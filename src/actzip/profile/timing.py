@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actzip.errors import UnsupportedError
-from actzip.profile.cost import Conv, CostModel, areas_of, elements, is_small
+from actzip.profile.cost import Conv, CostModel, areas_of, elements, is_light, is_small
 from actzip.runtime.winograd import is_winograd, tile_size
 from actzip.training.batches import arguments
 
@@ -84,7 +84,7 @@ def measure_engine(
     return {
         "latency_ms": statistics.median(times),
         "predicted_ms": cost.predict_call(
-            sum(r["predicted_ms"] for r in explained["rows"]), small=any(n["small"] for n in nodes)
+            sum(r["predicted_ms"] for r in explained["rows"]), small=any(n["size"]["small"] for n in nodes)
         ),
         "threads": threads,
         "batch": least,
@@ -98,18 +98,21 @@ def measure_engine(
 
 def predict_nodes(graph: Any, rows: list[dict[str, Any]], cost: CostModel) -> list[dict[str, Any]]:
     """Sets ``predicted_ms`` in the engine's rows; gives what :func:`impose` needs, a dict a node."""
+    from actzip.runtime import graph as g
     from actzip.runtime.lower import choose_storage
 
     stored = choose_storage(graph)
     sizes = elements(graph)
     nodes = {n.name: n for n in graph.nodes}
     geometry = {n.name: _geometry(graph, n) for n in graph.nodes}
-    small = is_small(c for c in geometry.values() if c is not None)
+    convs = [c for c in geometry.values() if c is not None]
+    size = {"small": is_small(convs), "light": is_light(convs)}
+    pools = {n.inputs[0]: n for n in graph.nodes if isinstance(n, g.Pool)}
     out = []
     for row in rows:
         n = nodes.get(row["name"])
         conv = geometry.get(row["name"])
-        entry: dict[str, Any] = {"name": row["name"], "conv": conv, "small": small}
+        entry: dict[str, Any] = {"name": row["name"], "conv": conv, "size": size, "pool": 0.0}
         row["predicted_kernel"] = ""
         if n is None or conv is None:
             row["predicted_ms"] = entry["ms"] = cost.predict_other(row["op"], sizes.get(row["name"], 0.0))
@@ -119,20 +122,22 @@ def predict_nodes(graph: Any, rows: list[dict[str, Any]], cost: CostModel) -> li
             entry["density"] = 1.0 if row["density"] is None else row["density"]
             entry["inside"] = row["macs"]
             entry["areas"] = _areas(row)
-            kinds = cost.kinds(
-                conv, entry["density"], packed=entry["packed"], small=small, areas=entry["areas"]
-            )
+            kinds = cost.kinds(conv, entry["density"], packed=entry["packed"], areas=entry["areas"], **size)
             row["predicted_kernel"] = min(kinds, key=kinds.__getitem__)
-            row["predicted_ms"] = kinds[row["predicted_kernel"]]
+            if row["output_storage"] == "band" and n.output in pools:  # the pool's time is this row's
+                pool = pools[n.output]
+                entry["pool"] = cost.predict_other(pool.op, sizes.get(pool.name, 0.0))
+            row["predicted_ms"] = kinds[row["predicted_kernel"]] + entry["pool"]
         out.append(entry)
     return out
 
 
 def _areas(row: dict[str, Any]) -> float:
-    """How scattered the zeros of a layer's input are, where a Winograd kernel has counted its tiles."""
-    if not is_winograd(row["kernel"]) or row["tile_density"] is None or row["density"] is None:
+    """How scattered the zeros of a layer's input are, where its tiles are counted."""
+    if row["tile_density"] is None or row["density"] is None:
         return 1.0
-    return areas_of(row["density"], tile_size(row["kernel"]), row["tile_density"])
+    size = tile_size(row["kernel"]) if is_winograd(row["kernel"]) else 4
+    return areas_of(row["density"], size, row["tile_density"])
 
 
 def _geometry(graph: Any, n: Any) -> Conv | None:
@@ -180,13 +185,13 @@ def impose(
                 ms += n["ms"]
                 continue
             d = density if n["packed"] else n["density"]
-            ms += cost.predict(conv, d, packed=n["packed"], small=n["small"], areas=n["areas"])
+            ms += cost.predict(conv, d, packed=n["packed"], areas=n["areas"], **n["size"]) + n["pool"]
             macs += conv.macs
             effective += d * n["inside"]
         points.append(
             {
                 "density": density,
-                "predicted_ms": cost.predict_call(ms, small=any(n["small"] for n in nodes)),
+                "predicted_ms": cost.predict_call(ms, small=any(n["size"]["small"] for n in nodes)),
                 "theoretical_speedup": macs / effective if effective else None,
             }
         )

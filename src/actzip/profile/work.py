@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Site, count_macs, eval_mode, output_size, run_model
-from actzip.profile.cost import Conv, CostModel, is_small
+from actzip.profile.cost import Conv, CostModel, is_light, is_small
 
 __all__ = ["LayerWork", "Work", "measure_work", "worth_of_zeros"]
 
@@ -116,19 +116,19 @@ def measure_work(model: nn.Module, batches: Sequence[Tensor], cost: CostModel | 
     whole = sum(e for _, e in maps.values())
     found.density = sum(n for n, _ in maps.values()) / whole if whole else 1.0
     if cost is not None:
-        small = is_small(c for c in shapes.values() if c is not None)
-        found.ms = sum(_predict(row, shapes[row.name], cost, small) for row in found.layers)
-        every = (c for c in shapes.values() if c is not None)
-        found.dense_ms = sum(cost.predict(c, 1.0, packed=False, small=small) for c in every)
+        every = [c for c in shapes.values() if c is not None]
+        size = {"small": is_small(every), "light": is_light(every)}
+        found.ms = sum(_predict(row, shapes[row.name], cost, size) for row in found.layers)
+        found.dense_ms = sum(cost.predict(c, 1.0, packed=False, **size) for c in every)
     return found
 
 
-def _predict(row: LayerWork, conv: Conv | None, cost: CostModel, small: bool) -> float:
+def _predict(row: LayerWork, conv: Conv | None, cost: CostModel, size: dict[str, bool]) -> float:
     """Sets and gives the layer's time; what the model does not know runs at the mean rate of what
     it knows: 0 here."""
     if conv is None:
         return 0.0
-    row.ms = cost.predict(conv, row.density, packed=row.density < 0.999, small=small)
+    row.ms = cost.predict(conv, row.density, packed=row.density < 0.999, **size)
     return row.ms
 
 
@@ -142,7 +142,8 @@ def worth_of_zeros(model: nn.Module, x: Tensor, cost: CostModel | None) -> dict[
     maps: dict[str, Tensor] = {}
     works: list[Tensor] = []
     convs = _shapes(model, x)
-    small = is_small(c for c in convs.values() if c is not None)
+    every = [c for c in convs.values() if c is not None]
+    size = {"small": is_small(every), "light": is_light(every)}
 
     def activation(site: Site, y: Tensor) -> Tensor | None:
         if not site.sparse:
@@ -154,7 +155,7 @@ def worth_of_zeros(model: nn.Module, x: Tensor, cost: CostModel | None) -> dict[
     def compute(site: Site, call: ComputeCall) -> Tensor | None:
         if not call.input.requires_grad:
             return None
-        works.append(call.input.sum() * _slope(call, convs.get(site.name), cost, small))
+        works.append(call.input.sum() * _slope(call, convs.get(site.name), cost, size))
         return call.input.detach()
 
     with ActivationTap(model, activation, compute), eval_mode(model), torch.enable_grad():
@@ -176,7 +177,7 @@ def _shapes(model: nn.Module, x: Tensor) -> dict[str, Conv | None]:
     return found
 
 
-def _slope(call: ComputeCall, conv: Conv | None, cost: CostModel | None, small: bool) -> float:
+def _slope(call: ComputeCall, conv: Conv | None, cost: CostModel | None, size: dict[str, bool]) -> float:
     """What a zero more in the layer's input saves."""
     n = int(call.input.shape[0])
     elements = call.input.numel() / n
@@ -185,8 +186,8 @@ def _slope(call: ComputeCall, conv: Conv | None, cost: CostModel | None, small: 
     density = int(torch.count_nonzero(call.input)) / call.input.numel()
     if not density:
         return 0.0
-    now = cost.predict(conv, density, small=small)
-    then = cost.predict(conv, density * (1 - _REACH), small=small)
+    now = cost.predict(conv, density, **size)
+    then = cost.predict(conv, density * (1 - _REACH), **size)
     return max(0.0, now - then) / (_REACH * density * elements)
 
 

@@ -13,7 +13,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import peak_gflops
-from actzip.runtime.winograd import is_winograd, products, tile_density, tile_size
+from actzip.runtime.winograd import fits, is_winograd, products, tile_density, tile_size
 
 __all__ = ["Explanation", "LayerRow", "explain", "together"]
 
@@ -24,8 +24,8 @@ class LayerRow:
     activation operand is not zero, borders and strides counted exactly, of the run explained (all
     images); ``products``: what the kernel multiplies, which is less for Winograd's (those of the
     transformed tiles that are not skipped); ``tile_density``: share of their (tile, channel) pairs
-    that are not all zero; ``peak_share``: 2 * products / time over the measured peak of the threads
-    used."""
+    that are not all zero, of tiles of 4x4 where another kernel computes what they could;
+    ``peak_share``: 2 * products / time over the measured peak of the threads used."""
 
     name: str
     op: str
@@ -225,6 +225,8 @@ def _row(
         if isinstance(n, ops.Conv2d) and is_winograd(kernel[0]):
             m = tile_size(kernel[0])
             tiles, multiplied = tile_density(a, n, m), products(a, n, m)
+        elif isinstance(n, ops.Conv2d) and fits(n):
+            tiles = tile_density(a, n, 4)
         density = float(np.count_nonzero(a)) / max(a.size, 1)
     share = 2e-9 * multiplied / (seconds * peak) if macs and seconds > 0 else None
     return LayerRow(

@@ -14,7 +14,7 @@ from actzip.runtime import ops
 if TYPE_CHECKING:
     from actzip.runtime.lower import Lowered
 
-__all__ = ["TOLERANCE", "errors", "is_winograd", "products", "tile_density", "tile_size"]
+__all__ = ["TOLERANCE", "errors", "fits", "is_winograd", "products", "tile_density", "tile_size"]
 
 #: The greatest error of a kernel that may be chosen, as a share of the layer's largest output.
 TOLERANCE = 1e-5
@@ -22,6 +22,11 @@ TOLERANCE = 1e-5
 
 def is_winograd(kernel: str) -> bool:
     return kernel.startswith("winograd-")
+
+
+def fits(n: ops.Conv2d) -> bool:
+    """Whether Winograd kernels can compute ``n``; few input channels they are never quick for."""
+    return n.weight.shape[1] >= 16 and n.weight.shape[2:] == (3, 3) and n.stride == (1, 1) and n.groups == 1
 
 
 def tile_size(kernel: str) -> int:
