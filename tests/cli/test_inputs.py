@@ -276,3 +276,26 @@ def test_a_file_that_needs_parts_runs_in_parts_or_is_refused_by_name(
     else:
         words = "all else needs every node" if verb == "export" else "weighed by gradients"
         assert code and words in err.strip().splitlines()[-1]
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.a(x).relu()
+        return y.mean((2, 3)), y + z
+
+
+def test_bench_times_models_with_several_inputs_and_outputs(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path, x = tmp_path / "twice.onnx", (torch.randn(1, 3, 16, 20), torch.randn(1, 8, 16, 20))
+    axes = {n: {0: "n", 2: "h", 3: "w"} for n in ("x", "z")}
+    torch.onnx.export(Twice().eval(), x, str(path), dynamo=False, input_names=["x", "z"], dynamic_axes=axes)
+    code, out, err = run("bench", path, *args_of("bench", tmp_path))
+    assert code == 0, err
+    rows = {r["engine"]: r for r in json.loads(out)["engines"]}
+    assert rows.keys() == {"actzip", "onnxruntime"}
+    assert all("skip" not in r and r["error"] < 1e-5 for r in rows.values()), rows

@@ -1,8 +1,8 @@
 """One engine in a process of its own: makes itself ready, then times runs when asked.
 
 Run as a script (by :class:`actzip.cli._workers.Worker`), by any Python >= 3.8 that has the engine and NumPy:
-``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy), ``output`` (where the answer on it
-goes), ``threads``, and what the engine needs: ``model`` (a name, as for ``actzip bench``) with
+``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy; an .npz of several), ``output`` (where
+the answer on it goes), ``threads``, and what the engine needs: ``model`` (a name, as for ``actzip bench``) with
 ``state`` (its state dict) and ``thresholds`` (site -> number or list) where there are any,
 ``onnx``, ``int8`` (an ONNX file of quantized operators), ``ncnn`` (without .param and .bin),
 ``compiled`` (a pickled compiled model), ``calibration`` (a .npy).
@@ -51,18 +51,33 @@ def _network(spec: dict[str, Any]) -> Any:
     return model
 
 
-def _first(outputs: Any) -> Any:
+def _inputs(spec: dict[str, Any]) -> list[Any]:
+    """The model's inputs in order."""
+    found = np.load(spec["input"])
+    return [found[k] for k in found.files] if hasattr(found, "files") else [found]
+
+
+def _only(spec: dict[str, Any], engine: str) -> Any:
+    xs = _inputs(spec)
+    if len(xs) > 1:
+        raise RuntimeError(f"{engine} is timed on models with one input")
+    return xs[0]
+
+
+def first_output(outputs: Any) -> Any:
     """Of several outputs the first: the one that answers are compared by."""
-    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    while isinstance(outputs, (tuple, list, dict)):
+        outputs = next(iter(outputs.values() if isinstance(outputs, dict) else outputs))
+    return outputs
 
 
 def _torch(spec: dict[str, Any], channels_last: bool = False, compiled: bool = False) -> tuple[Any, ...]:
     import torch
 
-    model, x = _network(spec), torch.from_numpy(np.load(spec["input"]))
-    if channels_last and x.ndim == 4:
+    model, xs = _network(spec), [torch.from_numpy(x) for x in _inputs(spec)]
+    if channels_last and any(x.ndim == 4 for x in xs):
         model = model.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
+        xs = [x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in xs]
     if compiled:
         import torch._inductor.config as config
 
@@ -72,9 +87,9 @@ def _torch(spec: dict[str, Any], channels_last: bool = False, compiled: bool = F
 
     def run() -> Any:
         with torch.no_grad() if compiled else torch.inference_mode():
-            return model(x)
+            return model(*xs)
 
-    return run, lambda: _first(run()).numpy(), torch.__version__
+    return run, lambda: first_output(run()).numpy(), torch.__version__
 
 
 def _onnxruntime(spec: dict[str, Any]) -> tuple[Any, ...]:
@@ -83,16 +98,16 @@ def _onnxruntime(spec: dict[str, Any]) -> tuple[Any, ...]:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = spec["threads"], 1
     session = ort.InferenceSession(spec["onnx"], options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: np.load(spec["input"])}
+    feed = {i.name: x for i, x in zip(session.get_inputs(), _inputs(spec))}
     return lambda: session.run(None, feed), lambda: session.run(None, feed)[0], ort.__version__
 
 
 def _openvino(spec: dict[str, Any]) -> tuple[Any, ...]:
     import openvino as ov
 
-    core, x = ov.Core(), np.load(spec["input"])
+    core, xs = ov.Core(), _inputs(spec)
     model = core.read_model(spec["onnx"])
-    model.reshape(list(x.shape))
+    model.reshape({i: list(x.shape) for i, x in enumerate(xs)})
     config = {
         "INFERENCE_NUM_THREADS": spec["threads"],
         "PERFORMANCE_HINT": "LATENCY",
@@ -100,7 +115,8 @@ def _openvino(spec: dict[str, Any]) -> tuple[Any, ...]:
         "NUM_STREAMS": "1",
     }
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    request.set_input_tensor(ov.Tensor(x))  # a copy: a shared one does not keep the array alive
+    for i, x in enumerate(xs):
+        request.set_input_tensor(i, ov.Tensor(x))  # a copy: a shared one does not keep the array alive
 
     def last() -> Any:
         request.infer()
@@ -119,7 +135,7 @@ def _ncnn(spec: dict[str, Any]) -> tuple[Any, ...]:
     if net.load_param(spec["ncnn"] + ".param") or net.load_model(spec["ncnn"] + ".bin"):
         raise RuntimeError("it cannot load the model that pnnx converted")
     # A Mat of an array is a view that does not keep it alive: clone() has the numbers itself.
-    mats = [ncnn.Mat(np.ascontiguousarray(image)).clone() for image in np.load(spec["input"])]
+    mats = [ncnn.Mat(np.ascontiguousarray(image)).clone() for image in _only(spec, "ncnn")]
 
     def one(mat: Any) -> Any:
         with net.create_extractor() as extractor:
@@ -138,19 +154,19 @@ def _ncnn(spec: dict[str, Any]) -> tuple[Any, ...]:
 def _deepsparse(spec: dict[str, Any]) -> tuple[Any, ...]:
     os.environ["NM_BIND_THREADS_TO_CORES"] = "0"
     deepsparse = importlib.import_module("deepsparse")
-    x = np.load(spec["input"])
-    engine = deepsparse.compile_model(spec["onnx"], batch_size=x.shape[0], num_cores=spec["threads"])
-    return lambda: engine.run([x]), lambda: engine.run([x])[0], deepsparse.__version__
+    xs = _inputs(spec)
+    engine = deepsparse.compile_model(spec["onnx"], batch_size=xs[0].shape[0], num_cores=spec["threads"])
+    return lambda: engine.run(xs), lambda: engine.run(xs)[0], deepsparse.__version__
 
 
 def _compile(spec: dict[str, Any]) -> tuple[Any, ...]:
     import actzip
 
-    x = np.load(spec["input"])
+    xs = _inputs(spec)
     calibration = np.load(spec["calibration"]) if spec.get("calibration") else None
     model = spec["model"] if spec["model"].endswith(".onnx") else _network(spec)
-    fast = actzip.compile(model, x, threads=spec["threads"], calibration=calibration)
-    return lambda: fast(x), lambda: _first(fast(x)), actzip.__version__, fast
+    fast = actzip.compile(model, tuple(xs), threads=spec["threads"], calibration=calibration)
+    return lambda: fast(*xs), lambda: first_output(fast(*xs)), actzip.__version__, fast
 
 
 def _compile_and_pickle(spec: dict[str, Any]) -> tuple[Any, ...]:
@@ -168,12 +184,12 @@ def _actzip(spec: dict[str, Any]) -> tuple[Any, ...]:
 
     if not spec.get("compiled"):
         return _compile(spec)
-    x = np.load(spec["input"])
+    xs = _inputs(spec)
     with open(spec["compiled"], "rb") as f:
         fast = pickle.load(f)
     import actzip
 
-    return lambda: fast(x), lambda: _first(fast(x)), actzip.__version__, fast
+    return lambda: fast(*xs), lambda: first_output(fast(*xs)), actzip.__version__, fast
 
 
 ENGINES = {
@@ -229,7 +245,7 @@ def main() -> None:
     for line in sys.stdin:
         words = line.split()
         if words[0] == "explain":
-            say(explain=made[3].explain(np.load(spec["input"])).to_dict() if len(made) > 3 else None)
+            say(explain=made[3].explain(tuple(_inputs(spec))).to_dict() if len(made) > 3 else None)
             continue
         if took < LONG:
             run()

@@ -137,29 +137,31 @@ def run(
     import torch
 
     from actzip import cpu
-    from actzip.errors import InputError
+    from actzip.cli._engines import first_output
     from actzip.runtime.compiled import advice
 
     engines = _ordered(engines)
     info = cpu.info()
     n_threads = threads or int(info["threads"])
     found, net, x = model_and_input(model, weights, data, batch, size, trust, form)
-    if not isinstance(x, torch.Tensor):
-        raise InputError(f"bench takes models with one input; {model} has {len(x)}")
+    xs = [x] if isinstance(x, torch.Tensor) else list(x)
+    batch = len(xs[0]) if xs[0].ndim else 1
     with tempfile.TemporaryDirectory(prefix="actzip-bench-") as name, progress(quiet) as bar:
         folder = Path(name)
-        np.save(folder / "x.npy", x.numpy())
+        file = folder / ("x.npy" if len(xs) == 1 else "x.npz")
+        if len(xs) == 1:
+            np.save(file, xs[0].numpy())
+        else:
+            np.savez(file, *(t.numpy() for t in xs))
         spec: dict[str, Any] = {
             "model": model,
-            "input": str(folder / "x.npy"),
+            "input": str(file),
             "threads": n_threads,
             "trust": trust,
         }
         lacks = _written(spec, found, net, x, folder, "ncnn" in engines)
         with torch.no_grad():
-            want = net(x)
-        if not isinstance(want, torch.Tensor):
-            raise InputError(f"bench takes models with one output; {model} gives a {type(want).__name__}")
+            want = first_output(net(*xs))
         workers = []
         task = bar.add_task("starting", total=len(engines) + rounds, note="")
         for i, engine in enumerate(engines):
@@ -169,14 +171,14 @@ def run(
             bar.advance(task)
         bar.update(task, description="timing")
         take_turns(workers, rounds, runs, seconds, lambda: bar.advance(task))
-        rows = [_row(w, want.numpy(), len(x)) for w in workers]
+        rows = [_row(w, want.numpy(), batch) for w in workers]
     dense = [r["median_ms"] for r in rows if r["engine"] in DENSE and "skip" not in r]
     for r in rows:
         if "skip" not in r:
             r["against_best_dense"] = min(dense) / r["median_ms"] if dense else None
     return {
         "model": model,
-        "batch": len(x),
+        "batch": batch,
         "threads": n_threads,
         "input": "random numbers" if data is None else data,
         "cpu": info["cpu"],

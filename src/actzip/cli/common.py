@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.text import Text
 
-from actzip.errors import CodecError, DataError, InputError, UnsupportedError
+from actzip.errors import CodecError, DataError, InputError
 from actzip.files import read_torch
 from actzip.progress import display
 from actzip.text import visible
@@ -280,17 +280,15 @@ def model_and_input(
     from actzip.data.form import Form
     from actzip.errors import ActzipWarning
     from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights
-    from actzip.runtime.models import GraphNet, load_model, open_size, reference_net, say_open
+    from actzip.runtime.models import GraphNet, load_model, open_size, say_open
 
     form = form or Form()
     torch.manual_seed(0)
     first = None if form.first is None else form.first[1:]
-    try:
-        net, shape, mean, std = load_model(ref, first, shapes=form.given, trust=trust)
-    except UnsupportedError as error:
-        if not ref.endswith(".onnx") or weights is not None:
-            raise
-        net, shape, mean, std = reference_net(Path(ref), error, first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ActzipWarning)  # what runs elsewhere is said when it is compiled
+        parts = ref.endswith(".onnx") and weights is None
+        net, shape, mean, std = load_model(ref, first, shapes=form.given, trust=trust, parts=parts)
     for m in net.modules():  # an exported program's module refuses eval()
         m.training = False
     if weights is not None:

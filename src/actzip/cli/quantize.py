@@ -40,7 +40,9 @@ def register(app: typer.Typer) -> None:
         calibration: int = typer.Option(
             500, help="Training images to calibrate on; as many others to compare on."
         ),
-        image_size: int | None = typer.Option(None, help="Resize and crop images to this square."),
+        image_size: int | None = typer.Option(
+            None, "--size", "--image-size", help="Resize and crop images to this square."
+        ),
         folder: Path | None = typer.Option(
             None, "--data-dir", help="Where to look for named data sets first."
         ),
@@ -142,12 +144,14 @@ def _compared(network: Any, quantized: Any, batches: list[Any]) -> tuple[float |
     first output, and inputs."""
     import torch
 
+    from actzip.cli._engines import first_output
+
     same, differ, size, count = 0, 0.0, 0.0, 0
     scores = True
     with torch.no_grad():
         for batch in batches:
             args = batch if isinstance(batch, tuple) else (batch,)
-            a, b = _first(network(*args)), _first(quantized(*args))
+            a, b = first_output(network(*args)), first_output(quantized(*args))
             if a.shape != b.shape:  # another number of boxes, say
                 b = a.new_zeros(a.shape)
             scores = scores and a.ndim == 2
@@ -155,9 +159,3 @@ def _compared(network: Any, quantized: Any, batches: list[Any]) -> tuple[float |
             differ, size = differ + float((a - b).abs().sum()), size + float(a.abs().sum())
             count += len(args[0])
     return same / count if scores else None, differ / size if size else 0.0, count
-
-
-def _first(outputs: Any) -> Any:
-    while not hasattr(outputs, "shape"):
-        outputs = next(iter(outputs.values() if isinstance(outputs, dict) else outputs))
-    return outputs

@@ -290,37 +290,3 @@ def say_open(net: nn.Module, taken: tuple[int, ...] | None = None) -> None:
         ActzipWarning,
         stacklevel=3,
     )
-
-
-class OnnxNet(nn.Module):
-    """An ONNX file of which the engine does not have every operator, run whole by ONNX Runtime: a
-    reference for what :func:`actzip.compile` makes of it."""
-
-    def __init__(self, session: Any) -> None:
-        super().__init__()
-        self._session = session
-        self._name = session.get_inputs()[0].name
-
-    def forward(self, x: Tensor) -> Any:
-        try:
-            arrays = self._session.run(None, {self._name: x.detach().numpy()})
-        except Exception as error:
-            why = " ".join(str(error).split())[:200]
-            raise InputError(f"ONNX Runtime refuses an input of shape {tuple(x.shape)}: {why}") from error
-        outputs = [torch.from_numpy(y) for y in arrays]
-        return outputs[0] if len(outputs) == 1 else outputs
-
-
-def reference_net(
-    path: Path, refused: UnsupportedError, shape: tuple[int, ...] | None = None
-) -> tuple[nn.Module, tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-    """What :func:`load_model` gives, for an ONNX file that it refuses.
-
-    Raises:
-        UnsupportedError: ONNX Runtime is not installed; what the engine lacks is said.
-        InputError: the size of the input is open, and no usual one fits.
-    """
-    from actzip.runtime.parts import session, usual_inputs
-
-    made, model = session(path, refused)
-    return _with_shape(OnnxNet(made), shape or tuple(usual_inputs(model, made)[0].shape[1:]))

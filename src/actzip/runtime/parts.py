@@ -27,7 +27,7 @@ from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
 from actzip.runtime.registry import Mask
 
-__all__ = ["PartitionedModel", "compile_parts", "run_whole", "session", "usual_inputs"]
+__all__ = ["PartitionedModel", "compile_parts", "run_whole", "usual_inputs"]
 
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
@@ -66,11 +66,9 @@ def compile_parts(
     return made
 
 
-def usual_inputs(
-    model: Any, made: Any = None, given: Mapping[str, tuple[int, ...]] | None = None
-) -> list[Array]:
+def usual_inputs(model: Any, given: Mapping[str, tuple[int, ...]] | None = None) -> list[Array]:
     """Random inputs of the shapes ``given``, else of those declared; where sizes are open, of usual
-    ones that ONNX Runtime takes (``made``: its session, if there is one).
+    ones that ONNX Runtime takes.
 
     Raises:
         InputError: it takes none of them.
@@ -96,20 +94,8 @@ def usual_inputs(
         return arrays
 
     left = open_inputs(model).keys() - (given or {}).keys()
-    running = (made or _session(model, 0)) if left else None
+    running = _session(model, 0) if left else None
     return settled(model, model.graph.name or "the model", given, tried)
-
-
-def session(source: Any, refused: UnsupportedError) -> tuple[Any, Any]:
-    """(ONNX Runtime's session of the whole model, the model), where the engine does not have it all.
-
-    Raises:
-        UnsupportedError: ONNX Runtime is not installed (what the engine lacks is said), or cannot
-        run the model.
-    """
-    runtime(refused)
-    model = load_onnx(source)
-    return _session(model, 0), model
 
 
 def runtime(refused: UnsupportedError | None = None) -> Any:
