@@ -2,7 +2,8 @@
 
 Run as a script (by :class:`actzip.cli._workers.Worker`), by any Python >= 3.8 that has the engine and NumPy:
 ``_engines.py ENGINE SPEC``. SPEC is JSON: ``input`` (x.npy; an .npz of several), ``output`` (where
-the answer on it goes), ``threads``, and what the engine needs: ``model`` (a name, as for ``actzip bench``) with
+the answer on it goes), ``threads``, and what the engine needs: ``model`` (a name, as for
+``actzip bench``) with
 ``state`` (its state dict) and ``thresholds`` (site -> number or list) where there are any,
 ``onnx``, ``int8`` (an ONNX file of quantized operators), ``ncnn`` (without .param and .bin),
 ``compiled`` (a pickled compiled model), ``calibration`` (a .npy).
