@@ -943,15 +943,17 @@ def kernels() -> list[str]:
             rows.append(
                 (
                     t["net"],
+                    path.parts[-3].replace("zen", "Zen "),
                     d["isa"],
                     f"{t['density']:g}",
                     f"{1e3 * t['seconds']:.2f}",
                     f"{100 * t['peak_share']:.0f} %",
+                    f"{100 * t['direct_peak_share']:.0f} %" if "direct_peak_share" in t else "",
                     f"{t['onednn_seconds'] / t['seconds']:.2f}x" if "onednn_seconds" in t else "",
                 )
             )
-    head = "network | instruction set | density | ms | of peak | against oneDNN, dense"
-    return grid(head, "llrrrr", rows)
+    head = "network | CPU | instruction set | density | ms | of peak | direct | against oneDNN, dense"
+    return grid(head, "lllrrrrr", rows)
 
 
 #: Runs whose layers are shown, by their file.

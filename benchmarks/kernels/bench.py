@@ -80,7 +80,7 @@ def patches(rng: np.random.Generator, h: int, w: int, c: int) -> np.ndarray:
 
 def sparse(noise: np.ndarray, density: float) -> np.ndarray:
     if density >= 1:
-        return np.abs(noise)[None] + np.float32(0.01)
+        return (np.abs(noise)[None] + 0.01).astype(np.float32)
     cut = np.quantile(noise, 1 - density)
     return np.where(noise > cut, noise - cut, 0)[None].astype(np.float32)
 
@@ -111,6 +111,25 @@ def winograd_part(times: dict[str, float], tiles: dict[str, float]) -> str:
         return ""
     shares = ", ".join(f"{k} {v:.2f}" for k, v in tiles.items())
     return f"  direct {min(direct) * 1e6:8.0f} us {min(direct) / min(theirs):5.2f}x  tiles {shares}"
+
+
+def totals(layers: list[dict], peak: float) -> list[dict]:
+    """Of each network and density: seconds of all layers, each as often as it occurs, non-zero MACs
+    as a share of the peak, and both again by the best direct kernel of each layer."""
+    rows = []
+    for net, density in dict.fromkeys((r["net"], r["density"]) for r in layers):
+        these = [r for r in layers if (r["net"], r["density"]) == (net, density)]
+        flops = sum(2e-9 * r["count"] * r["effective_macs"] for r in these)
+        seconds = sum(r["count"] * r["seconds"] for r in these)
+        row = {"net": net, "density": density, "seconds": seconds, "peak_share": flops / seconds / peak}
+        direct = [[t for k, t in r["kernels"].items() if not k.startswith("winograd")] for r in these]
+        if all(direct):
+            seconds = sum(r["count"] * min(t) for r, t in zip(these, direct, strict=True))
+            row |= {"direct_seconds": seconds, "direct_peak_share": flops / seconds / peak}
+        if all(r["onednn_seconds"] for r in these):
+            row["onednn_seconds"] = sum(r["count"] * min(r["onednn_seconds"].values()) for r in these)
+        rows.append(row)
+    return rows
 
 
 class OneDnn:
@@ -205,7 +224,6 @@ def main(argv: list[str] | None = None) -> int:
         "layers": [],
     }
     print(f"{info['cpu']}, {info['isa']}, FMA loop {peak:.1f} GFLOP/s, one thread, {args.masks} masks")
-    totals: dict[tuple[str, float], list[float]] = {}
     for row in layers(args.layers, args.net):
         label = (
             f"{row['net']} {row['ic']}->{row['oc']} {row['kh']}x{row['kw']}/{row['sh']} "
@@ -262,10 +280,6 @@ def main(argv: list[str] | None = None) -> int:
                 "onednn_seconds": rival.best if rival else None,
             }
             info["layers"].append(entry)
-            total = totals.setdefault((row["net"], density), [0.0, 0.0, 0.0])
-            total[0] += row["count"] * macs
-            total[1] += row["count"] * mine
-            total[2] += row["count"] * best_rival
             print(
                 f"{label:44s} d{density:4.2f} {name:14s} {mine * 1e6:8.0f} us {gflops:6.1f} GF/s "
                 f"{100 * gflops / peak:5.1f} %  oneDNN {best_rival * 1e6:8.0f} us  {best_rival / mine:5.2f}x"
@@ -276,15 +290,13 @@ def main(argv: list[str] | None = None) -> int:
                 for k, v in times.items():
                     print(f"    {k:16s} {v * 1e6:8.0f} us {2e-11 * macs / v / peak * 1e4:5.1f} %")
     print("\nAll layers of a network (each as often as it occurs): non-zero MACs as a share of the FMA peak")
-    info["totals"] = []
-    for (net, density), (macs, mine, theirs) in totals.items():
-        share = 2e-9 * macs / mine / peak
-        info["totals"].append(
-            {"net": net, "density": density, "seconds": mine, "peak_share": share, "onednn_seconds": theirs}
-        )
+    info["totals"] = totals(info["layers"], peak)
+    for t in info["totals"]:
         print(
-            f"{net:14s} d{density:4.2f} {mine * 1e3:8.2f} ms  {100 * share:5.1f} %  oneDNN "
-            f"{theirs * 1e3:8.2f} ms  {theirs / mine:5.2f}x"
+            f"{t['net']:14s} d{t['density']:4.2f} {1e3 * t['seconds']:8.2f} ms"
+            f"  {100 * t['peak_share']:5.1f} %  direct {1e3 * t.get('direct_seconds', float('nan')):8.2f} ms"
+            f"  {100 * t.get('direct_peak_share', float('nan')):5.1f} %"
+            f"  oneDNN {1e3 * t.get('onednn_seconds', float('nan')):8.2f} ms"
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
