@@ -35,9 +35,35 @@ constexpr std::array<uint64_t, 4097> make_reciprocals() {
 }
 constexpr std::array<uint64_t, 4097> kReciprocals = make_reciprocals();
 
+// Memory for slots that a thread keeps for its next coder: new pages would cost as much as filling them.
+class Spare {
+ public:
+  static std::unique_ptr<uint32_t[]> take(size_t n) {
+    Spare& kept = of_thread();
+    if (kept.size_ < n) return std::unique_ptr<uint32_t[]>(new uint32_t[n]);
+    kept.size_ = 0;
+    return std::move(kept.memory_);
+  }
+  static void give(std::unique_ptr<uint32_t[]> memory, size_t n) {
+    Spare& kept = of_thread();
+    if (memory == nullptr || n <= kept.size_) return;
+    kept.memory_ = std::move(memory);
+    kept.size_ = n;
+  }
+
+ private:
+  static Spare& of_thread() {
+    static thread_local Spare spare;
+    return spare;
+  }
+  std::unique_ptr<uint32_t[]> memory_;
+  size_t size_ = 0;
+};
+
 class RansCoder final : public Coder {
  public:
   RansCoder(const MapInfo& info, Model model) : info_(info), m_(std::move(model)) {}
+  ~RansCoder() override { Spare::give(std::move(slots_), m_.tables.size() << m_.prec); }
 
   size_t bound(const Box& b) const override {
     return b.size() * (m_.alphabet.wide ? 6 : 4) + 4 * kRansMaxLanes + 64;
@@ -97,7 +123,7 @@ class RansCoder final : public Coder {
   // For decoding: the token of every slot of a table, and where the table of every context begins.
   void fill_slots() const {
     const size_t slots = size_t{1} << m_.prec;
-    slots_ = std::unique_ptr<uint32_t[]>(new uint32_t[m_.tables.size() * slots]);
+    slots_ = Spare::take(m_.tables.size() * slots);
     for (size_t k = 0; k < m_.tables.size(); ++k) {
       uint32_t* to = &slots_[k * slots];
       for (uint32_t t = 0; t < kRansTokens; ++t) {

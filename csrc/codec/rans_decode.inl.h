@@ -140,6 +140,11 @@ inline bool rans_group_vector(const RansGroup& g, RansStream* s) {
   const auto base = RansVec::table(g.tokens->base), raws = RansVec::table(g.tokens->raw);
   bool big = false;
   for (int t = 32; t < kRansTokens; ++t) big |= (g.tokens->base[t] | g.tokens->raw[t]) != 0;
+  uint32_t direct = 0;  // tokens that are symbols, without raw bits; token 0 always is one
+  while (direct + 1 < kRansTokens && g.tokens->raw[direct + 1] == 0 &&
+         g.tokens->base[direct + 1] == direct + 1)
+    ++direct;
+  const V plain = RansVec::set(direct);
   const bool rotate = g.rotate;
   const uint8_t* at = s->at;
   const uint8_t* safe = s->safe;
@@ -188,30 +193,38 @@ inline bool rans_group_vector(const RansGroup& g, RansStream* s) {
     }
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) x[k] = RansVec::renorm(x[k], &at);
+    bool raw_bits = false;
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
-      V raw = RansVec::look(raws, left[k], big);
-      if (partial) raw = RansVec::keep(RansVec::greater(length[k], step), raw);
-      if (wide) {
-        const V low = RansVec::min(raw, RansVec::set(16));
-        more[k] = RansVec::sub(raw, low);
-        raw = low;
-      }
-      value[k] = RansVec::add(RansVec::look(base, left[k], big),
-                              RansVec::and_(x[k], RansVec::sub(RansVec::sllv(one, raw), one)));
-      x[k] = RansVec::srlv(x[k], raw);
+      raw_bits |= RansVec::some(RansVec::greater(left[k], plain));
+      value[k] = left[k];
     }
-#pragma GCC unroll 4
-    for (int k = 0; k < K; ++k) x[k] = RansVec::renorm(x[k], &at);
-    if (wide) {
+    if (raw_bits) {  // of some lane
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) {
-        const V high = RansVec::and_(x[k], RansVec::sub(RansVec::sllv(one, more[k]), one));
-        value[k] = RansVec::add(value[k], RansVec::template sll<16>(high));
-        x[k] = RansVec::srlv(x[k], more[k]);
+        V raw = RansVec::look(raws, left[k], big);
+        if (partial) raw = RansVec::keep(RansVec::greater(length[k], step), raw);
+        if (wide) {
+          const V low = RansVec::min(raw, RansVec::set(16));
+          more[k] = RansVec::sub(raw, low);
+          raw = low;
+        }
+        value[k] = RansVec::add(RansVec::look(base, left[k], big),
+                                RansVec::and_(x[k], RansVec::sub(RansVec::sllv(one, raw), one)));
+        x[k] = RansVec::srlv(x[k], raw);
       }
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) x[k] = RansVec::renorm(x[k], &at);
+      if (wide) {
+#pragma GCC unroll 4
+        for (int k = 0; k < K; ++k) {
+          const V high = RansVec::and_(x[k], RansVec::sub(RansVec::sllv(one, more[k]), one));
+          value[k] = RansVec::add(value[k], RansVec::template sll<16>(high));
+          x[k] = RansVec::srlv(x[k], more[k]);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < K; ++k) x[k] = RansVec::renorm(x[k], &at);
+      }
     }
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {

@@ -58,6 +58,7 @@ struct RansVec {
   static V srlv(V a, V k) { return _mm512_srlv_epi32(a, k); }
   static V sllv(V a, V k) { return _mm512_sllv_epi32(a, k); }
   static M greater(V a, V b) { return _mm512_cmpgt_epu32_mask(a, b); }
+  static bool some(M m) { return m != 0; }
   static V keep(M m, V v) { return _mm512_maskz_mov_epi32(m, v); }
   static V select(M m, V yes, V no) { return _mm512_mask_mov_epi32(no, m, yes); }
   // base and raw of tokens: two lookups of 64 entries.
@@ -176,6 +177,7 @@ struct RansVec {
   static M greater(V a, V b) {  // of numbers below 2^31
     return _mm256_cmpgt_epi32(a, b);
   }
+  static bool some(M m) { return _mm256_movemask_epi8(m) != 0; }
   static V keep(M m, V v) { return _mm256_and_si256(m, v); }
   static V select(M m, V yes, V no) { return _mm256_blendv_epi8(no, yes, m); }
   struct Table {
