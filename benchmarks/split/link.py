@@ -65,10 +65,10 @@ def receive(of: socket.socket) -> bytes:
     return of.recv(size, socket.MSG_WAITALL) if size else b""
 
 
-def serve(path: str, link: Link, ready: Any) -> None:
+def serve(path: str, tune: bool, link: Link, ready: Any) -> None:
     """The other process: frames in, answers and the milliseconds they took out."""
     torch.set_num_threads(1)
-    tail = actzip.split.load(path, threads=1)
+    tail = actzip.split.load(path, threads=1, tune=tune)
     assert isinstance(tail, Tail)
     listener = socket.create_server(("127.0.0.1", 0))
     ready.put(listener.getsockname()[1])
@@ -140,7 +140,7 @@ def measure(name: str, folder: Path, link: Link, rounds: int, tune: bool) -> dic
     rows = []
     for place in sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: int(p.name)):
         cut = by_index[int(place.name)]
-        head = actzip.split.load(place / "head.actzip", threads=1)
+        head = actzip.split.load(place / "head.actzip", threads=1, tune=tune)
         assert isinstance(head, Head)
         maps = head.maps(x[:1])
         encode_ms, decode_ms = code_time(head.coder, [np.asarray(m) for m in maps])
@@ -153,7 +153,7 @@ def measure(name: str, folder: Path, link: Link, rounds: int, tune: bool) -> dic
             "decode_ms": decode_ms,
             "tail_ms": times.total - head_ms,
         }
-        measured = run(place / "tail.actzip", head, x[:1], link, rounds)
+        measured = run(place / "tail.actzip", tune, head, x[:1], link, rounds)
         total = sum(predicted.values())
         row = {
             "cut": cut.name,
@@ -188,11 +188,11 @@ def measure(name: str, folder: Path, link: Link, rounds: int, tune: bool) -> dic
     }
 
 
-def run(tail: Path, head: Head, x: Any, link: Link, rounds: int) -> dict[str, Any]:
+def run(tail: Path, tune: bool, head: Head, x: Any, link: Link, rounds: int) -> dict[str, Any]:
     """Medians over rounds, until the answer is back, and of the parts."""
     context = multiprocessing.get_context("spawn")
     ready = context.Queue()
-    other = context.Process(target=serve, args=(str(tail), link, ready), daemon=True)
+    other = context.Process(target=serve, args=(str(tail), tune, link, ready), daemon=True)
     other.start()
     seen: dict[str, list[float]] = {k: [] for k in ("measured_ms", "client_ms", "decode_ms", "tail_ms")}
     with socket.create_connection(("127.0.0.1", ready.get(timeout=60))) as peer:
