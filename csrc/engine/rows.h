@@ -10,6 +10,9 @@
 
 namespace actzip::engine {
 
+// Columns that softmax_columns works on.
+constexpr int64_t kSoftmaxColumns = 64;
+
 struct Rows {
   Isa isa;
   // out[i] = fn(in[i]); param: one number a element (param_step 1) or one for all (0).
@@ -30,6 +33,8 @@ struct Rows {
   void (*vec_mat)(float* out, const float* a, int64_t sa, const float* b, int64_t ldb, int64_t depth,
                   int64_t n);
   void (*softmax)(float* x, int64_t n, bool log);
+  // of every column of x (n, kSoftmaxColumns)
+  void (*softmax_columns)(float* x, int64_t n, bool log);
   // normalised over n: (x - mean) / sqrt(var + eps) * weight + bias (either may be null)
   void (*layer_norm)(const float* in, float* out, int64_t n, const float* weight, const float* bias,
                      float eps);

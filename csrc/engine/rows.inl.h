@@ -118,6 +118,30 @@ void softmax(float* x, int64_t n, bool log) {
   each(x, x, n, [=](vf v) { return v * scale; });
 }
 
+void softmax_columns(float* x, int64_t n, bool log) {
+  constexpr int64_t kStep = kSoftmaxColumns;
+  for (int64_t j = 0; j < kStep; j += VL) {
+    float* column = x + j;
+    vf top = load(column);
+    for (int64_t i = 1; i < n; ++i) top = max_(load(column + i * kStep), top);
+    vf sum = splat(0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+      const vf e = exp_(load(column + i * kStep) - top);
+      if (!log) store(column + i * kStep, e);
+      sum += e;
+    }
+    if (log) {
+      float shift[VL];
+      for (int l = 0; l < VL; ++l) shift[l] = top[l] + logf(sum[l]);
+      const vf by = load(shift);
+      for (int64_t i = 0; i < n; ++i) store(column + i * kStep, load(column + i * kStep) - by);
+    } else {
+      const vf scale = splat(1.0f) / sum;
+      for (int64_t i = 0; i < n; ++i) store(column + i * kStep, load(column + i * kStep) * scale);
+    }
+  }
+}
+
 void layer_norm(const float* in, float* out, int64_t n, const float* weight, const float* bias, float eps) {
   const auto add = [](vf a, vf b) { return a + b; };
   const auto count = static_cast<double>(n);
@@ -155,8 +179,9 @@ int64_t count_nonzero(const float* x, int64_t n) {
 }  // namespace
 
 extern const Rows kRows;
-const Rows kRows = {ACTZIP_ISA_ID,  activate, binary,  max_rows, sum_rows,   affine,    accumulate,
-                    accumulate_max, lerp4,    vec_mat, softmax,  layer_norm, transpose, count_nonzero};
+const Rows kRows = {ACTZIP_ISA_ID, activate,        binary,         max_rows,  sum_rows,
+                    affine,        accumulate,      accumulate_max, lerp4,     vec_mat,
+                    softmax,       softmax_columns, layer_norm,     transpose, count_nonzero};
 
 }  // namespace ACTZIP_ISA_NS
 }  // namespace actzip::engine

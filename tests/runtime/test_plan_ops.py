@@ -537,6 +537,17 @@ def test_softmax_and_norms(isa: str) -> None:
                     ),
                     f(t, axis),
                 )
+    for shape, axis in (((2, 2, 9, 23), 1), ((1, 128, 5, 13), 1), ((3, 129, 4, 5), 1), ((2, 70, 3), 2)):
+        rows = (RNG.standard_normal(shape) * 9).astype(np.float32)
+        rows.reshape(-1)[:3] = (np.nan, np.inf, -np.inf)
+        for log, f in ((0, torch.softmax), (1, torch.log_softmax)):
+            for layout in ("plain", "map") if len(shape) == 4 else ("plain",):
+                how = {"ins": layout, "outs": layout, "ints": {"axis": [axis], "log": [log]}}
+                got = [run("softmax", [rows], shape, threads=k, **how) for k in (1, 2)]
+                np.testing.assert_array_equal(got[0], got[1])
+                np.testing.assert_array_equal(got[0][:1], run("softmax", [rows[:1]], (1, *shape[1:]), **how))
+                want = f(torch.from_numpy(rows), axis).numpy()
+                np.testing.assert_allclose(got[0], want, rtol=2e-6, atol=4e-6 if log else 1e-7)
     weight, bias = RNG.standard_normal((2, 30)).astype(np.float32)
     want = F.layer_norm(
         t, (6, 5), torch.from_numpy(weight).reshape(6, 5), torch.from_numpy(bias).reshape(6, 5), 1e-6
