@@ -22,7 +22,7 @@ class Skip(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.a, self.b = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 128, 3, padding=1)
-        self.c, self.d = nn.Conv2d(128, 64, 3, padding=1), nn.Conv2d(192, 8, 1)
+        self.c, self.d = nn.Conv2d(128, 64, 3, padding=1), nn.Conv2d(192, 8, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.b(torch.relu(self.a(x))))
@@ -66,3 +66,21 @@ def test_maps_that_weights_of_infinity_read_are_not_copied() -> None:
     assert "c" not in copies(fast.graph)
     got, want = fast(x).numpy(), model(x).detach().numpy()
     assert np.array_equal(np.isnan(got), np.isnan(want))
+
+
+def test_channels_last_of_an_input_are_a_map_as_they_lie():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.d = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return self.d(self.c(x.permute(0, 3, 1, 2)).relu()).permute(0, 2, 3, 1)
+
+    torch.manual_seed(0)
+    model, x = Last().eval(), torch.randn(2, 9, 11, 3)
+    fast = actzip.compile(model, x, tune=False, cache=False)
+    for shape in [(2, 9, 11, 3), (1, 16, 5, 3)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(fast(x), model(x).detach(), atol=1e-5, rtol=1e-4)
+    assert [r.op for r in fast.explain().rows].count("copy") == 0

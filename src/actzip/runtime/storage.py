@@ -30,9 +30,16 @@ def layouts(graph: g.Graph) -> dict[str, str]:
     """value -> "map" or "plain": maps where a map operator writes or reads them, and on from there
     through elementwise ones."""
     kind = dict.fromkeys(graph.values, "plain")
+    read_as_maps = {v for n in graph.nodes if n.works_on() == "map" for v in n.inputs}
     for n in graph.nodes:
         layout = n.works_on()
-        if layout == "map":
+        turned = isinstance(n, ops.Transpose) and n.perm == (
+            0,
+            3,
+            1,
+            2,
+        )  # channels last are a map as they lie
+        if layout == "map" or (turned and n.output in read_as_maps and is_map(graph.shape(n.output))):
             kind[n.output] = "map"
         elif layout == "either" and is_map(graph.shape(n.output)):
             kind[n.output] = "map" if any(kind[v] == "map" for v in n.inputs) else "plain"
