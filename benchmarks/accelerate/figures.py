@@ -62,8 +62,8 @@ def judge(
     labels: Tensor | None,
     base: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What the model does on images that chose nothing."""
-    after = outputs(model, batches)
+    """What the model does on images that chose nothing; the original itself where there is no ``base``."""
+    after = outputs(model, batches) if base is not None else reference
     m = measure(model, batches)
     found: dict[str, Any] = {
         "density": m.density,
