@@ -136,7 +136,7 @@ NETWORKS = {
         photographs(299, 299, (0.0,) * 3, (1.0,) * 3),
         density=(0.25,),
         labelled=False,
-        images=200,
+        images=100,
     ),
     "craft": Network(
         craft,
