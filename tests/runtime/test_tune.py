@@ -91,6 +91,18 @@ def test_what_one_search_learned_another_need_not_try(search: Any) -> None:
     assert len(b[1].runs) == 1 and b[0].variants() == {"c0": "quick"}
 
 
+def test_packing_that_costs_its_writer_more_than_it_spares_is_undone() -> None:
+    """A depthwise layer's packing was not counted, only what its reader gained."""
+    graph = chain(3)
+    graph.values["v0"].storage = "packed"
+    groups = {"v0": ["v0"], "v1": ["v1"]}
+    plain = {"c0": 1.0, "c1": 5.0, "c2": 1.0}
+    assert t._unpaid(graph, groups, {"c0": 2.0, "c1": 4.5, "c2": 1.0}, plain) == {"v0"}
+    assert t._unpaid(graph, groups, {"c0": 2.0, "c1": 3.0, "c2": 1.0}, plain) == set()
+    graph.values["v1"].storage = "packed"  # whose the difference is cannot be told
+    assert t._unpaid(graph, groups, {"c0": 9.0, "c1": 9.0, "c2": 9.0}, plain) == set()
+
+
 def test_progress_names_layers_and_an_interrupt_passes(search: Any) -> None:
     seen: list[tuple[int, int, str]] = []
 

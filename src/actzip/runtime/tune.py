@@ -272,8 +272,8 @@ def _by_trials(
     search: Callable[[g.Graph], _Search],
     run: Callable[[Sequence[_Search]], None],
 ) -> tuple[g.Graph, dict[str, str], dict[str, str]]:
-    """The quickest of all packed, all dense, and each group as its readers and writers ran quicker;
-    kernels; reasons."""
+    """The quickest of all packed, all dense, each group as its readers ran quicker, and the same
+    without those that cost their writers more; kernels; reasons."""
     dense = set(keep_dense)
     why: dict[str, str] = {}
     first = [search(packed), search(plain)]
@@ -292,13 +292,42 @@ def _by_trials(
     for s in first:
         last.learn(s)
     run([last])
+    searches = [last, *first]
+    unpaid = _unpaid(last.graph, groups, last.costs(), dc)
+    if unpaid:
+        searches.insert(0, search(choose_storage(packed, dense | unpaid)))
+        for s in searches[1:]:
+            searches[0].learn(s)
+        run(searches[:1])
     for n in last.graph.nodes:
         p, q = sc.get(n.name), dc.get(n.name)
         if isinstance(n, ops.Conv2d) and p is not None and q is not None:
             why[n.name] = f"trials: packed {p * 1e3:.3f} ms, dense {q * 1e3:.3f} ms"
-    candidates = [(s.graph, s.variants()) for s in (last, *first)]
+    candidates = [(s.graph, s.variants()) for s in searches]
     bench = last.bench
     return (*candidates[_quickest(bench, [lower(gr, names) for gr, names in candidates])], why)
+
+
+def _unpaid(
+    graph: g.Graph,
+    groups: Mapping[str, Sequence[str]],
+    costs: Mapping[str, float],
+    plain: Mapping[str, float],
+) -> set[str]:
+    """Packed values whose writers and readers together took longer than with everything dense
+    (``plain``): packing cost more than it spared. Only where nothing else that these nodes touch is
+    packed, so that the difference is this value's."""
+    found: set[str] = set()
+    for members in groups.values():
+        inside = set(members)
+        nodes = [n for n in graph.nodes if inside & {*n.inputs, n.output}]
+        touched = {v for n in nodes for v in (*n.inputs, n.output)}
+        if {v for v in touched if graph.values[v].storage == "packed"} != inside:
+            continue
+        names = [n.name for n in nodes if n.name in costs and n.name in plain]
+        if sum(plain[k] for k in names) < sum(costs[k] for k in names) * _MARGIN:
+            found |= inside
+    return found
 
 
 def _quickest(bench: _Bench, plans: Sequence[Lowered], rounds: int = 3) -> int:
