@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -62,7 +63,8 @@ struct Case {
   bool bias = true;
 };
 
-Case random_case(bool packed, bool depthwise) {
+Case random_case(const std::string& kind) {
+  const bool packed = kind == "sparse", depthwise = kind == "depthwise", winograd = kind == "winograd";
   Case c;
   ConvProblem& p = c.p;
   p.kh = pick({1, 1, 3, 3, 5, 7});
@@ -71,6 +73,12 @@ Case random_case(bool packed, bool depthwise) {
   p.sw = pick({1, 1, 1, 2});
   p.dh = pick({1, 1, 2});
   p.dw = pick({1, 1, 1, 2});
+  if (winograd) {
+    p.kh = p.kw = 3;
+    p.sh = p.sw = 1;
+    p.dh = pick({1, 1, 2, 6});
+    p.dw = p.dh == 1 ? 1 : pick({1, 2, 3});
+  }
   p.pad_top = pick({0, 1, 2});
   p.pad_left = pick({0, 1, 3});
   p.pad_bottom = pick({0, 1});
@@ -78,7 +86,8 @@ Case random_case(bool packed, bool depthwise) {
   c.n = pick({1, 1, 2});
   c.h = std::max<int64_t>(pick({1, 4, 9}), p.dh * (p.kh - 1) + 1 - p.pad_top - p.pad_bottom);
   c.w = std::max<int64_t>(pick({1, 7, 17, 90}), p.dw * (p.kw - 1) + 1 - p.pad_left - p.pad_right);
-  p.groups = depthwise ? pick({2, 16, 24, 70}) : pick({1, 1, 1, 2, 4});
+  p.groups = depthwise ? pick({2, 16, 24, 70}) : winograd ? 1 : pick({1, 1, 1, 2, 4});
+  if (winograd && p.dh == 1 && p.dw == 1 && p.out_h(c.h) > 1 && p.out_w(c.w) > 1) p.pool = pick({1, 2});
   const int64_t icg = depthwise ? 1 : pick({1, 3, 16, 33, 64, 80}),
                 ocg = depthwise ? 1 : pick({1, 5, 16, 48, 64, 96, 130});
   p.ic = p.groups * icg;
@@ -100,7 +109,7 @@ Case random_case(bool packed, bool depthwise) {
   c.density = densities[rng() % 5];
   c.capacity = static_cast<double>(pick({0, 1, 2})) / 2;
   c.type = rng() % 3 == 0 ? ValueType::f16 : ValueType::f32;
-  c.residual = static_cast<int>(rng() % 3);
+  c.residual = p.pool == 1 ? static_cast<int>(rng() % 3) : 0;
   c.threads = static_cast<int>(pick({1, 1, 2}));
   c.bias = rng() % 4 != 0;
   return c;
@@ -114,9 +123,27 @@ float to_type(float x, ValueType t) {
   return std::ldexp(std::nearbyint(m * 2048.0f) / 2048.0f, e);
 }
 
+// The sum at an output, in double precision, before any pool.
+double sum_at(const Case& c, const std::vector<float>& x, const std::vector<float>& weight, int64_t n,
+              int64_t oy, int64_t ox, int64_t o) {
+  const ConvProblem& p = c.p;
+  const int64_t icg = p.ic / p.groups, ocg = p.oc / p.groups;
+  double sum = 0;
+  for (int64_t ky = 0; ky < p.kh; ++ky)
+    for (int64_t kx = 0; kx < p.kw; ++kx) {
+      const int64_t iy = oy * p.sh - p.pad_top + ky * p.dh, ix = ox * p.sw - p.pad_left + kx * p.dw;
+      if (iy < 0 || iy >= c.h || ix < 0 || ix >= c.w) continue;
+      const float* src = x.data() + ((n * c.h + iy) * c.w + ix) * p.ic + o / ocg * icg;
+      for (int64_t k = 0; k < icg; ++k)
+        sum += static_cast<double>(src[k]) *
+               weight[static_cast<size_t>(((o * icg + k) * p.kh + ky) * p.kw + kx)];
+    }
+  return sum;
+}
+
 bool check(const Case& c, const std::string& name) {
   const ConvProblem& p = c.p;
-  const int64_t oh = p.out_h(c.h), ow = p.out_w(c.w), icg = p.ic / p.groups, ocg = p.oc / p.groups;
+  const int64_t oh = p.out_h(c.h), ow = p.out_w(c.w), icg = p.ic / p.groups;
   std::vector<float> x = sparse(c.n * c.h * c.w * p.ic, c.density),
                      r = sparse(c.n * oh * ow * p.oc, c.density);
   for (float& v : x) v = to_type(v, c.type);
@@ -163,16 +190,11 @@ bool check(const Case& c, const std::string& name) {
     for (int64_t oy = 0; oy < oh; ++oy)
       for (int64_t ox = 0; ox < ow; ++ox)
         for (int64_t o = 0; o < p.oc; ++o) {
-          double want = c.bias ? bias[static_cast<size_t>(o)] : 0.0;
-          for (int64_t ky = 0; ky < p.kh; ++ky)
-            for (int64_t kx = 0; kx < p.kw; ++kx) {
-              const int64_t iy = oy * p.sh - p.pad_top + ky * p.dh, ix = ox * p.sw - p.pad_left + kx * p.dw;
-              if (iy < 0 || iy >= c.h || ix < 0 || ix >= c.w) continue;
-              const float* src = x.data() + ((n * c.h + iy) * c.w + ix) * p.ic + o / ocg * icg;
-              for (int64_t k = 0; k < icg; ++k)
-                want += static_cast<double>(src[k]) *
-                        weight[static_cast<size_t>(((o * icg + k) * p.kh + ky) * p.kw + kx)];
-            }
+          double want = -std::numeric_limits<double>::infinity();
+          for (int64_t i = 0; i < p.pool * p.pool; ++i)
+            want = std::max(want,
+                            sum_at(c, x, weight, n, oy * p.pool + i / p.pool, ox * p.pool + i % p.pool, o));
+          if (c.bias) want += bias[static_cast<size_t>(o)];
           const auto at = static_cast<size_t>(((n * oh + oy) * ow + ox) * p.oc + o);
           if (c.residual != 0) want += r[at];
           const double t = p.thresholds.empty() ? p.lo : p.thresholds[static_cast<size_t>(o)];
@@ -207,8 +229,7 @@ int main(int argc, char** argv) {
       rng.seed(seed);
       int done = 0;
       for (int i = 0; i < 50 * cases && done < cases; ++i) {  // until enough that the kernel is for
-        const Case c =
-            random_case(std::strcmp(row.kind, "sparse") == 0, std::strcmp(row.kind, "depthwise") == 0);
+        const Case c = random_case(row.kind);
         const auto names = conv_variants(c.p);
         if (std::find(names.begin(), names.end(), row.name) == names.end()) continue;
         ++done;
