@@ -1,7 +1,6 @@
 """Steps that end in the middle: by an interrupt at any line, or for want of memory at any allocation."""
 
 import itertools
-import sys
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from actzip.training import packed_activations
+from ended import Ended, NoMemory
 from odd import saved_tensors_hooks
 
 
@@ -48,46 +48,6 @@ class Step:
         assert torch._C._len_torch_function_stack() == 0 and torch._C._is_torch_function_enabled()
         assert torch.is_grad_enabled()
         assert not saved_tensors_hooks()
-
-
-class Ended:
-    """Raises at the nth line of Python that runs."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def __enter__(self):
-        self.before = sys.gettrace()
-        sys.settrace(self.trace)
-
-    def __exit__(self, *error):
-        sys.settrace(self.before)
-
-    def trace(self, frame, event, arg):
-        self.left -= event in ("line", "call") and "/actzip/" in frame.f_code.co_filename
-        if not self.left:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return self.trace
-
-
-class NoMemory:
-    """torch.empty raises at its nth call."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def __enter__(self):
-        self.empty, torch.empty = torch.empty, self.call
-
-    def __exit__(self, *error):
-        torch.empty = self.empty
-
-    def call(self, *args, **kwargs):
-        self.left -= 1
-        if not self.left:
-            raise MemoryError
-        return self.empty(*args, **kwargs)
 
 
 @pytest.mark.parametrize("bits", [None, 8])

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint, set_checkpoint_e
 from actzip.errors import TrainingError
 from actzip.training import checkpoint_contexts, pack_saved, packed, packed_activations
 from actzip.training.recompute import _StandIn
+from ended import Ended, NoMemory
 from odd import saved_tensors_hooks
 
 pytestmark = pytest.mark.skipif(packed.top_hooks is None, reason="PyTorch tells of its hooks from 2.5 on")
@@ -271,6 +272,36 @@ def test_a_recomputation_that_ends_leaves_nothing_behind(batch, error):
         assert packed.current_scope() is None
         assert not any(m._forward_pre_hooks for m in model.modules())
         assert same([loss.detach(), *torch.autograd.grad(loss, [*model.parameters()])], wanted)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize(("ended", "stride"), [(Ended, 41), (NoMemory, 3)])
+def test_a_recomputation_that_ends_anywhere_can_run_again(bits, ended, stride):
+    model = Whole(again)
+    model.blocks = model.blocks[:1]
+    x, y = torch.randn(2, 3, 12, 12), torch.tensor([0, 1])
+
+    def forward():
+        torch.manual_seed(1)
+        with packed_activations(model, bits, min_bytes=0):
+            return F.cross_entropy(model(x), y)
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+
+    wanted = gradients(forward())
+    for n in itertools.count(1, stride):
+        loss = forward()
+        try:
+            with ended(n):
+                gradients(loss)
+            break
+        except (KeyboardInterrupt, MemoryError):
+            pass
+        assert torch._C._len_torch_function_stack() == 0 and torch._C._is_torch_function_enabled()
+        assert not saved_tensors_hooks() and packed.current_scope() is None
+        assert same(gradients(loss), wanted)
+    assert n > 4
 
 
 def test_no_graph_keeps_itself_alive(batch):
