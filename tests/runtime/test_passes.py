@@ -589,3 +589,33 @@ def test_what_others_read_between_convolutions_stays():
 
     before = graph_of(Both(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)), 3, 7, 7)
     assert op_names(P.merge_pointwise(before)) == op_names(before)
+
+
+class Lines(nn.Module):
+    """One-dimensional convolutions with what stands between them: a circular pad, GELU, a skip, a
+    BatchNorm, constants, a concatenation over channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 16, 3, padding=1), nn.Conv1d(16, 16, 5)
+        self.c, self.n, self.d = nn.Conv1d(16, 16, 1), nn.BatchNorm1d(16), nn.Conv1d(32, 4, 3)
+        self.scale = nn.Parameter(torch.rand(16, 1))
+
+    def forward(self, x):
+        y = nn.functional.gelu(self.a(x))
+        z = self.b(torch.cat([y[:, :, -2:], y, y[:, :, :2]], 2))
+        z = self.n(z.relu() * self.scale + y) + 0.5
+        z = torch.cat([nn.functional.pad(self.c(z), (1, 2)), nn.functional.pad(y, (1, 2))], 1)
+        return self.d(torch.sigmoid(z)), z.mean(2)
+
+
+def test_between_one_dimensional_convolutions_nothing_leaves_the_maps():
+    graph = graph_of(Lines(), 3, 19)
+    alone = P.lines_as_maps(graph)
+    check(graph, alone)
+    after = P.optimize(graph)
+    check(graph, after)
+    inner = [n for n in after.nodes if not isinstance(n, ops.Reshape)]
+    shapes = {n.op: len(after.shape(n.output)) for n in inner}
+    assert all(shapes[op] == 4 for op in ("conv2d", "concat", "slice")), shapes
+    assert sum(isinstance(n, ops.Reshape) for n in after.nodes) <= 3

@@ -20,7 +20,13 @@ from actzip.runtime.passes.fold import (
     sink_affine,
 )
 from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
-from actzip.runtime.passes.moves import channels_last, flatten_linear, merge_moves, place_concats
+from actzip.runtime.passes.moves import (
+    channels_last,
+    flatten_linear,
+    lines_as_maps,
+    merge_moves,
+    place_concats,
+)
 from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
 from actzip.runtime.passes.transposed import split_transposed
@@ -38,6 +44,7 @@ __all__ = [
     "fold_padding",
     "fuse_activations",
     "fuse_residuals",
+    "lines_as_maps",
     "merge_acts",
     "merge_moves",
     "merge_pointwise",
@@ -58,6 +65,7 @@ PASSES: tuple[Pass, ...] = (
     merge_moves,
     recompose_activations,
     channels_last,
+    lines_as_maps,
     channel_affine,
     fold_padding,
     fold_batch_norm,

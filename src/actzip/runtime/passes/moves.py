@@ -178,6 +178,80 @@ def _sink_transpose(graph: g.Graph) -> bool:
     return changed
 
 
+def lines_as_maps(graph: g.Graph) -> g.Graph:
+    """What a model computes on (N, C, L) views of maps (N, C, 1, L), which convolutions of one
+    dimension write, is said of the maps: elementwise nodes, BatchNorm, slices, pads, concatenations.
+    Between two convolutions nothing then leaves the maps' layout."""
+    graph = graph.copy()
+    producers = graph.producers()
+    maps: dict[str, str] = {}  # a view -> the map
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        node.inputs = tuple(node.inputs)
+        if isinstance(node, ops.Reshape):
+            v, shape = node.inputs[0], graph.shape(node.output)
+            if isinstance(producers.get(v), _MAPS) and _is_line(graph.shape(v), shape):
+                maps[node.output] = v
+            elif v in maps and g.same_shape(graph.shape(maps[v]), shape):
+                node.inputs = (maps[v],)  # merge_moves takes it out
+            nodes.append(node)
+            continue
+        made = _on_map(graph, node, maps)
+        if made is None:
+            nodes.append(node)
+            continue
+        n, c, length = graph.shape(node.output)
+        made.output = graph.fresh(node.output + "_line")
+        graph.values[made.output] = dataclasses.replace(
+            graph.values[node.output], name=made.output, shape=(n, c, 1, length)
+        )
+        view = ops.Reshape(
+            f"{node.name}:line", (made.output,), node.output, shape=(n, c, length), source=node.source
+        )
+        while any(view.name == x.name for x in graph.nodes):
+            view.name += "_"
+        nodes += [made, view]
+        maps[node.output] = made.output
+    graph.nodes = nodes
+    return merge_moves(graph)
+
+
+_MAPS = (ops.Conv2d, ops.ConvTranspose2d, ops.Pool, ops.AdaptivePool, ops.Resize)
+
+
+def _is_line(x: g.Shape, view: g.Shape) -> bool:
+    return len(x) == 4 and len(view) == 3 and x[2] == 1 and g.same_shape((*x[:2], x[3]), view)
+
+
+def _on_map(graph: g.Graph, node: g.Node, maps: dict[str, str]) -> g.Node | None:
+    """``node``, of views, said of their maps; its output is to be set."""
+    if not any(v in maps for v in node.inputs) or len(graph.shape(node.output)) != 3:
+        return None
+    if any(v not in maps and v not in graph.constants for v in node.inputs):
+        return None
+    changes: dict[str, object] = {}
+    if isinstance(node, (ops.Slice, ops.Concat)):
+        axis = node.axis % 3
+        changes["axis"] = 3 if axis == 2 else axis
+        if any(v in graph.constants for v in node.inputs):
+            return None
+    elif isinstance(node, ops.Pad):
+        changes = {k: (*getattr(node, k)[:2], 0, getattr(node, k)[2]) for k in ("before", "after")}
+    elif not isinstance(node, (ops.Activation, ops.Binary, ops.BatchNorm)):
+        return None
+    made = dataclasses.replace(node, **changes)  # type: ignore[arg-type]
+    made.inputs = tuple(maps[v] if v in maps else _of_line(graph, v) for v in node.inputs)
+    return made
+
+
+def _of_line(graph: g.Graph, constant: str) -> str:
+    """A constant that broadcasts along (N, C, L) as one along (N, C, 1, L)."""
+    a = graph.constants[constant]
+    if a.ndim < 2:
+        return constant
+    return graph.add_constant(np.expand_dims(a, -2), constant + "_line")
+
+
 def _can_place(graph: g.Graph, node: g.Node) -> bool:
     return not isinstance(node, (ops.Reshape, ops.Transpose, ops.Slice, ops.Expand))
 
