@@ -390,3 +390,14 @@ def test_a_network_without_rules_keeps_its_size_in_a_file(tmp_path: Path) -> Non
     close(again(x), fast(x))
     with pytest.raises(InputError, match=r"compiled for \(N, 3, 32, 48\)"):
         again(torch.randn(1, 3, 33, 48))
+
+
+def test_sizes_that_torch_cannot_solve_for_leave_its_log_empty(capfd: pytest.CaptureFixture[str]) -> None:
+    """Pools in ceil_mode behind a stride, as GoogLeNet has them."""
+    pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+    model = nn.Sequential(conv(3, 16, stride=2), pool, conv(16, 16), pool, conv(16, 8)).eval()
+    fast = actzip.compile(model, torch.randn(1, 3, 64, 64), tune=False, cache=False)
+    for shape in [(1, 3, 64, 64), (3, 3, 49, 67)]:
+        x = torch.randn(shape)
+        close(fast(x), model(x).detach())
+    assert not capfd.readouterr().err

@@ -13,6 +13,7 @@ PyTorch makes 0 of a NaN there, which the engine keeps.
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
 import re
 import traceback
@@ -225,6 +226,23 @@ def _changes_each_time(
         return again.changes()
 
 
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """What torch.export cannot work out about sizes comes as an exception or not at all, not as pages
+    of tracebacks in its log."""
+    logs = [
+        logging.getLogger(f"torch.{n}") for n in ("fx.experimental.symbolic_shapes", "_subclasses", "export")
+    ]
+    levels = [log.level for log in logs]
+    try:
+        for log in logs:
+            log.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
 def _export(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -268,7 +286,7 @@ def _export(
         except ValueError:  # a module without a signature
             return None
         args, kwargs = pytree.tree_map(grown, args), pytree.tree_map(grown, kwargs)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_logs():
         warnings.simplefilter("ignore")
         try:
             exported = torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
