@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-__all__ = ["LARGE", "give_back", "look"]
+__all__ = ["LARGE", "WATCHED", "give_back", "look"]
 
 #: From here on glibc gives a block pages of its own, whatever its moving threshold.
 LARGE = 32 << 20
+#: While tensors of this size are saved little lies free, which tells what was in memory since.
+WATCHED = 1 << 20
 #: So much is worth a call: it takes some tens of milliseconds.
 _WORTH = 64 << 20
 

@@ -197,6 +197,8 @@ class Session:
         storage = self._seen(tensor)
         if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
             return self._keep(tensor, storage)
+        if tensor.nbytes >= heap.WATCHED:
+            heap.look()
         need = rule(tensor) if callable(rule) else None
         return self._packed(tensor, storage, need) or self._keep(tensor, storage)
 
