@@ -236,6 +236,34 @@ def test_bad_options_are_one_line_each(tmp_path: Path) -> None:
         Form(mean=(1.0, 2.0)).normalisation(3, None, None)
 
 
+def test_fewer_arrays_than_a_batch_are_one_batch() -> None:
+    few = Form(arrays={"": np.zeros((3, 2), np.float32)})
+    assert [len(b) for b in few.batches([""], 16, fixed=False)] == [3]
+    many = Form(arrays={"": np.zeros((19, 2), np.float32)})
+    assert [len(b) for b in many.batches([""], 8, fixed=False)] == [8, 8, 3]
+    assert [len(b) for b in many.batches([""], 8)] == [8, 8]
+    with pytest.raises(DataError, match="exported for batches of 16"):
+        list(few.batches([""], 16))
+
+
+def test_arrays_are_given_by_the_names_of_forward(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "twoinputs.py").write_text(
+        "import torch\nfrom torch import nn\nclass Two(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.c = nn.Conv2d(3, 4, 3)\n"
+        "    def forward(self, x, y, z=None):\n        return self.c(x).relu() + self.c(y).relu()\n"
+        "two = Two().eval()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arrays = {n: np.ones((3, 3, 8, 8), np.float32) for n in "xy"}
+    np.savez(tmp_path / "two.npz", **arrays)
+    np.save(tmp_path / "x.npy", arrays["x"])
+    options = args_of("profile", tmp_path)
+    code, out, err = run("profile", "twoinputs:two", "--input", tmp_path / "two.npz", *options)
+    assert code == 0 and json.loads(out)["data"]["images"] == 3, err
+    code, _, err = run("profile", "twoinputs:two", "--input", tmp_path / "x.npy", *options)
+    assert code and "no array for input 'y'" in err
+
+
 def test_a_loader_in_another_layout_is_read_more_than_once() -> None:
     laid = Laid([(torch.zeros(2, 3, 4, 5), 1)], Form(layout="nhwc"))
     assert [x.shape for x, _ in laid] == [x.shape for x, _ in laid] == [torch.Size((2, 4, 5, 3))]

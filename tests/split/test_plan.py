@@ -77,6 +77,19 @@ def test_the_best_is_searched_kept_and_the_quickest_of_those(found):
     assert found.winner.name in found.verdict() or found.winner is found.best
 
 
+def test_a_network_whose_maps_are_not_finite_is_refused_by_the_map():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            return self.b(self.a(x).relu() * float("nan")).mean((2, 3))
+
+    with pytest.raises(InputError, match=r"map .* of the network holds values that are not finite"):
+        plan(Broken().eval(), inputs(), **OPTIONS)
+
+
 def test_where_sending_nothing_wins_it_says_so():
     slow = plan(net(), inputs(), **{**OPTIONS, "bandwidth": "1kbit", "latency": "500ms", "finalists": 1})
     assert slow.winner.name == "send nothing" and slow.verdict().startswith("send nothing wins")

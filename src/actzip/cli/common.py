@@ -277,7 +277,7 @@ def model_and_input(
     import torch
 
     from actzip.data import Loader
-    from actzip.data.form import Form
+    from actzip.data.form import Form, forward_names
     from actzip.errors import ActzipWarning
     from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights
     from actzip.runtime.models import GraphNet, load_model, open_size, say_open
@@ -300,7 +300,7 @@ def model_and_input(
     if form.arrays:
         if data is not None:
             raise InputError("--data and --input exclude each other: both give the inputs")
-        names = list(net.graph.inputs) if isinstance(net, GraphNet) else [""]
+        names = list(net.graph.inputs) if isinstance(net, GraphNet) else forward_names(net)
         return found, net, next(form.batches(names, None))
     if data is None:
         warnings.warn(

@@ -104,6 +104,7 @@ def _batches(
     """Batches to calibrate on and, of other inputs where there are enough, to compare on; of the size
     that the model was exported with."""
     from actzip.data import Loader
+    from actzip.data.form import forward_names
     from actzip.errors import DataError, InputError
     from actzip.runtime.models import GraphNet, open_size, say_open
 
@@ -111,7 +112,7 @@ def _batches(
     if form.arrays:
         if data is not None:
             raise InputError("--data and --input exclude each other: both give the inputs")
-        names = list(network.graph.inputs) if isinstance(network, GraphNet) else [""]
+        names = list(network.graph.inputs) if isinstance(network, GraphNet) else forward_names(network)
         batches = list(form.batches(names, fixed or 1))[: 2 * calibration]
     elif data is None:
         raise InputError("quantizing needs typical inputs: --data, or --input with arrays")

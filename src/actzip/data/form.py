@@ -3,19 +3,20 @@ of pixels, their normalisation, the order of dimensions; or the arrays themselve
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actzip.data.arrays import Images
 from actzip.data.sources import PHOTOGRAPHS, resolve
 from actzip.errors import DataError, InputError
 
-__all__ = ["LARGEST", "LAYOUTS", "NAMED", "RANGES", "Form", "Laid", "looks_nhwc"]
+__all__ = ["LARGEST", "LAYOUTS", "NAMED", "RANGES", "Form", "Laid", "forward_names", "looks_nhwc"]
 
 #: Height or width up to which images keep their size where a model leaves it open.
 LARGEST = 1280
@@ -42,6 +43,17 @@ def _own_size(data: str, split: str, folder: Any, count: int | None) -> list[tup
     if max(h, w) > LARGEST:
         return []
     return [(h, w), (max(32, h // 32 * 32), max(32, w // 32 * 32))]
+
+
+def forward_names(model: nn.Module) -> list[str]:
+    """What a module's ``forward`` calls the inputs that it needs; one without a name where it does
+    not say."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        given = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return [""]
+    return [p.name for p in given if p.kind in kinds and p.default is p.empty] or [""]
 
 
 @dataclass(frozen=True)
@@ -180,8 +192,9 @@ class Form:
             )
         return numbers * channels if len(numbers) == 1 else numbers
 
-    def batches(self, names: Iterable[str], batch: int | None) -> Iterator[Any]:
-        """The arrays as batches for inputs called ``names``: a tensor, or a tuple of several.
+    def batches(self, names: Iterable[str], batch: int | None, *, fixed: bool = True) -> Iterator[Any]:
+        """The arrays as batches for inputs called ``names``: a tensor, or a tuple of several; where
+        the model's batch is not ``fixed``, the last may be smaller.
 
         Raises:
             InputError: arrays missing, of other names, or of other lengths.
@@ -194,8 +207,8 @@ class Form:
         count = counts.pop() if counts else 1
         if count == 0:
             raise DataError("the arrays hold no input")
-        step = batch or count
-        if count % step and count > step:
+        step = (batch or count) if fixed else min(batch or count, count)
+        if fixed and count % step and count > step:
             count -= count % step
         if count < step:
             raise DataError(f"the model was exported for batches of {step}; the arrays have {count} inputs")

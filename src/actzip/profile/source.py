@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.data import resolve
-from actzip.data.form import NAMED, Form, Laid
+from actzip.data.form import NAMED, Form, Laid, forward_names
 from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.runtime.models import GraphNet, load_whole, open_size, say_open
 
@@ -89,9 +89,9 @@ def open_subject(
     if form.arrays:
         if data is not None:
             raise InputError("--data and --input exclude each other: both give the inputs")
-        names = list(module.graph.inputs) if isinstance(module, GraphNet) else [""]
-        arrays = list(form.batches(names, batch))
-        return Subject(module, arrays, batch * len(arrays), ", ".join(form.arrays) or "--input")
+        names = list(module.graph.inputs) if isinstance(module, GraphNet) else forward_names(module)
+        arrays = list(form.batches(names, batch, fixed=bool(fixed)))
+        return Subject(module, arrays, sum(map(_count, arrays)), ", ".join(form.arrays) or "--input")
     if data is None:
         warnings.warn("no data: random input is used, so densities mean nothing", ActzipWarning, stacklevel=3)
         count = batch if fixed else min(images, batch)
@@ -132,6 +132,12 @@ def open_subject(
         found = found.take(chosen)
     batches = Laid(Loader(found, batch), form)
     return Subject(module, batches, count, found.source, skipped=found.skipped)
+
+
+def _count(batch: Any) -> int:
+    """Inputs in a batch."""
+    tensors = batch if isinstance(batch, tuple) else (batch,)
+    return max((len(t) for t in tensors if t.ndim), default=1)
 
 
 def random_batches(shapes: Iterable[tuple[int, ...]], count: int) -> list[Any]:

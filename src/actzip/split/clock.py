@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from actzip.codec import decode, encode
+from actzip.errors import InputError
 from actzip.profile.cost import CostModel
 from actzip.profile.timing import predict_nodes
 from actzip.runtime import compile as compile_model
@@ -109,6 +110,8 @@ class Coding:
 
 def plain_quantizer(name: str, maps: Floats, bits: int) -> MapQuantizer:
     """One step for the map, rounding to the nearest, the clip of least squared error."""
+    if not np.isfinite(maps).all():
+        raise InputError(f"map {name!r} of the network holds values that are not finite")
     signed = float(maps.min()) < 0
     levels = 2 ** (max(bits, 1 + signed) - signed) - 1
     flat = np.abs(maps.reshape(-1)[:: max(1, maps.size // 50_000)]).astype(np.float64)
