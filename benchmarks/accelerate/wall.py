@@ -30,7 +30,9 @@ from actzip.profile.cost import CostModel
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "accelerate" / "wall"
 
 
-def run(name: str, keep: float, images: int, threads: int, *, cost_model: bool) -> dict[str, Any]:
+def run(
+    name: str, keep: float, images: int, attempts: int, threads: int, *, cost_model: bool
+) -> dict[str, Any]:
     network = NETWORKS[name]
     model = network.make()
     x, rest, _ = network.data(network.calibrate)
@@ -39,17 +41,19 @@ def run(name: str, keep: float, images: int, threads: int, *, cost_model: bool) 
     if not cost_model:
         CostModel.of_this_machine(threads)
     seconds: dict[str, float] = {}
-    last = [time.perf_counter(), ""]
+    started, cpu_started = time.perf_counter(), time.process_time()
+    last = [started, ""]
 
     def step(what: str, done: int = 0, of: int = 0) -> None:
         now = time.perf_counter()
         if last[1]:
             seconds[last[1]] = seconds.get(last[1], 0.0) + now - last[0]
+        if what != last[1]:
+            print(f"{now - started:6.1f} s  {what}", flush=True)
         last[:] = [now, what]
 
-    started, cpu_started = time.perf_counter(), time.process_time()
     step("checks")
-    found = actzip.accelerate(model, batches, keep=keep, threads=threads, on_step=step)
+    found = actzip.accelerate(model, batches, keep=keep, attempts=attempts, threads=threads, on_step=step)
     step("timing engines")
     found.time()
     step("")
@@ -61,6 +65,7 @@ def run(name: str, keep: float, images: int, threads: int, *, cost_model: bool) 
         "threads": threads,
         "load_before": os.getloadavg()[0],
         "images": found.images,
+        "attempts": attempts,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu_started,
         "steps": seconds,
@@ -76,15 +81,16 @@ def main() -> None:
     parser.add_argument("network", choices=sorted(NETWORKS))
     parser.add_argument("--keep", type=float, default=0.95)
     parser.add_argument("--images", type=int, default=160)
+    parser.add_argument("--attempts", type=int, default=5, help="candidates")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cost-model", action="store_true", help="forget it first, and count its timing")
     a = parser.parse_args()
     if a.cost_model:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["ACTZIP_CACHE"] = folder
-            found = run(a.network, a.keep, a.images, a.threads, cost_model=True)
+            found = run(a.network, a.keep, a.images, a.attempts, a.threads, cost_model=True)
     else:
-        found = run(a.network, a.keep, a.images, a.threads, cost_model=False)
+        found = run(a.network, a.keep, a.images, a.attempts, a.threads, cost_model=False)
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_text(RESULTS / f"{a.network}.json", json.dumps(found, indent=1) + "\n")
     steps = ", ".join(f"{what} {s:.0f}" for what, s in found["steps"].items())
