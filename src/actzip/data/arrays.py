@@ -18,6 +18,11 @@ __all__ = ["AUGMENTATIONS", "Images", "Loader", "split"]
 AUGMENTATIONS = ("none", "crop_flip")
 
 
+def _tensor(a: npt.NDArray[Any]) -> Tensor:
+    """The array's own memory, unless that may not be written: a tensor may."""
+    return torch.from_numpy(np.require(a, requirements=("C", "W")))
+
+
 @dataclass(frozen=True)
 class Images:
     """A data set in memory.
@@ -63,8 +68,8 @@ class Images:
 
     def batch(self, indices: npt.NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
         """Normalised float32 images ``N, C, H, W`` and int64 labels."""
-        x = torch.from_numpy(np.ascontiguousarray(self.images[indices]))
-        return self.normalise(x), torch.from_numpy(np.ascontiguousarray(self.labels[indices]))
+        x = _tensor(self.images[indices])
+        return self.normalise(x), _tensor(self.labels[indices])
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 -> float32, (x / 255 - mean) / std."""
@@ -164,10 +169,10 @@ class Loader:
         rank, world = self.shard
         for b in range(self.start, self.start + len(self)):
             indices = order[b * self.batch_size : (b + 1) * self.batch_size]
-            x = torch.from_numpy(np.ascontiguousarray(self.data.images[indices]))
+            x = _tensor(self.data.images[indices])
             if self.augment == "crop_flip":
                 x = _crop_flip(x, self._random(1, b))
-            y = torch.from_numpy(np.ascontiguousarray(self.data.labels[indices]))
+            y = _tensor(self.data.labels[indices])
             if world > 1:
                 each = -(-len(indices) // world)
                 x, y = x[rank * each : (rank + 1) * each], y[rank * each : (rank + 1) * each]
