@@ -214,8 +214,9 @@ def onnx_shapes(path: Path, model: Any, shapes: Mapping[str, tuple[int, ...]]) -
     Raises:
         InputError: the model has no input of a name.
     """
-    known = {t.name for t in model.graph.initializer}
-    names = [v.name for v in model.graph.input if v.name not in known]
+    from actzip.runtime.onnx_file import inputs_of
+
+    names = [v.name for v in inputs_of(model)]
     for name in shapes:
         if name and name not in names:
             raise InputError(f"{path} has no input {name!r}; it has {', '.join(map(repr, names))}")

@@ -23,6 +23,7 @@ from onnx.backend.test.runner import BackendIsNotSupposedToImplementIt
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.from_onnx import NeedsConstant, from_onnx, load_onnx
+from actzip.runtime.onnx_file import inputs_of
 
 __all__ = [
     "ActzipBackend",
@@ -64,8 +65,7 @@ class ActzipRep(BackendRep):  # type: ignore[misc]
     def __init__(self, model: Any, runner: Runner) -> None:
         self.model = load_onnx(model)
         self.runner = runner
-        initialised = {t.name for t in self.model.graph.initializer}
-        self.names = [v.name for v in self.model.graph.input if v.name not in initialised]
+        self.names = [v.name for v in inputs_of(self.model)]
         self.outputs = [v.name for v in self.model.graph.output]
         self.types: list[np.dtype[Any] | None] = []
         self.fixed = {

@@ -36,6 +36,12 @@ def onnx_package() -> Any:
     return onnx
 
 
+def inputs_of(model: Any) -> list[Any]:
+    """The inputs that a caller gives (``ValueInfoProto``): those without an initializer."""
+    known = {t.name for t in model.graph.initializer}
+    return [v for v in model.graph.input if v.name not in known]
+
+
 def load_onnx(source: Any) -> Any:
     """A checked ``ModelProto`` from a path, bytes or a ``ModelProto``, external data included.
 

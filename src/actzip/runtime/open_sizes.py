@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from actzip.errors import InputError, UnsupportedError
+from actzip.runtime.onnx_file import inputs_of
 
 __all__ = ["batch_is_open", "open_inputs", "settled", "shown_dims", "usual_shapes"]
 
@@ -24,11 +25,6 @@ _LENGTHS = (128, 16000, 512, 576, 1, 64, 2048, 32)
 _BEFORE_CONV = {"Cast", "Sub", "Add", "Mul", "Div", "Identity", "Pad", "Clip"}
 
 
-def _inputs(model: Any) -> list[Any]:
-    known = {t.name for t in model.graph.initializer}
-    return [v for v in model.graph.input if v.name not in known]
-
-
 def _declared(value: Any) -> list[int | str] | None:
     """Dimensions as the file has them: a number, or the name of an open one ("" without)."""
     tensor = value.type.tensor_type
@@ -40,13 +36,13 @@ def _declared(value: Any) -> list[int | str] | None:
 def open_inputs(model: Any) -> dict[str, list[int | str] | None]:
     """The inputs whose sizes, but for the batch, the file (a ``ModelProto``) leaves open: declared
     dimensions (:func:`shown_dims`)."""
-    found = {v.name: _declared(v) for v in _inputs(model)}
+    found = {v.name: _declared(v) for v in inputs_of(model)}
     return {n: d for n, d in found.items() if d is None or any(isinstance(k, str) for k in d[1:])}
 
 
 def batch_is_open(model: Any) -> bool:
     """Whether the file leaves the first input's first dimension open."""
-    dims = next((_declared(v) for v in _inputs(model)), None)
+    dims = next((_declared(v) for v in inputs_of(model)), None)
     return not dims or isinstance(dims[0], str)
 
 
@@ -101,7 +97,7 @@ def _filled(model: Any, name: str, dims: list[int | str], k: int, named: dict[st
 def usual_shapes(model: Any, given: Shapes | None = None) -> Iterator[dict[str, tuple[int, ...]]]:
     """Shapes of all inputs, the batch included, the most usual first; those ``given`` as they are."""
     given = dict(given or {})
-    declared = [(v.name, _declared(v)) for v in _inputs(model)]
+    declared = [(v.name, _declared(v)) for v in inputs_of(model)]
     for k in range(len(_IMAGES)):
         named: dict[str, int] = {}
         for name, dims in declared:
@@ -127,7 +123,7 @@ def settled(
         InputError: none fits; it names the input, its dimensions and how to say them.
         DataError, UnsupportedError: as ``make``, where no size is to blame.
     """
-    names = [v.name for v in _inputs(model)]
+    names = [v.name for v in inputs_of(model)]
     if given is not None and not isinstance(given, Mapping):
         given = {n: tuple(s) for n, s in zip(names, given, strict=False)}
     missing = {n: d for n, d in open_inputs(model).items() if n not in (given or {})}

@@ -22,7 +22,7 @@ from actzip.runtime.binding import no_memory
 from actzip.runtime.explain import Explanation, LayerRow, together
 from actzip.runtime.from_onnx import Importer, at_least_opset, reads
 from actzip.runtime.graph import Array, Graph
-from actzip.runtime.onnx_file import load_onnx, onnx_package, tensor_array
+from actzip.runtime.onnx_file import inputs_of, load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
 from actzip.runtime.registry import Mask
@@ -131,8 +131,7 @@ def _line(error: Exception) -> str:
 
 
 def _input_names(model: Any) -> list[str]:
-    known = {t.name for t in model.graph.initializer}
-    return [v.name for v in model.graph.input if v.name not in known]
+    return [v.name for v in inputs_of(model)]
 
 
 def _types(model: Any) -> dict[str, np.dtype[Any]]:

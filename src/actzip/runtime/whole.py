@@ -14,7 +14,7 @@ from actzip.errors import ActzipError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.from_onnx import Importer, reads
 from actzip.runtime.graph import Array
-from actzip.runtime.onnx_file import onnx_package
+from actzip.runtime.onnx_file import inputs_of, onnx_package
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.elsewhere import Elsewhere
 from actzip.runtime.origin import Shapes
@@ -168,8 +168,7 @@ class WholeOrigin:
         return False
 
     def _names(self) -> list[str]:
-        known = {t.name for t in self.model.graph.initializer}
-        return [v.name for v in self.model.graph.input if v.name not in known]
+        return [v.name for v in inputs_of(self.model)]
 
     def _read(self, arrays: list[Array]) -> g.Graph:
         given = dict(zip(self._names(), arrays, strict=True))
