@@ -166,13 +166,18 @@ std::vector<float> content(const View& v) {
 
 }  // namespace
 
-void Plan::execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
-                   int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities,
-                   std::map<int, std::vector<float>>* captured) const {
+void Plan::check_call(int64_t batch, const std::vector<const float*>& inputs,
+                      const std::vector<float*>& outputs) const {
+  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
   if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size())
     fail("plan: " + std::to_string(inputs.size()) + " inputs and " + std::to_string(outputs.size()) +
          " outputs given, " + std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()) +
          " needed");
+}
+
+void Plan::execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
+                   int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities,
+                   std::map<int, std::vector<float>>* captured) const {
   if (threads <= 0) threads = default_threads();
   place_operands(c, inputs, outputs);
   reserve_scratch(c, threads);
@@ -224,25 +229,20 @@ Plan::Shares Plan::shares(int64_t batch, int threads) const {
 void Plan::run_in_shares(int64_t batch, const std::vector<const float*>& inputs,
                          const std::vector<float*>& outputs, int threads,
                          std::vector<NodeTiming>* timings) const {
-  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
-  if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size())
-    fail("plan: " + std::to_string(inputs.size()) + " inputs and " + std::to_string(outputs.size()) +
-         " outputs given, " + std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()) +
-         " needed");
+  check_call(batch, inputs, outputs);
   if (threads <= 0) threads = default_threads();
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    most_threads_ = std::max(most_threads_, threads);
-  }
+  if (most_threads_ < threads) most_threads_ = threads;
+  const auto from = [&](auto all, const std::vector<int>& values, int64_t image) {
+    for (size_t i = 0; i < all.size(); ++i)
+      all[i] += image * elements(values_[static_cast<size_t>(values[i])], 1);
+    return all;
+  };
   const auto some = [&](int64_t first, int64_t images, int by, std::vector<NodeTiming>* times) {
-    std::vector<const float*> in = inputs;
-    std::vector<float*> out = outputs;
-    for (size_t i = 0; first > 0 && i < in.size(); ++i)
-      in[i] += first * elements(values_[static_cast<size_t>(inputs_[i])], 1);
-    for (size_t i = 0; first > 0 && i < out.size(); ++i)
-      out[i] += first * elements(values_[static_cast<size_t>(outputs_[i])], 1);
-    auto c = acquire(images);
-    execute(*c, in, out, by, times, nullptr);  // a context that threw is dropped, not kept
+    auto c = acquire(images);  // one that threw is dropped, not kept
+    if (first == 0)
+      execute(*c, inputs, outputs, by, times, nullptr);
+    else
+      execute(*c, from(inputs, inputs_, first), from(outputs, outputs_, first), by, times, nullptr);
     give_back(std::move(c));
   };
   const Shares s = shares(batch, threads);
@@ -270,7 +270,7 @@ std::vector<NodeTiming> Plan::profile(int64_t batch, const std::vector<const flo
 
 std::vector<double> Plan::densities(int64_t batch, const std::vector<const float*>& inputs,
                                     const std::vector<float*>& outputs, int threads) const {
-  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
+  check_call(batch, inputs, outputs);
   std::vector<double> d(values_.size(), -1.0);
   auto c = acquire(batch);
   execute(*c, inputs, outputs, threads, nullptr, &d);
@@ -281,7 +281,7 @@ std::vector<double> Plan::densities(int64_t batch, const std::vector<const float
 std::vector<std::vector<float>> Plan::capture(int64_t batch, const std::vector<const float*>& inputs,
                                               const std::vector<float*>& outputs, int threads,
                                               const std::vector<int>& values) const {
-  if (batch < 1) fail("plan: batch " + std::to_string(batch) + " is not at least 1");
+  check_call(batch, inputs, outputs);
   std::map<int, std::vector<float>> captured;
   for (int v : values) {
     if (v < 0 || v >= static_cast<int>(values_.size())) fail("plan: no value " + std::to_string(v));

@@ -31,6 +31,7 @@
 // Nodes: docs/engine.md lists every operator with its attributes.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -137,6 +138,8 @@ class Plan {
   void set_view(Context& c, size_t value, float* base) const;
   void place_operands(Context& c, const std::vector<const float*>& inputs,
                       const std::vector<float*>& outputs) const;
+  void check_call(int64_t batch, const std::vector<const float*>& inputs,
+                  const std::vector<float*>& outputs) const;
   void reserve_scratch(Context& c, int threads) const;
   static int64_t share_of(size_t weight_bytes);
   // Images of a share, and how many shares; none where the threads share each node.
@@ -163,7 +166,7 @@ class Plan {
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Context>> idle_;
   mutable size_t spilled_ = 0;
-  mutable int most_threads_ = 1;  // that were asked for so far
+  mutable std::atomic<int> most_threads_{1};  // that were asked for so far
 };
 
 class PlanBuilder {
