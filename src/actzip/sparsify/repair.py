@@ -286,8 +286,7 @@ def _repair_conv(m: Any, out: Tensor, ratio: Tensor, shift: Tensor) -> Tensor:
     return out * ratio.to(out.dtype).reshape(view) + shift.to(out.dtype).reshape(view)
 
 
-# --- more inputs of the same kind
-# --------------------------------------------------------------------------------------
+# --- more inputs of the same kind --------------------------------------------------------------
 
 
 def with_views(x: Tensor, inputs: int, seed: int = 0) -> Tensor:
@@ -310,8 +309,7 @@ def _is_image(x: Tensor) -> bool:
     return x.dim() == 4 and min(x.shape[2:]) >= 16
 
 
-# --- distillation without labels
-# --------------------------------------------------------------------------------------
+# --- distillation without labels ----------------------------------------------------------------
 
 
 def augmented(x: Tensor, generator: torch.Generator, *, mix: float = 0.5) -> Tensor:
