@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import actzip
 from actzip.cli import build
 from actzip.errors import ActzipWarning, DataError, InputError
-from actzip.profile import cost, profile
+from actzip.profile import cost, profile, timing
 from actzip.profile.source import open_subject
 from actzip.runtime.models import GraphNet, load_model
 
@@ -101,6 +101,20 @@ def test_an_exported_program(tmp_path, want, dynamic):
     assert report.data["model"]["parameters"] >= want.data["model"]["parameters"]
     assert report.data["engine"].get("error") is None
     assert all(r["measured_ms"] > 0 and r["predicted_ms"] > 0 for r in report.layers)
+
+
+@QUIET
+@pytest.mark.parametrize("predicted, told", [(3.0, True), (1.0, False), (0.3, True)])
+def test_a_prediction_far_from_the_clock_is_told(predicted, told, monkeypatch):
+    def timed(*args, **kwargs):
+        run = timing.measure_engine(*args, **kwargs)
+        return {**run, "latency_ms": 1.0, "predicted_ms": predicted}
+
+    monkeypatch.setattr(sys.modules["actzip.profile.run"], "measure_engine", timed)
+    found = profile(make_net(), [X], codecs=(), whatif_images=0, threads=1).data["warnings"]
+    far = [w for w in found if "were measured" in w]
+    assert len(far) == told
+    assert all(f"{predicted:.2f} ms predicted" in w and w.endswith(".json") for w in far)
 
 
 @QUIET

@@ -28,7 +28,7 @@ from actzip.runtime.winograd import is_winograd, tile_size
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 8
+_FORMAT = 9
 #: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
 SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 #: Walking over masks costs this share of the work at density 1.
@@ -282,6 +282,11 @@ class CostModel:
         write_text(path, text)
         return model
 
+    @staticmethod
+    def kept_in(threads: int) -> Path:
+        """The file that :meth:`of_this_machine` keeps a calibration in; without it, the next one is made."""
+        return _place(threads)[1]
+
     @classmethod
     def quick(cls, threads: int) -> CostModel:
         """:meth:`of_this_machine` where it is in the cache; else one of few shapes, made now in some
@@ -450,7 +455,7 @@ class _Plan:
         return out
 
     def times(self, lowered: Any, inputs: list[Any], repeats: int) -> dict[str, float]:
-        """Median milliseconds of every node."""
+        """Milliseconds of every node: the lower quartile, since other programs only make it longer."""
         seen: dict[str, list[float]] = {}
         for r in range(repeats + 1):
             once: dict[str, float] = {}
@@ -460,16 +465,16 @@ class _Plan:
             if r:  # the first run touches the memory
                 for name, t in once.items():
                     seen.setdefault(name, []).append(t)
-        return {name: float(np.median(t)) for name, t in seen.items()}
+        return {name: float(np.quantile(t, 0.25)) for name, t in seen.items()}
 
     def call(self, lowered: Any, inputs: list[Any]) -> float:
-        """Median milliseconds of a whole call, which is more than its nodes' together."""
+        """Milliseconds of a whole call (lower quartile), which is more than its nodes' together."""
         seen = []
         for _ in range(6):
             start = time.perf_counter()
             lowered.plan.run(1, inputs, self.outputs, self.threads)
             seen.append(1e3 * (time.perf_counter() - start))
-        return float(np.median(seen[1:]))
+        return float(np.quantile(seen[1:], 0.25))
 
     def best(
         self, storage: str, inputs: list[Any], options: dict[str, list[str]], repeats: int

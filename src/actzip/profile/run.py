@@ -16,6 +16,7 @@ from actzip.checks import flag, function, shown, text, texts, whole
 from actzip.errors import ActzipError, ActzipWarning, DataError, InputError
 from actzip.models import RANDOM_WEIGHTS, has_random_weights
 from actzip.profile.collect import Collection, collect
+from actzip.profile.cost import CostModel
 from actzip.profile.report import SCHEMA, Report
 from actzip.profile.rows import build_layers, build_maps, build_totals
 from actzip.profile.source import Subject, open_subject
@@ -26,6 +27,9 @@ from actzip.runtime.models import load_model
 from actzip.training.batches import batches_in
 
 __all__ = ["profile"]
+
+#: A prediction that is off by this factor is told.
+_FAR = 2.0
 
 
 def profile(
@@ -173,9 +177,15 @@ def _time(
     threads: int,
     on_step: Callable[[int, int], None] | None,
 ) -> None:
-    """The engine's times into ``data``; where it cannot run the model, why."""
+    """The engine's times into ``data``; where it cannot run the model or is far from its prediction, why."""
     try:
-        data["engine"] = measure_engine(model, batch, data["layers"], threads=threads, on_step=on_step)
+        run = data["engine"] = measure_engine(model, batch, data["layers"], threads=threads, on_step=on_step)
+        if not 1 / _FAR <= run["predicted_ms"] / run["latency_ms"] <= _FAR:
+            data["warnings"].append(
+                f"{run['latency_ms']:.2f} ms were measured and {run['predicted_ms']:.2f} ms predicted: other "
+                "programs ran beside this profile or beside the cost model's calibration, which is made "
+                f"again without {CostModel.kept_in(threads)}"
+            )
     except (ActzipError, NotImplementedError) as error:
         data["engine"] = {"error": str(error)}
         data["warnings"].append(f"the engine cannot run this model, so no time is measured: {error}")
