@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #if ACTZIP_VL > 4
 #include <immintrin.h>
@@ -59,6 +60,34 @@ AZ_INLINE void store_part(float* p, vf v, int64_t n) {
 #else
   for (int64_t l = 0; l < n; ++l) p[l] = v[l];
 #endif
+}
+
+// Lanes with bit H of their number of two vectors that are H rows apart change places.
+template <int H, int... L>
+AZ_INLINE void exchange(vf& a, vf& b, std::integer_sequence<int, L...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  const vf low = __builtin_shufflevector(a, b, ((L & H) != 0 ? VL + L - H : L)...);
+  b = __builtin_shufflevector(a, b, ((L & H) != 0 ? VL + L : L + H)...);
+#else
+  const vf low = __builtin_shuffle(a, b, vi{((L & H) != 0 ? VL + L - H : L)...});
+  b = __builtin_shuffle(a, b, vi{((L & H) != 0 ? VL + L : L + H)...});
+#endif
+  a = low;
+}
+// Lane j of row i becomes lane i of row j. Of four rows: blocks of two by two, then single lanes.
+//
+//   a0 a1 a2 a3     a0 a1 c0 c1     a0 b0 c0 d0
+//   b0 b1 b2 b3     b0 b1 d0 d1     a1 b1 c1 d1
+//   c0 c1 c2 c3     a2 a3 c2 c3     a2 b2 c2 d2
+//   d0 d1 d2 d3     b2 b3 d2 d3     a3 b3 c3 d3
+template <int H = VL / 2>
+AZ_INLINE void transpose(vf (&r)[VL]) {
+  if constexpr (H > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i)
+      if ((i & H) == 0) exchange<H>(r[i], r[i + H], std::make_integer_sequence<int, VL>{});
+    transpose<H / 2>(r);
+  }
 }
 
 AZ_INLINE int ctz(uint64_t m) { return __builtin_ctzll(m); }

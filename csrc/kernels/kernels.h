@@ -15,6 +15,7 @@ namespace actzip::kernels {
 inline constexpr int kMaxNv = 12;  // vectors of one accumulator tile
 inline constexpr int kMaxMr = 14;
 inline constexpr int kMaxWinograd = 6;
+inline constexpr int kMaxLines = 8;  // output channels; and vectors of positions
 
 // One (ic block, tap) over a run of output pixels: acc[i][0 .. nv * vl) += values of input pixel i * step
 // times the weight rows of their channels.
@@ -54,6 +55,22 @@ struct DenseTile {
   int64_t residual_stride;
 };
 using DenseFn = void (*)(const DenseTile&);
+
+// A few output channels along lines of positions that follow each other: out[i][o] = min(max(bias[o] + sum
+// over lines l, taps k of in[l][first + i + offsets[k]] * weight[l][k][o], lo), hi), i < count.
+struct LinesTile {
+  const float* const* in;  // position 0 of every line, readable as far as whole vectors reach; or null: zeros
+  int64_t lines;
+  const int64_t* offsets;
+  int64_t taps;
+  const float* weight;
+  const float* bias;
+  int64_t first, count;
+  float lo, hi;
+  float* out;  // of position 0
+  int64_t out_stride;
+};
+using LinesFn = void (*)(const LinesTile&);
 
 // act(acc + residual) in place or to a dense map; acc already holds the bias.
 struct EpilogueRow {
@@ -147,10 +164,16 @@ struct Kernels {
   WinogradProducts winograd_product[kMaxNv + 1];  // by nv; null where registers do not suffice
   DenseFn dense[kMaxNv + 1][kMaxMr + 1];          // by nv and mr; null where there is none
   int dense_mr[kMaxNv + 1];                       // the largest mr
+  LinesFn lines[kMaxLines + 1][kMaxLines + 1];    // by output channels and vectors of positions
+  int lines_oc, lines_nx[kMaxLines + 1];          // the most of both
 
   void (*fill)(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats);
   void (*epilogue)(const EpilogueRow&);
   void (*depthwise)(const DepthwiseRow&);
+  // Positions of a line, `stride` floats apart, to a line a channel: position i to dst[i % step * phase + i /
+  // step], the next channel's `plane` further.
+  void (*lines_split)(const float* src, int64_t stride, int64_t channels, int64_t count, int64_t step,
+                      int64_t phase, float* dst, int64_t plane);
 
   // What the row becomes (`out` is not read), packed: appends its non-zero values to dst (room for 64 * count
   // + 16 floats), writes the pixels' masks, returns how many. At most 64 channels. type, scale, top: values

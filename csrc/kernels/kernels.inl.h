@@ -7,6 +7,7 @@
 #include "kernels/depthwise.inl.h"
 #include "kernels/epilogue.inl.h"
 #include "kernels/kernels.h"
+#include "kernels/lines.inl.h"
 #include "kernels/pack.inl.h"
 #include "kernels/sparse.inl.h"
 #include "kernels/winograd.inl.h"
@@ -74,6 +75,21 @@ constexpr void put_winograd(Kernels& k) {
   }
 }
 
+// So many vectors of positions that the sums fill the registers; eight at most.
+constexpr int lines_vectors(int oc) {
+  const int most = (kRegisters == 32 ? 25 : 12) / oc;
+  return most > kMaxLines ? kMaxLines : most;
+}
+template <int OC, int NX>
+constexpr void put_lines(Kernels& k) {
+  if constexpr (NX >= 1) {
+    k.lines[OC][NX] = &lines_tile<OC, NX>;
+    put_lines<OC, NX - 1>(k);
+  } else if constexpr (OC > 1) {
+    put_lines<OC - 1, lines_vectors(OC - 1)>(k);
+  }
+}
+
 constexpr Kernels make_kernels() {
   Kernels k{};
   k.isa = ACTZIP_ISA_ID;
@@ -97,6 +113,10 @@ constexpr Kernels make_kernels() {
   k.winograd[2] = {winograd_input<2>, winograd_output<2, 1>, winograd_output<2, 2>};
   k.winograd[4] = {winograd_input<4>, winograd_output<4, 1>, winograd_output<4, 2>};
   k.winograd[6] = {winograd_input<6>, winograd_output<6, 1>, winograd_output<6, 2>};
+  k.lines_oc = kRegisters == 32 ? kMaxLines : 4;
+  put_lines<kRegisters == 32 ? kMaxLines : 4, lines_vectors(kRegisters == 32 ? kMaxLines : 4)>(k);
+  for (int oc = 1; oc <= k.lines_oc; ++oc) k.lines_nx[oc] = lines_vectors(oc);
+  k.lines_split = lines_split;
   k.fill = fill;
   k.epilogue = epilogue;
   k.depthwise = depthwise_row;
