@@ -21,7 +21,7 @@ extern const Family kSparse;      // a tap at a time: sparse-*, pair-*
 extern const Family kSparseRow;   // the taps of a kernel row for an output pixel: row-*
 extern const Family kSparseTaps;  // the taps of a kernel row for an input pixel: taps-*
 extern const Family kDense;
-extern const Family kLines;       // few output channels: vectors along the rows
+extern const Family kLines;  // few output channels: vectors along the rows
 extern const Family kWinograd;
 extern const Family kDepthwise;
 
