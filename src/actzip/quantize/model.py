@@ -335,7 +335,11 @@ def warn_saturated(shares: Mapping[str, float], share: float) -> None:
             )
 
 
-@torch.library.custom_op("actzip::quantized_map", mutates_args=())
+@torch.library.custom_op(
+    "actzip::quantized_map",
+    mutates_args=(),
+    schema="(Tensor x, float scale, int bits) -> Tensor",  # PyTorch 2.4 reads no postponed annotations
+)
 def _quantized_map(x: Tensor, scale: float, bits: int) -> Tensor:
     """The identity; in an exported program the place of an unsigned quantizer."""
     return x.clone()

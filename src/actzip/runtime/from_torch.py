@@ -13,6 +13,7 @@ PyTorch makes 0 of a NaN there, which the engine keeps.
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import operator
 import re
@@ -243,6 +244,11 @@ def _without_logs() -> Iterator[None]:
             log.setLevel(level)
 
 
+def _free(name: str) -> Any:
+    """A dimension as symbolic as the model lets it be; before PyTorch 2.5 one that has to be symbolic."""
+    return getattr(torch.export.Dim, "AUTO", None) or torch.export.Dim(name)
+
+
 def _export(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -266,13 +272,14 @@ def _export(
         if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch
     ]
     # several inputs have one batch in common, whether the model brings them together or not
-    dimension = torch.export.Dim.AUTO if len(grows) == 1 else torch.export.Dim("batch")
+    dimension = _free("batch") if len(grows) == 1 else torch.export.Dim("batch")
+    names = (f"size{k}" for k in itertools.count())
 
     def spec(t: Any) -> Any:
         if not isinstance(t, Tensor):
             return None
         free = [i for i in range(1, t.ndim) if t.shape[i] != 1] if sizes else []  # torch fixes a 1
-        rest = dict.fromkeys(free, torch.export.Dim.AUTO)
+        rest = {i: _free(next(names)) for i in free}
         return {0: dimension, **rest} if t.ndim and t.shape[0] == batch else rest
 
     shapes = None
