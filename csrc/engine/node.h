@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -88,7 +89,9 @@ class Node {
     return 0;
   }
   virtual void run(Context& c, int threads) const = 0;
-  virtual size_t weight_bytes() const { return 0; }
+  // Where its packed weights lie, and bytes of them: nodes may share some.
+  using Weights = std::map<const void*, size_t>;
+  virtual void weights(Weights* found) const { (void)found; }
   virtual std::string kernel() const { return {}; }
   virtual std::string kind() const { return "dense"; }
   const View& in(const Context& c, size_t i = 0) const {

@@ -97,8 +97,10 @@ size_t Plan::spilled_bytes() const {
 }
 
 size_t Plan::weight_bytes() const {
+  Node::Weights found;
+  for (const auto& n : nodes_) n->weights(&found);
   size_t bytes = 0;
-  for (const auto& n : nodes_) bytes += n->weight_bytes();
+  for (const auto& [at, size] : found) bytes += size;
   for (const ValueSpec& v : values_) bytes += v.data.size() * sizeof(float);
   return bytes;
 }

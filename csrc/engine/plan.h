@@ -83,7 +83,7 @@ struct NodeSpec {
   std::map<std::string, std::vector<float>> arrays;
   std::map<std::string, Borrowed> borrowed;  // weights, which nodes pack: no copy between
   std::map<std::string, std::string> strings;
-  WeightStore* store = nullptr;  // where packed weights are kept under the node's name
+  WeightStore* store = nullptr;  // where packed weights are kept: under strings["weights"], else the name
 };
 
 struct NodeTiming {

@@ -138,6 +138,7 @@ class Conv {
   const KernelRow& kernel() const { return *row_; }
   Isa isa() const { return isa_; }
   size_t weight_bytes() const { return weight_bytes_; }
+  virtual const void* weights() const = 0;  // where they lie; layers of one store may share them
 
   // Throws std::invalid_argument when args do not fit the problem.
   void check(const ConvArgs& args) const;

@@ -36,7 +36,8 @@ void ConvBase::init(const ConvProblem& p, const Variant& v, Isa isa, const float
   place_bias();
 }
 
-// The key names the layer, the kernel (and so the order of the weights) and how the input's channels are cut.
+// The key names the layer, the kernel and all that decides the order of the weights: how the input's and the
+// output's channels are cut, and what a layer that shares them may have of its own.
 void ConvBase::keep_weights(int64_t count, const std::function<void(float*)>& pack) {
   weight_bytes_ = static_cast<size_t>(count) * 4;
   if (problem_.store == nullptr) {
@@ -48,6 +49,10 @@ void ConvBase::keep_weights(int64_t count, const std::function<void(float*)>& pa
   std::string key = problem_.layer + '/' + isa_name(isa_) + '/' + row_->name;
   for (size_t i = 0; i < in_blocks_.size(); ++i)
     key += (i == 0 ? '/' : '.') + std::to_string(in_blocks_[i].width);
+  for (const Unit& u : units_)
+    for (const Sub& s : u.subs) key += (&s == &u.subs.front() ? '/' : '.') + std::to_string(s.width);
+  const ConvProblem& p = problem_;
+  for (int64_t k : {p.groups, p.sh, p.sw, p.dh, p.dw, int64_t{p.in_packed}}) key += ',' + std::to_string(k);
   weights_ = problem_.store->get(key, count, pack);
 }
 

@@ -45,6 +45,9 @@ struct RowPart {
 };
 
 class ConvBase : public Conv {
+ public:
+  const void* weights() const final { return weights_.get(); }
+
  protected:
   // Units and subs of at most `nv` vectors (0: units without subs), the bias and thresholds.
   void init(const ConvProblem& p, const Variant& v, Isa isa, const float* bias, int nv);

@@ -138,7 +138,8 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
   if (static_cast<int64_t>(weight.size) != p.oc * (p.ic / p.groups) * p.kh * p.kw)
     fail(s, "weight has " + std::to_string(weight.size) + " numbers");
   p.store = s.store;
-  p.layer = s.name;
+  const auto keeper = s.strings.find("weights");
+  p.layer = keeper == s.strings.end() ? s.name : keeper->second;
   try {
     conv_ =
         Conv::make(p, s.strings["variant"], weight.data, bias.empty() ? nullptr : bias.data(), weight.owner);

@@ -19,7 +19,7 @@ void fuse(const NodeAct& act, ConvProblem* p);
 // A kernel, and the activation that it cannot do after it.
 class KernelNode : public Node {
  public:
-  size_t weight_bytes() const override { return conv_->weight_bytes(); }
+  void weights(Weights* found) const override { (*found)[conv_->weights()] = conv_->weight_bytes(); }
   std::string kernel() const override { return conv_->kernel().name; }
   std::string kind() const override { return conv_->kernel().kind; }
   size_t scratch(const Context& c, int threads) const override {

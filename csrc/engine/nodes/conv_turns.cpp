@@ -14,7 +14,7 @@ namespace {
 // The convolution, and by which rows the node behind it reads what it computes.
 class TurnsNode : public Node {
  public:
-  size_t weight_bytes() const override { return conv_->weight_bytes(); }
+  void weights(Weights* found) const override { conv_->weights(found); }
   std::string kernel() const override { return conv_->kernel(); }
   std::string kind() const override { return conv_->kind(); }
   size_t scratch(const Context& c, int threads) const override {
@@ -166,7 +166,10 @@ class ConvDepthwiseNode final : public TurnsNode {
     s.borrowed.clear();
     spec = std::move(s);
   }
-  size_t weight_bytes() const override { return conv_->weight_bytes() + next_->weight_bytes(); }
+  void weights(Weights* found) const override {
+    conv_->weights(found);
+    next_->weights(found);
+  }
 
  private:
   // Attributes of the second convolution: next_<name>.

@@ -77,7 +77,7 @@ def from_onnx(
             return importer.build()
         except NeedsConstant:
             raise
-        except (InputError, UnsupportedError):
+        except Exception:  # a reader of nodes that meets the batch where it wants a number, too
             if not importer.assumed:
                 raise
         return Importer(model, shapes, constants or {}, title, False).build()

@@ -72,7 +72,14 @@ class Lowering:
         self.copies: dict[tuple[str, str], int] = {}
         self.views: set[str] = set()  # channel ranges of other maps: their pixels are apart
         self.aliased: set[str] = set()  # values that are views of others
+        self.keepers: dict[
+            int, str
+        ] = {}  # weights of several layers -> the first, by whose name they are kept
         self.out = Lowered(None)
+
+    def keeper(self, n: ops.Conv2d | ops.Linear) -> str:
+        """The layer under whose name packed weights of ``n`` are kept."""
+        return self.keepers.setdefault(id(n.weight), n.name)
 
     # values
 

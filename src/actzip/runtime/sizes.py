@@ -135,9 +135,15 @@ def owned(graph: g.Graph, foreign: list[tuple[int, int]]) -> g.Graph:
     """``graph`` with copies of the arrays that lie in memory (first byte, bytes) of somebody else, who
     may write there."""
 
+    copies: dict[int, g.Array] = {}  # an array that stands in two places stays one
+
     def own(_: tuple[Any, ...], a: g.Array) -> g.Array:
         at = a.__array_interface__["data"][0]
-        return a.copy() if any(p <= at < p + n for p, n in foreign) else a
+        if not any(p <= at < p + n for p, n in foreign):
+            return a
+        if id(a) not in copies:
+            copies[id(a)] = a.copy()
+        return copies[id(a)]
 
     return _with_arrays(graph, own)
 

@@ -84,13 +84,23 @@ def torch_rsub(b: Builder, a: dict[str, Any]) -> Any:
 @torch_op("pow")
 def torch_pow(b: Builder, a: dict[str, Any]) -> Any:
     x, e = a["self"], a["exponent"]
-    if isinstance(e, (int, float)):
-        kinds = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
-        if float(e) in kinds:
-            return b.act(x, kinds[float(e)])
-        if float(e) == 1.0:
-            return x
-    return b.emit(Binary, x, e, kind="pow")
+    powered = _powered(b, x, float(e)) if isinstance(e, (int, float)) else None
+    return b.emit(Binary, x, e, kind="pow") if powered is None else powered
+
+
+_POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
+
+
+def _powered(builder: Builder | Importer, x: Any, e: float) -> Any:
+    """``x`` to the power of a number that multiplications or one function make; None of others."""
+    if e == 1.0:
+        return x
+    if e in _POWERS:
+        return builder.act(x, _POWERS[e])
+    if e not in (3.0, 4.0):
+        return None
+    square = builder.act(x, "square")
+    return builder.emit(Binary, square, x if e == 3.0 else square, kind="mul")
 
 
 def _all_are(y: Any, number: float, shape: Any) -> bool:
@@ -114,6 +124,10 @@ def onnx_binary(imp: Importer, node: OnnxNode) -> Any:
         return onnx_masked(imp, node, *((a, b) if isinstance(a, Mask) else (b, a)))
     if node.op != "Pow":
         floats_only(node, a, b)
+    elif isinstance(a, str) and isinstance(b, np.ndarray) and b.size == 1 and b.ndim <= len(imp.shape(a)):
+        powered = _powered(imp, a, float(b.reshape(-1)[0]))
+        if powered is not None:
+            return powered
     return imp.emit(Binary, a, b, kind=_ONNX[node.op])
 
 
@@ -137,8 +151,8 @@ def lower_binary(low: Lowering, n: Binary) -> None:
     """Any mix of dense layouts; an activation with numbers per channel is a node of its own."""
     strings, floats, arrays = act_fields(n.act)
     per_channel = n.act is not None and n.act.param is not None and n.act.param.size > 1
-    inputs = [low.dense(v) for v in n.inputs]
     out = low.declare(n.output)
+    inputs = [_operand(low, n, v) for v in n.inputs]
     if low.graph.values[n.output].storage == "packed" and low.kind[n.output] == "map":
         raise UnsupportedError(f"{n.where()}: written packed")
     if not per_channel:
@@ -147,3 +161,13 @@ def lower_binary(low: Lowering, n: Binary) -> None:
     mid = low.add_value(n.output + ":raw", low.graph.shape(n.output), low.layout_of(n.output))
     low.node("binary", n.name + ":raw", inputs, mid, n.name, strings={"kind": n.kind})
     low.node("activation", n.name, [mid], out, n.name, None, floats, arrays, strings)
+
+
+def _operand(low: Lowering, n: Binary, v: str) -> int:
+    """The operand in its own layout, unless that is another one than the output's and as large: taken
+    along another direction, every number would cost a cache line."""
+    shape = low.graph.shape(v)
+    apart = low.kind[n.output] == "map" and low.kind[v] == "plain"
+    if apart and shape[1:] == low.graph.shape(n.output)[1:] and shape[1] != 1 and shape[2:] != (1, 1):
+        return low.read(v, "map")
+    return low.dense(v)

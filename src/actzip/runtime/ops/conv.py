@@ -282,6 +282,7 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
     if low.graph.values[n.inputs[0]].storage == "band":
         return  # the convolution before it does it
     strings, floats, arrays, ints = _conv_fields(n)
+    strings["weights"] = low.keeper(n)
     inputs = [low.read(n.inputs[0], "plain" if _from_planes(low, n) else "any map")]
     for v in n.inputs[1:]:  # a packed residual has to be cut into the blocks of the output
         c = n.weight.shape[0]

@@ -279,6 +279,7 @@ def lower_linear(low: Lowering, n: Linear) -> None:
     arrays["weight"] = np.ascontiguousarray(n.weight, np.float32)
     if n.bias is not None:
         arrays["bias"] = np.ascontiguousarray(n.bias, np.float32)
+    strings["weights"] = low.keeper(n)
     low.simple(n, "linear", "plain", floats=floats, arrays=arrays, strings=strings)
 
 

@@ -27,8 +27,10 @@ from actzip.runtime.passes.moves import (
     merge_moves,
     place_concats,
 )
+from actzip.runtime.passes.norms import recompose_norms
 from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
+from actzip.runtime.passes.shared import share_weights
 from actzip.runtime.passes.transposed import split_transposed
 
 __all__ = [
@@ -52,7 +54,9 @@ __all__ = [
     "place_concats",
     "pool_means",
     "recompose_activations",
+    "recompose_norms",
     "scale_activations",
+    "share_weights",
     "sink_affine",
     "sink_average_pools",
     "split_transposed",
@@ -64,7 +68,10 @@ PASSES: tuple[Pass, ...] = (
     drop_dead,
     merge_moves,
     recompose_activations,
+    recompose_norms,
     channels_last,
+    recompose_activations,  # what transposes stood in
+    recompose_norms,
     lines_as_maps,
     channel_affine,
     fold_padding,
@@ -86,6 +93,7 @@ PASSES: tuple[Pass, ...] = (
     merge_moves,
     place_concats,
     drop_dead,
+    share_weights,
 )
 
 

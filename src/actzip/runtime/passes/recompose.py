@@ -45,7 +45,8 @@ def merge_acts(first: Act, second: Act) -> Act | None:
 
 def recompose_activations(graph: g.Graph) -> g.Graph:
     """Activations written out in arithmetic get their node: x * sigmoid(x), x * clip(x / 6 + 0.5, 0, 1),
-    x * clip(x + 3, 0, 6) / 6, x * (1 + erf(x / sqrt(2))) / 2, and clip(x * a + b, 0, 1) alone."""
+    x * clip(x + 3, 0, 6) / 6, x * (1 + erf(x / sqrt(2))) / 2, its approximation by tanh, and
+    clip(x * a + b, 0, 1) alone."""
     graph = graph.copy()
     for _ in range(3):
         producers = graph.producers()
@@ -155,29 +156,59 @@ def _gated(
     graph: g.Graph, producers: dict[str, g.Node], node: g.Node, product: g.Node, scale: float
 ) -> g.Node | None:
     """The activation that ``node``, ``scale`` times the ``product`` of some x and a gate of x, is."""
-    for x0, y0 in (product.inputs, product.inputs[::-1]):
-        y, a, b = _affine_of(graph, producers, y0, x0)
+    for side, y0 in (product.inputs, product.inputs[::-1]):
+        y, a, b = _affine_of(graph, producers, y0, side)
         q = producers.get(y)
         if not isinstance(q, ops.Activation):
             continue
-        z, c, d = _affine_of(graph, producers, q.inputs[0], x0)
-        if z != x0:
-            continue
-        a, b, gate = a * scale, b * scale, q.act
-        kind = ""
-        if gate.kind == "sigmoid" and _all_near((a, 1.0), (b, 0.0), (c, 1.0), (d, 0.0)):
-            kind = "silu"
-        elif gate.kind == "hardsigmoid" and _all_near((a, 1.0), (b, 0.0)):
-            if _all_near((gate.alpha * c, 1 / 6), (gate.alpha * d + gate.beta, 0.5)):
-                kind = "hardswish"
-        elif gate.kind == "clip" and gate.lo == 0 and _all_near((gate.hi * a, 1.0), (b, 0.0)):
-            if _all_near((a * c, 1 / 6), (a * d, 0.5)):
-                kind = "hardswish"
-        elif gate.kind == "erf" and _all_near((a, 0.5), (b, 0.5), (c, math.sqrt(0.5)), (d, 0.0)):
-            kind = "gelu"
-        if kind:
-            return ops.Activation(node.name, (x0,), node.output, act=Act.of(kind), source=node.source)
+        z, c, d = _affine_of(graph, producers, q.inputs[0], side)
+        under, s, t = _affine_of(graph, producers, side)
+        for x, k in ((side, scale), (under, scale * s if t == 0.0 else 0.0)):
+            kind = _gate_kind(q.act, a * k, b * k, c, d) if z == x else ""
+            if q.act.kind == "tanh" and _all_near((a * k, 0.5), (b * k, 0.5), (d, 0.0)):
+                kind = "gelu_tanh" if _is_cubic(graph, producers, z, x, c) else ""
+            if kind:
+                return ops.Activation(node.name, (x,), node.output, act=Act.of(kind), source=node.source)
     return None
+
+
+def _gate_kind(gate: Act, a: float, b: float, c: float, d: float) -> str:
+    """The activation that x * (a * gate(c * x + d) + b) is, "" where it is none of them."""
+    if gate.kind == "sigmoid" and _all_near((a, 1.0), (b, 0.0), (c, 1.0), (d, 0.0)):
+        return "silu"
+    if gate.kind == "hardsigmoid" and _all_near((a, 1.0), (b, 0.0)):
+        if _all_near((gate.alpha * c, 1 / 6), (gate.alpha * d + gate.beta, 0.5)):
+            return "hardswish"
+    elif gate.kind == "clip" and gate.lo == 0 and _all_near((gate.hi * a, 1.0), (b, 0.0)):
+        if _all_near((a * c, 1 / 6), (a * d, 0.5)):
+            return "hardswish"
+    elif gate.kind == "erf" and _all_near((a, 0.5), (b, 0.5), (c, math.sqrt(0.5)), (d, 0.0)):
+        return "gelu"
+    return ""
+
+
+def _is_cubic(graph: g.Graph, producers: dict[str, g.Node], z: str, x: str, c: float) -> bool:
+    """Whether ``c`` times ``z`` is sqrt(2 / pi) * (x + 0.044715 * x^3), of which GELU takes tanh."""
+    sides = [(z, 1.0)]
+    total = producers.get(z)
+    if isinstance(total, ops.Binary) and total.kind == "add" and total.act is None:
+        sides = [(v, k) for v, k, b in (_affine_of(graph, producers, v, x) for v in total.inputs) if b == 0.0]
+    found = {}
+    for v, k in sides:
+        found[1 if v == x else 3 if _is_cube(producers, v, x) else 0] = k * c
+    return found.keys() == {1, 3} and _all_near(
+        (found[1], math.sqrt(2 / math.pi)), (found[3], 0.044715 * math.sqrt(2 / math.pi))
+    )
+
+
+def _is_cube(producers: dict[str, g.Node], v: str, x: str) -> bool:
+    n = producers.get(v)
+    if not isinstance(n, ops.Binary) or n.kind != "mul" or n.act is not None or x not in n.inputs:
+        return False
+    square = producers.get(n.inputs[0] if n.inputs[1] == x else n.inputs[1])
+    if isinstance(square, ops.Binary):
+        return square.kind == "mul" and square.act is None and square.inputs == (x, x)
+    return isinstance(square, ops.Activation) and square.act.kind == "square" and square.inputs[0] == x
 
 
 def _all_near(*pairs: tuple[float, float]) -> bool:
