@@ -10,13 +10,16 @@ namespace {
 
 using namespace actzip::ACTZIP_ISA_NS;
 
+// What stands between the loops is read from memory again: kept in registers, it would push loop variables
+// out into vector registers (GCC does), and on their way back they wait for all multiplications before them.
 template <int MR, int NV>
-void dense_tile(const DenseTile& t) {
+void dense_tile(const DenseTile& tile) {
+  const DenseTile* volatile kept = &tile;
   vf a[MR][NV];
-  if (t.init != nullptr) {
+  if (tile.init != nullptr) {
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
-      const vf x = load(t.init + j * VL);
+      const vf x = load(tile.init + j * VL);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) a[m][j] = x;
     }
@@ -24,10 +27,11 @@ void dense_tile(const DenseTile& t) {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-      for (int j = 0; j < NV; ++j) a[m][j] = load(t.acc + m * t.acc_stride + j * VL);
+      for (int j = 0; j < NV; ++j) a[m][j] = load(tile.acc + m * tile.acc_stride + j * VL);
   }
-  const float* const* table = t.in;
-  for (int64_t tap = 0; tap < t.taps; ++tap, table += t.in_table_stride) {
+  for (int64_t tap = 0; tap < kept->taps; ++tap) {
+    const DenseTile& t = *kept;
+    const float* const* const table = t.in + tap * t.in_table_stride;
     const float* p[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) p[m] = table[m] + t.in_offset;
@@ -45,35 +49,39 @@ void dense_tile(const DenseTile& t) {
       }
     }
   }
-  if (t.clip) {
-    const vf lo = splat(t.lo), hi = splat(t.hi);
-    if (t.residual != nullptr) {
-#pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 16
-        for (int j = 0; j < NV; ++j) {
-          const float* r = t.residual + m * t.residual_stride + j * VL;
-          a[m][j] += j < NV - 1 || t.last == VL ? load(r) : load_part(r, t.last);
-        }
-    }
+  const DenseTile& t = *kept;
+  if (t.residual != nullptr) {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
-        vf x = a[m][j];
-        x = x < lo ? lo : x;
-        a[m][j] = x > hi ? hi : x;
+        const float* r = t.residual + m * t.residual_stride + j * VL;
+        a[m][j] += j < NV - 1 || t.last == VL ? load(r) : load_part(r, t.last);
       }
-    if (t.last < VL) {
+  }
+  if (t.floor) {
+    const vf lo = splat(t.lo);
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) {
-        float* to = t.acc + m * t.acc_stride;
+    for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-        for (int j = 0; j < NV - 1; ++j) store(to + j * VL, a[m][j]);
-        store_part(to + (NV - 1) * VL, a[m][NV - 1], t.last);
-      }
-      return;
+      for (int j = 0; j < NV; ++j) a[m][j] = a[m][j] < lo ? lo : a[m][j];
+  }
+  if (t.ceiling) {
+    const vf hi = splat(t.hi);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) a[m][j] = a[m][j] > hi ? hi : a[m][j];
+  }
+  if (t.last < VL) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      float* to = t.acc + m * t.acc_stride;
+#pragma GCC unroll 16
+      for (int j = 0; j < NV - 1; ++j) store(to + j * VL, a[m][j]);
+      store_part(to + (NV - 1) * VL, a[m][NV - 1], t.last);
     }
+    return;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)

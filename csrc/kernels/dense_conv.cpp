@@ -2,15 +2,15 @@
 // pointers (indirect convolution). Packed input is expanded by bands of rows.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "kernels/conv_base.h"
 
 namespace actzip {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes = 192 << 10;
+constexpr int64_t kBandBytes = 128 << 10;  // of the input of a band of a 1x1 convolution
+constexpr int64_t kLongest = 1024;         // its pixels
 constexpr int64_t kShared = 256;  // channels of an item: they share the expanded input and the pointer table
 
 bool merges(const ConvProblem& p) { return p.groups == 1 && p.kw > 1 && p.dw == 1 && p.ic < 16; }
@@ -30,6 +30,9 @@ class DenseConv final : public ConvBase {
     slice_ = ceil_div(depth_, ceil_div(depth_, slice_));
     // Pixels in the order in which whole tiles fall into the padding together.
     by_columns_ = p.kw > 1 && p.kw >= p.kh && !merged_;
+    // What is done once a band weighs where a pixel has few products: longer bands.
+    if (!gathered() && (merged_ || taps_ == 1))
+      variant_.tile = std::clamp(kBandBytes / (4 * p.ic), variant_.tile, kLongest);
     zeros_ = make_floats(p.ic + 16);
     shared_ = kShared / unit_width(0);
     bunches_ = ceil_div(static_cast<int64_t>(units_.size()), shared_);
@@ -251,16 +254,18 @@ void DenseConv::run_sub(Band& b, size_t unit, const Sub& sub) const {
     t.weight_tap_stride = t.depth * sub.nv * kernels_->vl;
     t.init = k0 == 0 ? bias_of(unit, sub.offset) : nullptr;
     t.acc_stride = u.stride;
+    t.last = kernels_->vl;
     float* acc = b.s.acc + sub.offset;
     if (direct(b, u)) {
       const int64_t pixel = b.first_pixel();
       acc = a.out + pixel * a.out_stride + sub.first;
       t.acc_stride = a.out_stride;
       if (k0 + slice_ >= depth_) {
-        t.clip = true;
         t.last = sub.width - (sub.nv - 1) * kernels_->vl;
-        t.lo = p.act == ActKind::relu ? 0.0f : p.act == ActKind::clip ? p.lo : -kInfinity;
-        t.hi = p.act == ActKind::clip ? p.hi : kInfinity;
+        t.floor = p.act == ActKind::relu || p.act == ActKind::clip;
+        t.ceiling = p.act == ActKind::clip;
+        t.lo = t.ceiling ? p.lo : 0.0f;
+        t.hi = p.hi;
         if (a.residual != nullptr) t.residual = a.residual + pixel * a.residual_stride + sub.first;
         t.residual_stride = a.residual_stride;
       }

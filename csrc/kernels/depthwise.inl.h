@@ -10,11 +10,9 @@ namespace {
 
 using namespace actzip::ACTZIP_ISA_NS;
 
-AZ_INLINE void depthwise_store(const DepthwiseRow& d, int64_t i, int64_t c, int64_t lanes, vf x) {
-  const vf lo = splat(d.lo), hi = splat(d.hi);
+AZ_INLINE void depthwise_store(float* to, int64_t lanes, vf x, vf lo, vf hi) {
   x = x < lo ? lo : x;
   x = x > hi ? hi : x;
-  float* to = d.acc + i * d.acc_stride + c;
   if (lanes >= VL)
     store(to, x);
   else
@@ -22,86 +20,105 @@ AZ_INLINE void depthwise_store(const DepthwiseRow& d, int64_t i, int64_t c, int6
 }
 
 // A kernel without a faster form: any size, one pixel at a time.
-AZ_INLINE void depthwise_pixel(const DepthwiseRow& d, int64_t i, int64_t c, int64_t lanes) {
+void depthwise_pixel(const DepthwiseRow& d, int64_t i) {
   const int64_t x0 = (d.first + i) * d.sw - d.pad_left;
-  vf a = load(d.bias + c);
-  for (int64_t ky = 0; ky < d.kh; ++ky) {
-    const float* row = d.rows[ky];
-    if (row == nullptr) continue;
-    for (int64_t kx = 0; kx < d.kw; ++kx) {
-      const int64_t x = x0 + kx * d.dw;
-      if (x < 0 || x >= d.iw) continue;
-      const float* p = row + x * d.in_stride + c;
-      a += (lanes >= VL ? load(p) : load_part(p, lanes)) *
-           load(d.weight + (ky * d.kw + kx) * d.weight_stride + c);
+  const float* w = d.weight;
+  for (int64_t c = 0; c < d.channels; c += VL, w += d.kh * d.kw * VL) {
+    const int64_t lanes = d.channels - c;
+    vf a = load(d.bias + c);
+    for (int64_t ky = 0; ky < d.kh; ++ky) {
+      if (d.rows[ky] == nullptr) continue;
+      for (int64_t kx = 0; kx < d.kw; ++kx) {
+        const int64_t x = x0 + kx * d.dw;
+        if (x < 0 || x >= d.iw) continue;
+        const float* p = d.rows[ky] + x * d.in_stride + c;
+        a += (lanes >= VL ? load(p) : load_part(p, lanes)) * load(w + (ky * d.kw + kx) * VL);
+      }
     }
+    depthwise_store(d.acc + i * d.acc_stride + c, lanes, a, splat(d.lo), splat(d.hi));
   }
-  depthwise_store(d, i, c, lanes, a);
 }
 
-// PX neighbouring pixels at once, of which `pixels` are wanted: their windows share what they load. EDGE:
-// columns may lie outside the map.
-template <int KW, int SW, int PX, bool EDGE, bool PART>
-AZ_INLINE void depthwise_group(const DepthwiseRow& d, int64_t i, int64_t pixels, int64_t c) {
-  constexpr int COLUMNS = (PX - 1) * SW + KW;
-  const int64_t x0 = (d.first + i) * SW - d.pad_left, lanes = d.channels - c;
-  vf a[PX];
+// One vector of channels of PX neighbouring pixels, of which `pixels` are wanted: their K x K windows, which
+// begin at `at` of the rows, share what they load. EDGE: columns may lie outside the map, x0 is the first.
+template <int K, int SW, int PX, bool EDGE, bool PART>
+AZ_INLINE void depthwise_group(const float* const (&rows)[K], int64_t at, int64_t stride, const float* w,
+                               vf bias, int64_t lanes, int64_t x0, int64_t iw, vf (&a)[PX]) {
+  constexpr int COLUMNS = (PX - 1) * SW + K;
 #pragma GCC unroll 8
-  for (int j = 0; j < PX; ++j) a[j] = load(d.bias + c);
-  for (int64_t ky = 0; ky < d.kh; ++ky) {
-    if (d.rows[ky] == nullptr) continue;
-    const float* p = d.rows[ky] + x0 * d.in_stride + c;
-    const float* w = d.weight + ky * KW * d.weight_stride + c;
-    vf k[KW];
+  for (int j = 0; j < PX; ++j) a[j] = bias;
 #pragma GCC unroll 8
-    for (int x = 0; x < KW; ++x) {
-      k[x] = load(w + x * d.weight_stride);
+  for (int ky = 0; ky < K; ++ky) {
+    if (rows[ky] == nullptr) continue;
+    const float* p = rows[ky] + at;
+    vf k[K];
+#pragma GCC unroll 8
+    for (int x = 0; x < K; ++x) {
+      k[x] = load(w + (ky * K + x) * VL);
       keep(k[x]);
     }
 #pragma GCC unroll 16
     for (int x = 0; x < COLUMNS; ++x) {
-      if (EDGE && static_cast<uint64_t>(x0 + x) >= static_cast<uint64_t>(d.iw)) continue;
-      vf v = PART ? load_part(p + x * d.in_stride, lanes) : load(p + x * d.in_stride);
+      if (EDGE && static_cast<uint64_t>(x0 + x) >= static_cast<uint64_t>(iw)) continue;
+      vf v = PART ? load_part(p + x * stride, lanes) : load(p + x * stride);
       keep(v);
 #pragma GCC unroll 8
       for (int j = 0; j < PX; ++j)
-        if (x - j * SW >= 0 && x - j * SW < KW) a[j] += v * k[x - j * SW];
+        if (x - j * SW >= 0 && x - j * SW < K) a[j] += v * k[x - j * SW];
     }
   }
-#pragma GCC unroll 8
-  for (int j = 0; j < PX; ++j)
-    if (!EDGE || j < pixels) depthwise_store(d, i + j, c, PART ? lanes : VL, a[j]);
 }
 
-template <int KW, int SW, int PX, bool EDGE>
-AZ_INLINE void depthwise_channels(const DepthwiseRow& d, int64_t i, int64_t pixels) {
-  int64_t c = 0;
-  for (; c + VL <= d.channels; c += VL) depthwise_group<KW, SW, PX, EDGE, false>(d, i, pixels, c);
-  if (c < d.channels) depthwise_group<KW, SW, PX, EDGE, true>(d, i, pixels, c);
+// All channels of PX pixels from i on. What the loop needs is in local variables: GCC would read it again for
+// each vector, or spill it to vector registers.
+template <int K, int SW, int PX, bool EDGE>
+AZ_INLINE void depthwise_pixels(const DepthwiseRow& d, int64_t i, int64_t pixels) {
+  const float* rows[K];
+#pragma GCC unroll 8
+  for (int ky = 0; ky < K; ++ky) rows[ky] = d.rows[ky];
+  const int64_t stride = d.in_stride, out_stride = d.acc_stride, channels = d.channels, iw = d.iw;
+  const int64_t x0 = (d.first + i) * SW - d.pad_left;
+  const vf lo = splat(d.lo), hi = splat(d.hi);
+  const float *w = d.weight, *bias = d.bias;
+  float* out = d.acc + i * out_stride;
+  int64_t at = x0 * stride, c = 0;
+  vf a[PX];
+  for (; c + VL <= channels; c += VL, at += VL, w += K * K * VL, bias += VL, out += VL) {
+    depthwise_group<K, SW, PX, EDGE, false>(rows, at, stride, w, load(bias), VL, x0, iw, a);
+#pragma GCC unroll 8
+    for (int j = 0; j < PX; ++j)
+      if (!EDGE || j < pixels) depthwise_store(out + j * out_stride, VL, a[j], lo, hi);
+  }
+  if (c == channels) return;
+  depthwise_group<K, SW, PX, EDGE, true>(rows, at, stride, w, load(bias), channels - c, x0, iw, a);
+#pragma GCC unroll 8
+  for (int j = 0; j < PX; ++j)
+    if (!EDGE || j < pixels) depthwise_store(out + j * out_stride, channels - c, a[j], lo, hi);
 }
 
 // The last group begins earlier, where there are pixels enough, and computes some of them again.
-template <int KW, int SW>
+template <int K, int SW>
 void depthwise_size(const DepthwiseRow& d) {
   constexpr int PX = 4;
   for (int64_t at = 0; at < d.count; at += PX) {
     const int64_t i = at + PX > d.count && d.count >= PX ? d.count - PX : at;
     const int64_t x0 = (d.first + i) * SW - d.pad_left;
-    if (x0 >= 0 && x0 + (PX - 1) * SW + KW <= d.iw && i + PX <= d.count)
-      depthwise_channels<KW, SW, PX, false>(d, i, PX);
+    if (x0 >= 0 && x0 + (PX - 1) * SW + K <= d.iw && i + PX <= d.count)
+      depthwise_pixels<K, SW, PX, false>(d, i, PX);
     else
-      depthwise_channels<KW, SW, PX, true>(d, i, d.count - i);
+      depthwise_pixels<K, SW, PX, true>(d, i, d.count - i);
   }
 }
 
 void depthwise_row(const DepthwiseRow& d) {
-  if (d.dw == 1 && d.kw == 3 && d.sw == 1) return depthwise_size<3, 1>(d);
-  if (d.dw == 1 && d.kw == 3 && d.sw == 2) return depthwise_size<3, 2>(d);
-  if (d.dw == 1 && d.kw == 5 && d.sw == 1) return depthwise_size<5, 1>(d);
-  if (d.dw == 1 && d.kw == 5 && d.sw == 2) return depthwise_size<5, 2>(d);
-  if (d.dw == 1 && d.kw == 7 && d.sw == 1) return depthwise_size<7, 1>(d);
-  for (int64_t i = 0; i < d.count; ++i)
-    for (int64_t c = 0; c < d.channels; c += VL) depthwise_pixel(d, i, c, d.channels - c);
+  if (d.dw == 1 && d.kh == d.kw) {
+    if (d.kw == 3 && d.sw == 1) return depthwise_size<3, 1>(d);
+    if (d.kw == 3 && d.sw == 2) return depthwise_size<3, 2>(d);
+    if (d.kw == 5 && d.sw == 1) return depthwise_size<5, 1>(d);
+    if (d.kw == 5 && d.sw == 2) return depthwise_size<5, 2>(d);
+    if (d.kw == 7 && d.sw == 1) return depthwise_size<7, 1>(d);
+  }
+  for (int64_t i = 0; i < d.count; ++i) depthwise_pixel(d, i);
 }
 
 }  // namespace

@@ -14,10 +14,10 @@ class DepthwiseConv final : public ConvBase {
  public:
   DepthwiseConv(const ConvProblem& p, const Variant& v, Isa isa, const float* weight, const float* bias) {
     init(p, v, isa, bias, 0);
-    stride_ = round_up(p.ic, 64);
-    keep_weights(taps_ * stride_ + 64, [&](float* to) {
-      for (int64_t t = 0; t < taps_; ++t)
-        for (int64_t ch = 0; ch < p.ic; ++ch) to[t * stride_ + ch] = weight[ch * taps_ + t];
+    const int64_t vl = kernels_->vl;
+    keep_weights(taps_ * round_up(p.ic, vl), [&](float* to) {
+      for (int64_t ch = 0; ch < p.ic; ++ch)
+        for (int64_t t = 0; t < taps_; ++t) to[(ch / vl * taps_ + t) * vl + ch % vl] = weight[ch * taps_ + t];
     });
   }
 
@@ -116,8 +116,7 @@ class DepthwiseConv final : public ConvBase {
     d.sw = p.sw;
     d.dw = p.dw;
     d.pad_left = p.pad_left;
-    d.weight = weights_.get() + u.first;
-    d.weight_stride = stride_;
+    d.weight = weights_.get() + u.first * taps_;
     d.bias = bias_.get() + u.first;
     d.channels = u.width;
     const bool last = to != s.acc;
@@ -158,8 +157,6 @@ class DepthwiseConv final : public ConvBase {
       }
     }
   }
-
-  int64_t stride_ = 0;
 };
 
 bool can(const Variant&, const ConvProblem& p) { return is_depthwise(p) && !p.in_planes; }

@@ -48,8 +48,9 @@ struct DenseTile {
   const float* init;  // bias row of nv * vl floats, or null: continue from acc
   float* acc;
   int64_t acc_stride;
-  bool clip;     // this is the end: acc = min(max(acc + residual, lo), hi)
-  int64_t last;  // then: floats of the last vector that are there
+  int64_t last;  // floats of the last vector that are stored
+  // At the end: acc = min(max(acc + residual, lo), hi), each where asked for.
+  bool floor, ceiling;
   float lo, hi;
   const float* residual;  // or null
   int64_t residual_stride;
@@ -91,9 +92,8 @@ struct DepthwiseRow {
   const float* const* rows;  // kh input rows, or null for a row of zeros (padding)
   int64_t in_stride;         // floats between input pixels
   int64_t iw, kh, kw, sw, dw, pad_left;
-  const float* weight;    // [kh * kw][padded channels]
-  int64_t weight_stride;  // padded channels
-  const float* bias;      // padded
+  const float* weight;  // [channels / vl, the last padded][kh * kw][vl]
+  const float* bias;    // padded
   int64_t channels;
   float lo, hi;  // acc = min(max(sum, lo), hi)
   float* acc;    // [count][acc_stride]; nothing beyond the channels is touched
