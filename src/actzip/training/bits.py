@@ -19,6 +19,7 @@ from torch import Tensor
 
 from actzip._native import _engine
 from actzip.training import heap
+from actzip.training.pages import kept
 
 __all__ = [
     "NATIVE",
@@ -31,6 +32,7 @@ __all__ = [
     "PredicateKind",
     "backend_for",
     "empty",
+    "fresh",
 ]
 
 _native = _engine.training
@@ -119,7 +121,12 @@ Memory = Callable[[int, torch.dtype], Tensor]
 
 def empty(n: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory of ``n`` elements, for what lives for a moment."""
-    heap.give_back() if n * dtype.itemsize >= heap.LARGE else heap.look()
+    heap.settle(n * dtype.itemsize)
+    return fresh(n, dtype)
+
+
+def fresh(n: int, dtype: torch.dtype) -> Tensor:
+    """The same, whatever the heap is like."""
     x = torch.empty(n, dtype=dtype)
     if x.nbytes >= _LARGE:
         _native.advise_large_pages(x.data_ptr(), x.nbytes)
@@ -158,7 +165,7 @@ class Backend(Protocol):
 
 def padded(n: int, dtype: torch.dtype) -> Tensor:
     """The same, readable a little beyond its end."""
-    return torch.empty(n + -(-_native.SLACK // dtype.itemsize), dtype=dtype)[:n]
+    return kept(n + -(-_native.SLACK // dtype.itemsize), dtype)[:n]
 
 
 _REAL = {torch.float32: 0, torch.bfloat16: 1}
@@ -261,7 +268,7 @@ class Native:
             assert mask.counts is not None
             size = _native.coded_size(mask.counts.data_ptr(), mask.counts.numel(), bits)
         codes = padded(size[0], torch.uint8)
-        ranges = torch.empty((size[1], 2), dtype=torch.float32)
+        ranges = kept(2 * size[1], torch.float32).view(-1, 2)
         done = _native.quantize(
             x.data_ptr(),
             n,
@@ -294,8 +301,8 @@ class Native:
 
 def _mask_memory(n: int) -> tuple[Tensor, Tensor]:
     return (
-        torch.empty((n + 7) // 8, dtype=torch.uint8),
-        torch.empty(-(-n // _native.CHUNK), dtype=torch.int32),
+        kept((n + 7) // 8, torch.uint8),
+        kept(-(-n // _native.CHUNK), torch.int32),
     )
 
 

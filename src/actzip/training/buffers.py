@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from actzip.training.bits import empty
-from actzip.training.heap import LARGE
+from actzip.training.bits import fresh
+from actzip.training.heap import LARGE, settle
 
 __all__ = ["Buffers"]
 
@@ -36,13 +36,22 @@ class _Buffer:
         self.storage, self.nbytes, self.asked = storage, storage.nbytes(), 0
         self.idle = _users(storage._cdata)  # its users while it is free
 
+    def free(self) -> bool:
+        assert _users is not None
+        return _users(self.storage._cdata) <= self.idle
+
 
 class Buffers:
-    """The buffers of one forward pass; they live as long as a map that it packed."""
+    """The buffers of one forward pass; they live as long as a map that it packed.
 
-    __slots__ = ("_asked", "_held", "_lock")
+    Attributes:
+        largest: bytes of the largest map around.
+    """
+
+    __slots__ = ("_asked", "_held", "_lock", "largest")
 
     def __init__(self) -> None:
+        self.largest = 0
         self._held: list[_Buffer] = []
         self._asked = 0
         self._lock = threading.Lock()  # graphs run backward in any thread, and in several
@@ -50,11 +59,14 @@ class Buffers:
     def empty(self, n: int, dtype: torch.dtype) -> Tensor:
         """Uninitialised memory of ``n`` elements, nobody else's until it is freed."""
         nbytes = n * dtype.itemsize
+        if nbytes >= LARGE:
+            self._drop_free()
+        settle(nbytes, self.largest)
         if _users is None or not _SMALL <= nbytes < LARGE:
-            return empty(n, dtype)
+            return fresh(n, dtype)
         with self._lock:
             self._asked += 1
-            free = [b for b in self._held if _users(b.storage._cdata) <= b.idle]
+            free = [b for b in self._held if b.free()]
             fitting = [b for b in free if nbytes <= b.nbytes <= 2 * nbytes]
             if fitting:
                 buffer = min(fitting, key=lambda b: b.nbytes)
@@ -70,10 +82,15 @@ class Buffers:
             if self._room() >= nbytes and self._asked - other.asked <= _AGE:
                 break
             self._held.remove(other)
-        buffer = _Buffer(empty(nbytes, torch.uint8).untyped_storage())
+        buffer = _Buffer(fresh(nbytes, torch.uint8).untyped_storage())
         if self._room() >= nbytes:
             self._held.append(buffer)
         return buffer
+
+    def _drop_free(self) -> None:
+        """Where maps are larger than any buffer, what is free only adds to the peak."""
+        with self._lock:
+            self._held = [b for b in self._held if not b.free()]
 
     def _room(self) -> int:
         return _LIMIT - sum(b.nbytes for b in self._held)

@@ -1,19 +1,24 @@
-"""The allocator's heap: what lies free in it goes back to the system before large maps are restored.
+"""The allocator's heap: what lies free in it goes back to the system before it makes the peak.
 
 Blocks of some megabytes lie in the C library's heap, larger ones in pages of their own. What is freed in
-the heap stays with the process, and a large block does not fit into it: without this a step takes more.
+the heap stays with the process, in holes that the next map often does not fit, and a large block never
+does: without this a step takes more.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["LARGE", "WATCHED", "give_back", "look"]
+from actzip.training import pages
+
+__all__ = ["LARGE", "WATCHED", "give_back", "settle"]
 
 #: From here on glibc gives a block pages of its own, whatever its moving threshold.
 LARGE = 32 << 20
-#: While tensors of this size are saved little lies free, which tells what was in memory since.
+#: Maps of this size and more leave holes that matter.
 WATCHED = 1 << 20
 #: So much is worth a call: it takes some tens of milliseconds.
 _WORTH = 64 << 20
@@ -25,7 +30,7 @@ def _info(integer: type[ctypes.c_size_t] | type[ctypes.c_uint]) -> type[ctypes.S
 
 
 def _found() -> tuple[Callable[[int], int], Callable[[], int]] | None:
-    """glibc's malloc_trim, and what is free in its heap."""
+    """glibc's malloc_trim, and how many bytes it has handed out."""
     try:
         library = ctypes.CDLL(None)
         trim, found = library.malloc_trim, getattr(library, "mallinfo2", None)
@@ -33,27 +38,50 @@ def _found() -> tuple[Callable[[int], int], Callable[[], int]] | None:
     except (AttributeError, OSError, TypeError):  # another C library
         return None
     info.restype = _info(ctypes.c_uint if found is None else ctypes.c_size_t)
-    return trim, lambda: int(info().fordblks)
+
+    def used() -> int:
+        now = info()
+        return int(now.uordblks) + int(now.hblkhd)
+
+    return trim, used
 
 
 _calls = _found()
-_given = 0  # free, but no longer in memory: the least that was free since the last call
+_least: int | None = None  # of `_beyond`: that is not the heap's
+_passed = 0  # bytes of maps since the heap was looked at
 
 
-def look() -> int:
-    """Bytes that are free in the heap and in memory."""
-    global _given
+def _beyond() -> int | None:
+    """Bytes in memory beyond those that are in use: the free ones, the program and its libraries. None
+    where the system does not tell."""
     if _calls is None:
-        return 0
-    free = _calls[1]()
-    _given = min(_given, free)
-    return free - _given
+        return None
+    try:
+        resident = int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None
+    return resident - _calls[1]() - pages.mapped()
 
 
-def give_back() -> None:
-    """Free memory of the heap goes back to the system, where there is much of it."""
-    global _given
-    if look() >= _WORTH and _calls is not None:
-        trim, free = _calls
-        trim(0)
-        _given = free()
+def give_back(worth: int = _WORTH) -> None:
+    """Free memory of the heap goes back to the system, where there are ``worth`` bytes of it."""
+    global _least, _passed
+    _passed = 0
+    now = _beyond()
+    if now is None or _calls is None:
+        return
+    _least = now if _least is None else min(now, _least)
+    if now - _least >= worth:
+        _calls[0](0)
+        _least = _beyond()
+
+
+def settle(nbytes: int, largest: int = 0) -> None:
+    """To be told of every map that is packed or restored, and of the largest one around: gives back what
+    is free before it matters. While maps are small, less than the largest will take may lie free."""
+    global _passed
+    _passed += nbytes
+    if nbytes >= LARGE:
+        give_back()
+    elif largest >= LARGE and _passed >= _WORTH:
+        give_back(largest)

@@ -171,6 +171,7 @@ class Session:
             self.storages[key] = StorageWeakRef(storage)
             self.result.saved_bytes += storage.nbytes()
             self.result.largest = max(self.result.largest, storage.nbytes())
+            self.buffers.largest = max(self.buffers.largest, storage.nbytes())
             if self.settings.by_layer:
                 self._layer().saved += storage.nbytes()
         return key
@@ -198,7 +199,7 @@ class Session:
         if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
             return self._keep(tensor, storage)
         if tensor.nbytes >= heap.WATCHED:
-            heap.look()
+            heap.settle(tensor.nbytes, self.buffers.largest)
         need = rule(tensor) if callable(rule) else None
         return self._packed(tensor, storage, need) or self._keep(tensor, storage)
 
