@@ -5,7 +5,7 @@ Each engine runs in its own process (actzip.cli._workers) with the same number o
 are interleaved, so that what else the machine does hits all alike. Dense rivals get the plain
 network, whose speed does not depend on zeros (thresholds would only cost them); actzip and
 DeepSparse get the thresholded one. What is prepared beforehand is prepared in a process of its own
-for all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip a pickled compiled model.
+for all: ONNX Runtime, OpenVINO and DeepSparse load an ONNX file, actzip an .actzip file.
 ACTZIP_DEEPSPARSE_PYTHON names a Python that has DeepSparse. --isa avx2 (repeatable) runs actzip on
 that instruction set too; rivals then run as they come (they may use AVX-512) and, in rows of their
 own, told to use AVX2 at most by the variables that they know for it (AVX2_AT_MOST in
@@ -350,7 +350,7 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
         env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else AVX2_AT_MOST.get(engine, {})
         taken: dict[str, Any] = {}
         if engine == "actzip":
-            spec["compiled"] = str(folder / f"actzip-{len(timed)}.pickle")
+            spec["compiled"] = str(folder / f"actzip-{len(timed)}.actzip")
             maker = Worker("actzip compile", spec, env)
             taken = {**maker.info, "peak_bytes": maker.peak}
             maker.stop()

@@ -89,6 +89,8 @@ class Node {
     return 0;
   }
   virtual void run(Context& c, int threads) const = 0;
+  // The input whose memory the output may take over, for each number of it is read before it is written; -1.
+  virtual int in_place() const { return -1; }
   // Where its packed weights lie, and bytes of them: nodes may share some.
   using Weights = std::map<const void*, size_t>;
   virtual void weights(Weights* found) const { (void)found; }

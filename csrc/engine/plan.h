@@ -15,7 +15,8 @@
 // caller's memory is used directly. Constants are plain values with data.
 //
 // Memory. Per batch size there is a context: one arena in which every value that is not the caller's lies,
-// placed by liveness, the packed maps, and scratch for each thread. Contexts are made on first use and kept
+// placed by liveness (the output of a convolution takes over its residual's, where nobody else reads that
+// afterwards), the packed maps, and scratch for each thread. Contexts are made on first use and kept
 // (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
 // calibrated `density` with some room; a run with more non-zeros takes more from the heap (spill).
 //
@@ -135,6 +136,7 @@ class Plan {
   std::unique_ptr<Context> acquire(int64_t batch) const;
   std::unique_ptr<Context> make_context(int64_t batch) const;
   bool in_arena(size_t value) const;
+  void take_over(size_t node);
   void set_view(Context& c, size_t value, float* base) const;
   void place_operands(Context& c, const std::vector<const float*>& inputs,
                       const std::vector<float*>& outputs) const;
@@ -161,6 +163,7 @@ class Plan {
   std::vector<std::unique_ptr<Node>> nodes_;
   std::vector<std::vector<int>> binds_;  // node -> packed roots that it is the first to write
   std::vector<int> first_, last_;        // root -> first and last node that touch it
+  std::vector<int> heir_of_;             // root -> the root in whose memory it lies instead; -1
   std::vector<int> inputs_, outputs_;
   int64_t share_ = 0;  // most images of one; 0: images of a batch meet
   mutable std::mutex mutex_;

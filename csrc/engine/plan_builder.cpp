@@ -190,6 +190,8 @@ std::unique_ptr<Plan> PlanBuilder::build() {
     plan->nodes_.push_back(make_node(std::move(n), values_, plan->isa_));
   }
   plan->values_ = std::move(values_);
+  plan->heir_of_.assign(plan->values_.size(), -1);
+  for (size_t i = 0; i < plan->nodes_.size(); ++i) plan->take_over(i);
   if (apart) plan->share_ = Plan::share_of(plan->weight_bytes());
   *this = PlanBuilder();
   return plan;

@@ -127,6 +127,29 @@ bool Plan::in_arena(size_t i) const {
   return v.parent < 0 && v.data.empty() && first_[i] >= 0 && !listed(inputs_) && !listed(outputs_);
 }
 
+// Whether the output of a node takes over the memory of an input that it is the last to read.
+void Plan::take_over(size_t node) {
+  const Node& n = *nodes_[node];
+  const int input = n.in_place(), now = static_cast<int>(node);
+  if (input < 0) return;
+  const auto x = static_cast<size_t>(n.spec.inputs[static_cast<size_t>(input)]),
+             y = static_cast<size_t>(n.spec.output);
+  const ValueSpec &from = values_[x], &to = values_[y];
+  const auto whole = [&](size_t i) {
+    return roots_[i] == static_cast<int>(i) && in_arena(i) && values_[i].layout == Layout::map &&
+           values_[i].band == 0;
+  };
+  const auto times = std::count_if(n.spec.inputs.begin(), n.spec.inputs.end(), [&](int v) {
+    return roots_[static_cast<size_t>(v)] == static_cast<int>(x);
+  });
+  if (!whole(x) || !whole(y) || first_[y] != now || last_[x] != now || times != 1 || from.dims != to.dims ||
+      from.batch != to.batch)
+    return;
+  const size_t first = heir_of_[x] < 0 ? x : static_cast<size_t>(heir_of_[x]);
+  heir_of_[y] = static_cast<int>(first);
+  last_[first] = last_[y];
+}
+
 std::unique_ptr<Context> Plan::make_context(int64_t batch) const {
   auto c = std::make_unique<Context>();
   c->batch = batch;
@@ -144,7 +167,7 @@ std::unique_ptr<Context> Plan::make_context(int64_t batch) const {
   for (size_t i = 0; i < values_.size(); ++i) {
     const ValueSpec& v = values_[i];
     const int64_t all = elements(v, batch);
-    if (!in_arena(i)) continue;
+    if (!in_arena(i) || heir_of_[i] >= 0) continue;
     if (v.layout == Layout::packed) {
       const PackedLayout l = packed_layout(v, batch);
       Context::Region& r = c->regions[i];
@@ -160,7 +183,8 @@ std::unique_ptr<Context> Plan::make_context(int64_t batch) const {
   allocate_arena(*c, rounded(place(pieces) + kAlign));
   for (size_t k = 0; k < pieces.size(); ++k) *offset_of[k] = pieces[k].offset;
   for (size_t i = 0; i < values_.size(); ++i) {
-    const auto root = static_cast<size_t>(roots_[i]);
+    auto root = static_cast<size_t>(roots_[i]);
+    if (heir_of_[root] >= 0) root = static_cast<size_t>(heir_of_[root]);
     const bool ours = values_[root].layout != Layout::packed && in_arena(root);
     set_view(*c, i, ours ? reinterpret_cast<float*>(c->arena.get() + dense[root]) : nullptr);
   }

@@ -92,7 +92,8 @@ struct ConvArgs {
   PackedMap* out_map = nullptr;  // packed output: bound; its other blocks are not touched
   int64_t out_first_block = 0;
 
-  // At most one residual, of the output's size; its blocks (packed) must be cut as split_channels(oc).
+  // At most one residual, of the output's size, elsewhere or just where that lies; its blocks (packed) must
+  // be cut as split_channels(oc).
   const float* residual = nullptr;
   int64_t residual_stride = 0;
   const PackedMap* residual_map = nullptr;

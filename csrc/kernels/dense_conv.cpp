@@ -228,10 +228,10 @@ void DenseConv::read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) c
 }
 
 // Whether the unit's sums go to the output at once: its pixels follow each other, and what lies beyond a
-// tile's channels is never needed again.
+// tile's channels is never needed again; nor is the residual there, by other slices.
 bool DenseConv::direct(const Band& b, const Unit& u) const {
   return !gathered() && b.a.residual_map == nullptr && !by_columns_ && (b.rows == 1 || b.cut.segments == 1) &&
-         (u.width == u.stride || depth_ <= slice_);
+         (depth_ <= slice_ || (u.width == u.stride && b.a.residual != b.a.out));
 }
 
 void DenseConv::run_sub(Band& b, size_t unit, const Sub& sub) const {

@@ -281,3 +281,33 @@ def test_forged_rules_of_sizes_are_data_errors(tmp_path: Path, damage: dict[str,
     _retold(path, sizes={**sizes, **damage})
     with pytest.raises(actzip.errors.DataError, match="damaged"):
         load(path)
+
+
+_MEMORY = """
+import sys
+
+def resident():
+    status = open("/proc/self/status").read()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+import actzip.runtime.compiled
+before = resident()
+fast = actzip.runtime.compiled.load(sys.argv[1], threads=1)
+after = resident()
+print(after - before, fast.weight_bytes())
+first = fast.graph.nodes[0].weight
+print(float(first.sum()))  # comes from the file again
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc/self/status")
+def test_loaded_weights_lie_in_memory_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(512, 1024, 3, padding=1), nn.ReLU(), nn.Conv2d(1024, 64, 3, padding=1))
+    fast = actzip.compile(net.eval(), torch.randn(1, 512, 8, 8), tune=False, threads=1)
+    path = fast.save(tmp_path / "wide.actzip")
+    done = subprocess.run([sys.executable, "-c", _MEMORY, path], capture_output=True, text=True, check=True)
+    (grown, weights), (total,) = (line.split() for line in done.stdout.splitlines())
+    assert int(weights) > 20e6
+    assert int(grown) < 1.3 * int(weights)
+    assert float(total) == pytest.approx(float(fast.graph.nodes[0].weight.sum()), rel=1e-4)

@@ -52,9 +52,9 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(t, "lower", lower)
 
-    def make(graph: Graph) -> tuple[t._Search, Bench]:
+    def make(graph: Graph, exact: Any = None) -> tuple[t._Search, Bench]:
         bench = Bench()
-        return t._Search(graph, bench, None, {}), bench  # type: ignore[arg-type]
+        return t._Search(graph, bench, None, exact or {}), bench  # type: ignore[arg-type]
 
     return make
 
@@ -74,6 +74,50 @@ def test_alike_layers_try_different_variants_in_one_run(search: Any) -> None:
     t._search([s], 100.0, None)
     assert len(bench.runs) == 1 and set(bench.runs[0].values()) == set(SECONDS)
     assert set(s.variants().values()) == {"quick"}
+
+
+def tiles_of(seconds: dict[str, float]) -> dict[str, float]:
+    return {v: 0.0 for v in seconds if v.startswith("winograd-")}
+
+
+@pytest.mark.parametrize(
+    "seconds, best",
+    [
+        ({"direct": 1.0, "winograd-2x2": 0.97}, "direct"),  # hardly quicker, 1.8 times the weights
+        ({"direct": 1.0, "winograd-2x2": 0.9}, "winograd-2x2"),
+        ({"direct": 1.0, "winograd-2x2": 0.52, "winograd-4x4": 0.51}, "winograd-2x2"),
+        ({"direct": 1.0, "winograd-2x2": 0.7, "winograd-4x4": 0.5, "winograd-6x6": 0.49}, "winograd-4x4"),
+        ({"direct": 0.98, "winograd-2x2": 0.97, "slow": 1.0}, "direct"),
+    ],
+)
+def test_more_weights_must_be_worth_it(search: Any, monkeypatch: Any, seconds: Any, best: str) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", seconds)
+    s, _ = search(chain(1), exact={"c0": tiles_of(seconds)})
+    t._search([s], 100.0, None)
+    assert s.variants() == {"c0": best}
+    notes = s.notes()
+    assert set(notes) == ({"c0"} if s.quickest(s.keys["c0"]) != best else set())
+    assert all("times the weights" in note for note in notes.values())
+
+
+def test_larger_tiles_that_cannot_win_are_not_tried(search: Any, monkeypatch: Any) -> None:
+    """On 6x6 pixels 4x4 transforms as many as 2x2 does, 144, and 6x6 transforms 64."""
+    table = {"direct": 1.0, "winograd-2x2": 2.0, "winograd-4x4": 9.0, "winograd-6x6": 0.9}
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", table)
+    s, bench = search(chain(1), exact={"c0": tiles_of(table)})
+    t._search([s], 100.0, None)
+    assert [r["c0"] for r in bench.runs] == ["direct", "winograd-2x2", "winograd-6x6"]
+    assert s.left == 0 and s.variants() == {"c0": "winograd-6x6"}
+
+
+def test_of_plans_that_hardly_differ_the_smaller_is_taken() -> None:
+    def plan(weights: int) -> Any:
+        return SimpleNamespace(plan=SimpleNamespace(weight_bytes=lambda: weights), arena=weights)
+
+    plans = [plan(300), plan(200), plan(100)]
+    seconds = dict(zip(map(id, plans), (1.0, 1.005, 1.02), strict=True))
+    bench: Any = SimpleNamespace(times=lambda p: {"n": seconds[id(p)]}, arena_bytes=lambda p: p.arena)
+    assert t._quickest(bench, plans) == 1
 
 
 def test_without_time_each_storage_is_run_once(search: Any) -> None:

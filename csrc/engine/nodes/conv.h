@@ -27,6 +27,7 @@ class KernelNode : public Node {
   }
   void run(Context& c, int threads) const override { run_part(c, args(c, out(c)), threads); }
   void run_part(Context& c, const ConvArgs& a, int threads) const;
+  int in_place() const override { return spec.inputs.size() > 1 ? 1 : -1; }  // the residual
 
   // The operands of a run whose output is `y`.
   virtual ConvArgs args(const Context& c, const View& y) const = 0;

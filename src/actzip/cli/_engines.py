@@ -6,7 +6,7 @@ the answer on it goes), ``threads``, and what the engine needs: ``model`` (a nam
 ``actzip bench``) with
 ``state`` (its state dict) and ``thresholds`` (site -> number or list) where there are any,
 ``onnx``, ``int8`` (an ONNX file of quantized operators), ``ncnn`` (without .param and .bin),
-``compiled`` (a pickled compiled model), ``calibration`` (a .npy).
+``compiled`` (an ``.actzip`` file), ``calibration`` (a .npy).
 
 Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason}; then for
 each line ``run N SECONDS`` on standard input the milliseconds of N runs, or of as many as SECONDS
@@ -170,32 +170,27 @@ def _compile(spec: dict[str, Any]) -> tuple[Any, ...]:
     return lambda: fast(*xs), lambda: first_output(fast(*xs)), actzip.__version__, fast
 
 
-def _compile_and_pickle(spec: dict[str, Any]) -> tuple[Any, ...]:
+def _compile_and_save(spec: dict[str, Any]) -> tuple[Any, ...]:
     """What exporting is for the engines that load ONNX files."""
-    import pickle
-
     made = _compile(spec)
-    with open(spec["compiled"], "wb") as f:
-        pickle.dump(made[3], f, protocol=5)
+    made[3].save(spec["compiled"])
     return made
 
 
 def _actzip(spec: dict[str, Any]) -> tuple[Any, ...]:
-    import pickle
-
     if not spec.get("compiled"):
         return _compile(spec)
-    xs = _inputs(spec)
-    with open(spec["compiled"], "rb") as f:
-        fast = pickle.load(f)
     import actzip
+    from actzip.runtime import load
 
+    xs = _inputs(spec)
+    fast = load(spec["compiled"], threads=spec["threads"])
     return lambda: fast(*xs), lambda: first_output(fast(*xs)), actzip.__version__, fast
 
 
 ENGINES = {
     "actzip": _actzip,
-    "actzip compile": _compile_and_pickle,
+    "actzip compile": _compile_and_save,
     "torch": _torch,
     "torch channels_last": lambda spec: _torch(spec, True),
     "torch.compile": lambda spec: _torch(spec, True, True),

@@ -83,7 +83,7 @@ def compile(
             decide how maps are stored and which kernels run; None: ``example``. Results do not
             depend on it, speed and memory do.
         tune: time kernels here at the example's batch, for some seconds the first time, the likely
-            best first; ``"thorough"``: all of them; False: decide from densities alone.
+            best first; ``"thorough"``: all that can be quickest; False: decide from densities alone.
         cache: keep what was measured in the tuning cache (:mod:`actzip.runtime.cache`).
         progress: show a bar with the layer at work; None: where standard error is a terminal.
         dynamic: any batch, height and width that the model takes (a Graph: any batch); False: the
@@ -675,6 +675,7 @@ def load(
     if not here:
         found = _choose(graph, sample, batch, n_threads, tune, cache)
         return CompiledModel(found.graph, found.variants, found.why, n_threads, sample, resizer=rules)
+    tensors.release("graph")  # its numbers were checked; kernels read the packed ones
     store = _engine.WeightStore()
     for key, array in tensors.folder("packed").items():
         store.lend(key, array)

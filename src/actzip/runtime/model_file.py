@@ -91,8 +91,8 @@ class MappedTensors(Mapping[str, Array]):
     """The file's tensors by name, as read-only arrays on the mapped file. A tensor's checksum is
     compared when it is taken."""
 
-    def __init__(self, path: Path, view: memoryview, header: dict[str, Any], at: int) -> None:
-        self._path, self._view, self._at = path, view, at
+    def __init__(self, path: Path, mapped: mmap.mmap, header: dict[str, Any], at: int) -> None:
+        self._path, self._map, self._view, self._at = path, mapped, memoryview(mapped), at
         self._rows = {k: v for k, v in header.items() if k != "__metadata__"}
         self.crcs: dict[str, int] = {}
 
@@ -114,6 +114,17 @@ class MappedTensors(Mapping[str, Array]):
     def folder(self, name: str) -> _Folder:
         """The tensors ``name/...`` by the rest of their names."""
         return _Folder(self, f"{name}/")
+
+    def release(self, name: str) -> None:
+        """Gives back the memory of the tensors ``name/...``, which lie together in a file of ours: who
+        reads them again gets them from the file."""
+        rows = [v["data_offsets"] for k, v in self._rows.items() if k.startswith(f"{name}/")]
+        if rows and hasattr(mmap, "MADV_DONTNEED"):
+            page = mmap.PAGESIZE
+            begin = -(-(self._at + min(first for first, _ in rows)) // page) * page
+            end = (self._at + max(last for _, last in rows)) // page * page
+            if end > begin:
+                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 class _Folder(Mapping[str, Array]):
@@ -139,13 +150,13 @@ def read_model_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Mappe
     target = Path(path)
     try:
         with open(target, "rb") as file:
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         reason = getattr(error, "strerror", None) or "it is empty"
         raise DataError(f"cannot read {target}: {reason}") from error
-    header, at = _header(target, view)
+    header, at = _header(target, mapped)
     text = _text(target, header)
-    tensors = MappedTensors(target, view, header, at)
+    tensors = MappedTensors(target, mapped, header, at)
     crcs = text.get("crc32c")
     if not isinstance(crcs, dict) or set(crcs) != set(tensors):
         raise DataError(f"{target}: the list of checksums does not fit the tensors")
@@ -153,7 +164,7 @@ def read_model_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Mappe
     return text, tensors
 
 
-def _header(path: Path, view: memoryview) -> tuple[dict[str, Any], int]:
+def _header(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], int]:
     """safetensors' header after safetensors' own checks, and where the tensors begin."""
     from safetensors import SafetensorError, safe_open
 
@@ -162,8 +173,8 @@ def _header(path: Path, view: memoryview) -> tuple[dict[str, Any], int]:
             pass
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged or no .actzip file: {error}") from error
-    (size,) = struct.unpack_from("<Q", view)
-    header = json.loads(bytes(view[8 : 8 + min(size, _MOST_HEADER)]))
+    (size,) = struct.unpack_from("<Q", mapped)
+    header = json.loads(mapped[8 : 8 + min(size, _MOST_HEADER)])
     for name, row in header.items():
         if name != "__metadata__" and row["dtype"] not in _DTYPES:
             raise DataError(f"{path}: tensor {name!r} is of type {row['dtype']}")

@@ -26,13 +26,22 @@ from typing import Any
 
 import numpy as np
 
+from actzip._native import _engine
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.passes.copies import add_copies, drop_copies
 from actzip.runtime.storage import choose_storage, keeps_integers
-from actzip.runtime.winograd import TOLERANCE, errors, is_winograd
+from actzip.runtime.winograd import (
+    TOLERANCE,
+    errors,
+    is_winograd,
+    likely_cost,
+    places,
+    tile_size,
+    weights_share,
+)
 
 __all__ = ["Tuned", "tune"]
 
@@ -40,6 +49,8 @@ _REPEATS = 3
 _ENOUGH = 0.15  # seconds of a run, or of runs together, that say what one takes
 QUICK = 8.0  # seconds of trials that ``tune=True`` spends, beside one of each storage
 _MARGIN = 0.98  # another storage or kernel must be this much quicker than the simpler choice
+_WORTH = 0.96  # more weights must make a layer this much quicker
+_ALIKE = 0.99  # whole plans: the one with less memory is taken
 
 
 @dataclass
@@ -83,6 +94,9 @@ class _Bench:
                 best[k] = min(best.get(k, t), t)
         self.trials += repeats
         return best
+
+    def arena_bytes(self, low: Lowered) -> int:
+        return int(low.plan.arena_bytes(self.batch, self.threads))
 
     def densities(self, low: Lowered, graph: g.Graph) -> dict[str, float]:
         d = low.plan.densities(self.batch, self.inputs, self.outputs, self.threads)
@@ -128,10 +142,12 @@ Progress = Callable[[int, int, str], None]
 Exact = dict[str, dict[str, float]]
 
 
-def _promising(names: Sequence[str], exact: Mapping[str, float]) -> list[str]:
+def _promising(graph: g.Graph, n: ops.Conv2d, names: Sequence[str], exact: Mapping[str, float]) -> list[str]:
     """The engine's first choice, then the Winograd kernels that are exact enough, then the others."""
     direct = [v for v in names if not is_winograd(v)]
-    return [*direct[:1], *(v for v in names if v in exact), *direct[1:]]
+    h, w = (int(d) for d in graph.shape(n.output)[2:])  # type: ignore[arg-type]
+    tiles = sorted((v for v in names if v in exact), key=lambda v: likely_cost(n, h, w, v))
+    return [*direct[:1], *tiles, *direct[1:]]
 
 
 class _Search:
@@ -143,9 +159,10 @@ class _Search:
 
     def __init__(self, graph: g.Graph, bench: _Bench, cache: TuningCache | None, exact: Exact) -> None:
         self.graph, self.bench, self.cache = graph, bench, cache
-        self.base = lower(graph, want_variants=True)
+        variants = lower(graph, want_variants=True).variants
         self.keys: dict[str, str] = {}
         self.options: dict[str, list[str]] = {}  # by key
+        self.asked: dict[str, ops.Conv2d] = {}  # one layer a key
         self.layers: dict[str, list[str]] = {}  # of one key
         self.tried: dict[str, dict[str, float]] = {}  # key -> variant -> seconds
         self.others: dict[str, float] = {}  # seconds of what is no convolution
@@ -153,11 +170,12 @@ class _Search:
         for n in graph.nodes:
             if not isinstance(n, ops.Conv2d):
                 continue
-            names = _promising(self.base.variants.get(n.name, []), exact.get(n.name, {}))
+            names = _promising(graph, n, variants.get(n.name, []), exact.get(n.name, {}))
             key = _key(graph, n, bench.threads, bench.batch, names)
             self.keys[n.name] = key
             self.layers.setdefault(key, []).append(n.name)
             self.options[key] = names
+            self.asked[key] = n
             self._recall(key)
 
     def _recall(self, key: str) -> None:
@@ -170,11 +188,27 @@ class _Search:
         """Takes over what ``other`` tried for the same questions."""
         for key, tried in other.tried.items():
             if key in self.options:
-                self.tried.setdefault(key, {}).update(tried)
+                mine = self.tried.setdefault(key, {})
+                mine.update({v: min(t, mine.get(v, t)) for v, t in tried.items()})
 
     def open(self, key: str) -> list[str]:
+        """Variants still to be tried."""
         tried = self.tried.get(key, {})
-        return [v for v in self.options[key] if v not in tried]
+        return [v for v in self.options[key] if v not in tried and not self._hopeless(key, v)]
+
+    def _hopeless(self, key: str, variant: str) -> bool:
+        """Whether smaller tiles took so long that these would not be the quickest even if their time
+        fell as their products do: the weights, of which these have more, come from memory."""
+        tried, n = self.tried.get(key, {}), self.asked[key]
+        if not is_winograd(variant) or not tried:
+            return False
+        h, w = (int(d) for d in self.graph.shape(n.output)[2:])  # type: ignore[arg-type]
+        mine, least = places(n, h, w, tile_size(variant)), min(tried.values())
+        return any(
+            t * mine > least * places(n, h, w, tile_size(v))
+            for v, t in tried.items()
+            if is_winograd(v) and tile_size(v) < tile_size(variant)
+        )
 
     @property
     def left(self) -> int:
@@ -206,14 +240,30 @@ class _Search:
                 self.others[name] = min(self.others.get(name, t), t)
         self.step_no += 1
 
-    def best(self, key: str) -> str:
-        """The quickest that was tried; one later in the list has to be quicker by a margin."""
+    def quickest(self, key: str) -> str:
+        """Of those that were tried; one later in the list has to be quicker by a margin."""
         tried = self.tried.get(key, {})
         found = ""
         for v in self.options[key]:
             if v in tried and (not found or tried[v] < tried[found] * _MARGIN):
                 found = v
         return found or next(iter(self.options[key]), "")
+
+    def best(self, key: str) -> str:
+        """The quickest, or one with fewer weights that is hardly slower."""
+        tried, found = self.tried.get(key, {}), self.quickest(key)
+        close = [v for v in tried if v in self.options[key] and tried[v] * _WORTH <= tried.get(found, 0.0)]
+        return min([found, *close], key=weights_share)
+
+    def notes(self) -> dict[str, str]:
+        """Layers that do not take the quickest kernel, and why."""
+        found = {}
+        for name, key in self.keys.items():
+            best, quickest = self.best(key), self.quickest(key)
+            if best != quickest:
+                more = weights_share(quickest) / weights_share(best)
+                found[name] = f"{quickest} was hardly quicker, with {more:.1f} times the weights"
+        return found
 
     def variants(self) -> dict[str, str]:
         return {n: v for n, k in self.keys.items() if (v := self.best(k))}
@@ -303,9 +353,15 @@ def _by_trials(
         p, q = sc.get(n.name), dc.get(n.name)
         if isinstance(n, ops.Conv2d) and p is not None and q is not None:
             why[n.name] = f"trials: packed {p * 1e3:.3f} ms, dense {q * 1e3:.3f} ms"
-    candidates = [(s.graph, s.variants()) for s in searches]
-    bench = last.bench
-    return (*candidates[_quickest(bench, [lower(gr, names) for gr, names in candidates])], why)
+    for s in searches:  # one answer to one question, and so one copy of its weights
+        for other in searches:
+            s.learn(other)
+    store = _engine.WeightStore()  # what the candidates have in common is packed once
+    plans = [lower(s.graph, s.variants(), store=store) for s in searches]
+    chosen = searches[_quickest(last.bench, plans)]
+    for name, note in chosen.notes().items():
+        why[name] = f"{why.get(name, 'trials')}; {note}"
+    return chosen.graph, chosen.variants(), why
 
 
 def _unpaid(
@@ -331,13 +387,16 @@ def _unpaid(
 
 
 def _quickest(bench: _Bench, plans: Sequence[Lowered], rounds: int = 3) -> int:
-    """Which plan's nodes take least together, each by the least of its times; the plans by turns."""
+    """Which plan's nodes take least together, each by the least of its times, the plans by turns; of
+    those that hardly differ the one with the least memory."""
     best: list[dict[str, float]] = [{} for _ in plans]
     for _ in range(rounds):
         for found, low in zip(best, plans, strict=True):
             for k, t in bench.times(low).items():
                 found[k] = min(found.get(k, t), t)
-    return int(np.argmin([sum(found.values()) for found in best]))
+    times = [sum(found.values()) for found in best]
+    close = [i for i, t in enumerate(times) if t * _ALIKE <= min(times)]
+    return min(close, key=lambda i: plans[i].plan.weight_bytes() + bench.arena_bytes(plans[i]))
 
 
 def _by_density(
@@ -376,8 +435,8 @@ def tune(
         trial_batch: the batch that trials are timed at (None: ``batch``), of the inputs over and over.
         keep_dense: values that must not be packed (non-finite weights read them).
         trials: True: for :data:`QUICK` seconds, the likely best kernels first; a number: for so many
-            seconds; ``thorough``: until every kernel was tried; False: no timing; packed where the
-            calibrated density is below 0.7, the engine's first choice of kernel. Either way maps
+            seconds; ``thorough``: until every kernel was tried that may win; False: no timing; packed
+            where the calibrated density is below 0.7, the engine's first choice of kernel. Either way maps
             that are stored as integers stay packed (they are rounded by that, and smaller at any
             density), and so does every map where ``graph.meta["pack"]`` is ``always``.
         storage: a last rewrite of the storages (quantized values, say), before kernels are chosen.

@@ -14,7 +14,18 @@ from actzip.runtime import ops
 if TYPE_CHECKING:
     from actzip.runtime.lower import Lowered
 
-__all__ = ["TOLERANCE", "errors", "fits", "is_winograd", "products", "tile_density", "tile_size"]
+__all__ = [
+    "TOLERANCE",
+    "errors",
+    "fits",
+    "is_winograd",
+    "likely_cost",
+    "places",
+    "products",
+    "tile_density",
+    "tile_size",
+    "weights_share",
+]
 
 #: The greatest error of a kernel that may be chosen, as a share of the layer's largest output.
 TOLERANCE = 1e-5
@@ -32,6 +43,30 @@ def fits(n: ops.Conv2d) -> bool:
 def tile_size(kernel: str) -> int:
     """Output pixels along a tile's side."""
     return int(kernel.removeprefix("winograd-").split("x")[0])
+
+
+def weights_share(kernel: str) -> float:
+    """A kernel's weights over those of the layer."""
+    return (tile_size(kernel) + 2) ** 2 / 9 if is_winograd(kernel) else 1.0
+
+
+#: Multiplications in the time that a weight takes to come from memory.
+_A_WEIGHT = 28
+
+
+def likely_cost(n: ops.Conv2d, height: int, width: int, kernel: str) -> int:
+    """What says which tiles are likely the quickest for an output of this size: products and weights,
+    for a pair of channels. On maps of 14x14 the weights of large tiles cost more than they spare."""
+    m = tile_size(kernel)
+    return places(n, height, width, m) + _A_WEIGHT * (m + 2) ** 2
+
+
+def places(n: ops.Conv2d, height: int, width: int, m: int) -> int:
+    """Transformed pixels of an output of this size, in tiles of m x m: what a dense input costs
+    for each pair of channels."""
+    down, along = n.dilation
+    high, across = -(-height // down), -(-width // along)  # of a phase: pixels a dilation apart
+    return down * along * -(-high // m) * -(-across // m) * (m + 2) ** 2
 
 
 def errors(
