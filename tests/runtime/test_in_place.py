@@ -51,7 +51,7 @@ def map_bytes(graph: g.Graph) -> int:
 
 
 @pytest.mark.parametrize("isa", cpu.isas())
-@pytest.mark.parametrize("kernel, channels", [(1, 40), (3, 40), (3, 136), (5, 24), (1, 1100)])
+@pytest.mark.parametrize("kernel, channels", [(1, 40), (3, 5), (3, 40), (3, 136), (5, 24), (1, 1100)])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.GELU])
 def test_every_kernel_adds_a_residual_in_place(isa, kernel, channels, act):
     """1,100 channels: the dense kernels compute them in slices, partial sums between."""
