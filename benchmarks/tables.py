@@ -840,6 +840,41 @@ def moved(p: dict[str, Any]) -> str:
 
 
 @table
+def accelerate_draws() -> list[str]:
+    rows: list[tuple[Any, ...]] = []
+    for path in sorted((RESULTS / "accelerate" / "draws").glob("*.json")):
+        drawn = json.loads(path.read_text(encoding="utf-8"))
+        even = load(f"accelerate/{path.stem}")
+        every = [{"draw": 0} | p for p in even["points"]] + drawn["points"]
+        for target in dict.fromkeys(json.dumps(p["target"]) for p in every):
+            points = [p for p in every if json.dumps(p["target"]) == target]
+            if len(points) < 2:
+                continue
+            numbers = [draw_row(p) for p in points]
+            means = [sum(column) / len(column) for column in zip(*numbers, strict=True)]
+            for draw, row in [*zip([p["draw"] for p in points], numbers, strict=True), ("mean", means)]:
+                density, change, same, divergence, error = row
+                rows.append(
+                    (
+                        drawn["network"],
+                        draw,
+                        f"{density:.3f}",
+                        f"{100 * change:+.2f}",
+                        percent(same),
+                        f"{divergence:.4f}",
+                        f"{error:.3f}",
+                    )
+                )
+    head = "network | draw | density | points | agreement | divergence | output error"
+    return grid(head, "lrrrrrr", rows)
+
+
+def draw_row(p: dict[str, Any]) -> tuple[float, ...]:
+    shares = (p["top1_change"]["value"], p["agreement"]["value"])
+    return (p["density"], *shares, p["divergence"]["value"], p["output_error"]["value"])
+
+
+@table
 def accelerate_coded() -> list[str]:
     rows = []
     for path in sorted((RESULTS / "accelerate").glob("*.json")):

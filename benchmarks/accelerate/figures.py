@@ -1,14 +1,16 @@
 """How many zeros thresholds make at what loss, without training: a few unlabelled images, the rest to judge.
 
     python benchmarks/accelerate/figures.py efficientnet-lite0
+    python benchmarks/accelerate/figures.py efficientnet-lite0 --draw 1    # other images calibrate
     python benchmarks/accelerate/figures.py --list
 
 Writes benchmarks/results/accelerate/NAME.json: for every point the density of all ReLU outputs,
 effective MACs, top-1 by labels (used here alone), the share of images whose highest output stays,
 how far outputs move, and the seconds that finding the point took, all on images that chose nothing.
 Intervals are of 95 %. With `bits` (networks.py), also the coded size of all maps, headers included,
-and top-1 with integers of so many bits. Networks come from ordinary packages; `--plain` leaves the
-repair out, for comparison.
+and top-1 with integers of so many bits. `--draw` calibrates with other images, drawn at random, and
+adds its points to draws/NAME.json. Networks come from ordinary packages; `--plain` leaves the repair
+out, for comparison.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from networks import NETWORKS, Network
 from torch import Tensor, nn
 
@@ -75,6 +78,7 @@ def judge(
     }
     if all(are_scores(y) for y in after):
         found["agreement"] = agreement_of(reference, after).as_dict()
+        found["divergence"] = divergence(reference, after)
     else:
         found["range_error"] = range_error(reference, after)
     if labels is not None:
@@ -82,6 +86,14 @@ def judge(
     if base is not None:
         found["less_work"] = base["effective_macs"] / m.effective_macs
     return found
+
+
+def divergence(before: list[Any], after: list[Any]) -> dict[str, float]:
+    """Kullback and Leibler's, of the softmax of the scores, in nats: its mean and 95 % interval."""
+    p, q = (torch.cat(y).double().log_softmax(1) for y in (before, after))
+    each = F.kl_div(q, p, log_target=True, reduction="none").sum(1)
+    mean, half = float(each.mean()), 1.96 * float(each.std()) / math.sqrt(len(each))
+    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def accuracy(reference: list[Any], after: list[Any], labels: Tensor) -> dict[str, Any]:
@@ -143,17 +155,38 @@ def point(
     return made, told
 
 
+def drawn(x: Tensor, rest: Tensor, labels: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As many other images to calibrate, drawn at random of those that judge otherwise; the rest judge."""
+    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(draw))
+    taken, left = order[: len(x)], order[len(x) :].sort().values
+    return rest[taken], rest[left], labels[left] if labels is not None else None
+
+
+def add_draw(path: Path, name: str, row: dict[str, Any]) -> None:
+    """Adds a draw's point to the file, in place of the same one."""
+    path.parent.mkdir(exist_ok=True)
+    told = json.loads(path.read_text()) if path.exists() else {"network": name, "points": []}
+
+    def key(r: dict[str, Any]) -> tuple[int, str]:
+        return r["draw"], json.dumps(r["target"])
+
+    told["points"] = sorted([r for r in told["points"] if key(r) != key(row)] + [row], key=key)
+    write_text(path, json.dumps(told, indent=1) + "\n")
+
+
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     network = NETWORKS[name]
     model = network.make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, rest, labels = network.data(network.calibrate)
+    if args.draw:
+        x, rest, labels = drawn(x, rest, labels, args.draw)
     images = args.images or network.images
     rest = rest[:images]
     labels = labels[:images] if labels is not None and network.labelled else None
     calibration, batches = split(x, network.batch), split(rest, network.batch)
     started, cpu_started = time.perf_counter(), time.process_time()
     calibrator = Calibrator(
-        model, calibration, per="channel", repair=not args.plain, samples=network.calibrate, projections=1
+        model, calibration, per="channel", repair=not args.plain, samples=network.calibrate, projections=4
     )
     weighed = time.perf_counter() - started, time.process_time() - cpu_started
     reference = outputs(model, batches)
@@ -174,7 +207,8 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "points": [],
     }
     print(line("before", base), flush=True)
-    if network.bits:
+    bits = () if args.draw or args.uncoded else network.bits
+    if bits:
         base["coded"] = coded(model, calibration, reference, batches, labels, network)
     targets = [{"density": d} for d in args.density or network.density]
     factors = args.work or (() if args.density else network.less_work)
@@ -184,7 +218,10 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         row |= judge(made, reference, batches, labels, base)
         told["points"].append(row)
         print(line(json.dumps(target), row), flush=True)
-        if network.bits:
+        if args.draw:
+            add_draw(RESULTS / "draws" / f"{name}.json", name, {"draw": args.draw} | row)
+            continue
+        if bits:
             row["coded"] = coded(made, calibration, reference, batches, labels, network)
         write_text(
             args.out or RESULTS / f"{name}{'-plain' if args.plain else ''}.json",
@@ -205,6 +242,8 @@ def line(what: str, r: dict[str, Any]) -> str:
         parts.append(f"agreement {r['agreement']['value']:.2%}")
     if "range_error" in r:
         parts.append(f"error of range rms {r['range_error']['rms']:.4f} mean {r['range_error']['mean']:.4f}")
+    if "divergence" in r:
+        parts.append(f"divergence {r['divergence']['value']:.4f}")
     parts.append(f"output error {r['output_error']['value']:.3f}")
     if "seconds" in r:
         parts.append(f"in {r['seconds']:.0f} s ({r['cpu_seconds']:.0f} s of CPU)")
@@ -221,6 +260,8 @@ def main() -> None:
     parser.add_argument("--work", type=float, nargs="*", help="other factors of less work")
     parser.add_argument("--distil", type=int, default=0, help="steps of distillation without labels")
     parser.add_argument("--steps", type=int, default=3, help="of the bisection")
+    parser.add_argument("--draw", type=int, default=0, help="so many'th other images to calibrate with")
+    parser.add_argument("--uncoded", action="store_true", help="without integers and codecs")
     parser.add_argument("--images", type=int, help="judge on at most so many")
     parser.add_argument("--plain", action="store_true", help="thresholds alone")
     parser.add_argument("--out", type=Path)

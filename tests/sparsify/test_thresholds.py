@@ -11,7 +11,7 @@ from toys import loader, net
 
 from actzip.activations import get_thresholds, set_thresholds
 from actzip.errors import ActzipWarning, DataError, InputError, LayerError
-from actzip.sparsify import agreement, calibrate_thresholds, measure, sparsify
+from actzip.sparsify import agreement, calibrate_thresholds, measure, sparsify, table
 
 
 @pytest.mark.parametrize("per", ["layer", "channel"])
@@ -149,3 +149,33 @@ def test_a_thresholded_network_learns_what_it_gave_without(trained):
         sparsify(student, loader(), None, {**settings, "distill_layers": "conv9"})
     with pytest.raises(InputError, match="distill_layers"):
         sparsify(student, loader(), None, {**settings, "distill_layers": None})
+
+
+def test_projections_of_scores_feel_what_their_divergence_feels():
+    """Squared on average: Fisher's information at the temperature; of other outputs the mean square."""
+    generator = torch.Generator().manual_seed(0)
+    out = 4 * torch.randn(1, 6, generator=generator)
+    change = torch.randn(1, 6, generator=generator)
+    spread = (out - out.mean()).square().mean().sqrt()
+    shares = {True: (out / table.TEMPERATURE).softmax(1), False: torch.full((1, 6), 1 / 6)}
+    for scores, share in shares.items():
+        pushes = []
+        for _ in range(4000):
+            leaf = out.clone().requires_grad_()
+            table._projection(leaf, scores, generator).backward()
+            pushes.append(float((leaf.grad * change).sum()) ** 2)
+        off = change - (share * change).sum()
+        wanted = float(6 * (share * off.square()).sum() / spread.square())
+        assert sum(pushes) / len(pushes) == pytest.approx(wanted, rel=0.1)
+
+
+def test_maps_of_few_values_cost_more_where_they_are_repaired(trained, monkeypatch):
+    """What the repair estimates on few values it puts less right."""
+    batches = [b[0] for b in loader()][:1]
+    cost = table.Table(trained, batches, per="channel", repaired=True).cost
+    monkeypatch.setattr(table, "VALUES", 0)
+    plain = table.Table(trained, batches, per="channel", repaired=True).cost
+    more = {name: float(cost[name].sum() / plain[name].sum()) for name in cost}
+    names = sorted(more, key=more.__getitem__)
+    assert names[0] == "relu" and more["relu"] > 1  # four times the positions of the others
+    assert more[names[-1]] - 1 == pytest.approx(4 * (more["relu"] - 1))

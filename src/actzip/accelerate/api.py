@@ -246,7 +246,7 @@ class _Run:
             self.inputs.calibrate,
             per=self.options.per,
             repaired=True,
-            projections=1,
+            projections=4,
             seed=self.options.seed,
             on_batch=count,
         )

@@ -319,7 +319,8 @@ def fit(
         if call.groups == 1:  # one system with a column an output channel
             a, y, start = patches.flatten(1)[None], wanted[None], old.flatten(1).T[None]
         else:  # a system a channel
-            a, y, start = patches.transpose(0, 1), wanted.T[:, :, None], old.reshape(len(old), -1, 1)
+            a, y = patches.transpose(0, 1).contiguous(), wanted.T.contiguous()[:, :, None]
+            start = old.reshape(len(old), -1, 1)
             if reader is not None:
                 reader = reader.by_system()
         scale = targets.affine(name)[0]

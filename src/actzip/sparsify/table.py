@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, Site, eval_mode, run_model
+from actzip.sparsify.judge import are_scores
 from actzip.training.batches import output_tensors
 
 __all__ = ["LEVELS", "Table"]
 
 #: Candidate thresholds, in units of the mean of the positive values of a map (or channel).
 LEVELS = (0.0, 0.02, 0.05, 0.08, 0.12, 0.17, 0.23, 0.3, 0.38, 0.47, 0.57, 0.7, 0.85, 1.0, 1.25, 1.6)
+#: Scores count as the softmax at this temperature feels them: the likely classes most.
+TEMPERATURE = 3.0
+#: Behind maps with fewer values a channel, of all inputs, repair puts less right than elsewhere.
+VALUES = 5000
 
 
 class Table:
@@ -24,9 +29,10 @@ class Table:
 
     What a threshold does to the outputs is estimated to second order: gradients of random
     projections of the centred outputs with respect to every map give, in one backward pass a
-    projection, the push that the values below each candidate exert together. With ``repaired`` the
+    projection, the push that the values below each candidate exert together. Scores are weighed as
+    their divergence weighs them (Fisher's information), other outputs alike. With ``repaired`` the
     mean of what is removed counts for nothing, for :func:`actzip.sparsify.repair.repair` puts it
-    back.
+    back, and maps of few values count more, for it is estimated on them.
 
     Args:
         model: without thresholds.
@@ -58,6 +64,7 @@ class Table:
         self.per, self.repaired = per, repaired
         self.unit: dict[str, Tensor] = {}
         self.elements: dict[str, int] = {}
+        self._channels: dict[str, int] = {}
         self._scale(model, batches[0], layers, ignore)
         shape = {k: (u.numel(), len(LEVELS)) for k, u in self.unit.items()}
         self.removed = {k: torch.zeros(s, dtype=torch.float64) for k, s in shape.items()}
@@ -68,6 +75,8 @@ class Table:
             self._add(model, x, projections, generator)
             if on_batch is not None:
                 on_batch()
+        for name, cost in self.cost.items() if repaired else ():
+            cost.mul_(1 + VALUES * self._channels[name] / max(1, self.elements[name]))
 
     def _scale(self, model: nn.Module, x: Tensor, layers: Any, ignore: Any) -> None:
         def see(site: Site, y: Tensor) -> None:
@@ -78,6 +87,7 @@ class Table:
             whole = y.sum() / (y != 0).sum().clamp(min=1)
             mean = torch.where(count > 0, total / count.clamp(min=1), whole).reshape(-1)
             self.unit[site.name], self.elements[site.name] = mean, 0
+            self._channels[site.name] = int(y.shape[1])
 
         with ActivationTap(model, see, layers=layers, ignore=ignore), eval_mode(model), torch.no_grad():
             run_model(model, x)
@@ -95,15 +105,10 @@ class Table:
             return y
 
         with ActivationTap(model, see), eval_mode(model), torch.enable_grad():
-            outs = [t.flatten(1) for t in output_tensors(run_model(model, x))]
-            outs = [t - t.mean(1, keepdim=True) if t.shape[1] > 1 else t for t in outs]
-            spreads = [float(t.detach().square().mean().sqrt()) or 1.0 for t in outs]
+            outs = [(are_scores(t), t.flatten(1)) for t in output_tensors(run_model(model, x))]
             bins = [self._sorted(name, y.detach()) for name, y in maps]
             for r in range(projections):
-                value: Any = 0.0
-                for out, spread in zip(outs, spreads, strict=True):
-                    signs = torch.randint(0, 2, out.shape, generator=generator, dtype=torch.float32) * 2 - 1
-                    value = value + (out * signs.to(out.dtype)).sum() / spread
+                value: Any = sum(_projection(t, scores, generator) for scores, t in outs)
                 grads = torch.autograd.grad(
                     value, [y for _, y in maps], retain_graph=r + 1 < projections, allow_unused=True
                 )
@@ -153,6 +158,20 @@ class Table:
         if every.numel() == 0:
             return 1e-12, 1.0
         return float(every.min()) + 1e-30, float(every.max()) * 2 + 1e-30
+
+
+def _projection(out: Tensor, scores: bool, generator: torch.Generator) -> Tensor:
+    """A random sum of centred outputs (N, values), in units of their spread.
+
+    Its square is on average the squared change of the values; of scores it is how the change
+    diverges at :data:`TEMPERATURE`, to second order.
+    """
+    signs = torch.randint(0, 2, out.shape, generator=generator, dtype=torch.float32) * 2 - 1
+    seen, count = out.detach(), out.shape[1]
+    spread = float((seen - seen.mean(1, keepdim=True) if count > 1 else seen).square().mean().sqrt())
+    share = (seen / TEMPERATURE).softmax(1) if scores else torch.full_like(seen, 1 / count)
+    centred = out - (share * out).sum(1, keepdim=True) if count > 1 else out
+    return (signs.to(out.dtype) * (share * count).sqrt() * centred).sum() / (spread or 1.0)
 
 
 class _Bins:
