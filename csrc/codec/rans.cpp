@@ -6,7 +6,7 @@
 // coders", arXiv:1402.3392 (interleaving and vectors).
 //
 // rans_tokens: symbols as tokens and stripes; rans_model: the parameters; rans_plan, rans_classes: choosing
-// them; here: chunks, encoded and decoded; rans.inl.h: the inner loops.
+// them; here: chunks, encoded and decoded; rans_encode.inl.h, rans_decode.inl.h: the inner loops.
 #include <algorithm>
 #include <array>
 #include <cstring>

@@ -19,6 +19,7 @@ from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.profile import cost, profile, timing
 from actzip.profile.source import open_subject
 from actzip.runtime.models import GraphNet, load_model
+from torches import needs_2_6
 
 QUIET = pytest.mark.filterwarnings("ignore::actzip.errors.ActzipWarning")
 
@@ -88,7 +89,7 @@ def assert_same(report, want):
 
 
 @QUIET
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=needs_2_6), True])
 def test_an_exported_program(tmp_path, want, dynamic):
     shapes = {"x": {0: torch.export.Dim("n")}} if dynamic else None
     program = torch.export.export(make_net(), (X,), dynamic_shapes=shapes)

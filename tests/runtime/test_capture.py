@@ -16,6 +16,7 @@ from actzip.runtime import graph as g
 from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
 from actzip.runtime.passes import optimize
+from torches import needs_2_6
 
 
 class Fn(nn.Module):
@@ -166,6 +167,7 @@ def test_thresholds_beside_the_model_are_part_of_it(per_channel):
     assert acts[1].hi == 6.0
 
 
+@needs_2_6
 @pytest.mark.parametrize(
     ("model", "words"),
     [

@@ -17,6 +17,7 @@ from actzip.runtime.acts import Act
 from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
 from actzip.runtime.tune import calibrate, nonfinite_parameters
+from torches import needs_2_6
 
 
 def inputs_for(graph, batch=3, seed=0):
@@ -416,6 +417,7 @@ def test_flattened_linear_is_a_convolution():
     assert after.nodes[1].weight.shape == (9, 4, 5, 6)
 
 
+@needs_2_6
 def test_channels_last_arithmetic_has_no_transposes_left():
     class Block(nn.Module):
         def __init__(self):

@@ -10,6 +10,7 @@ from actzip.activations import set_thresholds
 from actzip.errors import ActzipError, DataError, InputError, LayerError, UnsupportedError
 from actzip.models import resolve
 from actzip.split.api import open_network
+from torches import needs_2_6
 
 
 class Branches(nn.Module):
@@ -193,6 +194,7 @@ def test_a_name_of_a_network_needs_no_example():
     assert head(torch.rand(1, 1, 28, 28)).shape[0] == 1
 
 
+@needs_2_6
 @pytest.mark.parametrize("at", ["block", "block.0"])
 def test_a_cut_inside_a_loop_is_refused(at):
     with pytest.raises(LayerError, match=r"runs 3 times.*loop"):
@@ -237,7 +239,7 @@ def test_a_cut_over_a_constant_is_refused():
         ("cifar_resnet2", 0, None, InputError, "cifar_resnet20"),
         ("nowhere.onnx", 0, None, DataError, "nowhere.onnx"),
         ("a.pt2", 0, None, DataError, "a.pt2"),
-        (Fourier(), 0, torch.rand(1, 3, 8, 8), UnsupportedError, "fft"),
+        pytest.param(Fourier(), 0, torch.rand(1, 3, 8, 8), UnsupportedError, "fft", marks=needs_2_6),
     ],
 )
 def test_what_cannot_be_cut_is_said_in_one_line(model, at, example, error, said):

@@ -667,6 +667,8 @@ class Builder:
         if broken:
             said = list(dict.fromkeys(map(str, broken)))
             more = f"; and {len(said) - _MOST_SAID} more" if len(said) > _MOST_SAID else ""
+            if not hasattr(torch.export, "default_decompositions"):
+                more += "; PyTorch before 2.6 takes apart what newer ones leave whole"
             raise UnsupportedError("; ".join(said[:_MOST_SAID]) + more) from broken[0].__cause__
         self.graph.validate()
         return self.graph
@@ -714,6 +716,10 @@ class Builder:
         args = [self.value(a) for a in node.args]
         kwargs = {k: self.value(v) for k, v in node.kwargs.items()}
         if target is operator.getitem:
+            if isinstance(args[0], Ref):  # of several results the engine has the first
+                if args[1] == 0:
+                    return args[0]
+                raise self.refuse(f"result {args[1]} of {node.args[0].target} is not supported")
             return args[0][args[1]]
         val = node.meta.get("val")
         if isinstance(val, (torch.SymInt, int)) and not isinstance(val, bool):
