@@ -7,3 +7,8 @@ needs_2_6 = pytest.mark.skipif(
     not hasattr(torch.export, "default_decompositions"),
     reason="torch.export before PyTorch 2.6 takes operators apart and does not tell calls",
 )
+
+needs_2_5 = pytest.mark.skipif(
+    torch.__version__.startswith("2.4"),
+    reason="torch.compile before PyTorch 2.5 keeps weights inside its graphs",
+)

@@ -20,6 +20,7 @@ import actzip
 from actzip.errors import InputError
 from actzip.runtime import sizes
 from crowd import at_once
+from torches import needs_2_6
 
 
 def conv(i: int, o: int, **more: Any) -> nn.Sequential:
@@ -353,6 +354,7 @@ def test_explain_says_for_which_size() -> None:
     assert any(r.why.startswith("as at 3x32x48") for r in report.rows)
 
 
+@needs_2_6
 @pytest.mark.parametrize("way", ["file", "pickle"])
 @pytest.mark.parametrize("kind", [Convolutional, Classifier, UNet, Pyramid])
 def test_files_and_pickles_take_sizes_without_the_model(

@@ -16,6 +16,7 @@ from torch import nn
 import actzip
 from actzip.errors import ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.dynamo import backend, last_report
+from torches import needs_2_6
 
 X = torch.linspace(-1, 1, 2 * 6 * 9 * 8).reshape(2, 6, 9, 8)
 Pair = collections.namedtuple("Pair", "a b")
@@ -151,6 +152,7 @@ def listed(m, x):
     return m.c(x) * len(m.seen)
 
 
+@needs_2_6
 def test_attributes_that_count_are_refused_by_name():
     for f, name in ((counted, "calls"), (listed, "seen")):
         m = net(f)
@@ -210,6 +212,7 @@ def test_batch_of_one():
             same(traced(X[:k]), m(X[:k]))
 
 
+@needs_2_6
 def test_a_branch_on_the_batch_holds_for_its_side():
     m = net(lambda m, x: m.c(x) if x.shape[0] > 3 else m.d(x))
     many = torch.cat([X, X, X])
@@ -280,6 +283,7 @@ def test_namedtuple_output(tmp_path):
     same(traced, m(X))
 
 
+@needs_2_6
 def test_other_outputs():
     def every(m, x):
         y = m.c(x)

@@ -14,6 +14,7 @@ from torch import nn
 from actzip.errors import ActzipWarning
 from actzip.models import resolve
 from actzip.runtime.dynamo import backend, last_report, reports
+from torches import needs_2_5
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,7 @@ class Tiny(nn.Module):
 
 
 @torch.no_grad()
+@needs_2_5
 def test_whole_graph_with_changing_batch():
     model = resolve("lenet5").eval()
     before = len(reports())
@@ -84,6 +86,7 @@ def test_a_batch_marked_dynamic_is_one_graph():
 
 
 @torch.no_grad()
+@needs_2_5
 def test_other_sizes_of_images():
     model = Tiny().eval()
     fast = compiled(model)
@@ -103,12 +106,14 @@ def test_two_instances_of_a_module_keep_their_weights():
 
 
 @torch.inference_mode()
+@needs_2_5
 def test_weights_made_in_inference_mode():
     model, x = Tiny().eval(), torch.rand(2, 3, 8, 8)
     assert agree(compiled(model)(x), model(x)) and last_report()["mode"] == "whole"
 
 
 @torch.no_grad()
+@needs_2_5
 def test_parts_run_where_an_operator_is_unknown():
     model = Sorted().eval()
     fast = compiled(model)
@@ -126,6 +131,18 @@ def test_parts_run_where_an_operator_is_unknown():
 
 
 @torch.no_grad()
+def test_a_graph_that_holds_weights_is_left_to_pytorch():
+    model = resolve("lenet5").eval()
+    x = torch.rand(2, 1, 28, 28)
+    with pytest.warns(ActzipWarning, match="weights lie inside the graph"):
+        run = backend(torch.fx.symbolic_trace(model), [x])
+    for _ in range(2):
+        assert agree(run(x), model(x))
+        next(model.parameters()).mul_(2)
+
+
+@torch.no_grad()
+@needs_2_5
 def test_changed_weights_are_noticed():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     fast, x = compiled(model), torch.rand(1, 3, 8, 8)
@@ -142,6 +159,7 @@ def test_changed_weights_are_noticed():
     assert agree(fast(x), model(x))
 
 
+@needs_2_5
 def test_training_is_left_to_pytorch_and_gives_gradients():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     fast = compiled(model)
@@ -155,6 +173,7 @@ def test_training_is_left_to_pytorch_and_gives_gradients():
     assert not torch.equal(model[1].running_mean, before)
 
 
+@needs_2_5
 def test_an_input_that_wants_gradients_gets_them():
     model = Tiny().eval().requires_grad_(False)
     fast, x = compiled(model), torch.rand(2, 3, 8, 8)
@@ -167,6 +186,7 @@ def test_an_input_that_wants_gradients_gets_them():
     assert agree(fast(x), model(x))
 
 
+@needs_2_5
 def test_a_forgotten_no_grad_is_said():
     model = Tiny().eval()
     with pytest.warns(ActzipWarning, match="no_grad"):
@@ -175,6 +195,7 @@ def test_a_forgotten_no_grad_is_said():
 
 
 @torch.no_grad()
+@needs_2_5
 def test_eval_after_train_runs_on_the_engine():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
     fast, x = compiled(model), torch.rand(2, 3, 8, 8)
@@ -238,6 +259,7 @@ assert last_report()["mode"] == "whole", last_report()
 """
 
 
+@needs_2_5
 def test_by_name_alone_and_warm_from_the_cache(tmp_path):
     try:
         importlib.metadata.distribution("actzip")

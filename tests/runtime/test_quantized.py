@@ -18,6 +18,7 @@ from actzip.runtime.from_torch import capture
 from actzip.runtime.lower import lower
 from actzip.runtime.passes import optimize
 from actzip.runtime.storage import choose_storage
+from torches import needs_2_6
 
 
 class Net(nn.Module):
@@ -164,6 +165,7 @@ class Pooled(nn.Module):
         return self.b(torch.max_pool2d(torch.relu(self.a(x)), 2))
 
 
+@needs_2_6
 def test_maps_that_pools_read_are_packed_where_memory_counts(data):
     model = Pooled().eval()
     big = data[:1].repeat(1, 1, 8, 8)

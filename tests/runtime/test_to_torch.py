@@ -268,6 +268,8 @@ def test_onnx_operators_one_by_one(tmp_path):
 
     compared = 0
     for case in load_model_tests(kind="node"):
+        if case.model is None:
+            pytest.skip("this version of onnx has its node tests in files")
         try:
             onnx.save(case.model, str(tmp_path / "m.onnx"))
             graph = from_onnx(tmp_path / "m.onnx")

@@ -30,6 +30,11 @@ from actzip.runtime.effects import untouched
 __all__ = ["backend", "effect_of", "engine_parts", "last_report", "parts_of", "reports"]
 
 _REPORTS: deque[dict[str, Any]] = deque(maxlen=256)
+#: Why a graph is left to PyTorch that holds weights of its own: their changes would go unnoticed.
+_INSIDE = (
+    "its weights lie inside the graph (torch._dynamo.config.inline_inbuilt_nn_modules = True, the default "
+    "from PyTorch 2.5 on, hands them over)"
+)
 _HEAVY = ("convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm", "matmul")
 
 
@@ -180,6 +185,8 @@ def backend(
             return _eager(gm, f"a tensor is on {t.device}; the engine runs on the CPU")
     if _training(gm):
         return _eager(gm, "the model is in training mode", quiet=True)
+    if any(True for kept in (gm.parameters(), gm.buffers()) for _ in kept):
+        return _eager(gm, _INSIDE)
     try:
         closed, dynamic, places = _close(gm, example_inputs)
     except UnsupportedError as error:
