@@ -15,6 +15,7 @@ namespace actzip::kernels {
 inline constexpr int kMaxNv = 12;  // vectors of one accumulator tile
 inline constexpr int kMaxMr = 14;
 inline constexpr int kMaxWinograd = 6;
+inline constexpr int kCookOut = 4, kCookPlaces = 7;
 inline constexpr int kMaxLines = 8;  // output channels; and vectors of positions
 
 // One (ic block, tap) over a run of output pixels: acc[i][0 .. nv * vl) += values of input pixel i * step
@@ -144,6 +145,24 @@ struct WinogradOutput {
   int64_t row_stride, pixel_stride;
 };
 
+// One-dimensional F(4, 4): one tile.
+struct CookInput {
+  const float* pixels[kCookPlaces];  // null outside the map
+  int64_t channels;
+  const float* matrix;  // [place][pixel]
+  float* out;           // [place]: whole vectors are written
+  int64_t place_stride;
+};
+struct CookOutput {
+  const float* acc;  // [place]
+  int64_t place_stride, floats;
+  const float* matrix;  // [pixel][place]
+  const float* bias;
+  int64_t count;  // pixels
+  float* out;
+  int64_t out_stride;
+};
+
 // The transforms of one tile size.
 struct WinogradTile {
   void (*input)(const WinogradInput&);
@@ -166,6 +185,9 @@ struct Kernels {
   int dense_mr[kMaxNv + 1];                       // the largest mr
   LinesFn lines[kMaxLines + 1][kMaxLines + 1];    // by output channels and vectors of positions
   int lines_oc, lines_nx[kMaxLines + 1];          // the most of both
+
+  void (*cook_input)(const CookInput&);
+  bool (*cook_output)(const CookOutput&);  // whether all is finite
 
   void (*fill)(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats);
   void (*epilogue)(const EpilogueRow&);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/vectors.inl.h"
+#include "kernels/cook_toom.inl.h"
 #include "kernels/dense.inl.h"
 #include "kernels/depthwise.inl.h"
 #include "kernels/epilogue.inl.h"
@@ -117,6 +118,8 @@ constexpr Kernels make_kernels() {
   put_lines<kRegisters == 32 ? kMaxLines : 4, lines_vectors(kRegisters == 32 ? kMaxLines : 4)>(k);
   for (int oc = 1; oc <= k.lines_oc; ++oc) k.lines_nx[oc] = lines_vectors(oc);
   k.lines_split = lines_split;
+  k.cook_input = cook_input;
+  k.cook_output = cook_output;
   k.fill = fill;
   k.epilogue = epilogue;
   k.depthwise = depthwise_row;

@@ -23,6 +23,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"winograd-4x4", "winograd", 24, 16, kLavin}, &kWinograd, 6, 56},
       {{"winograd-6x6", "winograd", 24, 36, kLavin}, &kWinograd, 6, 56},
       {{"winograd-2x2", "winograd", 24, 4, kLavin}, &kWinograd, 6, 98},
+      {{"cook-toom-4", "dense", 8, 4, kLavin}, &kCookToom, 2, 48},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
   static const std::vector<Variant> neon = {
@@ -35,6 +36,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"winograd-4x4", "winograd", 32, 16, kLavin}, &kWinograd, 8, 56},
       {{"winograd-6x6", "winograd", 32, 36, kLavin}, &kWinograd, 8, 56},
       {{"winograd-2x2", "winograd", 32, 4, kLavin}, &kWinograd, 8, 98},
+      {{"cook-toom-4", "dense", 16, 4, kLavin}, &kCookToom, 4, 48},
       {{"depthwise", "depthwise", 4, 1, kDesign}, &kDepthwise, 1, 1},
   };
   static const std::vector<Variant> avx2 = {
@@ -52,6 +54,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"winograd-4x4", "winograd", 48, 16, kLavin}, &kWinograd, 6, 56},
       {{"winograd-6x6", "winograd", 48, 36, kLavin}, &kWinograd, 6, 56},
       {{"winograd-2x2", "winograd", 48, 4, kLavin}, &kWinograd, 6, 98},
+      {{"cook-toom-4", "dense", 16, 4, kLavin}, &kCookToom, 2, 48},
       {{"depthwise", "depthwise", 8, 1, kDesign}, &kDepthwise, 1, 1},
   };
   static const std::vector<Variant> avx512 = {
@@ -70,6 +73,7 @@ const std::vector<Variant>& variants(Isa isa) {
       {{"winograd-4x4", "winograd", 128, 16, kLavin}, &kWinograd, 8, 56},
       {{"winograd-6x6", "winograd", 128, 36, kLavin}, &kWinograd, 8, 56},
       {{"winograd-2x2", "winograd", 128, 4, kLavin}, &kWinograd, 8, 98},
+      {{"cook-toom-4", "dense", 48, 4, kLavin}, &kCookToom, 3, 48},
       {{"depthwise", "depthwise", 16, 1, kDesign}, &kDepthwise, 1, 1},
   };
   switch (isa) {

@@ -23,6 +23,7 @@ extern const Family kSparseTaps;  // the taps of a kernel row for an input pixel
 extern const Family kDense;
 extern const Family kLines;  // few output channels: vectors along the rows
 extern const Family kWinograd;
+extern const Family kCookToom;  // long one-dimensional kernels
 extern const Family kDepthwise;
 
 struct Variant {

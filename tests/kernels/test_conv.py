@@ -23,7 +23,7 @@ def _release():
     _engine.force_isa("")
 
 
-def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False) -> Case:
+def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False, cook=False) -> Case:
     pick = lambda *v: v[rng.integers(len(v))]  # noqa: E731
     k = pick((1, 1), (3, 3), (3, 3), (1, 7), (7, 1), (5, 5), (2, 3))
     s = pick((1, 1), (1, 1), (2, 2), (2, 1), (3, 2))
@@ -33,12 +33,16 @@ def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False
     if winograd:
         k, s = (3, 3), (1, 1)
     pad = tuple(int(v) for v in rng.integers(0, 4, 4))
+    if cook:  # one column or one row
+        long, before, after = int(rng.integers(12, 40)), *map(int, rng.integers(0, 20, 2))
+        k, pad = pick(((long, 1), (before, 0, after, 0)), ((1, long), (0, before, 0, after)))
+        s, d = (1, 1), (1, 1)
     h, w = int(rng.integers(1, 20)), int(pick(1, 3, 7, 8, 17, 35, 75, 150))
     h = max(h, d[0] * (k[0] - 1) + 1 - pad[0] - pad[2])
     w = max(w, d[1] * (k[1] - 1) + 1 - pad[1] - pad[3])
     if w > 40:
         h = min(h, max(4, d[0] * (k[0] - 1) + 1))
-    groups = 1 if winograd or rng.random() < 0.75 else int(pick(2, 3, 4, 8))
+    groups = 1 if winograd or cook or rng.random() < 0.75 else int(pick(2, 3, 4, 8))
     icg, ocg = (
         int(pick(1, 3, 5, 16, 31, 64, 65, 130)),
         int(pick(1, 3, 8, 24, 48, 64, 80, 96, 130, 160, 192, 320)),
@@ -96,6 +100,7 @@ def test_random_problems(isa, variant):
             depthwise=kind == "depthwise",
             taps="taps" in variant,
             winograd=kind == "winograd",
+            cook="cook" in variant,
         )
         if variant in kernels.variants(c.problem()):
             check(c, variant)
@@ -111,8 +116,9 @@ def test_same_bits_for_every_thread_count_and_batch(isa, variant):
     rng = np.random.default_rng(5)
     x = sparse_array(rng, (3, 19, 37, 64), 0.4)
     oc = 7 if "lines" in variant else 64
-    weight = rng.standard_normal((oc, 64 // groups, 3, 3)).astype(np.float32)
-    c = Case(ic=64, oc=oc, groups=groups, in_packed=kind == "sparse")
+    k, pad = ((1, 17), (0, 5, 0, 9)) if "cook" in variant else ((3, 3), (1, 1, 1, 1))
+    weight = rng.standard_normal((oc, 64 // groups, *k)).astype(np.float32)
+    c = Case(ic=64, oc=oc, k=k, pad=pad, groups=groups, in_packed=kind == "sparse")
     outs = [
         kernels.conv(c.problem(), variant, x[:n].copy(), weight, None, threads=t)[0]
         for n, t in [(3, 1), (3, 2), (3, 5), (1, 1), (1, 2)]
@@ -121,21 +127,23 @@ def test_same_bits_for_every_thread_count_and_batch(isa, variant):
         assert np.array_equal(y, outs[0][: len(y)])
 
 
+@pytest.mark.parametrize("k", [(3, 3), (1, 14), (13, 1)])
 @pytest.mark.parametrize("isa", ISAS)
-def test_nan_and_infinity_propagate(isa):
+def test_nan_and_infinity_propagate(isa, k):
     """A NaN activation is not zero; an output is NaN exactly where the reference is."""
     assert _engine.force_isa(isa)
     rng = np.random.default_rng(1)
     x = sparse_array(rng, (1, 6, 6, 70), 0.3)
     x[0, 2, 3, 68], x[0, 5, 0, 1] = np.nan, np.inf
-    weight = rng.standard_normal((20, 70, 3, 3)).astype(np.float32)
+    weight = rng.standard_normal((20, 70, *k)).astype(np.float32)
+    pad = (k[0] // 2, k[1] // 2)
     for act in (NONE, RELU, CLIP, THRESHOLD):
         for packed in (False, True):
-            c = Case(ic=70, oc=20, act=act, in_packed=packed, out_packed=packed)
+            c = Case(ic=70, oc=20, k=k, pad=(*pad, *pad), act=act, in_packed=packed, out_packed=packed)
             for variant in kernels.variants(c.problem()):
                 y, _ = kernels.conv(c.problem(), variant, x, weight, None)
                 t = torch.from_numpy(x).permute(0, 3, 1, 2)
-                want = torch.nn.functional.conv2d(t, torch.from_numpy(weight), padding=1)
+                want = torch.nn.functional.conv2d(t, torch.from_numpy(weight), padding=pad)
                 assert np.array_equal(np.isnan(y), np.isnan(want.permute(0, 2, 3, 1).numpy())), (act, variant)
 
 

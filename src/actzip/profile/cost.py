@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from actzip.errors import ActzipError
 from actzip.files import cache_dir, write_text
-from actzip.runtime.winograd import is_winograd, tile_size
+from actzip.runtime.winograd import is_winograd, tile_size, transforms
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
@@ -495,7 +495,7 @@ class _Plan:
         from actzip.runtime.lower import lower
 
         options = lower(self.graphs[storage], {}, want_variants=True).variants
-        options = {n: [k for k in v if not is_winograd(k)] for n, v in options.items() if n in self.convs}
+        options = {n: [k for k in v if not transforms(k)] for n, v in options.items() if n in self.convs}
         out = []
         for i, density in enumerate(densities):
             inputs = self.inputs(density)

@@ -92,9 +92,9 @@ def compile(
             ``actzip.quantize`` (unsigned, one scale a map) are kept as 8- or 16-bit integers either way.
         pack: ``auto``: maps are packed where that is quicker, or where they are kept as integers;
             ``always``: wherever the engine can, for the least memory.
-        winograd: 3x3 convolutions may be computed by Winograd's transforms where trials find them
-            quicker and their error on the calibration input is at most 1e-5 of the layer's largest
-            output; False: direct convolution only.
+        winograd: 3x3 convolutions, and long ones along one axis, may be computed by Winograd's
+            transforms where trials find them quicker and their error on the calibration input is at
+            most 1e-5 of the layer's largest output; False: direct convolution only.
         parts: what the engine lacks of a model runs elsewhere; False: such a model is refused.
 
     Raises:

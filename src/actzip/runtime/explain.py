@@ -13,7 +13,15 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import peak_gflops
-from actzip.runtime.winograd import fits, is_winograd, products, tile_density, tile_size
+from actzip.runtime.winograd import (
+    fits,
+    is_winograd,
+    long_products,
+    products,
+    tile_density,
+    tile_size,
+    transforms,
+)
 
 __all__ = ["Explanation", "LayerRow", "explain", "together"]
 
@@ -225,6 +233,8 @@ def _row(
         if isinstance(n, ops.Conv2d) and is_winograd(kernel[0]):
             m = tile_size(kernel[0])
             tiles, multiplied = tile_density(a, n, m), products(a, n, m)
+        elif isinstance(n, ops.Conv2d) and transforms(kernel[0]):
+            multiplied = long_products(a.shape[0], n, int(y.shape[2]), int(y.shape[3]))  # type: ignore[arg-type]
         elif isinstance(n, ops.Conv2d) and fits(n):
             tiles = tile_density(a, n, 4)
         density = float(np.count_nonzero(a)) / max(a.size, 1)

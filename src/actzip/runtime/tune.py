@@ -40,6 +40,7 @@ from actzip.runtime.winograd import (
     likely_cost,
     places,
     tile_size,
+    transforms,
     weights_share,
 )
 
@@ -144,7 +145,7 @@ Exact = dict[str, dict[str, float]]
 
 def _promising(graph: g.Graph, n: ops.Conv2d, names: Sequence[str], exact: Mapping[str, float]) -> list[str]:
     """The engine's first choice, then the Winograd kernels that are exact enough, then the others."""
-    direct = [v for v in names if not is_winograd(v)]
+    direct = [v for v in names if not transforms(v)]
     h, w = (int(d) for d in graph.shape(n.output)[2:])  # type: ignore[arg-type]
     tiles = sorted((v for v in names if v in exact), key=lambda v: likely_cost(n, h, w, v))
     return [*direct[:1], *tiles, *direct[1:]]
@@ -503,7 +504,7 @@ def tune(
 def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
     """Measured on the first image of ``inputs``, where the graph takes any batch."""
     low = lower(choose_storage(graph, set(graph.values)), want_variants=True)
-    wanted = {name: {v for v in names if is_winograd(v)} for name, names in low.variants.items()}
+    wanted = {name: {v for v in names if transforms(v)} for name, names in low.variants.items()}
     grows = all(isinstance(graph.shape(v)[0], g.Sym) for v in graph.inputs)
     arrays = [np.asarray(a[:1] if grows else a, np.float32, order="C") for a in inputs]
     batch = len(arrays[0]) if arrays and arrays[0].ndim else 1

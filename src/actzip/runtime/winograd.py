@@ -1,4 +1,5 @@
-"""Winograd kernels (``winograd-2x2``, ``-4x4``, ``-6x6``): whether exact enough, what they multiply."""
+"""Winograd kernels (``winograd-2x2``, ``-4x4``, ``-6x6``) and those of long one-dimensional
+convolutions (``cook-toom-4``): whether exact enough, what they multiply."""
 
 from __future__ import annotations
 
@@ -20,10 +21,12 @@ __all__ = [
     "fits",
     "is_winograd",
     "likely_cost",
+    "long_products",
     "places",
     "products",
     "tile_density",
     "tile_size",
+    "transforms",
     "weights_share",
 ]
 
@@ -33,6 +36,11 @@ TOLERANCE = 1e-5
 
 def is_winograd(kernel: str) -> bool:
     return kernel.startswith("winograd-")
+
+
+def transforms(kernel: str) -> bool:
+    """Whether it multiplies what is transformed, with an error of its own."""
+    return kernel.startswith(("winograd-", "cook-toom-"))
 
 
 def fits(n: ops.Conv2d) -> bool:
@@ -47,7 +55,9 @@ def tile_size(kernel: str) -> int:
 
 def weights_share(kernel: str) -> float:
     """A kernel's weights over those of the layer."""
-    return (tile_size(kernel) + 2) ** 2 / 9 if is_winograd(kernel) else 1.0
+    if is_winograd(kernel):
+        return (tile_size(kernel) + 2) ** 2 / 9
+    return 7 / 4 if transforms(kernel) else 1.0
 
 
 #: Multiplications in the time that a weight takes to come from memory.
@@ -57,6 +67,8 @@ _A_WEIGHT = 28
 def likely_cost(n: ops.Conv2d, height: int, width: int, kernel: str) -> int:
     """What says which tiles are likely the quickest for an output of this size: products and weights,
     for a pair of channels. On maps of 14x14 the weights of large tiles cost more than they spare."""
+    if not is_winograd(kernel):
+        return 0
     m = tile_size(kernel)
     return places(n, height, width, m) + _A_WEIGHT * (m + 2) ** 2
 
@@ -103,7 +115,7 @@ def _errors(n: ops.Conv2d, kernels: Iterable[str], x: g.Array, threads: int) -> 
     p.dh, p.dw = n.dilation
     weight = np.ascontiguousarray(n.weight, np.float32)
     bias = None if n.bias is None else np.ascontiguousarray(n.bias, np.float32)
-    direct = next(v for v in _engine.kernels.variants(p) if not is_winograd(v))
+    direct = next(v for v in _engine.kernels.variants(p) if not transforms(v))
     want = _engine.kernels.conv(p, direct, x, weight, bias, threads=threads)[0]
     largest = float(np.abs(want).max(initial=0.0))
     found = {}
@@ -144,3 +156,11 @@ def tile_density(x: g.Array, n: ops.Conv2d, m: int) -> float:
 def products(x: g.Array, n: ops.Conv2d, m: int) -> int:
     """Products of the transformed tiles of ``x`` (N, C, H, W) that are not skipped."""
     return _tiles(x, n, m)[0] * (m + 2) ** 2 * int(n.weight.shape[0])
+
+
+def long_products(images: int, n: ops.Conv2d, height: int, width: int) -> int:
+    """Products of ``cook-toom-4`` for outputs of ``height`` x ``width``: seven for four outputs by
+    four taps."""
+    oc, ic, kh, kw = n.weight.shape
+    lines, along = (width, height) if kw == 1 else (height, width)
+    return int(images * lines * -(-along // 4) * -(-max(kh, kw) // 4) * 7 * oc * ic)
