@@ -12,7 +12,14 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.lower import lower
 from actzip.runtime.storage import choose_storage
-from actzip.runtime.winograd import TOLERANCE, errors, is_winograd, products, tile_density
+from actzip.runtime.winograd import (
+    TOLERANCE,
+    errors,
+    is_winograd,
+    long_products,
+    products,
+    tile_density,
+)
 
 #: Of the largest output, behind several layers of which each keeps to TOLERANCE.
 SEVERAL = 4e-5
@@ -142,3 +149,22 @@ def test_tile_density_of_dilated_kernels_is_that_of_the_phases():
     for m in (2, 4, 6):
         assert products(x, whole, m) == sum(products(part, phase, m) for part in parts)
         assert tile_density(x, whole, m) == pytest.approx(np.mean([tile_density(p, phase, m) for p in parts]))
+
+
+def test_long_kernels_along_one_axis_may_be_transformed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 96, (40, 1), padding=(17, 0)), nn.ReLU()).eval()
+    x = torch.randn(2, 32, 90, 1)
+    fast = actzip.compile(model, x, tune=False, cache=False, threads=1)
+    graph = choose_storage(fast.graph)
+    [(name, variants)] = lower(graph, want_variants=True).variants.items()
+    assert "cook-toom-4" in variants
+    plan = lower(graph, {name: "cook-toom-4"}).plan
+    out = np.empty((2, 96, 85, 1), np.float32)
+    plan.run(2, [x.numpy()], [out], 1)
+    want = model(x).detach().numpy()
+    assert np.abs(out - want).max() < TOLERANCE * np.abs(want).max()
+    conv = next(n for n in graph.nodes if isinstance(n, ops.Conv2d))
+    assert long_products(2, conv, 85, 1) == 2 * 22 * 7 * 10 * 32 * 96
+    direct = actzip.compile(model, x, cache=False, threads=1, winograd=False)
+    assert set(kernels_of(direct).values()).isdisjoint({"cook-toom-4"})
