@@ -142,7 +142,8 @@ def to_numpy_dtype(name: str) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError:
             raise InputError(
-                "numpy has no bfloat16: install ml_dtypes, or ask for a tensor with framework='torch'"
+                "numpy has no bfloat16: install ml_dtypes, or ask for a tensor with framework='torch', "
+                "or for a .safetensors or .pt file"
             ) from None
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16

@@ -133,7 +133,9 @@ def check_finite(x: Tensor, what: str) -> None:
     """Raises InputError where ``x`` holds infinity or NaN, or is of a type that nothing computes in."""
     try:
         finite = bool(torch.isfinite(x).all())
-    except NotImplementedError:
+    except RuntimeError as error:  # NotImplementedError from PyTorch 2.5 on
+        if "not implemented" not in str(error):
+            raise
         raise InputError(f"{what} is {x.dtype}, which nothing computes in: convert it") from None
     if not finite:
         raise InputError(f"{what} holds values that are not finite")
