@@ -171,20 +171,33 @@ def _compile(spec: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _compile_and_save(spec: dict[str, Any]) -> tuple[Any, ...]:
-    """What exporting is for the engines that load ONNX files."""
+    """What exporting is for the engines that load ONNX files; a model in parts is pickled."""
+    import pickle
+
+    from actzip.errors import UnsupportedError
+
     made = _compile(spec)
-    made[3].save(spec["compiled"])
+    try:
+        made[3].save(spec["compiled"])
+    except UnsupportedError:
+        with open(spec["compiled"], "wb") as f:
+            pickle.dump(made[3], f, protocol=5)
     return made
 
 
 def _actzip(spec: dict[str, Any]) -> tuple[Any, ...]:
     if not spec.get("compiled"):
         return _compile(spec)
+    import pickle
+
     import actzip
     from actzip.runtime import load
 
     xs = _inputs(spec)
-    fast = load(spec["compiled"], threads=spec["threads"])
+    with open(spec["compiled"], "rb") as f:
+        pickled = f.read(1) == b"\x80"
+        f.seek(0)
+        fast = pickle.load(f) if pickled else load(spec["compiled"], threads=spec["threads"])
     return lambda: fast(*xs), lambda: first_output(fast(*xs)), actzip.__version__, fast
 
 
