@@ -200,6 +200,21 @@ def test_activations_answer_odd_values_as_pytorch_does(dtype):
         assert torch.equal(torch.autograd.grad(y, z, g)[0], plain)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_noise_that_is_filled_after_it_was_saved_comes_back(inplace):
+    """rrelu's: autograd saves it, and the kernel writes it then."""
+    x = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for make in (lambda y: F.rrelu(y, 0.1, 0.3, True, inplace), nn.RReLU(inplace=inplace)):
+        found = []
+        for context in (contextlib.nullcontext(), packed_activations(nn.Identity(), min_bytes=0)):
+            torch.manual_seed(0)
+            del [torch.zeros_like(x) for _ in range(8)][:]  # what fresh memory holds
+            with context:
+                y = make(x * 1)
+            found.append(torch.autograd.grad(y.square().sum(), x)[0])
+        assert torch.equal(*found)
+
+
 # --- in place
 
 

@@ -29,7 +29,7 @@ from actzip.errors import InputError
 from actzip.training import heap
 from actzip.training.bits import Predicate
 from actzip.training.buffers import Buffers
-from actzip.training.rules import CODED, SHAPE, Rule, Window, rule_of
+from actzip.training.rules import CODED, ITSELF, SHAPE, Rule, Window, rule_of
 from actzip.training.saved import (
     Indices,
     Kept,
@@ -206,6 +206,8 @@ class Session:
     def _packed(self, tensor: Tensor, storage: int, need: Any) -> Slot | None:
         if need is SHAPE:
             return ShapeOnly(tensor)
+        if need is ITSELF:
+            return None
         if isinstance(need, Window) and (indices := Indices.of(tensor, need)) is not None:
             self.grew(indices.nbytes)
             return indices

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actzip.training.bits import Predicate, PredicateKind
 
-__all__ = ["CODED", "SHAPE", "Need", "Rule", "Window", "rule_of"]
+__all__ = ["CODED", "ITSELF", "SHAPE", "Need", "Rule", "Window", "rule_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Window:
 
 #: Nothing but sizes, strides and type.
 SHAPE = "shape"
+#: The tensor itself, which the function fills after it is saved.
+ITSELF = "itself"
 #: Values, of which unbiased estimates will do.
 CODED = "coded"
 
@@ -189,6 +191,11 @@ def _coded_maps(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
     return lambda t: CODED if t.dim() >= 4 else None
 
 
+def _filled_later(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
+    """Autograd saves the noise first, and the kernel writes it then."""
+    return lambda t: ITSELF
+
+
 def _methods(*names: str) -> list[Any]:
     """The functions of these names in torch, its functional namespace and Tensor."""
     homes = (torch, F, Tensor, torch._C._nn)
@@ -205,6 +212,7 @@ def _table() -> dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Rule | No
         (_threshold, _methods("threshold", "threshold_")),
         (_clamp, _methods("clamp", "clamp_", "clip", "clip_")),
         (_clamp_min, _methods("clamp_min", "clamp_min_")),
+        (_filled_later, _methods("rrelu", "rrelu_", "rrelu_with_noise", "rrelu_with_noise_")),
         (_max_pool2d, _methods("max_pool2d", "max_pool2d_with_indices")),
         (
             _pooled,
