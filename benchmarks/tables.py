@@ -207,6 +207,19 @@ def engine_threads() -> list[str]:
 
 
 @table
+def engine_memory() -> list[str]:
+    rows = []
+    for path in sorted((RESULTS / "engine").glob("*/memory/*.json")):
+        d, cpu = json.loads(path.read_text()), MACHINES[path.parents[1].name]
+        for r in d["rows"]:
+            size = (f"{r[k] / 1e6:.0f}" for k in ("peak_bytes", "compile_peak_bytes"))
+            arena = f"{r['arena_bytes'] / 1e6:.1f} of {r['dense_arena_bytes'] / 1e6:.1f}"
+            rows.append((d["network"], cpu, zeros(r, d["network"]), f"{r['median_ms']:.2f}", *size, arena))
+    head = "network | machine | zeros | median ms | loaded, MB | compiling, MB | arena, MB of dense"
+    return grid(head, "lllrrrr", rows)
+
+
+@table
 def engine_no_zeros() -> list[str]:
     rows = [
         (
