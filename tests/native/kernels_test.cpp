@@ -63,8 +63,10 @@ struct Case {
   bool bias = true;
 };
 
-Case random_case(const std::string& kind) {
+Case random_case(const KernelRow& row) {
+  const std::string kind = row.kind, name = row.name;
   const bool packed = kind == "sparse", depthwise = kind == "depthwise", winograd = kind == "winograd";
+  const bool cook = name.rfind("cook", 0) == 0, lines = name.rfind("lines", 0) == 0;
   Case c;
   ConvProblem& p = c.p;
   p.kh = pick({1, 1, 3, 3, 5, 7});
@@ -79,17 +81,27 @@ Case random_case(const std::string& kind) {
     p.dh = pick({1, 1, 2, 6});
     p.dw = p.dh == 1 ? 1 : pick({1, 2, 3});
   }
+  if (cook) {  // one row or one column of many taps
+    const bool column = rng() % 2 == 0;
+    p.kh = column ? pick({12, 15, 30}) : 1;
+    p.kw = column ? 1 : pick({12, 15, 30});
+    p.sh = p.sw = p.dh = p.dw = 1;
+  }
   p.pad_top = pick({0, 1, 2});
   p.pad_left = pick({0, 1, 3});
   p.pad_bottom = pick({0, 1});
   p.pad_right = pick({0, 1, 2});
+  if (cook && p.kw == 1) p.pad_left = p.pad_right = 0;
+  if (cook && p.kh == 1) p.pad_top = p.pad_bottom = 0;
   c.n = pick({1, 1, 2});
   c.h = std::max<int64_t>(pick({1, 4, 9}), p.dh * (p.kh - 1) + 1 - p.pad_top - p.pad_bottom);
   c.w = std::max<int64_t>(pick({1, 7, 17, 90}), p.dw * (p.kw - 1) + 1 - p.pad_left - p.pad_right);
-  p.groups = depthwise ? pick({2, 16, 24, 70}) : winograd ? 1 : pick({1, 1, 1, 2, 4});
+  p.groups = depthwise ? pick({2, 16, 24, 70}) : winograd || cook ? 1 : pick({1, 1, 1, 2, 4});
   if (winograd && p.dh == 1 && p.dw == 1 && p.out_h(c.h) > 1 && p.out_w(c.w) > 1) p.pool = pick({1, 2});
   const int64_t icg = depthwise ? 1 : pick({1, 3, 16, 33, 64, 80}),
-                ocg = depthwise ? 1 : pick({1, 5, 16, 48, 64, 96, 130});
+                ocg = depthwise ? 1
+                      : lines   ? pick({1, 3, 5, 8})
+                                : pick({1, 5, 16, 48, 64, 96, 130});
   p.ic = p.groups * icg;
   p.oc = p.groups * ocg;
   p.in_packed = packed || rng() % 2 == 0;
@@ -229,7 +241,7 @@ int main(int argc, char** argv) {
       rng.seed(seed);
       int done = 0;
       for (int i = 0; i < 50 * cases && done < cases; ++i) {  // until enough that the kernel is for
-        const Case c = random_case(row.kind);
+        const Case c = random_case(row);
         const auto names = conv_variants(c.p);
         if (std::find(names.begin(), names.end(), row.name) == names.end()) continue;
         ++done;
