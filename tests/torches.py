@@ -10,5 +10,5 @@ needs_2_6 = pytest.mark.skipif(
 
 needs_2_5 = pytest.mark.skipif(
     torch.__version__.startswith("2.4"),
-    reason="torch.compile before PyTorch 2.5 keeps weights inside its graphs",
+    reason="torch.compile of PyTorch 2.4 keeps weights in its graphs and traces hooks wrongly",
 )

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import actzip
 from actzip import ActivationPenalty
 from actzip.errors import ActzipWarning, InputError
+from torches import needs_2_5
 
 X, Y = torch.randn(16, 3, 12, 12), torch.randint(0, 4, (16,))
 SHORT = {"epochs": 1, "alpha": 1.0}
@@ -71,6 +72,7 @@ def test_what_cannot_be_a_loader_is_refused_before_the_first_step(what):
 
 
 @pytest.mark.filterwarnings("ignore")
+@needs_2_5
 def test_penalty_compiled():
     model = mk()
     compiled = torch.compile(model, backend="eager")
