@@ -19,7 +19,6 @@ from torch import Tensor
 
 from actzip._native import _engine
 from actzip.training import heap
-from actzip.training.pages import kept
 
 __all__ = [
     "NATIVE",
@@ -121,7 +120,7 @@ Memory = Callable[[int, torch.dtype], Tensor]
 
 def empty(n: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory of ``n`` elements, for what lives for a moment."""
-    heap.settle(n * dtype.itemsize)
+    heap.give_back() if n * dtype.itemsize >= heap.LARGE else heap.look()
     return fresh(n, dtype)
 
 
@@ -165,7 +164,7 @@ class Backend(Protocol):
 
 def padded(n: int, dtype: torch.dtype) -> Tensor:
     """The same, readable a little beyond its end."""
-    return kept(n + -(-_native.SLACK // dtype.itemsize), dtype)[:n]
+    return torch.empty(n + -(-_native.SLACK // dtype.itemsize), dtype=dtype)[:n]
 
 
 _REAL = {torch.float32: 0, torch.bfloat16: 1}
@@ -268,7 +267,7 @@ class Native:
             assert mask.counts is not None
             size = _native.coded_size(mask.counts.data_ptr(), mask.counts.numel(), bits)
         codes = padded(size[0], torch.uint8)
-        ranges = kept(2 * size[1], torch.float32).view(-1, 2)
+        ranges = torch.empty((size[1], 2), dtype=torch.float32)
         done = _native.quantize(
             x.data_ptr(),
             n,
@@ -301,8 +300,8 @@ class Native:
 
 def _mask_memory(n: int) -> tuple[Tensor, Tensor]:
     return (
-        kept((n + 7) // 8, torch.uint8),
-        kept(-(-n // _native.CHUNK), torch.int32),
+        torch.empty((n + 7) // 8, dtype=torch.uint8),
+        torch.empty(-(-n // _native.CHUNK), dtype=torch.int32),
     )
 
 

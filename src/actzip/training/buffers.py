@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from actzip.training.bits import fresh
+from actzip.training.bits import empty, fresh
 from actzip.training.heap import LARGE, settle
 
 __all__ = ["Buffers"]
@@ -46,12 +46,13 @@ class Buffers:
 
     Attributes:
         largest: bytes of the largest map around.
+        thorough: memory counts more than time, as where blocks are computed again.
     """
 
-    __slots__ = ("_asked", "_held", "_lock", "largest")
+    __slots__ = ("_asked", "_held", "_lock", "largest", "thorough")
 
     def __init__(self) -> None:
-        self.largest = 0
+        self.largest, self.thorough = 0, False
         self._held: list[_Buffer] = []
         self._asked = 0
         self._lock = threading.Lock()  # graphs run backward in any thread, and in several
@@ -61,9 +62,10 @@ class Buffers:
         nbytes = n * dtype.itemsize
         if nbytes >= LARGE:
             self._drop_free()
-        settle(nbytes, self.largest)
+        if self.thorough:
+            settle(nbytes, self.largest)
         if _users is None or not _SMALL <= nbytes < LARGE:
-            return fresh(n, dtype)
+            return fresh(n, dtype) if self.thorough else empty(n, dtype)
         with self._lock:
             self._asked += 1
             free = [b for b in self._held if b.free()]
@@ -82,7 +84,7 @@ class Buffers:
             if self._room() >= nbytes and self._asked - other.asked <= _AGE:
                 break
             self._held.remove(other)
-        buffer = _Buffer(fresh(nbytes, torch.uint8).untyped_storage())
+        buffer = _Buffer(empty(nbytes, torch.uint8).untyped_storage())
         if self._room() >= nbytes:
             self._held.append(buffer)
         return buffer

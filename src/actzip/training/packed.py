@@ -199,7 +199,7 @@ class Session:
         if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
             return self._keep(tensor, storage)
         if tensor.nbytes >= heap.WATCHED:
-            heap.settle(tensor.nbytes, self.buffers.largest)
+            heap.settle(tensor.nbytes, self.buffers.largest) if self.buffers.thorough else heap.look()
         need = rule(tensor) if callable(rule) else None
         return self._packed(tensor, storage, need) or self._keep(tensor, storage)
 

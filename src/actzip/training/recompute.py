@@ -94,6 +94,7 @@ class _Again:
     def __init__(self, model: nn.Module, session: packed.Session) -> None:
         self.model, self.settings, self.stack = model, session.settings, list(session.stack)
         self.buffers = session.buffers
+        self.buffers.thorough = True
         self.seed = session.next_seed()
 
     def __enter__(self) -> None:

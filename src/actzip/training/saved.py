@@ -26,7 +26,6 @@ from actzip.training.bits import (
     backend_for,
     empty,
 )
-from actzip.training.pages import kept
 from actzip.training.rules import Window
 
 __all__ = [
@@ -199,7 +198,7 @@ class Indices(Slot):
         bits = _engine.training.index_bits(pool)
         if bits == 0:
             return None
-        codes = kept((tensor.numel() * bits + 7) // 8, torch.uint8)
+        codes = torch.empty((tensor.numel() * bits + 7) // 8, dtype=torch.uint8)
         packed = _engine.training.pack_indices(
             tensor.data_ptr(), pool, codes.data_ptr(), torch.get_num_threads()
         )
