@@ -404,3 +404,10 @@ def test_an_empty_operand_of_a_concatenation_is_left_out(tmp_path):
     for got in (actzip.compile(path, x, tune=False, cache=False)(x), actzip.load(path)(torch.from_numpy(x))):
         np.testing.assert_array_equal(np.asarray(got[0]), r)
         np.testing.assert_array_equal(np.asarray(got[1]), np.concatenate([r, r], 1))
+
+
+@pytest.mark.parametrize("repeats", [[1, 1, 5000, 1], [1, 3, 1, 2], [2, 1, 1, 1]])
+def test_tiles_of_ones_are_no_concatenation(repeats, tmp_path):
+    x = normal(1, 4, 1, 6)
+    nodes = [N("Relu", ["x"], ["r"]), N("Tile", ["r", "t"], ["y"])]
+    check(make(nodes, {"t": np.int64(repeats)}, [1, 4, 1, 6]), x, tmp_path)

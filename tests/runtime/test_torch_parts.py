@@ -135,3 +135,66 @@ def test_keyword_arguments_and_nested_inputs_run_in_parts() -> None:
     for args, kwargs in [((x,), {"more": [z]}), ((x,), {"more": [z, z], "scale": 0.5}), ((x, z), {})]:
         with pytest.raises(InputError):
             fast(*args, **kwargs)
+
+
+class Reader(nn.Module):
+    """Convolutions, a recurrent layer over the width, a linear layer: a text recogniser in small."""
+
+    def __init__(self, kind=nn.LSTM, **kw):
+        super().__init__()
+        self.first = kw.get("batch_first", False)
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.rnn = kind(64, 6, **kw)
+        self.last = nn.Linear(12 if kw.get("bidirectional") else 6, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x)).flatten(1, 2)
+        return self.last(self.rnn(y.transpose(1, 2) if self.first else y.permute(2, 0, 1))[0])
+
+
+@pytest.mark.parametrize(
+    "kind,steps,kw",
+    [
+        (nn.LSTM, 5, {"num_layers": 2, "bidirectional": True}),
+        (nn.GRU, 60, {"batch_first": True}),
+        (nn.RNN, 5, {"bidirectional": True, "nonlinearity": "relu"}),
+    ],
+)
+def test_recurrent_layers_of_any_length(kind, steps, kw):
+    """They stay one operator, which PyTorch runs: written out, many steps took minutes. The layer's
+    mirrors of its parameters are no state."""
+    torch.manual_seed(0)
+    net = Reader(kind, **kw).eval()
+    weights = [id(p) for p in net.rnn._flat_weights]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fast = actzip.compile(net, torch.rand(1, 1, 8, steps), tune=False)
+    assert isinstance(fast, PartitionedModule)
+    assert any(f"1 {kind.__name__.lower()}" in str(w.message) for w in said)
+    assert [id(p) for p in net.rnn._flat_weights] == weights
+    for batch in (1, 3):
+        x = torch.rand(batch, 1, 8, steps)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), net(x), rtol=0, atol=1e-5)
+
+
+def test_a_tensor_of_batch_one_repeated_along_the_batch():
+    """Coordinates as further channels, in the engine; many repeats are no operands of a concatenation."""
+
+    class Coordinates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Parameter(torch.linspace(-1, 1, 9).reshape(1, 1, 9, 1))
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            wide = self.at.repeat(x.shape[0], 2, 1, x.shape[3])
+            return self.conv(torch.cat((x, wide), 1))
+
+    net = Coordinates().eval()
+    fast = actzip.compile(net, torch.rand(1, 1, 9, 20), tune=False, parts=False)
+    assert len(fast.graph.nodes) < 6
+    for shape in ((1, 1, 9, 20), (3, 1, 9, 20), (2, 1, 9, 33)):
+        x = torch.rand(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), net(x), rtol=0, atol=1e-5)

@@ -26,6 +26,8 @@ __all__ = ["State", "calls_at", "draws", "same_calls", "untouched"]
 
 _MOST = 200_000  # objects followed
 _OWN = "actzip.runtime."  # whose graphs stay as they are, and whose caches may grow
+#: The parameters once more, as torch.nn's recurrent layers keep them; export puts others there.
+_MIRRORS = ("_flat_weights", "_flat_weight_refs")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -150,7 +152,7 @@ class State:
                     found.append(name.strip("."))
             elif isinstance(was, set) and was != now:
                 found.append(name.strip("."))
-        return found
+        return [n for n in found if n.rpartition(".")[2] not in _MIRRORS]
 
     def drew(self) -> bool:
         """Whether Python's or numpy's random numbers were drawn."""

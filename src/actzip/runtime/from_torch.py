@@ -111,7 +111,10 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
         raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
     with eval_mode(model), plain_attention(), torch.no_grad(), marked(model):
         traced = trace(model, args, kwargs, batch, dynamic=dynamic)
-        return graph_of(model, traced)  # reads the parameters
+        try:
+            return graph_of(model, traced)  # reads the parameters
+        except UnsupportedError as error:
+            raise NotWhole(str(error), traced) from error
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,14 @@ class Traced:
     batch: int | None
     least: int = 1
     most: int | None = None
+
+
+class NotWhole(UnsupportedError):
+    """The engine lacks operators of what was ``traced``, which need not be traced again to run in parts."""
+
+    def __init__(self, message: str, traced: Traced | None = None) -> None:
+        super().__init__(message)
+        self.traced = traced
 
 
 def graph_of(model: nn.Module, traced: Traced) -> g.Graph:
@@ -436,8 +447,13 @@ def _export_error(error: Exception) -> Exception:
 _KEPT = {"upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d"}
 
 
+#: Taken apart, a recurrent layer is some twenty operators a step: minutes of export for what PyTorch runs as
+#: one.
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+
+
 def decompositions() -> Any:
-    """torch's core decompositions but for the operators that have a handler here."""
+    """torch's core decompositions but for the operators that have a handler here, and recurrent layers."""
     try:
         table = torch.export.default_decompositions()
     except AttributeError:  # torch < 2.6
@@ -446,7 +462,8 @@ def decompositions() -> Any:
         table = core_aten_decompositions()
     for op in list(table.keys()):  # type: ignore[no-untyped-call]
         name = str(getattr(op, "_schema", op)).partition("(")[0].partition(".")[0]
-        if name.removeprefix("aten::") in TORCH or name.removeprefix("aten::") in _KEPT:
+        name = name.removeprefix("aten::")
+        if name in TORCH or name in _KEPT or name in _RECURRENT:
             table.pop(op)  # type: ignore[no-untyped-call]
     return table
 

@@ -24,7 +24,7 @@ from actzip.errors import ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.binding import as_call
 from actzip.runtime.dynamo import effect_of, engine_parts, parts_of
 from actzip.runtime.explain import Explanation, LayerRow, together
-from actzip.runtime.from_torch import flat_inputs, plain_attention, trace
+from actzip.runtime.from_torch import NotWhole, Traced, flat_inputs, plain_attention, trace
 from actzip.runtime.sizes import Sizes
 
 __all__ = ["PartitionedModule", "module_in_parts"]
@@ -46,7 +46,8 @@ def module_in_parts(
     tensors = list(args) if call is None else call.tensors(args, kwargs)
     if not tensors:
         raise refused
-    made = PartitionedModule(model, tensors, options, threads, refused, call)
+    traced = refused.traced if isinstance(refused, NotWhole) and call is None else None
+    made = PartitionedModule(model, tensors, options, threads, UnsupportedError(str(refused)), call, traced)
     warnings.warn(made.says(), ActzipWarning, stacklevel=3)
     return made
 
@@ -135,6 +136,7 @@ class PartitionedModule:
         threads: int,
         refused: UnsupportedError,
         call: _Call | None = None,
+        traced: Traced | None = None,
     ) -> None:
         self.threads = threads
         self._name = type(model).__name__
@@ -144,7 +146,7 @@ class PartitionedModule:
         self._refused = refused
         self._sample = inputs
         self._cuts: Sizes[_Cut] = Sizes(self._of_size, _Cut.fits)
-        self._first = self._cut(inputs, options)
+        self._first = self._cut(inputs, options, traced)
         self._cuts.put([tuple(t.shape) for t in inputs], self._first)
 
     def _of_size(self, shapes: Any) -> _Cut:
@@ -152,10 +154,10 @@ class PartitionedModule:
         inputs = [torch.randn(s, generator=generator) for s in shapes]
         return self._cut(inputs, {**self._options, "tune": False})
 
-    def _cut(self, inputs: list[Tensor], options: dict[str, Any]) -> _Cut:
+    def _cut(self, inputs: list[Tensor], options: dict[str, Any], traced: Traced | None = None) -> _Cut:
         model, batch = self._model, inputs[0].shape[0] if inputs[0].ndim else None
         with eval_mode(model), plain_attention(), torch.no_grad():
-            traced = trace(model, tuple(inputs), {}, batch)
+            traced = traced or trace(model, tuple(inputs), {}, batch)
             if effect_of(traced.program):
                 raise self._refused
             module, built, _, grows = parts_of(traced.program, set(), tuple(inputs), options)

@@ -129,8 +129,10 @@ def torch_repeat(b: Builder, a: dict[str, Any]) -> Any:
     x = a["self"]
     out = b.out_shape
     shape: Shape = tuple([1] * (len(out) - len(b.shape(x)))) + b.shape(x)
+    wide = tuple(o if d == 1 else d for d, o in zip(shape, out, strict=True))
     x = b.reshape(x, shape)
-    for i, (d, o) in enumerate(zip(shape, out, strict=True)):
+    x = x if same_shape(shape, wide) else b.emit(Expand, x, shape=wide)
+    for i, (d, o) in enumerate(zip(wide, out, strict=True)):
         if d == o:
             continue
         if isinstance(o, Sym):
@@ -290,6 +292,10 @@ def onnx_tile(imp: Importer, node: OnnxNode) -> Any:
     shape = imp.shape(x)
     if repeats is None or len(repeats) != len(shape) or min(repeats, default=1) < 1:
         raise node.wrong(f"repeats {repeats} for a tensor of shape {shape}")
+    wide = tuple(n if d == 1 else d for d, n in zip(shape, repeats, strict=True))
+    if not isinstance(x, np.ndarray) and not same_shape(shape, wide):
+        x, shape = imp.emit(Expand, x, shape=wide), wide
+        repeats = [1 if d == n else n for d, n in zip(wide, repeats, strict=True)]
     for axis, n in enumerate(repeats):
         if n == 1:
             continue
