@@ -229,13 +229,17 @@ AZ_INLINE void winograd_store(const WinogradProduct& w, vf (*a)[NV], float* acc)
     }
 }
 
-// Two tiles: channels that both have share the weights' loads.
-template <int NV, int P>
-AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
+// Two tiles: channels that both have share the weights' loads. With each of them LINES of what is `next` are
+// fetched: all at once would fill the buffers of the loads that are under way.
+template <int NV, int P, int LINES>
+AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc,
+                             const float* next) {
   const uint64_t m0 = masks[0], m1 = masks[1];
+  const float* const end = next + w.next_lines * 16;
   vf a[P][NV]{}, c[P][NV]{};
   for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
     const int64_t k = ctz(m);
+    next = fetch(next, LINES);
     const float* x = w.weight + k * (P * NV * VL);
     const float *v0 = v + k, *v1 = v + 64 + k;
 #pragma GCC unroll 4
@@ -250,6 +254,7 @@ AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, co
       }
     }
   }
+  if (next < end) fetch(next, (end - next) / 16);
   winograd_solo<NV, P>(w, a, m0 & ~m1, v);
   winograd_solo<NV, P>(w, c, m1 & ~m0, v + 64);
   winograd_store<NV, P>(w, a, acc);
@@ -264,17 +269,24 @@ AZ_INLINE void winograd_single(const WinogradProduct& w, const uint64_t* masks, 
 }
 
 // Pairs never reach over the end of a tile row: the order of a sum then depends on the tile's place alone.
-template <int NV, int P>
-void winograd_product(const WinogradProduct& w) {
+template <int NV, int P, int LINES>
+AZ_INLINE void winograd_tiles(const WinogradProduct& w) {
   const float* next = w.next_weight;
   for (int64_t row = 0; row < w.tiles; row += w.across)
-    for (int64_t t = row; t < row + w.across; t += 2) {
-      next = fetch(next, w.next_lines);
-      if (t + 1 < row + w.across)
-        winograd_pair<NV, P>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL));
-      else
+    for (int64_t t = row; t < row + w.across; t += 2, next += w.next_lines * 16)
+      if (t + 1 < row + w.across) {
+        winograd_pair<NV, P, LINES>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL), next);
+      } else {
+        fetch(next, w.next_lines);
         winograd_single<NV, P>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL));
-    }
+      }
+}
+template <int NV, int P>
+void winograd_product(const WinogradProduct& w) {
+  if (w.next_lines > 32)  // few tiles: the weights hardly come as fast as they are used
+    winograd_tiles<NV, P, 3>(w);
+  else
+    winograd_tiles<NV, P, 1>(w);
 }
 
 // Places at once: two tiles' accumulators and what is multiplied stay in registers.
