@@ -20,7 +20,7 @@ from typing import Any
 
 __all__ = ["TuningCache", "cache_dir"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def cache_dir() -> Path:
