@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace actzip {
 
@@ -54,6 +55,16 @@ void ConvBase::keep_weights(int64_t count, const std::function<void(float*)>& pa
   const ConvProblem& p = problem_;
   for (int64_t k : {p.groups, p.sh, p.sw, p.dh, p.dw, int64_t{p.in_packed}}) key += ',' + std::to_string(k);
   weights_ = problem_.store->get(key, count, pack);
+}
+
+void ConvBase::keep_raw(const float* weight, int64_t count, std::shared_ptr<const void> owner) {
+  raw_ = weight;
+  raw_owner_ = std::move(owner);
+  if (raw_owner_ != nullptr) return;
+  raw_copy_ = make_weights(count);
+  std::memcpy(raw_copy_.get(), weight, static_cast<size_t>(count) * 4);
+  raw_ = raw_copy_.get();
+  weight_bytes_ += static_cast<size_t>(count) * 4;
 }
 
 // As many blocks as the tile is wide.

@@ -53,6 +53,8 @@ class ConvBase : public Conv {
   void init(const ConvProblem& p, const Variant& v, Isa isa, const float* bias, int nv);
   // weights_: `count` of them, of the problem's store or written by `pack` into zeros.
   void keep_weights(int64_t count, const std::function<void(float*)>& pack);
+  // `count` weights of the layer as they are, as raw_: those of an owner, which is kept, or a copy.
+  void keep_raw(const float* weight, int64_t count, std::shared_ptr<const void> owner);
   // Channels that a unit may have, where a sub may have `widest`.
   virtual int64_t unit_width(int64_t widest) const { return widest; }
 
@@ -90,6 +92,7 @@ class ConvBase : public Conv {
   std::vector<Unit> units_;
   Floats bias_, thresholds_;
   SharedFloats weights_;
+  const float* raw_ = nullptr;  // [oc][ic][taps], where `keep_raw` was called
   int64_t taps_ = 1;
 
  private:
@@ -101,6 +104,8 @@ class ConvBase : public Conv {
             const kernels::EpilogueRow& row, int64_t slot) const;
 
   Floats tile_bias_;
+  std::shared_ptr<const void> raw_owner_;
+  Floats raw_copy_;
   std::vector<int64_t> tile_bias_at_;
 };
 

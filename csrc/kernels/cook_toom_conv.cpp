@@ -64,14 +64,7 @@ class CookToomConv final : public ConvBase {
     slice_ = std::max<int64_t>(32, kPanelBytes / (4 * panel * groups_));
     slice_ = ceil_div(p.ic, ceil_div(p.ic, slice_));
     pack_weights(weight);
-    raw_ = weight;
-    owner_ = std::move(owner);
-    if (owner_ != nullptr) return;
-    const int64_t count = p.oc * p.ic * taps_;
-    copy_ = make_weights(count);
-    std::memcpy(copy_.get(), weight, static_cast<size_t>(count) * 4);
-    raw_ = copy_.get();
-    weight_bytes_ += static_cast<size_t>(count) * 4;
+    keep_raw(weight, p.oc * p.ic * taps_, std::move(owner));
   }
 
   int64_t unit_width(int64_t widest) const override { return std::max<int64_t>(widest, 128); }
@@ -125,9 +118,6 @@ class CookToomConv final : public ConvBase {
 
   bool columns_ = false;
   int64_t groups_ = 1, slice_ = 1;
-  const float* raw_ = nullptr;  // [oc][ic][taps], for `direct`
-  std::shared_ptr<const void> owner_;
-  Floats copy_;
 };
 
 // [unit][sub][place][slice][group][channel][nv * vl]

@@ -72,9 +72,8 @@ class LinesConv final : public ConvBase {
   Scratch carve(Carver& carver, const Cut& c, const ConvArgs& a) const;
   int64_t positions(const Cut& c) const { return columns_ ? c.rows : c.ow; }
   int64_t reach() const { return (along_.taps - 1) * along_.dilation; }
-  void read_rows(const ConvArgs& a, const Cut& c, const Scratch& s, int64_t n, int64_t y0,
-                 int64_t rows) const;
-  void read_columns(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t rows) const;
+  void read_rows(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t rows) const;
+  void read_columns(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0) const;
   void split(const ConvArgs& a, const Scratch& s, const float* src, int64_t stride, int64_t first,
              int64_t last, int64_t size, int64_t line) const;
   void run_line(const Scratch& s, int64_t count, bool last, float* out, int64_t stride) const;
@@ -149,12 +148,10 @@ void LinesConv::split(const ConvArgs& a, const Scratch& s, const float* src, int
   }
 }
 
-void LinesConv::read_rows(const ConvArgs& a, const Cut& c, const Scratch& s, int64_t n, int64_t y0,
-                          int64_t rows) const {
+void LinesConv::read_rows(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t rows) const {
   const ConvProblem& p = problem_;
   const int64_t in_rows = (rows - 1) * p.sh + (p.kh - 1) * p.dh + 1;
   const int64_t last = s.plane - p.pad_left;
-  (void)c;
   for (int64_t r = 0; r < in_rows; ++r) {
     const int64_t iy = y0 * p.sh - p.pad_top + r;
     if (iy < 0 || iy >= a.ih || !touched(r, rows)) continue;
@@ -172,7 +169,7 @@ void LinesConv::read_rows(const ConvArgs& a, const Cut& c, const Scratch& s, int
 }
 
 // One line an output column.
-void LinesConv::read_columns(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t) const {
+void LinesConv::read_columns(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0) const {
   const ConvProblem& p = problem_;
   const int64_t first = y0 * p.sh - p.pad_top, ow = p.out_w(a.iw);
   for (int64_t x = 0; x < ow; ++x) {
@@ -227,7 +224,7 @@ void LinesConv::run_item(const ConvArgs& a, int threads, int64_t item, void* scr
   const Unit& u = units_[0];
   const auto at = [&](int64_t y, int64_t x) { return a.out + ((n * c.oh + y) * c.ow + x) * a.out_stride; };
   if (columns_) {
-    read_columns(a, s, n, y0, rows);
+    read_columns(a, s, n, y0);
     for (int64_t x = 0; x < c.ow; ++x) {
       for (int64_t ch = 0; ch < p.ic; ++ch) s.in[ch] = s.lines + (x * p.ic + ch) * s.plane;
       if (direct)
@@ -236,7 +233,7 @@ void LinesConv::run_item(const ConvArgs& a, int threads, int64_t item, void* scr
         run_line(s, rows, false, s.acc + x * u.stride, c.ow * u.stride);
     }
   } else {
-    read_rows(a, c, s, n, y0, rows);
+    read_rows(a, s, n, y0, rows);
   }
   for (int64_t y = 0; y < rows; ++y) {
     if (!columns_) {

@@ -63,14 +63,7 @@ class WinogradConv final : public ConvBase {
       for (const Unit& u : units_)
         for (const Sub& s : u.subs) transform_weights(s, weight, packed + s.weight);
     });
-    raw_ = weight;
-    owner_ = std::move(owner);
-    if (owner_ == nullptr) {
-      copy_ = make_weights(p.oc * p.ic * 9);
-      std::memcpy(copy_.get(), weight, static_cast<size_t>(p.oc * p.ic * 9) * 4);
-      raw_ = copy_.get();
-      weight_bytes_ += static_cast<size_t>(p.oc * p.ic * 9) * 4;
-    }
+    keep_raw(weight, p.oc * p.ic * 9, std::move(owner));
   }
 
   int64_t unit_width(int64_t widest) const override {
@@ -437,11 +430,8 @@ class WinogradConv final : public ConvBase {
 
   static constexpr int64_t kApart = 16;  // keeps the places of a tile out of one set of the cache
   const int m_, a_, places_;
-  const int64_t out_;           // pixels that come out of a tile's side
-  const int64_t most_;          // tiles side by side whose rows stay in the first caches
-  const float* raw_ = nullptr;  // [oc][ic][9], for `direct`
-  std::shared_ptr<const void> owner_;
-  Floats copy_;
+  const int64_t out_;   // pixels that come out of a tile's side
+  const int64_t most_;  // tiles side by side whose rows stay in the first caches
 };
 
 void WinogradConv::direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0,
