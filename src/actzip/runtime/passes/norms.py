@@ -8,7 +8,7 @@ import numpy as np
 
 from actzip.runtime import graph as g
 from actzip.runtime import ops
-from actzip.runtime.passes.edit import drop_dead
+from actzip.runtime.passes.edit import drop_dead, uses
 
 __all__ = ["recompose_norms"]
 
@@ -40,6 +40,7 @@ class _Norms:
     def __init__(self, graph: g.Graph) -> None:
         self.graph = graph
         self.producers = graph.producers()
+        self.readers = uses(graph)
 
     def of(self, node: g.Node) -> ops.LayerNorm | None:
         """The norm that ``node`` is the last step of, None where it is of none."""
@@ -212,8 +213,7 @@ class _Norms:
 
     def _with(self, node: ops.Binary, norm: ops.LayerNorm, constant: g.Array) -> ops.LayerNorm | None:
         """``norm`` with a weight that follows, or a bias; None where it has one, or is read elsewhere too."""
-        readers = sum(n.inputs.count(norm.output) for n in self.graph.nodes)
-        if readers > 1 or norm.output in self.graph.outputs or norm.bias is not None:
+        if self.readers[norm.output] > 1 or norm.bias is not None:  # an output counts as one
             return None
         if node.kind == "mul" and norm.weight is not None:
             return None
