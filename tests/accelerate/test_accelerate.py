@@ -42,6 +42,31 @@ def test_less_work_at_what_was_promised(trained, found):
     assert measure(found.model, batches).density < measure(trained, batches).density
 
 
+def test_one_answer_for_all_inputs_proves_no_agreement(trained):
+    """Where all inputs are of one class, a network that always answers it keeps every highest output."""
+    x = torch.cat([x for x, _ in loader()])
+    with torch.no_grad():
+        answer = trained(x).argmax(1)
+    of_one = [x[answer == answer.mode().values]]
+    found = actzip.accelerate(trained, of_one * 5, keep=0.9, **QUICK)
+    assert found.met and not found.proven and found.judged["promised"].chance == 1.0
+    assert (
+        "one answer for all inputs" in str(found) and "one answer for all inputs" in found.to_dict()["doubt"]
+    )
+    assert "one answer for all would reach 100.0%" in str(found)
+    by_error = actzip.accelerate(trained, of_one * 5, keep=None, max_error=0.5, **QUICK)
+    assert by_error.doubt == "" or "interval" in by_error.doubt
+
+
+def test_labels_of_one_class_prove_no_accuracy(trained):
+    x, y = (torch.cat(t) for t in zip(*loader(), strict=True))
+    with torch.no_grad():
+        right = trained(x).argmax(1) == y
+    one = right & (y == y[right].mode().values)
+    found = actzip.accelerate(trained, [(x[one], y[one])] * 5, keep=0.9, labels=True, **QUICK)
+    assert not found.proven and found.judged["promised"].chance >= 1.0
+
+
 def test_the_model_is_left_as_it_is(trained):
     before = copy.deepcopy(trained.state_dict())
     trained.train()

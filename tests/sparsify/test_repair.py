@@ -387,6 +387,8 @@ def test_intervals():
         mean_of("error", [])
     a = [torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
     assert agreement_of(a, [torch.tensor([[1.0, 2.0], [1.0, 2.0]])]).value == 0.5
+    three = [torch.eye(3), torch.eye(3)[:1]]  # answers 0, 1, 2, 0: always 0 is right twice
+    assert agreement_of(three, three).chance == 0.5
     assert error_of(a, a).value == 0.0
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from actzip.activations import eval_mode, run_model
 from actzip.checks import flag, function, number
 from actzip.errors import InputError
-from actzip.sparsify.judge import Judgement, agreement_of, are_scores, error_of, jackknife, wilson
+from actzip.sparsify.judge import Judgement, agreement_of, are_scores, commonest, error_of, jackknife, wilson
 from actzip.training.batches import output_tensors
 
 __all__ = ["Metric", "Promise", "Reference"]
@@ -67,10 +67,14 @@ class Promise:
         return found.value >= (self.keep or 0.0)
 
     def proven(self, found: Judgement) -> bool:
-        """Whether the whole 95 % interval does."""
+        """Whether the whole 95 % interval does, and one answer for all inputs would not."""
         if self.max_error is not None:
             return found.high <= self.max_error
-        return found.low >= (self.keep or 0.0)
+        return found.low >= (self.keep or 0.0) and not self.by_chance(found)
+
+    def by_chance(self, found: Judgement) -> bool:
+        """Whether one and the same answer for every input would keep it."""
+        return self.keep is not None and found.chance >= self.keep
 
 
 class Reference:
@@ -161,7 +165,8 @@ class Reference:
         if self.promise.labels:
             right, before = self._right(outputs), max(1, self.right_before)
             low, high = (v * self.samples / before for v in wilson(right, self.samples))
-            found["promised"] = Judgement("accuracy", right / before, low, high, self.samples)
+            chance = commonest([torch.as_tensor(labels) for _, labels in self.batches]) / before
+            found["promised"] = Judgement("accuracy", right / before, low, high, self.samples, chance)
         else:
             found["promised"] = found["error" if self.promise.max_error is not None else "agreement"]
         return found

@@ -56,7 +56,7 @@ class Acceleration:
         promise: what was to be kept.
         before, after: :class:`actzip.accelerate.Work` of both.
         met: a faster network keeps the promise on held-out inputs that chose nothing. proven: so
-            does its whole 95 % interval.
+            does its whole 95 % interval, and one answer for all inputs would not.
         judged: ``promised``, ``agreement``, ``error`` of the result on those inputs.
         tried: all candidates.
         note: why the network is unchanged, else "".
@@ -176,6 +176,7 @@ class Acceleration:
             "promise": str(self.promise),
             "met": self.met,
             "proven": self.proven,
+            "doubt": self.doubt,
             "note": self.note,
             "images": self.images,
             "judged": {k: j.as_dict() for k, j in self.judged.items()},
@@ -200,14 +201,25 @@ class Acceleration:
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
+    @property
+    def doubt(self) -> str:
+        """Why a promise that is met is not proven, else ""."""
+        if not self.met or self.proven:
+            return ""
+        if self.promise.by_chance(self.judged["promised"]):
+            return (
+                "one answer for all inputs would keep the promise: give inputs of more classes, "
+                "or promise a max_error"
+            )
+        return "the interval reaches beyond the promise: more held-out inputs would narrow it"
+
     def lines(self) -> list[str]:
         """The verdict, in a few lines."""
         b, a = self.before, self.after
         out = [self.note] if self.note else [_verdict(self)]
         if not self.note:
             out.append(f"kept on {self.images['prove']} held-out inputs: {self.judged['promised']}")
-            if not self.proven:
-                out.append("the interval reaches beyond the promise: more held-out inputs would narrow it")
+            out += [self.doubt] if self.doubt else []
             out.append(f"density {b.density:.3f} -> {a.density:.3f}")
         work = f"theoretical speed-up {b.theoretical_speedup:.2f}x -> {a.theoretical_speedup:.2f}x"
         if b.ms is not None and a.ms is not None:

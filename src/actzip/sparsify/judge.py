@@ -14,7 +14,16 @@ from torch import Tensor
 from actzip.errors import DataError, InputError
 from actzip.training.batches import output_tensors
 
-__all__ = ["Judgement", "agreement_of", "are_scores", "error_of", "jackknife", "mean_of", "wilson"]
+__all__ = [
+    "Judgement",
+    "agreement_of",
+    "are_scores",
+    "commonest",
+    "error_of",
+    "jackknife",
+    "mean_of",
+    "wilson",
+]
 
 #: Of a two-sided interval of 95 %.
 Z = 1.959964
@@ -30,6 +39,8 @@ class Judgement:
             (the user's).
         value, low, high: the estimate and its interval.
         samples: inputs that it was measured on.
+        chance: what one and the same answer for every input would reach: where nearly all inputs
+            are of one class, an agreement proves little.
     """
 
     kind: str
@@ -37,6 +48,7 @@ class Judgement:
     low: float
     high: float
     samples: int
+    chance: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -44,7 +56,9 @@ class Judgement:
 
     def __str__(self) -> str:
         if self.kind == "agreement":
-            return f"{self.value:.1%} of {self.samples} (95 %: {self.low:.1%} to {self.high:.1%})"
+            text = f"{self.value:.1%} of {self.samples} (95 %: {self.low:.1%} to {self.high:.1%})"
+            dull = self.samples > 1 and self.chance >= self.low
+            return f"{text}; one answer for all would reach {self.chance:.1%}" if dull else text
         return f"{self.value:.4g} over {self.samples} (95 %: {self.low:.4g} to {self.high:.4g})"
 
 
@@ -71,7 +85,14 @@ def agreement_of(before: Sequence[Any], after: Sequence[Any]) -> Judgement:
     """Share of rows whose highest output is the same, of outputs a batch before and after."""
     pairs = [(b.argmax(1), a.argmax(1)) for b, a in zip(before, after, strict=True)]
     same, samples = sum(int((b == a).sum()) for b, a in pairs), sum(len(b) for b, _ in pairs)
-    return Judgement("agreement", same / max(1, samples), *wilson(same, samples), samples)
+    chance = commonest([b for b, _ in pairs]) / max(1, samples)
+    return Judgement("agreement", same / max(1, samples), *wilson(same, samples), samples, chance)
+
+
+def commonest(answers: Sequence[Tensor]) -> int:
+    """How many of all answers are the most frequent one."""
+    found = [t.reshape(-1) for t in answers if t.numel()]
+    return int(torch.cat(found).unique(return_counts=True)[1].max()) if found else 0
 
 
 def error_of(before: Sequence[Any], after: Sequence[Any]) -> Judgement:
