@@ -94,6 +94,83 @@ FUNCTIONS = {
 }
 
 
+def _ghost(x):  # the skipping sum of a GhostNet: in place, on a part of a concatenation
+    y = torch.cat([x, x * 2], 1)[:, :6]
+    y += x.repeat(1, 2, 1, 1)[:, :6]
+    return y
+
+
+def _head(x):  # a YOLOv5 head in inference
+    y = x.sigmoid().view(-1, 2, 2, 6, 6).permute(0, 1, 3, 4, 2).contiguous()
+    y[..., 0:1] = y[..., 0:1] * 2 - 0.5
+    y[..., 1] = 3.0
+    return y.view(x.shape[0], -1, 2)
+
+
+def _filled(x):
+    y = x.new_zeros(x.shape[0], 6, 8, 8)
+    y[:, 1:5, 1:7, 1:-1] = x
+    y[:, -1].fill_(2.0)
+    y[:, 2:2] = 7.0
+    return y
+
+
+def _swapped(x):
+    y = x.clone()
+    y[:, 0], y[:, 1] = x[:, 1], x[:, 0]
+    y[:] = y + 1
+    y[:, 3:].relu_()
+    return y
+
+
+WRITTEN_TO = {"ghost": _ghost, "head": _head, "filled": _filled, "swapped": _swapped}
+
+
+@pytest.mark.parametrize("name", WRITTEN_TO)
+def test_parts_of_maps_that_are_written_in_place(name):
+    agrees(Fn(WRITTEN_TO[name]), 4, 6, 6)
+
+
+def test_a_write_to_every_other_row_is_refused_by_name():
+    def f(x):
+        y = x.clone()
+        y[:, :, ::2] = 0.0
+        return y
+
+    with pytest.raises(UnsupportedError, match="every other"):
+        capture(Fn(f), torch.randn(1, 4, 6, 6))
+
+
+class Biased(nn.Module):
+    """Attention biases as LeViT keeps them: gathered at the first run of a module in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.biases = nn.Parameter(torch.randn(6))
+        self.register_buffer("at", torch.arange(6).flip(0), persistent=False)
+        self.kept = {}
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.kept = {}
+        return self
+
+    def forward(self, x):
+        key = str(x.device)
+        if key not in self.kept:
+            self.kept[key] = self.biases[self.at]
+        return self.conv(x) + self.kept[key]
+
+
+def test_what_a_first_run_keeps_is_no_obstacle():
+    model = Biased().eval()
+    agrees(model, 4, 6, 6)
+    model.kept = {}
+    capture(model, torch.randn(1, 4, 6, 6))
+    assert model.kept == {}
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name):
     agrees(Fn(FUNCTIONS[name]), 4, 6, 6)

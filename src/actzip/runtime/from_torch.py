@@ -169,16 +169,17 @@ def trace(
         InputError: the model does not run on the example.
         UnsupportedError: it cannot be exported, or changes what is not a tensor as it runs.
     """
-    traced = None
     ready = getattr(model, "_actzip_sizes", None)  # of a file's module: it makes a graph for the size
     if ready is not None:
         ready([tuple(t.shape) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)])
     with untouched(model) as state:
-        if dynamic and batch is not None:
-            program = _export(model, args, kwargs, batch, dynamic=True, known=known)
-            traced = None if program is None else _for_batches(model, args, kwargs, batch, program)
-        if traced is None:
-            traced = Traced(_export(model, args, kwargs, batch, dynamic=False, known=known), batch)
+        try:
+            traced = _traced(model, args, kwargs, batch, dynamic, known)
+        except UnsupportedError:  # what a first run keeps would be torch.export's own tensors
+            state.restore()
+            if not _runs(model, args, kwargs) or not state.changes():
+                raise
+            traced = _traced(model, args, kwargs, batch, dynamic, known)
         changed, drew = state.changes(), state.drew()
     if drew:
         raise UnsupportedError("the model draws random numbers of Python or numpy as it runs")
@@ -188,6 +189,32 @@ def trace(
         names = ", ".join(map(repr, changed[:3]))
         raise UnsupportedError(f"the model changes its attribute {names} as it runs")
     return traced
+
+
+def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        copies = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+        model(*copies[0], **copies[1])
+    except Exception:
+        return False
+    return True
+
+
+def _traced(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: int | None,
+    dynamic: bool,
+    known: bool,
+) -> Traced:
+    """One try at :func:`trace`, with a symbolic batch where that can be."""
+    if dynamic and batch is not None:
+        program = _export(model, args, kwargs, batch, dynamic=True, known=known)
+        traced = None if program is None else _for_batches(model, args, kwargs, batch, program)
+        if traced is not None:
+            return traced
+    return Traced(_export(model, args, kwargs, batch, dynamic=False, known=known), batch)
 
 
 def _for_batches(
