@@ -94,53 +94,6 @@ FUNCTIONS = {
 }
 
 
-def _ghost(x):  # the skipping sum of a GhostNet: in place, on a part of a concatenation
-    y = torch.cat([x, x * 2], 1)[:, :6]
-    y += x.repeat(1, 2, 1, 1)[:, :6]
-    return y
-
-
-def _head(x):  # a YOLOv5 head in inference
-    y = x.sigmoid().view(-1, 2, 2, 6, 6).permute(0, 1, 3, 4, 2).contiguous()
-    y[..., 0:1] = y[..., 0:1] * 2 - 0.5
-    y[..., 1] = 3.0
-    return y.view(x.shape[0], -1, 2)
-
-
-def _filled(x):
-    y = x.new_zeros(x.shape[0], 6, 8, 8)
-    y[:, 1:5, 1:7, 1:-1] = x
-    y[:, -1].fill_(2.0)
-    y[:, 2:2] = 7.0
-    return y
-
-
-def _swapped(x):
-    y = x.clone()
-    y[:, 0], y[:, 1] = x[:, 1], x[:, 0]
-    y[:] = y + 1
-    y[:, 3:].relu_()
-    return y
-
-
-WRITTEN_TO = {"ghost": _ghost, "head": _head, "filled": _filled, "swapped": _swapped}
-
-
-@pytest.mark.parametrize("name", WRITTEN_TO)
-def test_parts_of_maps_that_are_written_in_place(name):
-    agrees(Fn(WRITTEN_TO[name]), 4, 6, 6)
-
-
-def test_a_write_to_every_other_row_is_refused_by_name():
-    def f(x):
-        y = x.clone()
-        y[:, :, ::2] = 0.0
-        return y
-
-    with pytest.raises(UnsupportedError, match="every other"):
-        capture(Fn(f), torch.randn(1, 4, 6, 6))
-
-
 class Biased(nn.Module):
     """Attention biases as LeViT keeps them: gathered at the first run of a module in eval mode."""
 

@@ -139,36 +139,6 @@ def torch_select(b: Builder, a: dict[str, Any]) -> Any:
     return b.reshape(_slice_of(b, x, axis, i, i + 1), b.out_shape)
 
 
-@torch_op("slice_scatter", "select_scatter")
-def torch_scatter(b: Builder, a: dict[str, Any]) -> Any:
-    """What in-place operators on ``x[:, i:j]`` and ``x[:, i]`` become: ``src`` between what stays of x."""
-    x, src = a["self"], a["src"]
-    shape = b.shape(x)
-    axis = int(a["dim"]) % len(shape)
-    d = shape[axis]
-    one = "index" in a
-    if not one and same_shape(b.shape(src), shape):
-        return src
-    if not isinstance(d, int):
-        raise b.refuse("writing to a part of the batch is not supported")
-    if not one and (isinstance(a["start"], Sym) or isinstance(a["end"], Sym)):
-        raise b.refuse("a slice whose bounds depend on the batch is not supported")
-    if one:
-        start = int(a["index"]) % d
-        stop = start + 1
-        src = b.reshape(src, (*shape[:axis], 1, *shape[axis + 1 :]))
-    else:
-        start, stop, step = slice(a["start"], a["end"], a["step"]).indices(d)
-        if step != 1:
-            raise b.refuse("writing to every other element is not supported")
-    parts = [src] if stop > start else []
-    if start:
-        parts.insert(0, _slice_of(b, x, axis, 0, min(start, d)))
-    if max(start, stop) < d:
-        parts.append(_slice_of(b, x, axis, max(start, stop), d))
-    return parts[0] if len(parts) == 1 else b.emit(Concat, *parts, axis=axis)
-
-
 @torch_op("split", "split_with_sizes", "chunk", "unsafe_split", "tensor_split", "unsafe_chunk")
 def torch_split(b: Builder, a: dict[str, Any]) -> Any:
     x = a["self"]
