@@ -67,6 +67,12 @@ inline void bind(nanobind::module_& parent) {
       },
       "bits"_a, "n"_a, "width"_a, "on"_a, "off"_a, "out"_a, "threads"_a, Release());
   m.def(
+      "select",
+      [](Address x, Address bits, int64_t n, int width, Address out, int threads) {
+        select(in(x), bytes(bits), n, width, bytes(out), threads);
+      },
+      "x"_a, "bits"_a, "n"_a, "width"_a, "out"_a, "threads"_a, Release());
+  m.def(
       "coded_size", [](Address c, int64_t chunks, int bits) { return coded_size(counts(c), chunks, bits); },
       "counts"_a, "chunks"_a, "bits"_a, Release());
   m.def(

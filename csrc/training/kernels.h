@@ -42,6 +42,8 @@ struct Kernels {
   void (*expand)(const void* values, const uint8_t* bits, int64_t n, int width, void* out);
   // on or off (the low `width` bytes), by the bits.
   void (*fill)(const uint8_t* bits, int64_t n, int width, uint64_t on, uint64_t off, void* out);
+  // x where the bit is set, zero elsewhere.
+  void (*select)(const void* x, const uint8_t* bits, int64_t n, int width, void* out);
   void (*widen)(const void* x, int64_t n, float* out);   // bfloat16 to float32
   void (*narrow)(const float* x, int64_t n, void* out);  // to nearest, ties to even; n rounded up to 16
   // x to codes of 8 or 4 bits, groups of kGroup, rounded up or down at random so that the mean is right (to

@@ -172,6 +172,13 @@ void fill(const uint8_t* bits, int64_t n, int width, uint64_t on, uint64_t off, 
   });
 }
 
+void select(const void* x, const uint8_t* bits, int64_t n, int width, void* out, int threads) {
+  const Kernels& k = kernels_for(active_isa());
+  each_chunk(n, threads, [&](int64_t, int64_t first, int64_t size) {
+    k.select(at(x, first * width), bits + first / 8, size, width, at(out, first * width));
+  });
+}
+
 std::pair<int64_t, int64_t> coded_size(const int32_t* counts, int64_t chunks, int bits) {
   std::pair<int64_t, int64_t> size{};
   for (int64_t c = 0; c < chunks; ++c) {

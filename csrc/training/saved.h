@@ -37,6 +37,8 @@ bool compress(const void* x, int64_t n, int width, const uint8_t* bits, const in
 void expand(const void* values, const uint8_t* bits, const int32_t* counts, int64_t n, int width, void* out,
             int threads);
 void fill(const uint8_t* bits, int64_t n, int width, uint64_t on, uint64_t off, void* out, int threads);
+// x where the bit is set, zero elsewhere.
+void select(const void* x, const uint8_t* bits, int64_t n, int width, void* out, int threads);
 
 // Bytes of codes (without slack) and number of ranges for chunks with so many values each.
 std::pair<int64_t, int64_t> coded_size(const int32_t* counts, int64_t chunks, int bits);

@@ -347,6 +347,32 @@ void fill(const uint8_t* bits, int64_t n, int width, uint64_t on, uint64_t off, 
   fill_type(bits, n, static_cast<uint8_t>(on), static_cast<uint8_t>(off), static_cast<uint8_t*>(out));
 }
 
+template <class T>
+void select_type(const T* x, const uint8_t* bits, int64_t n, T* out) {
+  int64_t i = 0;
+#if ACTZIP_VL == 16
+  if constexpr (sizeof(T) == 4)
+    for (; i + 16 <= n; i += 16) {
+      uint16_t k;
+      memcpy(&k, bits + i / 8, 2);
+      _mm512_storeu_si512(out + i, _mm512_maskz_loadu_epi32(k, x + i));
+    }
+#endif
+  for (; i + 8 <= n; i += 8) {
+    const uint32_t m = bits[i / 8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) out[i + j] = static_cast<T>(x[i + j] & (T{0} - static_cast<T>(m >> j & 1)));
+  }
+  for (; i < n; ++i) out[i] = bits[i / 8] >> (i % 8) & 1 ? x[i] : T{0};
+}
+
+void select(const void* x, const uint8_t* bits, int64_t n, int width, void* out) {
+  if (width == 4) return select_type(static_cast<const uint32_t*>(x), bits, n, static_cast<uint32_t*>(out));
+  if (width == 2) return select_type(static_cast<const uint16_t*>(x), bits, n, static_cast<uint16_t*>(out));
+  if (width == 8) return select_type(static_cast<const uint64_t*>(x), bits, n, static_cast<uint64_t*>(out));
+  select_type(static_cast<const uint8_t*>(x), bits, n, static_cast<uint8_t*>(out));
+}
+
 // ----------------------------------------------------------------------------------------------- quantizer
 
 void widen(const void* x, int64_t n, float* out) {
@@ -550,6 +576,6 @@ void dequantize(const uint8_t* codes, const Range* ranges, int64_t n, int bits, 
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {nonzero, test, compress, expand, fill, widen, narrow, quantize, dequantize};
+const Kernels kKernels = {nonzero, test, compress, expand, fill, select, widen, narrow, quantize, dequantize};
 
 }  // namespace actzip::training::ACTZIP_ISA_NS

@@ -3,8 +3,9 @@
     python tests/fuzz/training_steps.py --cases 2000 --seed 7
 
 Convolutions, normalisations, every activation, pools, views, in-place changes of maps and of their
-views, residuals, checkpointed blocks, functions of others; in three types and both layouts, under
-autocast, differentiated twice, backward again. Exactly packed gradients must be equal bit for bit;
+views, residuals, checkpointed blocks, functions of others, recurrent layers, attention, complex and
+sparse tensors, hooks; in three types and both layouts, under autocast, differentiated twice, backward
+again, with small maps treated as large ones are. Exactly packed gradients must be equal bit for bit;
 where PyTorch refuses a step, so must the packed one. With 8 bits the loss is the same and gradients
 exist. The last line says how many ran, and how they ended.
 """
@@ -15,8 +16,8 @@ import argparse
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from actzip.training import checkpoint_contexts, packed_activations
+from actzip.training import buffers, checkpoint_contexts, packed_activations, standin
 
 
 class Square(torch.autograd.Function):
@@ -42,6 +43,35 @@ class Square(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Tensor:
         x, y = ctx.saved_tensors
         return 2 * x * g + 0 * y
+
+
+class Doubled(torch.autograd.Function):
+    """Changes its input in place, and saves what it became."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x.mul_(2)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * g + 0.1 * x
+
+
+@contextmanager
+def thresholds(large: bool) -> Iterator[None]:
+    """Treats maps of any size as large ones, whose backward passes are cut in steps."""
+    before = standin._SMALL, buffers.LARGE
+    if large:
+        standin._SMALL, buffers.LARGE = 0, 0
+    try:
+        yield
+    finally:
+        standin._SMALL, buffers.LARGE = before
 
 
 @dataclass
@@ -60,6 +90,7 @@ class Case:
         self.last, self.zeros, self.inputs = rng.random() < 0.3, rng.random() < 0.2, rng.random() < 0.5
         self.again, self.double, self.inside = rng.random() < 0.15, rng.random() < 0.1, rng.random() < 0.2
         self.min_bytes = rng.choice([0, 0, 0, 4096])
+        self.large = rng.random() < 0.5
 
     def begin(self) -> Tensor:
         """The input; weights are handed out from the first one on."""
@@ -236,6 +267,55 @@ def mixed(c: Case, x: Tensor) -> Tensor:
     )()
 
 
+def odd(c: Case, x: Tensor) -> Tensor:
+    """What networks for images have seldom."""
+    n, _, w = x.shape[1:]
+
+    def recurrent() -> Tensor:
+        gates = c.rng.choice([3, 4])
+        weights = [c.weight(gates * 4, w), c.weight(gates * 4, 4), c.weight(gates * 4), c.weight(gates * 4)]
+        first = x.new_zeros(1, x.shape[0], 4)
+        state = first if gates == 3 else (first, first)
+        run = torch.gru if gates == 3 else torch.lstm
+        return run(x.mean(1), state, weights, True, 1, 0.0, True, False, True)[0].unsqueeze(1)
+
+    def hooked() -> Tensor:
+        y = x * 1.5
+        if y.requires_grad:
+            y.register_hook(lambda g: g * 0.5)
+        return y
+
+    def sparse() -> Tensor:
+        matrix = torch.eye(w, dtype=torch.float32).to_sparse_coo()
+        return torch.sparse.mm(matrix, x.float().reshape(-1, w).t()).t().reshape(x.shape).to(x.dtype)
+
+    def attention() -> Tensor:
+        rows = x.flatten(2).transpose(0, 1).float()
+        weights = [c.weight(3 * rows.shape[2], rows.shape[2]).float(), c.weight(rows.shape[2]).float()]
+        q, k, v = F.linear(rows, weights[0]).chunk(3, -1)
+        return (F.scaled_dot_product_attention(q, k, v) * weights[1]).transpose(0, 1).reshape(x.shape)
+
+    return c.rng.choice(
+        [
+            recurrent,
+            hooked,
+            sparse,
+            attention,
+            lambda: torch.fft.irfft2(torch.fft.rfft2(x.float()) * 1j, s=x.shape[2:]).to(x.dtype),
+            lambda: torch.view_as_real(torch.complex(x.float(), x.float().tanh()).square()).mean(-1),
+            lambda: F.embedding((x[:, 0] > 0).long(), c.weight(2, n)).permute(0, 3, 1, 2),
+            lambda: F.pixel_shuffle(F.pixel_unshuffle(x[..., :4, :4], 2), 2) if min(x.shape[2:]) > 3 else x,
+            lambda: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1),
+            lambda: F.grid_sample(x, torch.zeros(*x[:, 0].shape, 2, dtype=x.dtype), align_corners=False),
+            lambda: torch.cdist(x.flatten(2).float(), x.flatten(2).float()).unsqueeze(1) * 0.1,
+            lambda: Doubled.apply(x + 0),
+            lambda: F.glu(torch.cat([x, x.relu()], 1), 1),
+            lambda: F.rms_norm(x, x.shape[-1:]) if hasattr(F, "rms_norm") else x,
+            lambda: x.cumprod(3) * 0.1,
+        ]
+    )()
+
+
 def in_place(c: Case, x: Tensor) -> Tensor:
     if x.is_leaf:
         return x * 2
@@ -289,6 +369,7 @@ LAYERS: dict[Callable[[Case, Tensor], Tensor], float] = {
     pool: 2,
     view: 3,
     mixed: 2.5,
+    odd: 1.5,
     in_place: 1.3,
 }
 
@@ -356,7 +437,8 @@ def step(c: Case, context: AbstractContextManager[Any], again: Again | None) -> 
 def attempt(*arguments: Any) -> list[Tensor | None] | RuntimeError:
     """What a step gives, or what PyTorch says against it."""
     try:
-        return step(*arguments)
+        with thresholds(arguments[0].large):
+            return step(*arguments)
     except RuntimeError as error:
         return error
 

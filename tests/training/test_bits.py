@@ -73,6 +73,14 @@ def test_tests_answer_as_comparisons_do(isa, dtype, test):
         assert torch.equal(test.of(filled), test.of(x))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_mask_selects_is_unchanged(isa, dtype):
+    for n in SIZES:
+        x, mask = numbers(n, dtype, 1.0, seed=n), NATIVE.nonzero(numbers(n, dtype, seed=n + 1))
+        expected = torch.where(unpacked(mask, n), bits_of(x), 0)
+        assert torch.equal(bits_of(NATIVE.select(x, mask, n)), expected)
+
+
 def test_bools_come_back(isa):
     for n in SIZES:
         x = torch.rand(n) < 0.3

@@ -41,7 +41,8 @@ print(held >> 20, before - resident() >> 20, sum(int(p.sum()) for p in pins))
         (32 << 20, 0, True),  # a large map comes
         (4 << 20, 32 << 20, True),  # several small ones, where large ones are around
         (4 << 20, 1 << 30, False),  # less lies free than the largest takes
-        (4 << 20, 8 << 20, False),  # all are small: the heap has room for them
+        (4 << 20, 8 << 20, True),  # all are small, and much lies free
+        (1 << 20, 8 << 20, False),  # little has passed since
     ],
 )
 def test_what_is_free_goes_back_before_it_makes_the_peak(told, largest, goes):

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint, set_checkpoint_e
 
 from actzip.errors import TrainingError
 from actzip.training import checkpoint_contexts, pack_saved, packed, packed_activations
-from actzip.training.recompute import _StandIn
+from actzip.training.standin import StandIn
 from ended import Ended, NoMemory
 from odd import saved_tensors_hooks
 
@@ -110,7 +110,8 @@ def test_exact_gradients_are_those_without_checkpointing(batch, inside, nested, 
 
 
 def test_what_is_recomputed_is_packed(batch):
-    """The originals are gone once they are packed, and the block's input is not packed anew."""
+    """The originals are gone once they are packed; the block's input is not packed anew, and the last
+    map, which backward reads at once, not at all."""
     storages, sizes = [], []
     conv = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     block = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
@@ -136,8 +137,8 @@ def test_what_is_recomputed_is_packed(batch):
         packed.Session = before
     assert seen == [[True], [True, True]]
     n = 4 * 8 * 30 * 30
-    # two maps after ReLU: a mask each; values of the first, for those of the input are shared
-    assert sizes[-1] < 0.75 * 4 * n + 3 * n / 8
+    # two maps after ReLU: a mask each; the first as it is, for the values of the input are shared
+    assert 4 * n < sizes[-1] < 4 * n + 3 * n / 8
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -317,7 +318,7 @@ def test_no_graph_keeps_itself_alive(batch):
         held = [o for o in gc.get_objects() if issubclass(type(o), Slot)]
         assert held
         del loss, held
-        assert not [o for o in gc.get_objects() if issubclass(type(o), (Slot, _StandIn))]
+        assert not [o for o in gc.get_objects() if issubclass(type(o), (Slot, StandIn))]
     finally:
         gc.enable()
 
@@ -329,7 +330,7 @@ def test_a_stand_in_reads_as_its_tensor():
     with packed_activations(model, min_bytes=0):
         y = x * torch.ones((), requires_grad=True)
         scope = packed.current_scope()
-        stand_in = _StandIn.of(y, scope.session.pack(y))
+        stand_in = StandIn.of(y.shape, y.stride(), y, scope.session.pack(y))
     assert (stand_in.shape, stand_in.dtype, stand_in.stride()) == (y.shape, y.dtype, y.stride())
     assert type(stand_in * 2) is torch.Tensor
     assert torch.equal(stand_in * 2, y.detach() * 2)

@@ -64,8 +64,10 @@ class Buffers:
             self._drop_free()
         if self.thorough:
             settle(nbytes, self.largest)
-        if _users is None or not _SMALL <= nbytes < LARGE:
-            return fresh(n, dtype) if self.thorough else empty(n, dtype)
+            self._drop_free()
+            return fresh(n, dtype)
+        if _users is None or nbytes < _SMALL or self.frugal(nbytes):
+            return empty(n, dtype)
         with self._lock:
             self._asked += 1
             free = [b for b in self._held if b.free()]
@@ -78,6 +80,10 @@ class Buffers:
             found = torch.empty(0, dtype=dtype)
             found.set_(buffer.storage, 0, (n,))  # type: ignore[call-overload]
             return found.data  # at version 0, as fresh memory is
+
+    def frugal(self, nbytes: int) -> bool:
+        """Whether memory of so many bytes is given back at once, not held."""
+        return self.thorough or nbytes >= LARGE
 
     def _more(self, nbytes: int, free: list[_Buffer]) -> _Buffer:
         for other in sorted(free, key=lambda b: b.asked):

@@ -18,7 +18,7 @@ LARGE = 32 << 20
 #: While tensors of this size are saved little lies free, which tells what was in memory since.
 WATCHED = 1 << 20
 #: So much is worth a call: it takes some tens of milliseconds.
-_WORTH = 64 << 20
+_WORTH = 32 << 20
 
 
 def _info(integer: type[ctypes.c_size_t] | type[ctypes.c_uint]) -> type[ctypes.Structure]:
@@ -88,12 +88,12 @@ def settle(nbytes: int, largest: int) -> None:
     peak; while maps are small, less than the largest will take may lie free."""
     global _least, _passed, _given
     _passed += nbytes
-    if nbytes < LARGE and (largest < LARGE or _passed < _WORTH):
+    if nbytes < LARGE and _passed < _WORTH:
         return
     _passed, now = 0, _beyond()
     if now is None or _calls is None:
         return
     _least = now if _least is None else min(now, _least)
-    if now - _least >= (_WORTH if nbytes >= LARGE else largest):
+    if now - _least >= (_WORTH if nbytes >= LARGE else max(LARGE, largest)):
         _calls[0](0)
         _given, _least = _calls[1]()[0], _beyond()

@@ -29,7 +29,7 @@ from actzip.errors import InputError
 from actzip.training import heap
 from actzip.training.bits import Predicate
 from actzip.training.buffers import Buffers
-from actzip.training.rules import CODED, ITSELF, SHAPE, Rule, Window, rule_of
+from actzip.training.rules import CODED, CONVOLVED, ITSELF, SHAPE, Rule, Window, rule_of
 from actzip.training.saved import (
     Indices,
     Kept,
@@ -41,6 +41,7 @@ from actzip.training.saved import (
     dense_order,
     fingerprint,
 )
+from actzip.training.standin import handed, unseen
 
 __all__ = ["LayerMemory", "PackedForward", "Packing", "pack_saved", "packed_activations"]
 
@@ -112,23 +113,6 @@ class _Functions(TorchFunctionMode):
             self.__enter__()  # type: ignore[no-untyped-call]
 
 
-def _unseen(function: Callable[[Any], Any], argument: Any) -> Any:
-    """Calls it with no function mode at work; they are back afterwards, whatever ends it."""
-    seen, hush = torch._C._is_torch_function_enabled(), torch._C.DisableTorchFunction()
-    try:
-        with hush:
-            return function(argument)
-    finally:  # an interrupt kept the block from its own end
-        if seen and not torch._C._is_torch_function_enabled():
-            hush.__exit__(None, None, None)
-
-
-def restore(slot: Slot) -> Tensor:
-    """The tensor that was packed, or what answers its backward pass alike."""
-    found: Tensor = _unseen(type(slot).restore, slot)
-    return found
-
-
 class Session:
     """One forward pass: what was packed, by storage, place and version, so that each map is packed once."""
 
@@ -136,6 +120,7 @@ class Session:
         self.settings, self.seed, self.count = settings, seed, 0
         self.result, self.buffers, self.mode = Packing(), Buffers(), _Functions()
         self.stack = [ROOT]
+        self.convolved, self.at_once = 0, 0  # maps saved by convolutions; which one backward reads at once
         self.bits_of = _bits_by_module(model, settings)
         # A storage's address is not used again while a weak reference to it lives.
         self.storages: dict[int, StorageWeakRef] = {}
@@ -176,17 +161,24 @@ class Session:
                 self._layer().saved += storage.nbytes()
         return key
 
-    def _keep(self, tensor: Tensor, storage: int) -> Slot:
+    def convolves(self, tensor: Tensor) -> bool:
+        """The tensor that is saved here is a map that a convolution reads."""
+        rule = getattr(_current, "rule", OUTSIDE)
+        if not callable(rule) or not ordinary(tensor) or tensor.nbytes < self.settings.min_bytes:
+            return False
+        return rule(tensor) is CONVOLVED
+
+    def _keep(self, tensor: Tensor, storage: int, convolved: Buffers | None = None) -> Slot:
         if storage not in self.kept:
             self.kept.add(storage)
             self.grew(tensor.untyped_storage().nbytes())
-        return Kept(tensor)
+        return Kept(tensor, convolved)
 
     # -- the hook
 
     def pack(self, tensor: Tensor) -> Slot:
         """What the graph holds for ``tensor``."""
-        slot: Slot = _unseen(self._slot, tensor)
+        slot: Slot = unseen(self._slot, tensor)
         return slot
 
     def _slot(self, tensor: Tensor) -> Slot:
@@ -199,9 +191,20 @@ class Session:
         if tensor.numel() * tensor.element_size() < self.settings.min_bytes:
             return self._keep(tensor, storage)
         if tensor.nbytes >= heap.WATCHED:
-            heap.settle(tensor.nbytes, self.buffers.largest) if self.buffers.thorough else heap.look()
+            self._watch(tensor.nbytes)
         need = rule(tensor) if callable(rule) else None
-        return self._packed(tensor, storage, need) or self._keep(tensor, storage)
+        self.convolved += need is CONVOLVED
+        found = self._packed(tensor, storage, need)
+        return found or self._keep(tensor, storage, self.buffers if need is CONVOLVED else None)
+
+    def _watch(self, nbytes: int) -> None:
+        """The heap, while a map of so many bytes is there."""
+        if self.buffers.thorough:
+            heap.settle(nbytes, self.buffers.largest)
+        elif nbytes >= heap.LARGE:
+            heap.give_back()
+        else:
+            heap.look()
 
     def _packed(self, tensor: Tensor, storage: int, need: Any) -> Slot | None:
         if need is SHAPE:
@@ -229,12 +232,16 @@ class Session:
         saved = self._map(flat, storage)
         if isinstance(need, Predicate) and saved.pack_test(flat, need):
             return Packed(saved, tensor, need)
-        bits = self.bits_of.get(self.stack[-1], self.settings.bits) if need is CODED else None
+        convolved = self.buffers if need is CONVOLVED else None
+        coded = need in (CODED, CONVOLVED)
+        bits = self.bits_of.get(self.stack[-1], self.settings.bits) if coded else None
         if tensor.is_leaf or tensor.dtype == torch.float64:
             bits = None
         if bits is not None and saved.values is None and saved.pack_coded(flat, bits, self.next_seed()):
-            return Packed(saved, tensor, bits)
-        return Packed(saved, tensor, None) if saved.pack_values(flat) else None
+            return Packed(saved, tensor, bits, convolved)
+        if convolved and self.convolved == self.at_once and saved.values is None:
+            return None  # packed, it would be in memory twice
+        return Packed(saved, tensor, None, convolved) if saved.pack_values(flat) else None
 
     def _map(self, flat: Tensor, storage: int) -> SavedMap:
         key = (
@@ -249,7 +256,7 @@ class Session:
         saved = None if found is None else found()
         print_now = fingerprint(flat)
         if saved is None or saved.fingerprint != print_now:
-            saved = SavedMap(flat, self.grew, print_now, self.buffers.empty)
+            saved = SavedMap(flat, self.grew, print_now, self.buffers)
             saved.share_restored(flat)
             self.maps[key] = weakref.ref(saved)
         return saved
@@ -404,7 +411,7 @@ def _packing(model: nn.Module, settings: _Settings, generator: torch.Generator |
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break()  # what is packed is known only when it runs
     session = _eager(Session)(model, settings, _seed(settings, generator))
-    scope = Scope(model, session, session.pack, restore)
+    scope = Scope(model, session, session.pack, handed)
     leave = _eager(scope.leave)
     try:
         _eager(scope.enter)()

@@ -7,16 +7,15 @@ and what it gives back is restored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from actzip.training import packed
-from actzip.training.saved import Slot
+from actzip.training.standin import StandIn, handed
 
 __all__ = ["checkpoint_contexts"]
 
@@ -38,85 +37,72 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
     scope = packed.current_scope()
     if scope is None or packed.top_hooks is None:
         return nullcontext(), nullcontext()
-    return _First(), _Again(scope.model, scope.session)
-
-
-class _StandIn(Tensor):
-    """Size, type and place of a packed tensor, without memory. Whatever reads it reads the tensor."""
-
-    slot: Slot
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def of(cls, tensor: Tensor, slot: Slot) -> _StandIn:
-        found: _StandIn = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, tensor.shape, strides=tensor.stride(), dtype=tensor.dtype, device=tensor.device
-        )
-        found.slot = slot
-        return found
-
-    def detach(self) -> Tensor:
-        return self
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        args, kwargs = tree_map_only(cls, _restored, (args, dict(kwargs or {})))
-        return func(*args, **kwargs)
-
-
-def _restored(tensor: Tensor) -> Tensor:
-    return packed.restore(tensor.slot) if isinstance(tensor, _StandIn) else tensor
+    first = _First(scope.session)
+    return first, _Again(scope.model, scope.session, first)
 
 
 def _hooks_below() -> tuple[Hook, Hook]:
     """Those in force here: checkpoint's."""
     assert packed.top_hooks is not None
     pack, unpack = packed.top_hooks(True)
-    return pack, lambda kept: _restored(unpack(kept))
+    return pack, lambda kept: _given_back(unpack(kept))
 
 
-class _First:
-    """Around a block's first run: what checkpointing gives back for it is restored."""
-
-    def __enter__(self) -> None:
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(*_hooks_below())
-        self.hooks.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self.hooks.__exit__(*error)
+def _given_back(tensor: Tensor) -> Tensor:
+    return handed(tensor.slot) if isinstance(tensor, StandIn) else tensor
 
 
-class _Again:
+class _First(ExitStack):
+    """Around a block's first run: what checkpointing gives back for it is restored.
+
+    Attributes:
+        convolved: how many maps its convolutions saved.
+    """
+
+    def __init__(self, session: packed.Session) -> None:
+        super().__init__()
+        self.session, self.convolved = session, 0
+
+    def __enter__(self) -> _First:
+        below, unpack = _hooks_below()
+
+        def count(tensor: Tensor) -> Any:
+            self.convolved += self.session.convolves(tensor)
+            return below(tensor)
+
+        self.enter_context(torch.autograd.graph.saved_tensors_hooks(count, unpack))
+        return self
+
+
+class _Again(ExitStack):
     """Around a block's recomputations: each packs what it saves, with the same seed."""
 
-    def __init__(self, model: nn.Module, session: packed.Session) -> None:
+    def __init__(self, model: nn.Module, session: packed.Session, first: _First) -> None:
+        super().__init__()
+        self.first = first
         self.model, self.settings, self.stack = model, session.settings, list(session.stack)
         self.buffers = session.buffers
         self.buffers.thorough = True
         self.seed = session.next_seed()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Again:
         session = packed.Session(self.model, self.settings, self.seed)
         session.stack, session.buffers = list(self.stack), self.buffers
+        session.at_once = self.first.convolved
         below, unpack = _hooks_below()
 
         def pack(tensor: Tensor) -> Any:
             slot = session.pack(tensor)
-            return below(_StandIn.of(tensor, slot) if packed.ordinary(tensor) else tensor)
+            if not packed.ordinary(tensor):
+                return below(tensor)
+            return below(StandIn.of(tensor.shape, tensor.stride(), tensor, slot))
 
         scope = packed.Scope(self.model, session, pack, unpack)
         try:
             scope.enter()
+            self.callback(scope.leave)
+            self.callback(scope.leave)  # where the other was interrupted
+            return self
         except BaseException:  # an interrupt: nobody else would end it
             scope.leave()
             raise
-
-    def __exit__(self, *error: object) -> None:
-        scope = packed.current_scope()
-        assert scope is not None
-        try:
-            scope.leave()
-        finally:  # where the first was interrupted
-            scope.leave()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actzip.training.bits import Predicate, PredicateKind
 
-__all__ = ["CODED", "ITSELF", "SHAPE", "Need", "Rule", "Window", "rule_of"]
+__all__ = ["CODED", "CONVOLVED", "ITSELF", "SHAPE", "Need", "Rule", "Window", "rule_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ SHAPE = "shape"
 ITSELF = "itself"
 #: Values, of which unbiased estimates will do.
 CODED = "coded"
+#: The same, for a convolution.
+CONVOLVED = "convolved"
 
 #: What suffices; None: the values, exactly.
 Need = Union[Predicate, Window, str, None]
@@ -167,15 +169,22 @@ def _shaped(x: Tensor, window: Window | None) -> Rule:
     return rule
 
 
-def _coded_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
-    """The input of a convolution, linear layer or normalisation: never its weight, in whatever type
-    it is saved."""
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
+    return _coded_input(args, kwargs, CODED)
+
+
+def _convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
+    return _coded_input(args, kwargs, CONVOLVED)
+
+
+def _coded_input(args: Sequence[Any], kwargs: Mapping[str, Any], need: str) -> Rule | None:
+    """The input of a convolution or linear layer: never its weight, in whatever type it is saved."""
     x, weight = _arg(args, kwargs, 0, "input"), _arg(args, kwargs, 1, "weight")
     if not isinstance(x, Tensor):
         return None
     n, last = x.numel(), x.shape[-1:]
     apart = not isinstance(weight, Tensor) or weight.numel() != n
-    return lambda t: CODED if apart and t.numel() == n and t.shape[-1:] == last else None
+    return lambda t: need if apart and t.numel() == n and t.shape[-1:] == last else None
 
 
 def _coded_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule | None:
@@ -230,7 +239,7 @@ def _table() -> dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Rule | No
             ),
         ),
         (
-            _coded_input,
+            _convolution,
             _methods(
                 "conv1d",
                 "conv2d",
@@ -238,9 +247,9 @@ def _table() -> dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Rule | No
                 "conv_transpose1d",
                 "conv_transpose2d",
                 "conv_transpose3d",
-                "linear",
             ),
         ),
+        (_linear, _methods("linear")),
         (_coded_norm, _methods("batch_norm", "instance_norm", "group_norm", "layer_norm")),
         (
             _coded_maps,

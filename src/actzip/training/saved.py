@@ -20,18 +20,19 @@ from actzip.training.bits import (
     Backend,
     Codes,
     Mask,
-    Memory,
     Predicate,
     PredicateKind,
     backend_for,
     empty,
 )
+from actzip.training.buffers import Buffers
 from actzip.training.rules import Window
 
 __all__ = [
     "Indices",
     "Kept",
     "Narrowed",
+    "Packed",
     "SavedMap",
     "ShapeOnly",
     "Slot",
@@ -102,19 +103,45 @@ class Slot:
         """
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """What :meth:`restore` gave is not asked for again soon."""
+
+    def coded(self) -> bool:
+        """What it gives are estimates."""
+        return False
+
 
 class Kept(Slot):
-    """The tensor itself."""
+    """The tensor itself; ``convolved``: a convolution saved it, in a pass with these buffers."""
 
-    __slots__ = ("tensor", "version")
+    __slots__ = ("convolved", "tensor", "version")
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, convolved: Buffers | None = None) -> None:
         self.tensor = tensor.detach()  # a tensor that its own node holds would never be freed
-        self.version = tensor._version
+        self.version, self.convolved = tensor._version, convolved
 
-    def restore(self) -> Tensor:
+    @property
+    def size(self) -> torch.Size:
+        """Of the tensor."""
+        return self.tensor.shape
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.tensor.stride()
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its type and device."""
+        return self.tensor
+
+    def check(self) -> None:
+        """Raises TrainingError where the tensor was changed in place since."""
         if self.tensor._version != self.version:
             _modified(self.tensor.shape, self.tensor.dtype, self.tensor._version, self.version)
+
+    def restore(self) -> Tensor:
+        self.check()
         return self.tensor
 
 
@@ -221,19 +248,19 @@ class Indices(Slot):
 class SavedMap:
     """One run of memory, packed: masks, the values under the mask of the zeros, or their codes.
 
-    ``grew`` is called with every number of bytes that it takes; ``memory`` is where it is restored.
+    ``grew`` is called with every number of bytes that it takes; ``buffers`` are where it is restored.
     """
 
     __slots__ = (
         "__weakref__",
         "backend",
+        "buffers",
         "coded",
         "dense",
         "dtype",
         "fingerprint",
         "grew",
         "masks",
-        "memory",
         "n",
         "no_gain",
         "scalar",
@@ -243,9 +270,9 @@ class SavedMap:
     )
 
     def __init__(
-        self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int, memory: Memory = empty
+        self, tensor: Tensor, grew: Callable[[int], None], fingerprint: int, buffers: Buffers
     ) -> None:
-        self.fingerprint, self.memory = fingerprint, memory
+        self.fingerprint, self.buffers = fingerprint, buffers
         self.n, self.dtype = tensor.numel(), tensor.dtype
         self.backend: Backend = backend_for(tensor)
         self.version = Version(tensor)
@@ -368,6 +395,10 @@ class SavedMap:
         self.dense = dense, bits, fingerprint(dense)
         return dense
 
+    def forget(self) -> None:
+        """The restored memory; what asks for it again restores it again."""
+        self.dense = None
+
     def restore_test(self, test: Predicate) -> Tensor:
         """Memory that passes ``test`` where the saved one did."""
         mask = self.masks[test]
@@ -378,13 +409,13 @@ class SavedMap:
             return dense
         _forget_last(self)
         on, off = (torch.tensor(v, dtype=self.dtype) for v in (test.on, test.off))
-        return self.backend.fill(mask, self.n, self.scalar, on, off, self.memory)
+        return self.backend.fill(mask, self.n, self.scalar, on, off, self.buffers.empty)
 
     def restore_bits(self) -> Tensor:
         """Bools."""
         assert self.zeros is not None
         on, off = torch.tensor(True), torch.tensor(False)
-        return self.backend.fill(self.zeros, self.n, self.scalar, on, off, self.memory)
+        return self.backend.fill(self.zeros, self.n, self.scalar, on, off, self.buffers.empty)
 
     def restore_values(self) -> Tensor:
         """The memory, bit for bit."""
@@ -392,7 +423,7 @@ class SavedMap:
             return dense
         assert self.values is not None and self.zeros is not None
         _forget_last(self)
-        return self._remember(self.backend.expand(self.values, self.zeros, self.n, self.memory), None)
+        return self._remember(self.backend.expand(self.values, self.zeros, self.n, self.buffers.empty), None)
 
     def restore_coded(self, bits: int) -> Tensor:
         """Estimates, zeros exact."""
@@ -400,7 +431,9 @@ class SavedMap:
             return dense
         _forget_last(self)
         codes, mask = self.coded[bits]
-        return self._remember(self.backend.dequantize(codes, mask, self.n, self.dtype, self.memory), bits)
+        return self._remember(
+            self.backend.dequantize(codes, mask, self.n, self.dtype, self.buffers.empty), bits
+        )
 
 
 #: The test of ReLU: where nothing is negative, it is the mask of the zeros.
@@ -429,17 +462,48 @@ def _forget_last(current: SavedMap) -> None:
 
 
 class Packed(Slot):
-    """A view of a :class:`SavedMap`: ``how`` is a test, a number of bits, "bits" or None for the values."""
+    """A view of a :class:`SavedMap`: ``how`` is a test, a number of bits, "bits" or None for the values;
+    ``convolved``: a convolution saved it."""
 
-    __slots__ = ("how", "map", "size", "stride")
+    __slots__ = ("convolved", "how", "map", "size", "stride")
 
-    def __init__(self, saved: SavedMap, tensor: Tensor, how: Predicate | int | str | None) -> None:
-        self.map, self.how = saved, how
+    def __init__(
+        self,
+        saved: SavedMap,
+        tensor: Tensor,
+        how: Predicate | int | str | None,
+        convolved: Buffers | None = None,
+    ) -> None:
+        self.map, self.how, self.convolved = saved, how, convolved
         self.size, self.stride = tensor.shape, tensor.stride()
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its type and device."""
+        return self.map.scalar
+
+    def forget(self) -> None:
+        self.map.forget()
+
+    def check(self) -> None:
+        """Raises TrainingError where the tensor was changed in place since."""
+        self.map.version.check(self.size, self.map.dtype)
+
+    def coded(self) -> bool:
+        return isinstance(self.how, int)
+
+    def by_mask(self) -> Predicate | None:
+        """The test whose answers are the factors of the gradient, where they are."""
+        how = self.how
+        masks = isinstance(how, Predicate) and how.kind in (
+            PredicateKind.NOT_BELOW,
+            PredicateKind.NOT_BEYOND,
+        )
+        return how if masks else None  # type: ignore[return-value]
+
     def restore(self) -> Tensor:
+        self.check()
         saved = self.map
-        saved.version.check(self.size, saved.dtype)
         if isinstance(self.how, Predicate):
             flat = saved.restore_test(self.how)
         elif isinstance(self.how, int):
