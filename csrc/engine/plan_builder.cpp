@@ -36,7 +36,9 @@ void check(const ValueSpec& v) {
 bool check_parent(const std::string& who, const ValueSpec& child, const ValueSpec& parent) {
   if ((child.layout == Layout::packed || parent.layout == Layout::packed) && child.layout != parent.layout)
     fail(who + ": packed and dense share no memory");
-  if (child.layout != Layout::plain && parent.layout != Layout::plain) {
+  const bool maps = child.layout == Layout::map && parent.layout == Layout::map;
+  const bool regrouped = maps && child.dims[1] == parent.dims[1] && child.dims != parent.dims;
+  if (child.layout != Layout::plain && parent.layout != Layout::plain && !regrouped) {
     for (size_t d : {size_t{0}, size_t{2}, size_t{3}})
       if (child.dims[d] != parent.dims[d] || child.batch[d] != parent.batch[d])
         fail(who + ": sizes differ from its parent's");
@@ -88,17 +90,19 @@ void PlanBuilder::find_root(size_t i, Plan* plan) const {
   const ValueSpec* at = &v;
   int root = static_cast<int>(i);
   int64_t channel = 0;
-  bool reshaped = false;
+  const ValueSpec* reshaped = nullptr;  // what has to be all of the root
   for (size_t hops = 0; at->parent >= 0; ++hops) {
     const ValueSpec& parent = known(at->parent, who);
     if (hops > values_.size()) fail(who + ": parents in a circle");
     if (hops == 0 && parent.band > 0) fail(who + ": part of a map that is kept in bands");
-    reshaped = check_parent(who, *at, parent) || reshaped;
+    const bool maps = at->layout == Layout::map && parent.layout == Layout::map;
+    if (check_parent(who, *at, parent) && reshaped != &v) reshaped = maps ? at : &v;
     channel += at->offset;
     root = at->parent;
     at = &parent;
   }
-  if (reshaped && elements(v, 1) != elements(*at, 1)) fail(who + ": another shape of a part of a map");
+  if (reshaped != nullptr && elements(*reshaped, 1) != elements(*at, 1))
+    fail(who + ": another shape of a part of a map");
   if (v.layout == Layout::packed) check_blocks(v, *at, channel);
   plan->roots_[i] = root;
   plan->ats_[i] = channel;

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import actzip
 from actzip.activations import set_thresholds
 from actzip.errors import InputError, UnsupportedError
 from actzip.models._torchvision import import_torchvision
@@ -206,7 +207,7 @@ def test_thresholds_beside_the_model_are_part_of_it(per_channel):
         (Fn(lambda x: x * (x > 0)), ["mul|where|arithmetic"]),
         (Fn(lambda x: x + x[0]), ["batch"]),
         (Fn(lambda x: x.mean(0, keepdim=True) + x), ["batch"]),
-        (Fn(lambda x: F.conv3d(x.unsqueeze(1), torch.ones(1, 1, 1, 1, 1))), ["3-dimensional"]),
+        (Fn(lambda x: F.conv_transpose3d(x.unsqueeze(1), torch.ones(1, 1, 2, 1, 1))), ["overlap"]),
         (Fn(lambda x: F.batch_norm(x, None, None, training=True)), ["batch"]),
         (Fn(lambda x: F.interpolate(x, size=(9, 9), mode="bicubic")), ["bicubic"]),
         (Fn(lambda x: x + torch.randn(6)), ["random"]),
@@ -281,3 +282,26 @@ def test_torchvision_models(name):
     kw = {"init_weights": False} if name == "googlenet" else {}
     model = models.get_model(name, weights=None, **kw).eval()
     agrees(model, 3, MODELS[name], MODELS[name], batches=(2,), tol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.float16, torch.bool])
+def test_inputs_of_other_types_than_float32(dtype, tmp_path):
+    class Pixels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x.permute(0, 3, 1, 2).float() / 255).relu()
+
+    model, x = Pixels().eval(), torch.randint(0, 255, (1, 12, 10, 3)).to(dtype)
+    fast = actzip.compile(model, x, tune=False, cache=False, parts=False)
+    for given in (x, torch.cat([x, x]), torch.randint(0, 255, (1, 14, 9, 3)).to(dtype)):
+        torch.testing.assert_close(fast(given), model(given), atol=1e-5, rtol=1e-5)
+    fast.save(tmp_path / "m.actzip")
+    loaded = actzip.runtime.load(tmp_path / "m.actzip")
+    np.testing.assert_array_equal(loaded(x.numpy()), fast(x.numpy()))
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(InputError, match=f"the model takes {kind}"):
+        fast(x.double())

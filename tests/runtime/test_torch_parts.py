@@ -198,3 +198,48 @@ def test_a_tensor_of_batch_one_repeated_along_the_batch():
         x = torch.rand(shape)
         with torch.no_grad():
             torch.testing.assert_close(fast(x), net(x), rtol=0, atol=1e-5)
+
+
+class Overlapping(nn.Module):
+    """A transposed convolution of which the engine lacks the form, between two that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv3d(3, 8, 3, padding=1), nn.Conv3d(8, 4, 3, padding=1)
+        self.up = nn.ConvTranspose3d(8, 8, 3, 2, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.up(self.a(x).relu()).relu()).relu()
+
+
+class Recurrent(nn.Module):
+    """Pixels in 8 bits, a convolution, an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lstm = nn.Conv2d(3, 8, 3, padding=1), nn.LSTM(64, 16, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x.permute(0, 3, 1, 2).float() / 255).relu()
+        return self.head(self.lstm(y.permute(0, 3, 1, 2).flatten(2))[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Overlapping(), torch.rand(1, 3, 4, 8, 8)),
+        (Recurrent(), torch.randint(0, 255, (1, 8, 20, 3), dtype=torch.uint8)),
+    ],
+    ids=["a form of a known operator", "8-bit input"],
+)
+def test_what_is_refused_by_its_numbers_or_types_leaves_the_rest_to_the_engine(model, x):
+    model.eval()
+    with pytest.warns(ActzipWarning, match="run in PyTorch"):
+        fast = actzip.compile(model, x, tune=False, cache=False, threads=1)
+    assert isinstance(fast, PartitionedModule)
+    for given in (x, torch.cat([x, x]), x[:, :, : x.shape[2] - 2]):
+        torch.testing.assert_close(fast(given), model(given), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=str(x.dtype).removeprefix("torch.")):
+        fast(x.double())

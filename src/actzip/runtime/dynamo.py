@@ -527,6 +527,9 @@ def _support(views: set[str]) -> Any:
             value = node.meta.get("val")
             if schema is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
                 return False
+            operands = [n.meta.get("val") for n in node.all_input_nodes if n.op != "get_attr"]
+            if any(isinstance(v, Tensor) and v.dtype != torch.float32 for v in operands):
+                return False  # a part takes float32
             return schema.name.removeprefix("aten::") in TORCH
 
     return Support()

@@ -20,7 +20,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,21 @@ from actzip.runtime.acts import Act
 from actzip.runtime.effects import State, calls_at, draws, same_calls, untouched
 from actzip.runtime.registry import TORCH, Absent, Compare, Ref
 
-__all__ = ["capture", "flat_inputs", "from_exported", "graph_of", "plain_attention", "symbolic", "trace"]
+__all__ = [
+    "capture",
+    "flat_inputs",
+    "from_exported",
+    "graph_of",
+    "plain_attention",
+    "refused_nodes",
+    "symbolic",
+    "trace",
+]
+
+
+#: Types of tensors that a model may be given: float32, and those whose every number it can hold.
+INPUT_TYPES = (torch.float32, torch.float16, torch.uint8, torch.int8, torch.int16, torch.bool)
+_TAKEN = "the engine takes float32, float16, uint8, int8, int16 and bool"
 
 
 def flat_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -58,7 +72,7 @@ def _tensor(a: Any) -> Tensor:
     try:
         return torch.from_numpy(np.array(a, order="C"))  # a copy: the array may be read-only
     except (TypeError, ValueError) as error:
-        raise InputError(f"example of type {a.dtype}; the engine takes float32") from error
+        raise InputError(f"example of type {a.dtype}; {_TAKEN}") from error
 
 
 @contextmanager
@@ -77,7 +91,8 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     hooks and the random generators are afterwards as before.
 
     Args:
-        example: a float32 tensor or array (N, ...); a tuple of several; a dict of keyword arguments.
+        example: a tensor or array (N, ...) of :data:`INPUT_TYPES`; a tuple of several; a dict of
+            keyword arguments.
         dynamic: keep the batch symbolic. Where the model itself fixes it (a reshape to a constant,
             say) the graph is made for the example's batch.
 
@@ -99,8 +114,8 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     if not tensors:
         raise InputError("example holds no tensor")
     for t in tensors:
-        if t.dtype != torch.float32:
-            raise InputError(f"example of type {t.dtype}; the engine takes float32")
+        if t.dtype not in INPUT_TYPES:
+            raise InputError(f"example of type {t.dtype}; {_TAKEN}")
         if t.device.type != "cpu":
             raise InputError(f"example on {t.device}; the engine runs on the CPU")
     for name, p in model.named_parameters():
@@ -685,14 +700,15 @@ class Builder:
         for node in self.exported.graph.nodes:
             self.node = node
             if any(isinstance(self.env.get(n), _Broken) for n in node.all_input_nodes):
-                self.env[node] = _Broken()
+                self.env[node] = self.foreign(node)
             elif node.op == "placeholder":
                 if node.name in lifted:
                     self.env[node] = lifted[node.name].detach()
                 elif node.name in user:
                     val = node.meta.get("val")
                     if isinstance(val, Tensor):
-                        self.env[node] = Ref(self.graph.add_input(node.name, self.shape_of(node)))
+                        kind = str(val.dtype).removeprefix("torch.")
+                        self.env[node] = Ref(self.graph.add_input(node.name, self.shape_of(node), kind))
                     else:
                         self.env[node] = val
                 else:
@@ -702,7 +718,7 @@ class Builder:
                     self.env[node] = self.call(node)
                 except UnsupportedError as error:
                     broken.append(error)
-                    self.env[node] = _Broken()
+                    self.env[node] = self.foreign(node)
             elif node.op == "output":
                 if not broken:
                     self.finish(node)
@@ -716,6 +732,10 @@ class Builder:
             raise UnsupportedError("; ".join(said[:_MOST_SAID]) + more) from broken[0].__cause__
         self.graph.validate()
         return self.graph
+
+    def foreign(self, node: Any) -> Any:
+        """What stands for the result of a node that is refused, or that reads one."""
+        return _Broken()
 
     def finish(self, node: Any) -> None:
         slots: list[Any] = []
@@ -827,3 +847,33 @@ class Builder:
             return target(*args, **kwargs)
         except Exception as error:
             raise self.refuse(f"a constant cannot be computed: {error}") from error
+
+
+class Survey(Builder):
+    """Reads a program on behind what is refused.
+
+    Attributes:
+        elsewhere: names of the program's nodes that the engine lacks.
+    """
+
+    def __init__(self, exported: Any) -> None:
+        super().__init__(exported, "survey")
+        self.elsewhere: set[str] = set()
+
+    def foreign(self, node: Any) -> Any:
+        self.elsewhere.add(node.name)
+        val = node.meta.get("val")
+        if not isinstance(val, Tensor) or val.dtype != torch.float32:
+            return super().foreign(node)
+        try:
+            return Ref(self.graph.add_input(f"{node.name}:elsewhere", self.shape_of(node)))
+        except UnsupportedError:  # a size that depends on the batch otherwise than as its multiple
+            return super().foreign(node)
+
+
+def refused_nodes(exported: Any) -> set[str]:
+    """Names of the nodes of a decomposed program that the engine lacks."""
+    survey = Survey(exported)
+    with suppress(UnsupportedError):
+        survey.build()
+    return survey.elsewhere

@@ -40,6 +40,7 @@ __all__ = [
     "rename_reads",
     "root_of",
     "same_shape",
+    "times",
 ]
 
 Array = NDArray[Any]
@@ -91,7 +92,8 @@ def same_shape(a: Shape, b: Shape) -> bool:
     return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
 
 
-def _times(d: Dim, k: int) -> Dim:
+def times(d: Dim, k: int) -> Dim:
+    """``k`` of a dimension."""
     return Sym(d.mul * k) if isinstance(d, Sym) else d * k
 
 
@@ -328,9 +330,10 @@ class Graph:
         """node name -> multiply-accumulates an image, for the nodes that have any."""
         out = {}
         for n in self.nodes:
-            m = n.macs([self.shape(v) for v in n.inputs], self.shape(n.output))
-            if m:
-                out[n.name] = m
+            y = self.shape(n.output)
+            m = n.macs([self.shape(v) for v in n.inputs], y)
+            if m:  # several maps of one image are frames of a volume
+                out[n.name] = m * (y[0].mul if y and isinstance(y[0], Sym) else 1)
         return out
 
     # checking

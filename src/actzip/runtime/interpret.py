@@ -19,6 +19,7 @@ from actzip.runtime.ops.elsewhere import Elsewhere
 from actzip.runtime.ops.grid_sample import GridSample
 from actzip.runtime.ops.reduce import ArgMax
 from actzip.runtime.ops.topk import TopKIndices, TopKValues
+from actzip.runtime.ops.volume import Regroup
 
 __all__ = ["apply_act", "interpret"]
 
@@ -251,6 +252,11 @@ def _biased_pool(n: ops.Pool, x: Tensor) -> Tensor:
     return apply_act(n.act, y if bias is None else y + bias.reshape(1, -1, 1, 1))
 
 
+def _regroup(n: Regroup, x: Tensor) -> Tensor:
+    images, c, h, w = [-1 if isinstance(d, g.Sym) else int(d) for d in n.shape]
+    return x.permute(0, 2, 3, 1).reshape(images, h, w, c).permute(0, 3, 1, 2)
+
+
 # node class -> what it computes of its inputs; integers are held as float32
 _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.Conv2d: _conv,
@@ -277,6 +283,7 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     TopKIndices: lambda n, x: _topk(n, x)[1].float(),
     ops.Softmax: _softmax,
     ops.Resize: _resize,
+    Regroup: _regroup,
     GridSample: lambda n, x, at: F.grid_sample(x, at, n.mode, n.padding, n.align_corners),
 }
 

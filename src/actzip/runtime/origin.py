@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -121,8 +122,11 @@ def is_large(dims: Sequence[int]) -> bool:
 # -- PyTorch
 
 
+@dataclass(frozen=True)
 class _Gap:
-    """Stands for a tensor of the example."""
+    """Stands for a tensor of the example, of its type."""
+
+    kind: str
 
 
 class TorchOrigin:
@@ -142,7 +146,9 @@ class TorchOrigin:
         self.model = _hollow(model)
         self.dynamic = dynamic
         args, kwargs = flat_inputs(example)
-        self.tree = pytree.tree_map_only(Tensor, lambda t: _Gap(), (args, kwargs))
+        self.tree = pytree.tree_map_only(
+            Tensor, lambda t: _Gap(str(t.dtype).removeprefix("torch.")), (args, kwargs)
+        )
         leaves = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self.shapes = [tuple(t.shape) for t in leaves]
         self._symbols: Any = None  # False: not to be had
@@ -185,7 +191,11 @@ class TorchOrigin:
         from torch.utils import _pytree as pytree
 
         rest = iter(shapes)
-        return pytree.tree_map_only(_Gap, lambda _: torch.zeros(next(rest)), self.tree)  # type: ignore[no-any-return]
+
+        def zeros(gap: _Gap) -> Tensor:
+            return torch.zeros(next(rest), dtype=getattr(torch, gap.kind))
+
+        return pytree.tree_map_only(_Gap, zeros, self.tree)  # type: ignore[no-any-return]
 
     def _patch(self, program: Any, seed: int) -> None:
         """Patterns in the place of the program's large weights."""

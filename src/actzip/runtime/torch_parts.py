@@ -24,7 +24,14 @@ from actzip.errors import ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.binding import as_call
 from actzip.runtime.dynamo import effect_of, engine_parts, parts_of
 from actzip.runtime.explain import Explanation, LayerRow, together
-from actzip.runtime.from_torch import NotWhole, Traced, flat_inputs, plain_attention, trace
+from actzip.runtime.from_torch import (
+    NotWhole,
+    Traced,
+    flat_inputs,
+    plain_attention,
+    refused_nodes,
+    trace,
+)
 from actzip.runtime.sizes import Sizes
 
 __all__ = ["PartitionedModule", "module_in_parts"]
@@ -151,7 +158,8 @@ class PartitionedModule:
 
     def _of_size(self, shapes: Any) -> _Cut:
         generator = torch.Generator().manual_seed(0)
-        inputs = [torch.randn(s, generator=generator) for s in shapes]
+        drawn = zip(shapes, self._sample, strict=True)
+        inputs = [torch.randn(s, generator=generator).abs().to(like.dtype) for s, like in drawn]
         return self._cut(inputs, {**self._options, "tune": False})
 
     def _cut(self, inputs: list[Tensor], options: dict[str, Any], traced: Traced | None = None) -> _Cut:
@@ -160,7 +168,8 @@ class PartitionedModule:
             traced = traced or trace(model, tuple(inputs), {}, batch)
             if effect_of(traced.program):
                 raise self._refused
-            module, built, _, grows = parts_of(traced.program, set(), tuple(inputs), options)
+            lacking = refused_nodes(traced.program)
+            module, built, _, grows = parts_of(traced.program, lacking, tuple(inputs), options)
         if not built:
             raise self._refused
         left = [op for part in (module, *_torch_parts(module)) for op in _operators(part)]
@@ -231,10 +240,11 @@ class PartitionedModule:
         found = []
         for i, (x, like) in enumerate(zip(args, self._sample, strict=True)):
             t = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
-            if not isinstance(t, Tensor) or t.dtype != torch.float32 or t.ndim != like.ndim or 0 in t.shape:
+            if not isinstance(t, Tensor) or t.dtype != like.dtype or t.ndim != like.ndim or 0 in t.shape:
                 what = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(x).__name__
+                kind = str(like.dtype).removeprefix("torch.")
                 raise InputError(
-                    f"input {i} is {what}; this model takes float32 of {like.ndim} dimensions, none of them 0"
+                    f"input {i} is {what}; this model takes {kind} of {like.ndim} dimensions, none of them 0"
                 )
             found.append(t.detach())
         return found

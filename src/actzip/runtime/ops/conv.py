@@ -31,6 +31,7 @@ from actzip.runtime.ops.windows import (
     onnx_spatial,
     onnx_two,
     torch_four,
+    torch_three,
     torch_two,
     window,
 )
@@ -148,10 +149,20 @@ class ConvTranspose2d(Node):
 def torch_convolution(b: Builder, a: dict[str, Any]) -> Any:
     w = b.array(a["weight"])
     x = a["input"]
-    if w.ndim not in (3, 4):
-        raise b.refuse(f"{w.ndim - 2}-dimensional convolution is not supported")
     bias = b.maybe(a["bias"])
     stride, padding, dilation = list(a["stride"]), list(a["padding"]), list(a["dilation"])
+    if w.ndim == 5:
+        from actzip.runtime.ops.volume import conv3d, conv_transpose3d
+
+        stride, padding, dilation = torch_three(stride), torch_three(padding) * 2, torch_three(dilation)
+        k = int(a["groups"])
+        if not a["transposed"]:
+            return conv3d(b, x, w, bias, stride, padding, dilation, k)
+        extra = torch_three(a["output_padding"])
+        try:
+            return conv_transpose3d(b, x, w, bias, stride, padding, extra, dilation, k)
+        except UnsupportedError as error:
+            raise b.refuse(str(error)) from error
     one = w.ndim == 3
     if one:  # as a convolution of height 1
         n, c, length = b.shape(x)
@@ -194,8 +205,8 @@ def onnx_conv(imp: Importer, node: OnnxNode) -> Any:
         raise node.wrong("the weight (input 1) is missing")
     shape = imp.shape(x)
     n = len(shape) - 2
-    if n not in (1, 2):
-        raise node.refuse(f"{n} spatial dimensions (1 and 2 are supported)")
+    if n not in (1, 2, 3):
+        raise node.refuse(f"{n} spatial dimensions")
     if weight.ndim != n + 2:
         raise node.wrong(f"weight of shape {list(weight.shape)} for an input of shape {shape}")
     kernel = node.ints("kernel_shape", list(weight.shape[2:]))
@@ -203,6 +214,8 @@ def onnx_conv(imp: Importer, node: OnnxNode) -> Any:
         raise node.wrong(f"kernel_shape {kernel} does not fit the weight's shape {list(weight.shape)}")
     strides, dilations = onnx_spatial(node, "strides", n, 1), onnx_spatial(node, "dilations", n, 1)
     groups = node.integer("group", 1)
+    if n == 3:
+        return _onnx_volume(imp, node, x, weight, bias)
     if n == 1:
         weight = weight.reshape(*weight.shape[:2], 1, weight.shape[2])
     x2 = as_map(imp, x, n)
@@ -217,6 +230,26 @@ def onnx_conv(imp: Importer, node: OnnxNode) -> Any:
     cls = Conv2d if node.op == "Conv" else ConvTranspose2d
     out = imp.emit(cls, x2, weight=weight, bias=bias, padding=onnx_four(pads), **fields)
     return from_map(imp, out, n)
+
+
+def _onnx_volume(imp: Importer, node: OnnxNode, x: Any, weight: Array, bias: Array | None) -> Any:
+    from actzip.runtime.ops.volume import conv3d, conv_transpose3d
+
+    spatial, kernel = imp.shape(x)[2:], [int(k) for k in weight.shape[2:]]
+    strides, dilations = onnx_spatial(node, "strides", 3, 1), onnx_spatial(node, "dilations", 3, 1)
+    groups, extra = node.integer("group", 1), [0, 0, 0]
+    if node.op == "Conv":
+        pads = onnx_pads(node, spatial, kernel, strides, dilations)
+    else:
+        pads, extra = _onnx_transposed_pads(node, spatial, kernel, strides, dilations)
+    if min(pads) < 0:
+        raise node.refuse("negative padding")
+    if node.op == "Conv":
+        return conv3d(imp, x, weight, bias, strides, pads, dilations, groups)
+    try:
+        return conv_transpose3d(imp, x, weight, bias, strides, pads, extra, dilations, groups)
+    except UnsupportedError as error:
+        raise node.refuse(str(error)) from error
 
 
 def _onnx_transposed_pads(

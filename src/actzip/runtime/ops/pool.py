@@ -21,6 +21,7 @@ from actzip.runtime.ops.windows import (
     onnx_spatial,
     onnx_two,
     torch_four,
+    torch_three,
     torch_two,
     window,
 )
@@ -131,19 +132,38 @@ def torch_avg_pool(b: Builder, a: dict[str, Any]) -> Any:
     )
 
 
+@torch_op("max_pool3d", "max_pool3d_with_indices")
+def torch_max_pool3d(b: Builder, a: dict[str, Any]) -> Any:
+    from actzip.runtime.ops.volume import pool3d
+
+    k, p, d = [torch_three(a[n]) for n in ("kernel_size", "padding", "dilation")]
+    s = torch_three(a["stride"]) if a["stride"] else k
+    y = pool3d(b, a["self"], "max", k, s, p * 2, d, ceil_mode=bool(a["ceil_mode"]))
+    many = isinstance(b.node.meta["val"], (tuple, list))
+    return (y, Absent("the indices of a max pooling")) if many else y
+
+
 @torch_op("avg_pool3d")
 def torch_avg_pool3d(b: Builder, a: dict[str, Any]) -> Any:
-    """Only windows along the first of the three dimensions, which is what local response norm is made of."""
-    k, s, p = [list(a[n]) for n in ("kernel_size", "stride", "padding")]
+    """Windows along the first of the three dimensions alone are what local response norm is made of."""
+    from actzip.runtime.ops.volume import pool3d
+
+    k, p = [torch_three(a[n]) for n in ("kernel_size", "padding")]
+    s = torch_three(a["stride"]) if a["stride"] else k
     n, c, d, h, w = b.shape(a["self"])
-    if (
-        k[1:] != [1, 1]
-        or (s and set(s) != {1})
-        or any(p[1:])
-        or not isinstance(h, int)
-        or not isinstance(w, int)
-    ):
-        raise b.refuse("3-dimensional pooling is not supported")
+    if k[1:] != [1, 1] or set(s) != {1} or any(p[1:]) or not isinstance(h, int) or not isinstance(w, int):
+        return pool3d(
+            b,
+            a["self"],
+            "avg",
+            k,
+            s,
+            p * 2,
+            [1, 1, 1],
+            ceil_mode=bool(a["ceil_mode"]),
+            count_include_pad=bool(a["count_include_pad"]),
+            divisor=int(a["divisor_override"] or 0),
+        )
     x = b.reshape(a["self"], (n, c, d, h * w))
     y = b.emit(
         Pool,
@@ -168,13 +188,24 @@ def torch_adaptive_pool(b: Builder, a: dict[str, Any]) -> Any:
     return (y, Absent("the indices of a max pooling")) if is_max else y
 
 
+@torch_op("adaptive_avg_pool3d", "_adaptive_avg_pool3d", "adaptive_max_pool3d")
+def torch_adaptive_pool3d(b: Builder, a: dict[str, Any]) -> Any:
+    from actzip.runtime.ops.volume import adaptive_pool3d
+
+    is_max = "max" in b.node.target._schema.name
+    dims = b.shape(a["self"])[2:]
+    size = [int(o if o is not None else d) for o, d in zip(a["output_size"], dims, strict=True)]  # type: ignore[arg-type]
+    y = adaptive_pool3d(b, a["self"], "max" if is_max else "avg", size)
+    return (y, Absent("the indices of a max pooling")) if is_max else y
+
+
 @onnx_op("MaxPool", "AveragePool")
 def onnx_pool(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
     shape = imp.shape(x)
     n = len(shape) - 2
-    if n not in (1, 2):
-        raise node.refuse(f"{n} spatial dimensions (1 and 2 are supported)")
+    if n not in (1, 2, 3):
+        raise node.refuse(f"{n} spatial dimensions")
     kernel = node.ints("kernel_shape")
     if len(kernel) != n:
         raise node.wrong(f"kernel_shape {kernel} for {n} spatial dimensions")
@@ -189,6 +220,11 @@ def onnx_pool(imp: Importer, node: OnnxNode) -> Any:
     ceil = bool(node.integer("ceil_mode", 0)) and node.attribute("auto_pad", "NOTSET") in ("NOTSET", "")
     if kind == "avg" and any(d != 1 for d in dilations):
         raise node.refuse("average pooling with dilation")
+    if n == 3:
+        from actzip.runtime.ops.volume import pool3d
+
+        how: dict[str, Any] = {"ceil_mode": ceil, "count_include_pad": include}
+        return pool3d(imp, x, kind, kernel, strides, pads, dilations, **how)
     out = imp.emit(
         Pool,
         as_map(imp, x, n),

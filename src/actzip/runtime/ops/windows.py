@@ -30,6 +30,11 @@ def torch_two(v: Any) -> tuple[int, int]:
     return (int(v[0]), int(v[0])) if len(v) == 1 else (int(v[0]), int(v[1]))
 
 
+def torch_three(v: Any) -> list[int]:
+    v = [v] if isinstance(v, int) else list(v)
+    return [int(d) for d in (v * 3 if len(v) == 1 else v)]
+
+
 def torch_four(v: Any) -> tuple[int, int, int, int]:
     a, b = torch_two(v)
     return (a, b, a, b)

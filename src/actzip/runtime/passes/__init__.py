@@ -18,6 +18,7 @@ from actzip.runtime.passes.fold import (
     fold_constants,
     fold_padding,
     sink_affine,
+    spread_batch_norm,
 )
 from actzip.runtime.passes.fuse import fuse_activations, fuse_residuals, pool_means, sink_average_pools
 from actzip.runtime.passes.moves import (
@@ -32,6 +33,7 @@ from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
 from actzip.runtime.passes.shared import share_weights
 from actzip.runtime.passes.transposed import split_transposed
+from actzip.runtime.passes.volumes import volumes_as_frames
 
 __all__ = [
     "PASSES",
@@ -61,6 +63,8 @@ __all__ = [
     "sink_average_pools",
     "split_transposed",
     "split_upsampled",
+    "spread_batch_norm",
+    "volumes_as_frames",
 ]
 
 PASSES: tuple[Pass, ...] = (
@@ -73,8 +77,10 @@ PASSES: tuple[Pass, ...] = (
     recompose_activations,  # what transposes stood in
     recompose_norms,
     lines_as_maps,
+    volumes_as_frames,
     channel_affine,
     fold_padding,
+    spread_batch_norm,
     fold_batch_norm,
     scale_activations,
     fuse_activations,

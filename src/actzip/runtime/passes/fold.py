@@ -146,6 +146,60 @@ def fold_batch_norm(graph: g.Graph) -> g.Graph:
     return graph
 
 
+def spread_batch_norm(graph: g.Graph) -> g.Graph:
+    """A BatchNorm of a sum of convolutions becomes one of each, the shift in the first:
+    :func:`fold_batch_norm` then takes them in."""
+    graph = graph.copy()
+    producers, readers = graph.producers(), uses(graph)
+    behind: dict[str, list[g.Node]] = {}  # a convolution's output -> what is to stand behind it
+    for i, node in enumerate(graph.nodes):
+        if not isinstance(node, ops.BatchNorm):
+            continue
+        leaves = _leaves_of_sum(graph, node.inputs[0], producers, readers)
+        if len(leaves) < 2:
+            continue
+        top = producers[node.inputs[0]]
+        for k, leaf in enumerate(leaves):
+            made = graph.fresh(leaf + "_normal")
+            graph.values[made] = dataclasses.replace(graph.values[leaf], name=made)
+            shift = node.shift if k == 0 else np.zeros_like(node.shift)
+            name = node.name if k == 0 else f"{node.name}:{k}"
+            norm = ops.BatchNorm(name, (leaf,), made, scale=node.scale, shift=shift, source=node.source)
+            behind.setdefault(producers[leaf].output, []).append(norm)
+            reader = next(n for n in graph.nodes if leaf in n.inputs)
+            reader.inputs = tuple(made if v == leaf else v for v in reader.inputs)
+        graph.nodes[i] = dataclasses.replace(top, output=node.output, act=node.act)  # type: ignore[call-arg]
+        graph.nodes[graph.nodes.index(top)] = graph.nodes[i]
+        producers[node.output] = graph.nodes[i]
+        del producers[top.output]
+    if not behind:
+        return graph
+    nodes: dict[str, g.Node] = {}
+    for n in graph.nodes:
+        for m in (n, *behind.get(n.output, [])):
+            nodes.setdefault(m.output, m)
+    graph.nodes = list(nodes.values())
+    prune(graph)
+    return graph
+
+
+def _leaves_of_sum(
+    graph: g.Graph, v: str, producers: dict[str, g.Node], readers: dict[str, int]
+) -> list[str]:
+    """The convolutions' outputs that ``v`` is the sum of, where nothing else reads them; [] where it
+    is the sum of other things."""
+    p = producers.get(v)
+    if p is None or readers[v] != 1:
+        return []
+    if isinstance(p, ops.Conv2d):
+        return [v] if p.act is None and p.pre_act is None and len(p.inputs) == 1 else []
+    if not isinstance(p, ops.Binary) or p.kind != "add" or p.act is not None:
+        return []
+    parts = [_leaves_of_sum(graph, i, producers, readers) for i in p.inputs]
+    whole = all(g.same_shape(graph.shape(i), graph.shape(v)) for i in p.inputs)
+    return [leaf for part in parts for leaf in part] if whole and all(parts) else []
+
+
 def _windows_inside(node: ops.Pool, shape: g.Shape, padding: tuple[int, ...]) -> bool:
     """Whether every window of a pool with this padding touches the map: padding that is no less
     than a window may not."""

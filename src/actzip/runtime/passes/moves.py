@@ -9,6 +9,7 @@ import numpy as np
 
 from actzip.runtime import graph as g
 from actzip.runtime import ops
+from actzip.runtime.ops.volume import Regroup
 from actzip.runtime.passes.edit import drop_dead, prune
 
 
@@ -253,7 +254,7 @@ def _of_line(graph: g.Graph, constant: str) -> str:
 
 
 def _can_place(graph: g.Graph, node: g.Node) -> bool:
-    return not isinstance(node, (ops.Reshape, ops.Transpose, ops.Slice, ops.Expand))
+    return not isinstance(node, (ops.Reshape, ops.Transpose, ops.Slice, ops.Expand, Regroup))
 
 
 def place_concats(graph: g.Graph, can_place: Callable[[g.Graph, g.Node], bool] | None = None) -> g.Graph:
