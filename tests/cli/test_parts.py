@@ -54,3 +54,32 @@ def test_without_onnx_runtime_one_line_names_every_node(path, run, monkeypatch):
     line = err.strip().splitlines()[-1]
     assert code and line.startswith("error: ")
     assert all(w in line for w in ("running", "volume", "pip install onnxruntime"))
+
+
+@pytest.mark.parametrize("verb", ["compile", "bench", "profile"])
+def test_random_input_of_a_file_that_takes_integers_is_of_its_type(verb, run, tmp_path):
+    draw = np.random.default_rng(0).standard_normal
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["g"], name="embedding"),
+        helper.make_node("Transpose", ["g"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Conv", ["t", "w"], ["y"]),
+    ]
+    arrays = {"table": draw((40, 6), np.float32), "w": draw((4, 6, 3), np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(a, n) for n, a in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = str(tmp_path / "ids.onnx")
+    onnx.save(model, path)
+    more = {
+        "compile": ["--no-tune"],
+        "bench": ["--engines", "onnxruntime", "--runs", "1", "--rounds", "1"],
+        "profile": ["--codecs", "none", "--no-engine"],
+    }
+    code, _, err = run(verb, path, *more[verb])
+    assert not code, err
+    assert "left out" not in err

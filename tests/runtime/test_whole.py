@@ -42,19 +42,19 @@ def save(path: Path, nodes: list[Any], constants: dict[str, Any], outputs: dict[
 
 @pytest.fixture
 def recogniser(tmp_path: Path) -> Path:
-    """Convolutions, an LSTM over the width, a linear layer, the best class and its score."""
+    """Convolutions, an RNN over the width, a linear layer, the best class and its score."""
     nodes = [
         N("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], name="first"),
         N("Relu", ["c"], ["r"], name="relu"),
         N("ReduceMean", ["r"], ["m"], axes=[2], keepdims=0),
         N("Transpose", ["m"], ["t"], perm=[2, 0, 1]),
-        N("LSTM", ["t", "wi", "wh"], ["h", "last", ""], hidden_size=6, name="memory"),
+        N("RNN", ["t", "wi", "wh"], ["h", "last"], hidden_size=6, name="memory"),
         N("Squeeze", ["h", "one"], ["s"]),
         N("MatMul", ["s", "v"], ["y"], name="head"),
         N("Add", ["last", "half"], ["state"]),
     ]
     constants = {
-        "w": normal(8, 3, 3, 3), "wi": normal(1, 24, 8), "wh": normal(1, 24, 6), "v": normal(6, 5),
+        "w": normal(8, 3, 3, 3), "wi": normal(1, 6, 8), "wh": normal(1, 6, 6), "v": normal(6, 5),
         "one": np.int64([1]), "half": np.float32(0.5),
     }  # fmt: skip
     return save(tmp_path / "rec.onnx", nodes, constants, {"y": 1, "state": 1})
@@ -123,5 +123,5 @@ def test_without_onnx_runtime_the_blockers_are_named(recogniser: Path, monkeypat
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UnsupportedError, match=r"LSTM node 'memory'.*pip install onnxruntime"):
+    with pytest.raises(UnsupportedError, match=r"RNN node 'memory'.*pip install onnxruntime"):
         actzip.load(recogniser)

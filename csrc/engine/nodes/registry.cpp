@@ -24,6 +24,7 @@
   row(matmul) \
   row(pad) \
   row(pool) \
+  row(recurrent) \
   row(reduce) \
   row(resize) \
   row(slice) \

@@ -274,12 +274,14 @@ def model_and_input(
     """
     import warnings
 
+    import numpy as np
     import torch
 
     from actzip.data import Loader
     from actzip.data.form import Form, forward_names
     from actzip.errors import ActzipWarning
     from actzip.models import RANDOM_WEIGHTS, has_random_weights, load_weights
+    from actzip.runtime.drawn import drawn
     from actzip.runtime.models import GraphNet, load_model, open_size, say_open
 
     form = form or Form()
@@ -310,11 +312,10 @@ def model_and_input(
             say_open(net)
         if isinstance(net, GraphNet) and len(net.graph.inputs) > 1:
             return found, net, net.example()
-        return (
-            found,
-            net,
-            torch.randn((batch, *(shape[:-2] if size else shape), *((size, size) if size else ()))),
-        )
+        if size is not None:
+            shape = form.laid_shape(form.chw(shape)[0], size, size)
+        kind = net.graph.values[net.graph.inputs[0]].dtype if isinstance(net, GraphNet) else "float32"
+        return found, net, torch.from_numpy(drawn(np.random.default_rng(0), (batch, *shape), kind))
     images = form.images(data, shape, mean, std, size=size, limit=batch, takes=open_size(net))
     if size is None:
         say_open(net, form.laid_shape(*images.shape))

@@ -11,6 +11,7 @@ import numpy as np
 
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
+from actzip.runtime.drawn import drawn
 from actzip.runtime.origin import OnnxOrigin, Origin, TorchOrigin
 
 
@@ -58,8 +59,9 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
     if example is not None:
         return graph, arrays_of(graph, example, "example"), origin
     rng = np.random.default_rng(0)
-    drawn = [rng.standard_normal(g.concrete(graph.shape(v), 1), np.float32) for v in graph.inputs]
-    return graph, [np.asarray(a) for a in drawn], origin
+    values = [graph.values[v] for v in graph.inputs]
+    arrays = [drawn(rng, g.concrete(v.shape, 1), v.dtype) for v in values]
+    return graph, [np.asarray(a, np.float32) for a in arrays], origin
 
 
 def _shapes(example: Any) -> Any:

@@ -32,6 +32,7 @@ from actzip.runtime.binding import (
     resized,
 )
 from actzip.runtime.cache import TuningCache
+from actzip.runtime.drawn import drawn
 from actzip.runtime.explain import Explanation, explain
 from actzip.runtime.graph_data import all_to_data, from_data
 from actzip.runtime.lower import Lowered, lower
@@ -140,7 +141,11 @@ def compile(
         inputs = arrays_of(graph, calibration, "calibration")
     # zeros (what a tracer gives) say nothing about densities
     rng = np.random.default_rng(0)
-    inputs = [a if a.any() else rng.standard_normal(a.shape, np.float32) for a in inputs]
+    types = [graph.values[v].dtype for v in graph.inputs]
+    inputs = [
+        a if a.any() else np.asarray(drawn(rng, a.shape, t), np.float32)
+        for a, t in zip(inputs, types, strict=True)
+    ]
     tuned = _choose(graph, inputs, batch, n_threads, tune, cache, progress)
     if storage == "float16":
         tuned.graph.meta["float32_maps"] = too_great(tuned.graph, inputs)
@@ -492,7 +497,8 @@ class CompiledModel:
         variants = {n: v for n, v in self._variants.items() if n in names}
         why = {n: f"as at {_size(self._in)}" for n in self._why if n in names}
         rng = np.random.default_rng(0)
-        arrays = [rng.standard_normal(s, np.float32) for s in shapes]
+        types = [graph.values[v].dtype for v in graph.inputs]
+        arrays = [np.asarray(drawn(rng, s, t), np.float32) for s, t in zip(shapes, types, strict=True)]
         sample = _one_each(graph, arrays)
         return CompiledModel(graph, variants, why, self.threads, sample, self._store)
 

@@ -17,6 +17,7 @@ from actzip.runtime.acts import ACTS, Act
 from actzip.runtime.ops.depth_to_space import DepthToSpace
 from actzip.runtime.ops.elsewhere import Elsewhere
 from actzip.runtime.ops.grid_sample import GridSample
+from actzip.runtime.ops.recurrent import Recurrent
 from actzip.runtime.ops.reduce import ArgMax
 from actzip.runtime.ops.topk import TopKIndices, TopKValues
 from actzip.runtime.ops.volume import Regroup
@@ -257,6 +258,46 @@ def _regroup(n: Regroup, x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(images, h, w, c).permute(0, 3, 1, 2)
 
 
+def _recurrent(n: Recurrent, x: Tensor) -> Tensor:
+    d, wide, size = n.weight.shape
+    weight, bias = _t(n.weight), _t(n.bias)
+    assert weight is not None
+    zeros = x.new_zeros(x.shape[1], size)
+    ways = []
+    for k in range(d):
+        back = k == 1 or n.reverse
+        own = x[:, :, k * wide : (k + 1) * wide]
+        own = own.flip(0) if back else own
+        if n.reset_before:
+            h, steps = zeros, []
+            for gates in own:
+                h = _reset_before(gates, h, weight[k], None if bias is None else bias[k])
+                steps.append(h)
+            y = torch.stack(steps)
+        else:
+            added = x.new_zeros(wide)
+            if bias is not None:
+                added[2 * size :] = bias[k]
+            # the gates come ready: as inputs of weights that change nothing
+            params = [torch.eye(wide, dtype=x.dtype), weight[k].to(x.dtype), x.new_zeros(wide), added]
+            first = zeros[None]
+            how = (True, 1, 0.0, False, False, False)
+            if n.kind == "lstm":
+                y = torch.lstm(own, (first, first), params, *how)[0]
+            else:
+                y = torch.gru(own, first, params, *how)[0]
+        ways.append(y.flip(0) if back else y)
+    return torch.cat(ways, 2)
+
+
+def _reset_before(gates: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A step of a GRU whose state is reset before it is multiplied."""
+    size = h.shape[1]
+    r, z = torch.sigmoid(gates[:, : 2 * size] + F.linear(h, weight[: 2 * size])).chunk(2, 1)
+    new = torch.tanh(gates[:, 2 * size :] + F.linear(r * h, weight[2 * size :], bias))
+    return (1 - z) * new + z * h
+
+
 # node class -> what it computes of its inputs; integers are held as float32
 _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.Conv2d: _conv,
@@ -283,6 +324,7 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     TopKIndices: lambda n, x: _topk(n, x)[1].float(),
     ops.Softmax: _softmax,
     ops.Resize: _resize,
+    Recurrent: _recurrent,
     Regroup: _regroup,
     GridSample: lambda n, x, at: F.grid_sample(x, at, n.mode, n.padding, n.align_corners),
 }

@@ -19,6 +19,7 @@ import numpy as np
 
 from actzip.errors import ActzipError, ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.binding import no_memory
+from actzip.runtime.drawn import drawn as drawn_of
 from actzip.runtime.explain import Explanation, LayerRow, together
 from actzip.runtime.from_onnx import Importer, at_least_opset, reads
 from actzip.runtime.graph import Array, Graph
@@ -77,12 +78,7 @@ def usual_inputs(model: Any, given: Mapping[str, tuple[int, ...]] | None = None)
     rng = np.random.default_rng(0)
 
     def drawn(shapes: Mapping[str, tuple[int, ...]]) -> list[Array]:
-        return [
-            rng.integers(0, 2, shapes[n]).astype(types[n])
-            if types[n].kind in "iub"
-            else rng.standard_normal(shapes[n]).astype(types[n])
-            for n in names
-        ]
+        return [drawn_of(rng, shapes[n], str(types[n])) for n in names]
 
     def tried(shapes: Mapping[str, tuple[int, ...]] | None) -> list[Array]:
         arrays = drawn(next(usual_shapes(model, shapes)))

@@ -25,6 +25,7 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import interpret, ops
 from actzip.runtime.acts import ACTS, Act
+from actzip.runtime.drawn import drawn
 from actzip.runtime.ops.elsewhere import Elsewhere
 from actzip.runtime.origin import Origin, Shapes, is_large
 from actzip.runtime.sizes import Resizer, Sizes
@@ -489,11 +490,9 @@ class GraphNet(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs
 
     def example(self) -> Any:
-        """Random inputs of the graph's shapes (N is 1): a tensor, or a tuple of several."""
-        generator = torch.Generator().manual_seed(0)
-        made = [
-            torch.randn(g.concrete(self.graph.shape(v), 1), generator=generator) for v in self.graph.inputs
-        ]
+        """Random inputs of the graph's shapes and types (N is 1): a tensor, or a tuple of several."""
+        rng, values = np.random.default_rng(0), [self.graph.values[v] for v in self.graph.inputs]
+        made = [torch.from_numpy(drawn(rng, g.concrete(v.shape, 1), v.dtype)) for v in values]
         return made[0] if len(made) == 1 else tuple(made)
 
     def to_graph(self, shapes: Shapes | None = None) -> g.Graph:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from actzip.activations import eval_mode
 from actzip.errors import ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.binding import as_call
+from actzip.runtime.drawn import drawn
 from actzip.runtime.dynamo import effect_of, engine_parts, parts_of
 from actzip.runtime.explain import Explanation, LayerRow, together
 from actzip.runtime.from_torch import (
@@ -157,9 +158,8 @@ class PartitionedModule:
         self._cuts.put([tuple(t.shape) for t in inputs], self._first)
 
     def _of_size(self, shapes: Any) -> _Cut:
-        generator = torch.Generator().manual_seed(0)
-        drawn = zip(shapes, self._sample, strict=True)
-        inputs = [torch.randn(s, generator=generator).abs().to(like.dtype) for s, like in drawn]
+        rng, types = np.random.default_rng(0), [str(t.dtype)[6:] for t in self._sample]
+        inputs = [torch.from_numpy(drawn(rng, s, t)) for s, t in zip(shapes, types, strict=True)]
         return self._cut(inputs, {**self._options, "tune": False})
 
     def _cut(self, inputs: list[Tensor], options: dict[str, Any], traced: Traced | None = None) -> _Cut:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from actzip.runtime.from_torch import Builder
     from actzip.runtime.lower import Lowering
 
-    Maker = Builder | Importer
+    Maker: TypeAlias = Builder | Importer
 
 __all__ = ["Regroup", "adaptive_pool3d", "conv3d", "conv_transpose3d", "pool3d"]
 
@@ -141,7 +141,7 @@ def conv3d(
     weights = [np.ascontiguousarray(weight[:, :, t]) for t in range(kd)]
     if kd > 1 and groups == 1 and kd * weight.shape[1] <= _FEW:
         taps, weights = [b.emit(Concat, *taps, axis=1)], [np.concatenate(weights, 1)]
-    y = None
+    y: Any = None
     for k, (tap, part) in enumerate(zip(taps, weights, strict=True)):
         made = b.emit(Conv2d, tap, weight=part, bias=None if k else bias, **flat)
         y = made if y is None else b.emit(Binary, made, y, kind="add")
@@ -226,7 +226,7 @@ def pool3d(
     average of averages. ``pads`` as :func:`conv3d` has them."""
     n = b.shape(x)[0]
     front, top, left, back, bottom, right = pads
-    common = {"kind": kind, "ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    common: dict[str, Any] = {"kind": kind, "ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
     frames = _frames(b, x)
     if tuple(kernel[1:]) != (1, 1) or tuple(stride[1:]) != (1, 1) or divisor:
         frames = b.emit(

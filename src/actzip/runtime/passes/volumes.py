@@ -101,7 +101,7 @@ def _before(graph: g.Graph, node: g.Node, r: Regroup) -> bool:
         a = graph.constants.get(v)
         if a is None and not g.same_shape(graph.shape(v), r.shape):
             return False
-        if a is not None and a.size > 1 and (a.ndim < 3 or a.size != a.shape[-3]):
+        if a is not None and a.size > 1 and (a.ndim < 3 or a.size != a.shape[a.ndim - 3]):
             return False
     return True
 
@@ -150,7 +150,7 @@ def _of_frames(graph: g.Graph, constant: str) -> str | None:
     a = graph.constants.get(constant)
     if a is None:
         return None
-    a = a.reshape([1] * (5 - a.ndim) + list(a.shape))
-    if a.shape[0] != 1 or a.shape[2] != 1:
+    n, c, d, h, w = (1,) * (5 - a.ndim) + a.shape
+    if (n, d) != (1, 1):
         return None
-    return graph.add_constant(np.ascontiguousarray(a[:, :, 0]), constant + "_frames")
+    return graph.add_constant(np.ascontiguousarray(a.reshape(n, c, h, w)), constant + "_frames")
