@@ -1,5 +1,5 @@
-// recurrent: the steps of an LSTM or a GRU. What their inputs give (x @ W.T + biases) is a linear layer of all
-// steps before it; here each step adds what the hidden state gives and updates it.
+// recurrent: the steps of an LSTM or a GRU. What their inputs give (x @ W.T + biases) is a linear layer of
+// all steps before it; here each step adds what the hidden state gives and updates it.
 //
 // Columns of the recurrent weights lie in chunks of 64, so that a chunk is one run of memory; a step takes
 // each chunk to some images in turn.
@@ -75,14 +75,12 @@ class RecurrentNode final : public DenseNode {
         for (int64_t at = 0; at < columns; at += kChunk, to += kChunk * size_)
           for (int64_t j = at; j < std::min(columns, at + kChunk); ++j)
             for (int64_t k = 0; k < size_; ++k)
-              to[k * kChunk + j - at] =
-                  w[static_cast<size_t>((d * gates_ * size_ + from + j) * size_ + k)];
+              to[k * kChunk + j - at] = w[static_cast<size_t>((d * gates_ * size_ + from + j) * size_ + k)];
         from += columns;
       }
   }
   // sums[n] = h[n] @ w, of chunks [from, to) of a direction's weights.
-  void multiply(const float* w, const float* h, float* sums, int64_t images, int64_t from,
-                int64_t to) const {
+  void multiply(const float* w, const float* h, float* sums, int64_t images, int64_t from, int64_t to) const {
     for (int64_t k = from; k < to; ++k)
       for (int64_t n = 0; n < images; ++n)
         rows_.vec_mat(sums + n * width() + k * kChunk, h + n * size_, 1, w + k * kChunk * size_, kChunk,
