@@ -179,3 +179,18 @@ def test_maps_of_few_values_cost_more_where_they_are_repaired(trained, monkeypat
     names = sorted(more, key=more.__getitem__)
     assert names[0] == "relu" and more["relu"] > 1  # four times the positions of the others
     assert more[names[-1]] - 1 == pytest.approx(4 * (more["relu"] - 1))
+
+
+def test_no_unit_is_free_because_few_inputs_felt_it(trained, monkeypatch):
+    """Where there are few values, what a unit costs is drawn to what all units of its map cost."""
+    batches = [b[0] for b in loader()][:1]
+    drawn = table.Table(trained, batches, per="channel", repaired=True).cost
+    monkeypatch.setattr(table, "VALUES", 0)
+    felt = table.Table(trained, batches, per="channel", repaired=True).cost
+    for name, cost in drawn.items():
+        gone = felt[name][:, -1] > 0
+        mean, before = (c[gone, -1].log().mean() for c in (cost, felt[name]))
+        less = (cost[gone, -1].log() - mean).square().sum()
+        assert less < (felt[name][gone, -1].log() - before).square().sum()
+        assert int((cost[:, -1] > 0).sum()) >= int(gone.sum())
+        torch.testing.assert_close(cost.sum(0) / cost.sum(), felt[name].sum(0) / felt[name].sum())

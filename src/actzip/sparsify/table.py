@@ -32,7 +32,8 @@ class Table:
     projection, the push that the values below each candidate exert together. Scores are weighed as
     their divergence weighs them (Fisher's information), other outputs alike. With ``repaired`` the
     mean of what is removed counts for nothing, for :func:`actzip.sparsify.repair.repair` puts it
-    back, and maps of few values count more, for it is estimated on them.
+    back, and maps of few values count more, for it is estimated on them; and what their units cost
+    is drawn to the mean over all units, for a gradient of few inputs misses what others feel.
 
     Args:
         model: without thresholds.
@@ -75,8 +76,9 @@ class Table:
             self._add(model, x, projections, generator)
             if on_batch is not None:
                 on_batch()
-        for name, cost in self.cost.items() if repaired else ():
-            cost.mul_(1 + VALUES * self._channels[name] / max(1, self.elements[name]))
+        for name in self.unit if repaired else ():
+            few = VALUES * self._channels[name] / max(1, self.elements[name])
+            self.cost[name] = (1 + few) * self._shrunk(name, few / (1 + few))
 
     def _scale(self, model: nn.Module, x: Tensor, layers: Any, ignore: Any) -> None:
         def see(site: Site, y: Tensor) -> None:
@@ -134,6 +136,18 @@ class Table:
             sums = sums - m * bins.total(grad)
             squares = squares - 2 * m * bins.up_to(g2 * v) + m.square() * bins.total(g2)
         return (sums.square() + squares.clamp(min=0)).sum(0)
+
+    def _shrunk(self, name: str, share: float) -> Tensor:
+        """The cost of each unit, drawn by ``share`` to what removing as much costs in all units."""
+        levels = torch.tensor(LEVELS, dtype=torch.float64)
+        middle = (levels + levels.roll(1)) / 2
+        gone = self.removed[name]
+        counts = gone.diff(dim=1, prepend=gone[:, :1])  # between a threshold and the one before
+        places = self.elements[name] / len(gone)
+        spread = (counts * middle.square()).cumsum(1) - (counts * middle).cumsum(1).square() / places
+        spread = spread * self.unit[name].double()[:, None].square()
+        cost = self.cost[name]
+        return cost + share * (spread * (cost.sum(0) / spread.sum(0).clamp(min=1e-300)) - cost)
 
     def choose(self, price: float, worth: Mapping[str, float]) -> dict[str, float | Tensor]:
         """The thresholds that minimise cost - price * worth * removed, unit by unit; ``worth`` is
