@@ -859,32 +859,45 @@ def accelerate_draws() -> list[str]:
         drawn = json.loads(path.read_text(encoding="utf-8"))
         even = load(f"accelerate/{path.stem}")
         every = [{"draw": 0} | p for p in even["points"]] + drawn["points"]
-        for target in dict.fromkeys(json.dumps(p["target"]) for p in every):
-            points = [p for p in every if json.dumps(p["target"]) == target]
+        for target in dict.fromkeys(aim(p) for p in every):
+            points = [p for p in every if aim(p) == target]
             if len(points) < 2:
                 continue
             numbers = [draw_row(p) for p in points]
-            means = [sum(column) / len(column) for column in zip(*numbers, strict=True)]
+            short = min(map(len, numbers))  # not every draw was coded
+            means = [sum(n[i] for n in numbers) / len(numbers) for i in range(short)]
             for draw, row in [*zip([p["draw"] for p in points], numbers, strict=True), ("mean", means)]:
-                density, change, same, divergence, error = row
+                density, work, change, same, divergence, error, *coded = row
+                bits = [f"{g:.2f}x at {100 * c:+.2f}" for g, c in zip(coded[::2], coded[1::2], strict=True)]
                 rows.append(
                     (
                         drawn["network"],
                         draw,
                         f"{density:.3f}",
+                        f"{work:.2f}x",
                         f"{100 * change:+.2f}",
                         percent(same),
                         f"{divergence:.4f}",
                         f"{error:.3f}",
+                        *(bits or ["", ""]),
                     )
                 )
-    head = "network | draw | density | points | agreement | divergence | output error"
-    return grid(head, "lrrrrrr", rows)
+    head = "network | draw | density | less work | points | agreement | divergence | output error"
+    return grid(f"{head} | 16 bits | 8 bits", "lrrrrrrrrr", rows)
+
+
+def aim(p: dict[str, Any]) -> tuple[Any, ...]:
+    """The target of a point; a theoretical speed-up is the calibration images' and differs by draw."""
+    target = p["target"]
+    return ("density", target["density"]) if "density" in target else ("work", round(p["less_work"], 1))
 
 
 def draw_row(p: dict[str, Any]) -> tuple[float, ...]:
-    shares = (p["top1_change"]["value"], p["agreement"]["value"])
-    return (p["density"], *shares, p["divergence"]["value"], p["output_error"]["value"])
+    """Numbers of a draw: what is known of every one, and gain and points at 16 and 8 bits of those coded."""
+    shares = (p["less_work"], p["top1_change"]["value"], p["agreement"]["value"])
+    both = [(c["codecs"]["best"]["gain_float32"], c["top1_change"]["value"]) for c in p.get("coded", [])]
+    coded = [v for pair in both for v in pair]
+    return (p["density"], *shares, p["divergence"]["value"], p["output_error"]["value"], *coded)
 
 
 @table

@@ -8,9 +8,9 @@ Writes benchmarks/results/accelerate/NAME.json: for every point the density of a
 effective MACs, top-1 by labels (used here alone), the share of images whose highest output stays,
 how far outputs move, and the seconds that finding the point took, all on images that chose nothing.
 Intervals are of 95 %. With `bits` (networks.py), also the coded size of all maps, headers included,
-and top-1 with integers of so many bits. `--draw` calibrates with other images, drawn at random, and
-adds its points to draws/NAME.json. Networks come from ordinary packages; `--plain` leaves the repair
-out, for comparison.
+and top-1 with integers of so many bits, at the densities of `coded_at`. `--draw` calibrates with
+other images, drawn at random, and adds its points to draws/NAME.json. Networks come from ordinary
+packages; `--plain` leaves the repair out, for comparison.
 """
 
 from __future__ import annotations
@@ -155,13 +155,6 @@ def point(
     return made, told
 
 
-def drawn(x: Tensor, rest: Tensor, labels: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As many other images to calibrate, drawn at random of those that judge otherwise; the rest judge."""
-    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(draw))
-    taken, left = order[: len(x)], order[len(x) :].sort().values
-    return rest[taken], rest[left], labels[left] if labels is not None else None
-
-
 def add_draw(path: Path, name: str, row: dict[str, Any]) -> None:
     """Adds a draw's point to the file, in place of the same one."""
     path.parent.mkdir(exist_ok=True)
@@ -177,9 +170,7 @@ def add_draw(path: Path, name: str, row: dict[str, Any]) -> None:
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     network = NETWORKS[name]
     model = network.make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x, rest, labels = network.data(network.calibrate)
-    if args.draw:
-        x, rest, labels = drawn(x, rest, labels, args.draw)
+    x, rest, labels = network.data(network.calibrate, args.draw)
     images = args.images or network.images
     rest = rest[:images]
     labels = labels[:images] if labels is not None and network.labelled else None
@@ -207,22 +198,23 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "points": [],
     }
     print(line("before", base), flush=True)
-    bits = () if args.draw or args.uncoded else network.bits
-    if bits:
+    bits = () if args.uncoded else network.bits
+    if bits and not args.draw:
         base["coded"] = coded(model, calibration, reference, batches, labels, network)
     targets = [{"density": d} for d in args.density or network.density]
     factors = args.work or (() if args.density else network.less_work)
-    targets += [{"speedup": f * base["theoretical_speedup"]} for f in factors]
+    natural = measure(model, calibration).theoretical_speedup if factors else 1.0
+    targets += [{"speedup": f * natural} for f in factors]
     for target in targets:
         made, row = point(model, calibrator, target, args)
         row |= judge(made, reference, batches, labels, base)
         told["points"].append(row)
         print(line(json.dumps(target), row), flush=True)
+        if bits and target.get("density") in network.coded_at:
+            row["coded"] = coded(made, calibration, reference, batches, labels, network)
         if args.draw:
             add_draw(RESULTS / "draws" / f"{name}.json", name, {"draw": args.draw} | row)
             continue
-        if bits:
-            row["coded"] = coded(made, calibration, reference, batches, labels, network)
         write_text(
             args.out or RESULTS / f"{name}{'-plain' if args.plain else ''}.json",
             json.dumps(told, indent=1) + "\n",

@@ -20,6 +20,8 @@ from actzip.models import resolve as resolve_model
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
 from modules import craft, efficientnet_lite0, mobilenet_v2
 
+Data = Callable[[int, int], tuple[Tensor, Tensor, Tensor | None]]
+
 
 @dataclass(frozen=True)
 class Network:
@@ -27,15 +29,17 @@ class Network:
 
     Attributes:
         make: the module.
-        data: calibration images, images to judge on, their labels.
+        data: of so many to calibrate with and a draw: calibration images, images to judge on, their
+            labels. Draw 0 is spread evenly, others are random.
         density: densities of all ReLU outputs; less_work: factors of effective MACs against natural zeros.
         calibrate: images for thresholds and repair; images: judged on, at most; batch: a pass.
         labelled: labels are of the network's classes, so top-1 is counted.
-        bits: the maps are also coded, as integers of so many bits, of ``coded`` images.
+        bits: the maps are also coded, as integers of so many bits, of ``coded`` images, at the
+            densities ``coded_at``.
     """
 
     make: Callable[[], nn.Module]
-    data: Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
+    data: Data
     density: tuple[float, ...] = ()
     less_work: tuple[float, ...] = ()
     calibrate: int = 32
@@ -44,6 +48,7 @@ class Network:
     images: int = 10_000
     bits: tuple[int, ...] = ()
     coded: int = 32
+    coded_at: tuple[float, ...] = ()
 
 
 def own(name: str, weights: str) -> Callable[[], nn.Module]:
@@ -57,13 +62,11 @@ def own(name: str, weights: str) -> Callable[[], nn.Module]:
     return make
 
 
-def crops(
-    side: int, share: float, mean: float, deviation: float
-) -> Callable[[int], tuple[Tensor, Tensor, Tensor | None]]:
+def crops(side: int, share: float, mean: float, deviation: float) -> Data:
     """ImageNet's 500 photographs as EfficientNet takes them: the middle ``share`` of the shorter side,
     resized to ``side`` bicubically, (x - mean) / deviation of 0..255."""
 
-    def data(calibrate: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def data(calibrate: int, draw: int) -> tuple[Tensor, Tensor, Tensor | None]:
         import pyarrow.parquet as pq
         from PIL import Image
 
@@ -77,42 +80,45 @@ def crops(
                 part = image.convert("RGB").crop((left, top, left + edge, top + edge))
                 made.append(np.asarray(part.resize((side, side), Image.Resampling.BICUBIC)))
         x = (torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() - mean) / deviation
-        return dealt(x, torch.tensor([row["label"] for row in rows]), calibrate)
+        return dealt(x, torch.tensor([row["label"] for row in rows]), calibrate, draw)
 
     return data
 
 
-def dealt(x: Tensor, y: Tensor, calibrate: int) -> tuple[Tensor, Tensor, Tensor]:
-    """So many, spread evenly, to calibrate; the others to judge on, and their labels."""
+def dealt(x: Tensor, y: Tensor, calibrate: int, draw: int) -> tuple[Tensor, Tensor, Tensor]:
+    """So many, spread evenly, to calibrate; the others to judge on, and their labels. Another draw takes
+    as many of those that judge otherwise."""
     chosen = np.linspace(0, len(x) - 1, calibrate).round().astype(int)
     rest = np.setdiff1d(np.arange(len(x)), chosen)
+    if draw:
+        order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(draw)).numpy()
+        chosen, rest = rest[order[:calibrate]], rest[np.sort(order[calibrate:])]
     return x[chosen], x[rest], y[rest]
 
 
-def photographs(
-    side: int, crop: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[int], tuple[Tensor, Tensor, Tensor | None]]:
-    """ImageNet's 500 photographs: so many, spread evenly, to calibrate, the others to judge on."""
+def photographs(side: int, crop: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Data:
+    """ImageNet's 500 photographs: so many to calibrate, the others to judge on."""
 
-    def data(calibrate: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def data(calibrate: int, draw: int) -> tuple[Tensor, Tensor, Tensor | None]:
         found = resolve("imagenet_sample", "test", image_size=side, mean=mean, std=std)
         x, y = found.batch(slice(None))
         edge = (side - crop) // 2
         x = x[:, :, edge : edge + crop, edge : edge + crop]
-        return dealt(x, y, calibrate)
+        return dealt(x, y, calibrate, draw)
 
     return data
 
 
-def cifar(
-    mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[int], tuple[Tensor, Tensor, Tensor | None]]:
+def cifar(mean: tuple[float, ...], std: tuple[float, ...]) -> Data:
     """CIFAR-10: training images to calibrate, without labels; the whole test set to judge on."""
 
-    def data(calibrate: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def data(calibrate: int, draw: int) -> tuple[Tensor, Tensor, Tensor | None]:
         train = resolve("cifar10", "train", mean=mean, std=std)
         test = resolve("cifar10", "test", mean=mean, std=std)
         chosen = np.linspace(0, len(train) - 1, calibrate).round().astype(int)
+        if draw:
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw))
+            chosen = order[:calibrate].numpy()
         return train.batch(chosen)[0], *test.batch(slice(None))
 
     return data
@@ -125,8 +131,9 @@ NETWORKS = {
     "efficientnet-lite0": Network(
         efficientnet_lite0,
         crops(224, 224 / 256, 127, 128),
-        density=(0.46, 0.42),
+        density=(0.46, 0.45, 0.42),
         bits=(16, 8),
+        coded_at=(0.45,),
     ),
     "mobilenet-v2": Network(
         mobilenet_v2, photographs(256, 224, *_IMAGENET), density=(0.57, 0.52, 0.47, 0.41)

@@ -35,7 +35,7 @@ def run(
 ) -> dict[str, Any]:
     network = NETWORKS[name]
     model = network.make()
-    x, rest, _ = network.data(network.calibrate)
+    x, rest, _ = network.data(network.calibrate, 0)
     batches = torch.cat([x, rest])[:images].split(network.batch)
     torch.set_num_threads(threads)
     if not cost_model:
