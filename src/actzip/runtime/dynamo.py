@@ -67,6 +67,8 @@ class _Closed(nn.Module):
                 args.append(getattr(self, f"static_{i}"))
             elif kind == "size":
                 args.append(inputs[i].shape[dim])
+            elif kind == "number":
+                args.append(i)
             else:
                 args.append(inputs[i])
         return self.gm(*args)
@@ -559,14 +561,14 @@ def parts_of(
         fused(*(t.detach().clone() for t in examples))
     for handle in handles:
         handle.remove()
-    built = 0
+    built, free = 0, True
     for node in nodes:
         part = getattr(fused, node.target)
         values = seen.get(node.target, ())
         closed_part = _close_part(part, node, values)
         if closed_part is None or not any(_is_heavy(n) for n in part.graph.nodes):
             continue
-        module, dynamic = closed_part
+        module, dynamic, fixed = closed_part
         single = not isinstance(next(n for n in part.graph.nodes if n.op == "output").args[0], (tuple, list))
         try:
             call = _engine(module, tuple(values[i].detach().clone() for i in dynamic), options)
@@ -574,10 +576,22 @@ def parts_of(
             continue
         setattr(fused, node.target, _Part(call, dynamic, single))
         built += 1
+        free = free and not fixed and _grows_with(call.graph, [_val(node.args[i]) for i in dynamic])
     left = sum(n.op == "call_function" for n in fused.graph.nodes)
     given = [n.meta.get("val") for n in fused.graph.nodes if n.op == "placeholder"][-len(examples) :]
-    grows = [isinstance(v, Tensor) and v.ndim > 0 and not isinstance(v.shape[0], int) for v in given]
+    grows = [free and isinstance(v, Tensor) and v.ndim > 0 and not isinstance(v.shape[0], int) for v in given]
     return fused, built, left, grows if len(grows) == len(examples) else [False] * len(examples)
+
+
+def _grows_with(graph: Any, values: Sequence[Any]) -> bool:
+    """Whether a part takes every batch that its inputs, as the whole program has them, can have."""
+    if "batches" in graph.meta:
+        return False
+    for value, grows in zip(values, _growing(graph, len(values)), strict=True):
+        symbolic = [not isinstance(d, int) for d in value.shape]
+        if any(symbolic[1:]) or (symbolic[:1] == [True] and not grows):
+            return False
+    return True
 
 
 def engine_parts(module: nn.Module) -> list[_Part]:
@@ -592,8 +606,9 @@ def _is_heavy(node: fx.Node) -> bool:
 
 def _close_part(
     part: fx.GraphModule, node: fx.Node, values: tuple[Any, ...]
-) -> tuple[_Closed, list[int]] | None:
-    """A part as a module of its float32 inputs alone, and their positions; None where that cannot be."""
+) -> tuple[_Closed, list[int], bool] | None:
+    """A part as a module of its float32 inputs alone, their positions, and whether a size among its
+    arguments is none of theirs, so that the part is for this size; None where that cannot be."""
     plan: list[tuple[str, int, int]] = []
     static: list[Tensor] = []
     dynamic = [
@@ -603,22 +618,28 @@ def _close_part(
     ]
     if not dynamic or any(values[i].dtype != torch.float32 for i in dynamic):
         return None
+    fixed = False
     for i, v in enumerate(values):
         if i in dynamic:
             plan.append(("tensor", dynamic.index(i), 0))
         elif isinstance(v, Tensor):
             plan.append(("static", len(static), 0))
             static.append(v)
-        elif isinstance(v, int):  # a size: that of the batch
-            owner = next(
-                (k for k, j in enumerate(dynamic) if values[j].ndim and values[j].shape[0] == v), None
-            )
-            if owner is None:
-                return None
-            plan.append(("size", owner, 0))
+        elif isinstance(v, int):
+            size = str(_val(node.args[i]))
+            firsts = [[str(d) for d in _val(node.args[k]).shape[:1]] for k in dynamic]
+            if [size] in firsts:
+                plan.append(("size", firsts.index([size]), 0))
+            else:
+                plan.append(("number", v, 0))
+                fixed = fixed or isinstance(_val(node.args[i]), torch.SymInt)
         else:
             return None
-    return _Closed(part, plan, static), dynamic
+    return _Closed(part, plan, static), dynamic, fixed
+
+
+def _val(source: Any) -> Any:
+    return source.meta.get("val") if isinstance(source, fx.Node) else source
 
 
 class _Part(nn.Module):
