@@ -9,6 +9,8 @@
 
 #if ACTZIP_VL > 4
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define AZ_INLINE inline __attribute__((always_inline))

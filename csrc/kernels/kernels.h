@@ -104,14 +104,15 @@ struct DepthwiseRow {
 
 // Tiles side by side of one tile row and one input block: their A x A transformed places (A = M + 2).
 struct WinogradInput {
-  const float* rows[kMaxWinograd + 2];  // pixel 0 of the block's channels, of every row; null outside the map
-  int64_t pixel_stride;                 // with masks: 64
-  int64_t step;                         // pixels from one of a tile to the next: the dilation
+  // Of every row, the block's channels. Dense: of pixel 0, null outside the map. Packed: the values from
+  // pixel `from` on, readable 64 bytes further, and the masks of pixel 0, zeros for rows outside.
+  const float* rows[kMaxWinograd + 2];
+  const uint64_t* masks[kMaxWinograd + 2];  // dense: null
+  int64_t from;
+  int64_t pixel_stride;  // dense
+  int64_t step;          // pixels from one of a tile to the next: the dilation
   int64_t iw, x;         // width of the map; the first tile's first pixel, which may be negative
   int64_t tiles, width;  // channels of the block
-  // Of pixel 0: channels that are not zero in all rows of the tiles; rows and these then have zeros, too,
-  // beyond the map, as far as tiles reach, values of whole vectors, and no row is null. Or null: to be found.
-  const uint64_t* masks;
   uint64_t* tile_masks;
   float* out;  // [place][tile][64]; of whole vectors without any channel: anything
   int64_t place_stride;

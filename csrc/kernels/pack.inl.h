@@ -224,30 +224,68 @@ void load_values(const void* src, int64_t count, int type, float scale, float* d
   }
 }
 
+#if defined(__aarch64__)
+// Where the bytes of four lanes come from that are expanded, by their bits; beyond the vector: zeros.
+struct ExpandedBytes {
+  uint8_t of[16][16];
+};
+constexpr ExpandedBytes expanded_bytes() {
+  ExpandedBytes bytes{};
+  for (int k = 0; k < 16; ++k)
+    for (int l = 0, from = 0; l < 4; ++l) {
+      const bool some = (k >> l) & 1;
+      for (int b = 0; b < 4; ++b) bytes.of[k][4 * l + b] = static_cast<uint8_t>(some ? 4 * from + b : 255);
+      from += some;
+    }
+  return bytes;
+}
+constexpr ExpandedBytes kExpandedBytes = expanded_bytes();
+#endif
+
+// The reverse of compress_vector: the next values of src in the lanes whose bits `k` has, zeros in the
+// others. `src` is readable for a whole vector.
+AZ_INLINE vf expand_vector(uint32_t k, const float* src) {
+#if ACTZIP_VL == 16
+  return reinterpret_cast<vf>(_mm512_maskz_expand_ps(static_cast<__mmask16>(k), _mm512_loadu_ps(src)));
+#elif ACTZIP_VL == 8
+  const uint64_t spread = _pdep_u64(k, 0x0101010101010101ull) * 0xff;
+  const uint64_t lanes = _pdep_u64(0x0706050403020100ull, spread);
+  const __m256i index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(lanes)));
+  const __m256i keep = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(static_cast<long long>(spread)));
+  const __m256 v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(src), index);
+  return reinterpret_cast<vf>(_mm256_and_ps(v, _mm256_castsi256_ps(keep)));
+#elif defined(__aarch64__)
+  const uint8x16_t v = vreinterpretq_u8_f32(vld1q_f32(src));
+  return reinterpret_cast<vf>(vqtbl1q_u8(v, vld1q_u8(kExpandedBytes.of[k])));
+#else
+  vf v{};
+  for (int l = 0; l < VL; ++l) {
+    const bool some = (k >> l) & 1;
+    v[l] = some ? *src : 0.0f;
+    src += some;
+  }
+  return v;
+#endif
+}
+
+#if ACTZIP_VL > 4 || defined(__aarch64__)
+constexpr bool kExpandsVectors = true;
+#else
+constexpr bool kExpandsVectors = false;  // one by one is as quick
+#endif
+
 int64_t expand(const uint64_t* masks, const float* src, int64_t count, int64_t width, float* dst,
                int64_t stride) {
   const float* const begin = src;
   for (int64_t i = 0; i < count; ++i, dst += stride) {
     const uint64_t mask = masks[i];
     int64_t j = 0;
-#if ACTZIP_VL == 16
-    for (; j + 16 <= width; j += 16) {
-      const auto k = static_cast<__mmask16>(mask >> j);
-      _mm512_storeu_ps(dst + j, _mm512_maskz_expand_ps(k, _mm512_loadu_ps(src)));
-      src += popcount(k);
-    }
-#elif ACTZIP_VL == 8
-    for (; j + 8 <= width; j += 8) {
-      const uint64_t k = (mask >> j) & 0xff;
-      const uint64_t spread = _pdep_u64(k, 0x0101010101010101ull) * 0xff;
-      const uint64_t lanes = _pdep_u64(0x0706050403020100ull, spread);
-      const __m256i index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(lanes)));
-      const __m256i keep = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(static_cast<long long>(spread)));
-      const __m256 v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(src), index);
-      _mm256_storeu_ps(dst + j, _mm256_and_ps(v, _mm256_castsi256_ps(keep)));
-      src += popcount(k);
-    }
-#endif
+    if constexpr (kExpandsVectors)
+      for (; j + VL <= width; j += VL) {
+        const auto k = static_cast<uint32_t>(mask >> j) & ((1u << VL) - 1);
+        store(dst + j, expand_vector(k, src));
+        src += popcount(k);
+      }
     for (; j < width; ++j) {
       const bool some = (mask >> j) & 1;
       dst[j] = some ? *src : 0.0f;

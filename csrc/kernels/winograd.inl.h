@@ -18,6 +18,7 @@
 
 #include "common/vectors.inl.h"
 #include "kernels/kernels.h"
+#include "kernels/pack.inl.h"
 #include "kernels/sparse.inl.h"
 
 namespace actzip::kernels {
@@ -100,103 +101,124 @@ AZ_INLINE uint32_t nonzero_lanes(vf v) {
 #endif
 }
 
-// B^T d B of VL channels: pixel (r, c) at rows[r] + g + c * stride, place p to `to` + p * place_stride.
-// Returns which of them are not zero.
-template <int M>
-AZ_INLINE uint32_t winograd_tile(const float* const* rows, int64_t g, int64_t stride, float* to,
-                                 int64_t place_stride, int64_t next) {
-  constexpr int A = M + 2;
-  vf e[A][A];
-  vi any{};
-#pragma GCC unroll 8
-  for (int c = 0; c < A; ++c) {
-    vf d[A], o[A];
-#pragma GCC unroll 8
-    for (int r = 0; r < A; ++r) {
-      d[r] = load(rows[r] + g + c * stride);
-      any |= reinterpret_cast<vi>(d[r]);
-    }
-    winograd_in<M>(d, o);
-#pragma GCC unroll 8
-    for (int r = 0; r < A; ++r) e[r][c] = o[r];
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < A; ++r) {
-    vf o[A];
-    winograd_in<M>(e[r], o);
-#pragma GCC unroll 8
-    for (int c = 0; c < A; ++c, to += place_stride) {
-      store(to, o[c]);
-      __builtin_prefetch(to + next, 1, 3);
-    }
-  }
-  return nonzero_lanes(reinterpret_cast<vf>(any));
-}
-
 AZ_INLINE uint64_t winograd_lanes(uint64_t mask, int64_t g) {
   return (mask >> g) & ((uint64_t{1} << VL) - 1);
 }
 
-// All channels of a tile, or those vectors of them that `known` has; returns which are not zero.
+// B^T d of the pixels of one column, all channels of the block: [vector][row][VL], `to` on. Values of packed
+// rows are read where `values` points, which moves on. Returns the channels that are not zero.
 template <int M>
-AZ_INLINE uint64_t winograd_channels(const float* const* rows, int64_t stride, int64_t width, uint64_t known,
-                                     float* to, int64_t place_stride) {
+AZ_INLINE uint64_t winograd_packed_column(const WinogradInput& w, int64_t x, const float** values,
+                                          float* to) {
+  constexpr int A = M + 2;
   uint64_t all = 0;
-  for (int64_t g = 0; g < width; g += VL)
-    if (winograd_lanes(known, g) != 0)
-      all |= static_cast<uint64_t>(
-                 winograd_tile<M>(rows, g, stride, to + g, place_stride, g + VL < width ? VL : 64 - g))
-             << g;
-  return width == 64 ? all : all & ((uint64_t{1} << width) - 1);
+  for (int r = 0; r < A; ++r) all |= w.masks[r][x];
+  for (int64_t g = 0; g < w.width; g += VL, to += A * VL) {
+    vf d[A], o[A];
+#pragma GCC unroll 8
+    for (int r = 0; r < A; ++r) {
+      const auto k = static_cast<uint32_t>(winograd_lanes(w.masks[r][x], g));
+      d[r] = expand_vector(k, values[r]);
+      __builtin_prefetch(values[r] + 192, 0, 3);
+      values[r] += popcount(k);
+    }
+    winograd_in<M>(d, o);
+#pragma GCC unroll 8
+    for (int r = 0; r < A; ++r) store(to + r * VL, o[r]);
+  }
+  return all;
+}
+template <int M>
+AZ_INLINE uint64_t winograd_dense_column(const WinogradInput& w, int64_t x, float* to) {
+  constexpr int A = M + 2;
+  static const float kZeros[64]{};
+  const float* rows[A];
+  for (int r = 0; r < A; ++r) rows[r] = w.rows[r] == nullptr ? kZeros : w.rows[r] + x * w.pixel_stride;
+  // Vectors may reach over the channels as long as there are pixels.
+  const bool over = (w.iw - 1 - x) * w.pixel_stride >= (VL - w.width % VL) % VL;
+  uint64_t all = 0;
+  for (int64_t g = 0; g < w.width; g += VL, to += A * VL) {
+    const int64_t lanes = w.width - g;
+    vf d[A], o[A];
+    vi any{};
+#pragma GCC unroll 8
+    for (int r = 0; r < A; ++r) {
+      d[r] = over || lanes >= VL ? load(rows[r] + g) : load_part(rows[r] + g, lanes);
+      any |= reinterpret_cast<vi>(d[r]);
+    }
+    winograd_in<M>(d, o);
+#pragma GCC unroll 8
+    for (int r = 0; r < A; ++r) store(to + r * VL, o[r]);
+    all |= static_cast<uint64_t>(nonzero_lanes(reinterpret_cast<vf>(any))) << g;
+  }
+  return w.width == 64 ? all : all & ((uint64_t{1} << w.width) - 1);
 }
 
-// A tile at the border of a dense map, zeros around it.
-template <int M>
-void winograd_patch(const WinogradInput& w, int64_t x0, float (*patch)[M + 2][64]) {
+// (B^T d) B of a tile's channels, those vectors of them that `mask` has: columns are those of a ring of A,
+// the tile's first at START, so that their places are known here. Place p to `to` + p * place_stride.
+template <int M, int START>
+AZ_INLINE void winograd_across(const WinogradInput& w, const float* ring, uint64_t mask, float* to) {
   constexpr int A = M + 2;
-  for (int r = 0; r < A; ++r)
-    for (int c = 0; c < A; ++c) {
-      const int64_t x = x0 + c * w.step;
-      const bool inside = w.rows[r] != nullptr && static_cast<uint64_t>(x) < static_cast<uint64_t>(w.iw);
-      const float* from = inside ? w.rows[r] + x * w.pixel_stride : nullptr;
-      for (int64_t g = 0; g < w.width; g += VL) {
-        const int64_t lanes = w.width - g;
-        store(&patch[r][c][g], !inside ? vf{} : lanes >= VL ? load(from + g) : load_part(from + g, lanes));
+  const int64_t width = w.width, place_stride = w.place_stride;
+  for (int64_t g = 0; g < width; g += VL, ring += A * VL) {
+    if (winograd_lanes(mask, g) == 0) continue;
+    const int64_t next = g + VL < width ? VL : 64 - g;
+    float* place = to + g;
+    for (int r = 0; r < A; ++r) {
+      vf d[A], o[A];
+#pragma GCC unroll 8
+      for (int c = 0; c < A; ++c) d[c] = load(ring + (START + c) % A * (A * 64) + r * VL);
+      winograd_in<M>(d, o);
+#pragma GCC unroll 8
+      for (int c = 0; c < A; ++c, place += place_stride) {
+        store(place, o[c]);
+        __builtin_prefetch(place + next, 1, 3);
       }
     }
+  }
 }
 
-// Tiles side by side.
+// Tiles side by side. The two columns that neighbours share are transformed once.
 template <int M>
 void winograd_input(const WinogradInput& w) {
   constexpr int A = M + 2;
-  alignas(64) float patch[A][A][64];
-  const float* rows[A];
-  bool inner = true;  // no row lies outside the map
-  for (int r = 0; r < A; ++r) inner &= w.rows[r] != nullptr;
+  alignas(64) float ring[A * A * 64];  // columns, new ones over the oldest
+  uint64_t masks[A];
+  const float* values[A];
+  const bool packed = w.masks[0] != nullptr;
+  int64_t x = w.x;
+  if (packed) {
+    const int64_t first = x < 0 ? (w.step - -x % w.step) % w.step : x;
+    const int64_t before = (first < w.iw ? first : w.iw) - w.from;
+    for (int r = 0; r < A; ++r) values[r] = w.rows[r] + count_values(w.masks[r] + w.from, before);
+  }
   float* to = w.out;
-  for (int64_t t = 0; t < w.tiles; ++t, to += 64) {
-    const int64_t x0 = w.x + t * M * w.step;
-    if (w.masks != nullptr) {
-      uint64_t all = 0;
-      for (int c = 0; c < A; ++c) all |= w.masks[x0 + c * w.step];
-      for (int r = 0; r < A; ++r) rows[r] = w.rows[r] + x0 * 64;
-      winograd_channels<M>(rows, 64 * w.step, w.width, all, to, w.place_stride);
-      w.tile_masks[t] = all;
-      continue;
+  int start = 0;
+  for (int64_t t = 0; t < w.tiles; ++t, to += 64, start = (start + M) % A) {
+    for (int c = t == 0 ? 0 : 2; c < A; ++c, x += w.step) {
+      const int slot = (start + c) % A;
+      float* const column = ring + slot * (A * 64);
+      if (x < 0 || x >= w.iw) {
+        masks[slot] = 0;
+        memset(column, 0, static_cast<size_t>((w.width + VL - 1) / VL * VL * A) * sizeof(float));
+      } else if (!packed) {
+        masks[slot] = winograd_dense_column<M>(w, x, column);
+      } else {
+        masks[slot] = winograd_packed_column<M>(w, x, values, column);
+        const int64_t between = (x + w.step < w.iw ? x + w.step : w.iw) - x - 1;
+        if (between > 0)
+          for (int r = 0; r < A; ++r) values[r] += count_values(w.masks[r] + x + 1, between);
+      }
     }
-    // Vectors may reach over the channels as long as there are pixels.
-    const int64_t behind = w.iw - x0 - (A - 1) * w.step - 1;
-    const bool whole = inner && x0 >= 0 && behind * w.pixel_stride >= (VL - w.width % VL) % VL;
-    if (whole) {
-      for (int r = 0; r < A; ++r) rows[r] = w.rows[r] + x0 * w.pixel_stride;
-      w.tile_masks[t] =
-          winograd_channels<M>(rows, w.pixel_stride * w.step, w.width, ~uint64_t{0}, to, w.place_stride);
-    } else {
-      winograd_patch<M>(w, x0, patch);
-      for (int r = 0; r < A; ++r) rows[r] = patch[r][0];
-      w.tile_masks[t] = winograd_channels<M>(rows, 64, w.width, ~uint64_t{0}, to, w.place_stride);
-    }
+    uint64_t mask = 0;
+    for (int c = 0; c < A; ++c) mask |= masks[c];
+    w.tile_masks[t] = mask;
+    if (start == 0) winograd_across<M, 0>(w, ring, mask, to);
+    if (start == 2) winograd_across<M, 2>(w, ring, mask, to);
+    if constexpr (M > 2)
+      if (start == 4) winograd_across<M, 4>(w, ring, mask, to);
+    if constexpr (M > 4)
+      if (start == 6) winograd_across<M, 6>(w, ring, mask, to);
   }
 }
 

@@ -135,14 +135,10 @@ class WinogradConv final : public ConvBase {
     uint64_t* masks;  // [block][tile]
     float* products;  // [place][tile][nv * vl]
     int64_t product_place;
-    float* rows;  // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
-    // Packed input of a strip, expanded: a ring of a rows, and one of zeros for those outside the map.
-    float* expanded;      // [a + 1][line][64]
-    uint64_t* row_masks;  // [a][line]
-    uint64_t* masks_of;   // [line]: of all rows of a tile row
-    float* decoded;       // values of one row
-    int64_t line;         // pixels that the strip's tiles reach
-    float* redo;          // [a][a][64], and a tile before its pool
+    float* rows;     // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
+    uint64_t* none;  // packed input: masks of rows outside the map
+    float* decoded;  // of another type than float32: [a][values of a strip]
+    float* redo;     // [a][a][64], and a tile before its pool
     Finish finish;
   };
   Scratch carve(Carver& carver, const Tiling& t, const ConvArgs& a) const {
@@ -154,19 +150,23 @@ class WinogradConv final : public ConvBase {
     }
     Scratch s{};
     s.place = blocks * t.most * 64 + kApart;
-    s.values = carver.take<float>(places_ * s.place);
-    s.masks = carver.take<uint64_t>(blocks * t.most);
     s.product_place = t.most * floats + kApart;
-    s.products = carver.take<float>(places_ * s.product_place);
+    if (units_.size() == 1 && units_[0].subs.size() == 1) {
+      // No other sub reads a place's values: products lie where those of the places before them were.
+      const int64_t ahead = kernels_->winograd_product[units_[0].subs[0].nv].places;
+      s.place = s.product_place = std::max(s.place, s.product_place);
+      s.products = carver.take<float>((places_ + ahead) * s.place);
+      s.values = s.products + ahead * s.place;
+    } else {
+      s.values = carver.take<float>(places_ * s.place);
+      s.products = carver.take<float>(places_ * s.product_place);
+    }
+    s.masks = carver.take<uint64_t>(blocks * t.most);
     const int64_t high = at_once(t) ? out_ : t.group * t.cut.rows;
     s.rows = carver.take<float>(high * line_of(t) * stride);
-    s.line = problem_.dw == 1 ? strip(t.span) * m_ + 2 : (t.wide * m_ + 2) * problem_.dw;
     const bool packed = problem_.in_packed;
-    const bool decode = packed && a.in_map->layout().type != ValueType::f32;
-    s.expanded = carver.take<float>(packed ? (a_ + 1) * s.line * 64 : 0);
-    s.row_masks = carver.take<uint64_t>(packed ? a_ * s.line : 0);
-    s.masks_of = carver.take<uint64_t>(packed ? s.line : 0);
-    s.decoded = carver.take<float>(decode ? a.iw * 64 + 16 : 0);
+    s.none = carver.take<uint64_t>(packed ? a.iw + 8 : 0);
+    s.decoded = carver.take<float>(decodes(a) ? a_ * decoded_row(t, a) : 0);
     s.redo = carver.take<float>(a_ * a_ * 64 + m_ * m_ * floats + 16);
     s.finish = take_finish(carver, t.cut, 1);
     return s;
@@ -269,8 +269,17 @@ class WinogradConv final : public ConvBase {
     }
   }
 
-  // Tiles of a span whose rows are expanded together: as many as stay in the first caches, or, dilated, all.
-  int64_t strip(int64_t span) const { return problem_.dw == 1 ? std::min(most_, span) : span; }
+  // Packed values of another type than float32 are decoded first: those of a strip of tiles, which stay in
+  // the first caches, or, dilated, of whole rows.
+  bool decodes(const ConvArgs& a) const {
+    return problem_.in_packed && a.in_map->layout().type != ValueType::f32;
+  }
+  int64_t strip(const Tiling& t, const ConvArgs& a) const {
+    return decodes(a) && problem_.dw == 1 ? std::min(most_, t.wide) : t.wide;
+  }
+  int64_t decoded_row(const Tiling& t, const ConvArgs& a) const {
+    return (problem_.dw == 1 ? std::min(a.iw, strip(t, a) * m_ + 2) : a.iw) * 64 + 16;
+  }
 
   // The item's tiles of a span, in the order of images and tile rows.
   void transform(const ConvArgs& a, const Tiling& t, const Scratch& s, const Work& w, int64_t x,
@@ -278,33 +287,29 @@ class WinogradConv final : public ConvBase {
     const ConvProblem& p = problem_;
     WinogradInput in{};
     in.place_stride = s.place;
-    in.pixel_stride = p.in_packed ? 64 : a.in_stride;
+    in.pixel_stride = a.in_stride;
     in.step = p.dw;
-    in.iw = p.in_packed ? s.line : a.iw;
-    if (p.in_packed) std::memset(s.expanded + a_ * s.line * 64, 0, static_cast<size_t>(s.line) * 64 * 4);
-    const int64_t rows = w.last - w.first;
-    int64_t channel = 0, tile = 0;
+    in.iw = a.iw;
+    in.tile_masks = s.masks;
+    in.out = s.values;
+    if (p.in_packed) std::memset(s.none, 0, static_cast<size_t>(a.iw + 8) * 8);
+    int64_t channel = 0;
     for (size_t b = 0; b < in_blocks_.size(); channel += in_blocks_[b].width, ++b) {
       in.width = in_blocks_[b].width;
-      for (int64_t i = 0; i < w.images; ++i, tile += rows * span)
-        for (int64_t first = 0; first < span; first += strip(span)) {
-          const int64_t end = std::min(span, first + strip(span)), n = w.image + i;
-          const int64_t origin = (p.dw == 1 ? column_of(t, x + first) * p.pool : 0) - p.pad_left;
-          for (int64_t ty = 0; ty < rows; ++ty) {
+      for (int64_t n = w.image; n < w.image + w.images; ++n)
+        for (int64_t ty = w.first; ty < w.last; ++ty)
+          for (int64_t tx = x; tx < x + span; tx += in.tiles) {
+            in.tiles = std::min({strip(t, a), x + span - tx, t.wide - tx % t.wide});  // of one phase
+            in.x = column_of(t, tx) * p.pool - p.pad_left;
+            const int64_t y = row_of(t, ty) * p.pool - p.pad_top;
             if (p.in_packed)
-              expand(a, t, s, n, origin, w.first + ty, ty != 0, a.in_first_block + static_cast<int64_t>(b),
-                     in);
+              point_packed(a, t, s, n, y, a.in_first_block + static_cast<int64_t>(b), in);
             else
-              point(a, n, row_of(t, w.first + ty) * p.pool - p.pad_top, channel, in);
-            for (int64_t tx = first; tx < end; tx += in.tiles) {
-              in.tiles = std::min({most_, end - tx, t.wide - (x + tx) % t.wide});  // of one phase
-              in.x = column_of(t, x + tx) * p.pool - p.pad_left - (p.in_packed ? origin : 0);
-              in.tile_masks = s.masks + tile + ty * span + tx;
-              in.out = s.values + (tile + ty * span + tx) * 64;
-              kernels_->winograd[m_].input(in);
-            }
+              point(a, n, y, channel, in);
+            kernels_->winograd[m_].input(in);
+            in.tile_masks += in.tiles;
+            in.out += in.tiles * 64;
           }
-        }
     }
   }
 
@@ -313,49 +318,29 @@ class WinogradConv final : public ConvBase {
     for (int r = 0; r < a_; ++r, iy += problem_.dh)
       in.rows[r] = iy < 0 || iy >= a.ih ? nullptr : a.in + (n * a.ih + iy) * a.iw * a.in_stride + channel;
   }
-
-  // Pixels [x0, x0 + line) of a packed block's rows as those of tile row `ty`. The first two are in the ring
-  // where the tile row before it was `expanded`.
-  void expand(const ConvArgs& a, const Tiling& t, const Scratch& s, int64_t n, int64_t x0, int64_t ty,
-              bool expanded, int64_t block, WinogradInput& in) const {
-    std::memset(s.masks_of, 0, static_cast<size_t>(s.line) * 8);
-    const int64_t in_phase = ty % t.tall, iy = row_of(t, ty) * problem_.pool - problem_.pad_top;
-    for (int r = 0; r < a_; ++r) {
-      const int64_t y = iy + r * problem_.dh, slot = (in_phase * m_ + r) % a_;
-      in.rows[r] = s.expanded + a_ * s.line * 64;
-      if (y < 0 || y >= a.ih) continue;
-      float* row = s.expanded + slot * s.line * 64;
-      uint64_t* masks = s.row_masks + slot * s.line;
-      if (r >= 2 || !expanded || in_phase == 0) expand_row(a, s, n, x0, y, block, in.width, row, masks);
-      in.rows[r] = row;
-      for (int64_t i = 0; i < s.line; ++i) s.masks_of[i] |= masks[i];
-    }
-    in.masks = s.masks_of;
-  }
-  void expand_row(const ConvArgs& a, const Scratch& s, int64_t n, int64_t x0, int64_t y, int64_t block,
-                  int64_t width, float* row, uint64_t* masks) const {
+  // Those of a packed block.
+  void point_packed(const ConvArgs& a, const Tiling& t, const Scratch& s, int64_t n, int64_t iy,
+                    int64_t block, WinogradInput& in) const {
     const PackedMap& map = *a.in_map;
     const PackedLayout& l = map.layout();
-    const uint64_t* bits = map.masks(n, y, block);
-    const int64_t lo = std::clamp<int64_t>(x0, 0, a.iw), hi = std::clamp<int64_t>(x0 + s.line, lo, a.iw);
-    const int64_t left = std::clamp<int64_t>(lo - x0, 0, s.line);
-    int64_t before = 0, count = 0;
-    for (int64_t x = 0; x < lo; ++x) before += __builtin_popcountll(bits[x]);
-    const auto* values = static_cast<const unsigned char*>(map.segment(n, y, block)) +
-                         static_cast<size_t>(before) * value_size(l.type);
-    if (l.type != ValueType::f32) {
-      for (int64_t x = lo; x < hi; ++x) count += __builtin_popcountll(bits[x]);
-      kernels_->load_values(values, count, static_cast<int>(l.type),
-                            l.blocks[static_cast<size_t>(block)].scale, s.decoded);
-      values = reinterpret_cast<const unsigned char*>(s.decoded);
+    const int64_t reach = (in.tiles * m_ + 2) * problem_.dw;
+    if (decodes(a)) in.from = problem_.dw == 1 ? std::clamp<int64_t>(in.x, 0, a.iw) : 0;
+    const int64_t end = problem_.dw == 1 ? std::clamp<int64_t>(in.x + reach, in.from, a.iw) : a.iw;
+    for (int r = 0; r < a_; ++r, iy += problem_.dh) {
+      in.masks[r] = s.none;
+      in.rows[r] = reinterpret_cast<const float*>(s.none);
+      if (iy < 0 || iy >= a.ih) continue;
+      in.masks[r] = map.masks(n, iy, block);
+      in.rows[r] = static_cast<const float*>(map.segment(n, iy, block));
+      if (!decodes(a)) continue;
+      const int64_t before = kernels_->count_values(in.masks[r], in.from);
+      float* const decoded = s.decoded + r * decoded_row(t, a);
+      kernels_->load_values(static_cast<const unsigned char*>(map.segment(n, iy, block)) +
+                                static_cast<size_t>(before) * value_size(l.type),
+                            kernels_->count_values(in.masks[r] + in.from, end - in.from),
+                            static_cast<int>(l.type), l.blocks[static_cast<size_t>(block)].scale, decoded);
+      in.rows[r] = decoded;
     }
-    const int64_t inside = hi - lo, after = left + inside;
-    std::memset(row, 0, static_cast<size_t>(left) * 64 * sizeof(float));
-    kernels_->expand(bits + lo, reinterpret_cast<const float*>(values), inside, width, row + left * 64, 64);
-    std::memset(row + after * 64, 0, static_cast<size_t>(s.line - after) * 64 * sizeof(float));
-    std::memset(masks, 0, static_cast<size_t>(left) * 8);
-    std::memcpy(masks + left, bits + lo, static_cast<size_t>(inside) * 8);
-    std::memset(masks + after, 0, static_cast<size_t>(s.line - after) * 8);
   }
 
   // The unit's products of the transformed tiles, back to pixels.
