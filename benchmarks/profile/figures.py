@@ -23,9 +23,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "profile"
-sys.path.insert(0, str(HERE.parent / "engine"))
+sys.path[:0] = [str(HERE.parent / "engine"), str(HERE.parent / "real")]
 
-#: (network of benchmarks/engine/models.py, density imposed on every ReLU where the weights are random)
+#: (network of benchmarks/engine/models.py or file of benchmarks/real/files.py; density imposed on
+#: every ReLU where the weights are random)
 NETWORKS: tuple[tuple[str, float | None], ...] = (
     ("inception_v3", None),
     ("mobilenet_v1", None),
@@ -38,6 +39,8 @@ NETWORKS: tuple[tuple[str, float | None], ...] = (
     ("resnet50", 0.34),
     ("vgg16", 0.56),
     ("mobilenet_v2", None),
+    ("crepe_full", None),
+    ("crepe_tiny", None),
 )
 
 
@@ -49,11 +52,26 @@ def write(name: str, data: dict[str, Any]) -> None:
     write_text(RESULTS / f"{name}.json", json.dumps(data, indent=1) + "\n")
 
 
+def _network(name: str, density: float | None) -> tuple[Any, Any]:
+    """An nn.Module and one input of its own kind."""
+    import files
+    import models
+    import modules
+    import torch
+
+    import actzip
+
+    if name in files.BY_NAME:
+        file = files.BY_NAME[name]
+        net = actzip.load(str(files.path(file))) if file.onnx else getattr(modules, name)()
+        return net, torch.from_numpy(files.make_input(file, 2))
+    x = models.images(name, "unseen", 1)
+    return models.build(name, models.impose_density(name, x, density) if density else None), x
+
+
 def predict(args: argparse.Namespace) -> None:
     """Layers are the engine's; those below a thousandth of their network's time count for the
     network alone."""
-    import models
-
     from actzip.profile.cost import CostModel
     from actzip.profile.timing import measure_engine
 
@@ -62,12 +80,12 @@ def predict(args: argparse.Namespace) -> None:
     print(f"cost model: {time.perf_counter() - start:.1f} s, {len(cost.samples)} timings", flush=True)
     path = RESULTS / "predicted.json"
     known = json.loads(path.read_text())["networks"] if args.resume and path.exists() else []
+    known = [r for r in known if r["network"] not in args.again]
     done = {(r["network"], r["imposed"]) for r in known}
     for name, density in NETWORKS:
         if (name, density) in done:
             continue
-        x = models.images(name, "unseen", 1)
-        net = models.build(name, models.impose_density(name, x, density) if density else None)
+        net, x = _network(name, density)
         found = measure_engine(net, x, [], threads=args.threads, cost=cost)
         measured = sum(r["milliseconds"] for r in found["layers"])
         errors = [
@@ -209,6 +227,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["predict", "inception", "overhead"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="keep the networks that the results have")
+    parser.add_argument("--again", nargs="*", default=[], help="but these")
     args = parser.parse_args()
     parts = {"predict": predict, "inception": inception, "overhead": overhead}
     for part in args.parts:

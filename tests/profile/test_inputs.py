@@ -381,14 +381,22 @@ def test_the_cost_model_gives_back_what_it_was_made_of(known_cost):
         cost.CostModel([])
 
 
-def test_calibration_times_sparse_kernels(monkeypatch):
-    """On a grid of one layer: packed input of density 0.1 costs less than at 1, and is kept in the
-    form of samples."""
-    monkeypatch.setattr(cost, "_grid", lambda: [(64, 64, 14, (3, 3), 1, 1), (16, 16, 8, (3, 3), 1, 16)])
+def test_calibration_times_every_kind_of_kernel(monkeypatch):
+    """On a grid of a few layers: by storage, density and kind, kept in the form of samples."""
+    shapes = [
+        (64, 64, (14, 14), (3, 3), 1, 1),
+        (16, 16, (8, 8), (3, 3), 1, 16),
+        (16, 2, (9, 14), (5, 3), 1, 1),
+        (16, 16, (40, 1), (15, 1), 1, 1),
+    ]
+    monkeypatch.setattr(cost, "_grid", lambda: shapes)
     steps = []
     samples, others = cost.calibrate(1, on_step=lambda done, of: steps.append((done, of)))
     assert steps[-1][0] == steps[-1][1] and others[""] >= 0
-    stored = {(s.storage, s.density) for s in samples if s.conv.groups == 1}
+    for kind, at in (("lines", 2), ("cook-toom-4", 3)):
+        (conv,) = {s.conv for s in samples if s.storage == kind}
+        assert (conv.inputs, conv.outputs, conv.kernel) == (*shapes[at][:2], shapes[at][3])
+    stored = {(s.storage, s.density) for s in samples if s.conv.groups == 1 and s.conv.tiled}
     direct = {(storage, d) for storage, d in stored if not storage.startswith("winograd")}
     assert direct == {("dense", 1.0), *(("packed", d) for d in cost._DENSITIES)}
     tiled = [(storage, d) for storage, d in stored if storage.startswith("winograd")]
@@ -420,6 +428,27 @@ def test_predictions_choose_among_direct_and_winograd_kernels():
         assert set(model.kinds(other, 0.5)) == {"dense", "packed"}
     assert cost.Conv(1, 1, 30, 30, (3, 3), dilation=6).tile_products(6) == 36 * 64
     assert cost.Conv(1, 1, 14, 13, (3, 3)).tile_products(4) == 16 * 36
+
+
+def test_kernels_of_lines_and_of_long_columns_are_kinds_of_their_own():
+    """For the layers that they can compute alone, at products of their own."""
+    few, long = cost.Conv(32, 1, 40, 60, (7, 3)), cost.Conv(64, 32, 30, 1, (15, 1))
+    dense = [cost.Conv(32, o, 40, 60, (7, 3)) for o in (1, 4)] + [long, cost.Conv(16, 16, 50, 1, (31, 1))]
+    samples = [cost.Sample(c, "dense", False, 1.0, c.macs * 1e-6) for c in dense]
+    samples += [cost.Sample(c, "lines", False, 1.0, c.macs * 1e-7) for c in dense[:2]]
+    samples += [cost.Sample(c, "cook-toom-4", False, 1.0, c.long_products * 8e-7) for c in dense[2:]]
+    model = cost.CostModel(samples)
+    assert model.kinds(few, 0.5, packed=False) == pytest.approx(
+        {"dense": few.macs * 1e-6, "lines": few.macs * 1e-7}, rel=0.1
+    )
+    assert long.long_products == 7 * 8 * 4 * 64 * 32 and not long.few
+    assert cost.Conv(64, 32, 3, 30, (1, 15)).long_products == 3 * long.long_products
+    assert model.predict(long, 1.0, packed=False) == pytest.approx(long.long_products * 8e-7, rel=0.1)
+    shapes = {"stride": 2, "groups": 2, "dilation": 2}
+    others = [cost.Conv(64, 32, 30, 1, (15, 1), **{k: v}) for k, v in shapes.items()]
+    others += [cost.Conv(64, 32, 30, 1, (11, 1)), cost.Conv(8, 32, 30, 1, (15, 1)), cost.Conv(64, 8, 9, 9)]
+    for other in others:
+        assert set(model.kinds(other, 1.0, packed=False)) == {"dense"}
 
 
 def test_a_sample_of_a_large_set_decodes_no_more(tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 Calibration (about a minute, once for each CPU, instruction set and number of threads; kept in the
 cache folder) puts a grid of convolutions into plans of the engine's own and times the kernels that
 it offers for each: direct kernels with dense input and with packed input of several densities,
-Winograd kernels with tiles of several densities. In the large plan weights come from memory, as in
+Winograd kernels with tiles of several densities, kernels for few outputs and for long rows and
+columns with dense input. In the large plan weights come from memory, as in
 large networks; in the small ones they stay in the CPU's caches. Milliseconds an operation are then
 a smooth function of the shape and the density (a Gaussian process in the logarithms, with a linear
 trend): predicted is the time of the best of them.
@@ -28,7 +29,7 @@ from actzip.runtime.winograd import is_winograd, tile_size, transforms
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 9
+_FORMAT = 10
 #: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
 SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 #: Walking over masks costs this share of the work at density 1.
@@ -47,9 +48,13 @@ _TILED, _PATCH = (1.0, 0.5, 0.25), 8
 #: MACs of a small plan.
 _LITTLE = 24e6
 
+#: Kernels of lines: at most so many output channels. One-dimensional transforms: taps and channels at least.
+_FEW_OUTPUTS, _LONG, _LONG_CHANNELS = 8, 12, 16
+_LINES, _COOK_TOOM = "lines", "cook-toom-4"
+
 Floats = npt.NDArray[np.float64]
-#: Input channels, output channels, height = width, kernel, stride, groups.
-Shape = tuple[int, int, int, tuple[int, int], int, int]
+#: Input channels, output channels, height and width, kernel, stride, groups.
+Shape = tuple[int, int, tuple[int, int], tuple[int, int], int, int]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,24 @@ class Conv:
         return math.prod(tiles) * (m + 2) ** 2 * self.inputs * self.outputs
 
     @property
+    def few(self) -> bool:
+        """Whether kernels with vectors along the rows can compute it."""
+        return self.outputs <= _FEW_OUTPUTS and self.groups == 1 and math.prod(self.kernel) > 1
+
+    @property
+    def long(self) -> bool:
+        """Whether kernels that transform along a row or column can compute it."""
+        single = self.stride == self.dilation == self.groups == 1 == min(self.kernel)
+        return single and max(self.kernel) >= _LONG and min(self.inputs, self.outputs) >= _LONG_CHANNELS
+
+    @property
+    def long_products(self) -> int:
+        """Products of those: seven for four outputs by four taps."""
+        lines, along = (self.width, self.height) if self.kernel[1] == 1 else (self.height, self.width)
+        groups = math.ceil(along / 4) * math.ceil(max(self.kernel) / 4)
+        return 7 * lines * groups * self.inputs * self.outputs
+
+    @property
     def weights(self) -> int:
         return self.outputs * self.inputs // self.groups * math.prod(self.kernel)
 
@@ -113,8 +136,8 @@ class Conv:
 class Sample:
     """One timing: milliseconds of a convolution in a ``small`` or the large plan.
 
-    ``storage``: ``dense`` or ``packed`` input of a direct kernel; or a Winograd kernel's name, and
-    ``density`` is that of its tiles.
+    ``storage``: ``dense`` or ``packed`` input of a direct kernel; ``lines`` or ``cook-toom-4`` with
+    dense input; or a Winograd kernel's name, and ``density`` is that of its tiles.
     """
 
     conv: Conv
@@ -125,7 +148,9 @@ class Sample:
 
 
 def _work(conv: Conv, storage: str, density: float) -> float:
-    if storage == "dense" or conv.depthwise:
+    if storage == _COOK_TOOM:
+        return float(conv.long_products)
+    if storage in ("dense", _LINES) or conv.depthwise:
         return float(conv.macs)
     if is_winograd(storage):
         return conv.tile_products(tile_size(storage)) * (density + _WALK)
@@ -229,7 +254,8 @@ class CostModel:
         light: bool = False,
         areas: float = 1.0,
     ) -> dict[str, float]:
-        """Milliseconds by kind of kernel: ``dense``, ``packed``, ``depthwise``, or a Winograd kernel.
+        """Milliseconds by kind of kernel: ``dense``, ``packed``, ``depthwise``, ``lines``, ``cook-toom-4``,
+        or a Winograd kernel.
 
         Args:
             density: share of non-zeros of the input.
@@ -244,7 +270,8 @@ class CostModel:
             at["packed"] = density
         if conv.tiled:
             at |= {f"winograd-{m}x{m}": tile_share(density, m, areas) for m in _AREAS}
-        dense = ("dense", "depthwise")
+        at |= {kind: 1.0 for kind, can in ((_LINES, conv.few), (_COOK_TOOM, conv.long)) if can}
+        dense = ("dense", "depthwise", _LINES, _COOK_TOOM)
         times = {k: self._at(k, small or (light and k in dense), conv, d) for k, d in at.items()}
         found = {kind: t for kind, t in times.items() if t is not None}
         if not found:
@@ -295,7 +322,7 @@ class CostModel:
         if kept is not None:
             return kept
         plan = _Plan(_grid()[::4], threads)
-        samples = plan.samples("dense", (1.0,), False, lambda: None)
+        samples = plan.samples("dense", (1.0,), False, lambda: None) + plan.special(False)
         samples += plan.samples("packed", _FEW, False, lambda: None)
         return cls(samples + _tiled(_grid()[::3], threads, False))
 
@@ -372,21 +399,42 @@ _DEPTHWISE = (
 )  # fmt: skip
 #: Channels in and out, height: for Winograd kernels, which are quick enough there.
 _LARGE_MAPS = ((64, 224), (128, 112), (256, 56), (512, 14), (512, 28))
+#: Channels in, channels out, height, width, kernel: for kernels of few outputs.
+_TO_FEW = (
+    (64, 1, 56, 56, (3, 3)), (16, 2, 112, 112, (3, 3)), (32, 1, 172, 264, (7, 3)), (8, 8, 172, 88, (3, 39)),
+    (8, 1, 172, 264, (5, 5)), (128, 4, 28, 28, (3, 3)), (256, 8, 14, 14, (3, 3)), (32, 4, 56, 56, (5, 5)),
+)  # fmt: skip
+#: The same: long rows and columns.
+_ONE_LINE = (
+    (1024, 128, 128, 1, (64, 1)), (128, 128, 64, 1, (64, 1)), (128, 128, 32, 1, (64, 1)),
+    (128, 256, 16, 1, (64, 1)), (256, 512, 8, 1, (64, 1)), (128, 16, 128, 1, (64, 1)),
+    (128, 16, 64, 1, (64, 1)),
+    (16, 16, 64, 1, (64, 1)), (16, 32, 16, 1, (64, 1)), (32, 64, 8, 1, (64, 1)),
+    (64, 64, 60, 60, (1, 15)), (32, 32, 50, 100, (1, 31)), (64, 64, 1, 512, (1, 25)),
+)  # fmt: skip
+#: Channels out, height, kernel, stride: those of one channel.
+_WAVES = ((1024, 1024, 512, 4), (128, 1024, 512, 4), (64, 4096, 80, 4))
 #: Features in, features out.
 _LINEAR = ((64, 10), (256, 128), (512, 1000), (2048, 1000), (1024, 10), (4096, 1024))
 
 
 def _grid() -> list[Shape]:
     """What CNNs are made of."""
-    out: list[Shape] = [(c, c, size, (3, 3), 1, 1) for c, sizes in _SQUARE.items() for size in sizes]
-    out += [(i, o, size, (3, 3), 1, 1) for i, o, size in _WIDE]
-    out += [(i, o, size, (3, 3), 2, 1) for i, o, size in _STRIDED]
-    out += [(i, o, size, (1, 1), 1, 1) for i, o, size in _POINTWISE]
-    out += [(i, o, size, (1, 1), 2, 1) for i, o, size in _HALVED]
-    out += [(i, o, size, kernel, 1, 1) for i, o, size, kernel in _SHAPED]
-    out += [(3, o, size, (k, k), stride, 1) for o, size, k, stride in _STEMS]
-    out += [(c, c, size, (k, k), stride, c) for c, size, k, stride in _DEPTHWISE]
-    return out + [(i, o, 1, (1, 1), 1, 1) for i, o in _LINEAR]
+
+    def square(i: int, o: int, size: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1) -> Shape:
+        return i, o, (size, size), kernel, stride, groups
+
+    out = [square(c, c, size, (3, 3)) for c, sizes in _SQUARE.items() for size in sizes]
+    out += [square(i, o, size, (3, 3)) for i, o, size in _WIDE]
+    out += [square(i, o, size, (3, 3), 2) for i, o, size in _STRIDED]
+    out += [square(i, o, size, (1, 1)) for i, o, size in _POINTWISE]
+    out += [square(i, o, size, (1, 1), 2) for i, o, size in _HALVED]
+    out += [square(i, o, size, kernel) for i, o, size, kernel in _SHAPED]
+    out += [square(3, o, size, (k, k), stride) for o, size, k, stride in _STEMS]
+    out += [square(c, c, size, (k, k), stride, c) for c, size, k, stride in _DEPTHWISE]
+    out += [(i, o, (h, w), kernel, 1, 1) for i, o, h, w, kernel in (*_TO_FEW, *_ONE_LINE)]
+    out += [(1, o, (size, 1), (k, 1), stride, 1) for o, size, k, stride in _WAVES]
+    return out + [square(i, o, 1, (1, 1)) for i, o in _LINEAR]
 
 
 class _Plan:
@@ -398,13 +446,13 @@ class _Plan:
 
         self.rng = np.random.default_rng(0)
         self.threads = threads
-        self.sizes = [(i, size) for i, _, size, *_ in shapes]
+        self.sizes = [(i, *size) for i, _, size, *_ in shapes]
         self.ratios: list[float] = []
         graph = g.Graph("calibration")
         self.convs: dict[str, Conv] = {}
         readers = []
         for k, (ic, oc, size, kernel, stride, groups) in enumerate(shapes):
-            x = graph.add_input(f"x{k}", (g.Sym(), ic, size, size))
+            x = graph.add_input(f"x{k}", (g.Sym(), ic, *size))
             if ic > 3:  # the ReLU of a layer before, which writes the map packed
                 ones = np.ones((ic, 1, 1, 1), np.float32)
                 node = g.Conv2d(
@@ -440,16 +488,16 @@ class _Plan:
     def inputs(self, density: float, patch: int = 2) -> list[npt.NDArray[np.float32]]:
         """Maps whose zeros come in patches, channels of unlike density, as in real ones."""
         out = []
-        for channels, size in self.sizes:
-            x = np.abs(self.rng.standard_normal((1, channels, size, size), np.float32)) + np.float32(0.01)
-            part = -(-size // patch) + 1
+        for channels, *size in self.sizes:
+            x = np.abs(self.rng.standard_normal((1, channels, *size), np.float32)) + np.float32(0.01)
+            high, across = (-(-d // patch) + 1 for d in size)
             each = np.full((1, channels, 1, 1), density)
             if 0 < density < 1:
                 a = 2 * density
                 each = self.rng.beta(a, 2 - a, (1, channels, 1, 1))
-            mask = (self.rng.random((1, channels, part, part)) < each).repeat(patch, 2).repeat(patch, 3)
+            mask = (self.rng.random((1, channels, high, across)) < each).repeat(patch, 2).repeat(patch, 3)
             # patches begin anywhere, in every channel elsewhere
-            y, x0 = self.rng.integers(0, patch, (2, channels, 1)) + np.arange(size)
+            y, x0 = (self.rng.integers(0, patch, (channels, 1)) + np.arange(d) for d in size)
             keep = mask[0, np.arange(channels)[:, None, None], y[:, :, None], x0[:, None, :]][None]
             out.append(np.where(keep, x, -x) if channels > 3 else x)
         return out
@@ -495,7 +543,7 @@ class _Plan:
         from actzip.runtime.lower import lower
 
         options = lower(self.graphs[storage], {}, want_variants=True).variants
-        options = {n: [k for k in v if not transforms(k)] for n, v in options.items() if n in self.convs}
+        options = {n: [k for k in v if not _special(k)] for n, v in options.items() if n in self.convs}
         out = []
         for i, density in enumerate(densities):
             inputs = self.inputs(density)
@@ -511,6 +559,24 @@ class _Plan:
                     continue
                 out.append(Sample(conv, storage, small, density, max(times[name], 1e-5)))
             step()
+        return out
+
+    def special(self, small: bool) -> list[Sample]:
+        """Kernels of lines, and those that transform along one, with dense input."""
+        from actzip.runtime.lower import lower
+
+        options = lower(self.graphs["dense"], {}, want_variants=True).variants
+        inputs, out = self.inputs(1.0), []
+        for kind in (_LINES, _COOK_TOOM):
+            found = {
+                name: next((k for k in options.get(name, ()) if k.startswith(kind)), "")
+                for name in self.convs
+            }
+            chosen = {name: kernel for name, kernel in found.items() if kernel}
+            if not chosen:
+                continue
+            times = self.times(lower(self.graphs["dense"], chosen), inputs, 9 if small else 5)
+            out += [Sample(self.convs[n], kind, small, 1.0, max(times[n], 1e-5)) for n in chosen]
         return out
 
     def tiled(self, small: bool) -> list[Sample]:
@@ -542,6 +608,11 @@ class _Plan:
         return out
 
 
+def _special(kernel: str) -> bool:
+    """Whether it is timed by itself, as a kind of its own."""
+    return transforms(kernel) or kernel.startswith(_LINES)
+
+
 def _tiled(shapes: Sequence[Shape], threads: int, small: bool) -> list[Sample]:
     """Timings of Winograd kernels, for those of the ``shapes`` that they can compute."""
     fit = [s for s in shapes if s[0] >= 16 and s[3:] == ((3, 3), 1, 1)]
@@ -558,7 +629,7 @@ def calibrate(
     macs = _LITTLE
     for shape in grid:  # little ones, a few layers in each
         ic, oc, size, kernel, stride, groups = shape
-        work = ic * oc // groups * math.prod(kernel) * (size // stride) ** 2
+        work = ic * oc // groups * math.prod(kernel) * math.prod(-(-d // stride) for d in size)
         if work > _LITTLE / 2 or ic * oc // groups * math.prod(kernel) > 1.1e6:
             continue
         if macs + work > _LITTLE:
@@ -581,7 +652,8 @@ def calibrate(
         plan = _Plan(shapes, threads)
         samples += plan.samples("dense", (1.0,), little, step)
         samples += plan.samples("packed", _DENSITIES, little, step)
-        more = [] if little else [(c, c, size, (3, 3), 1, 1) for c, size in _LARGE_MAPS]
+        samples += plan.special(little)
+        more: list[Shape] = [] if little else [(c, c, (d, d), (3, 3), 1, 1) for c, d in _LARGE_MAPS]
         samples += _tiled(shapes + more, threads, little)
         step()
         ratios[little] += plan.ratios
