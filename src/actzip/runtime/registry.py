@@ -74,6 +74,9 @@ TorchHandler = Callable[["Builder", dict[str, Any]], Any]
 OnnxHandler = Callable[["Importer", "OnnxNode"], Any]
 LowerHandler = Callable[["Lowering", Any], None]
 
+#: What layers of three dimensions are made of, by name: :mod:`actzip.runtime.ops.volume` fills it.
+VOLUME: dict[str, Callable[..., Any]] = {}
+
 TORCH: dict[str, TorchHandler] = {}  # by the aten operator's name, without overloads
 ONNX: dict[str, OnnxHandler] = {}
 LOWER: dict[type[Node], LowerHandler] = {}

@@ -35,7 +35,7 @@ from actzip.runtime.ops.windows import (
     torch_two,
     window,
 )
-from actzip.runtime.registry import lowers, onnx_op, torch_op
+from actzip.runtime.registry import VOLUME, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -152,15 +152,13 @@ def torch_convolution(b: Builder, a: dict[str, Any]) -> Any:
     bias = b.maybe(a["bias"])
     stride, padding, dilation = list(a["stride"]), list(a["padding"]), list(a["dilation"])
     if w.ndim == 5:
-        from actzip.runtime.ops.volume import conv3d, conv_transpose3d
-
         stride, padding, dilation = torch_three(stride), torch_three(padding) * 2, torch_three(dilation)
         k = int(a["groups"])
         if not a["transposed"]:
-            return conv3d(b, x, w, bias, stride, padding, dilation, k)
+            return VOLUME["conv"](b, x, w, bias, stride, padding, dilation, k)
         extra = torch_three(a["output_padding"])
         try:
-            return conv_transpose3d(b, x, w, bias, stride, padding, extra, dilation, k)
+            return VOLUME["conv_transpose"](b, x, w, bias, stride, padding, extra, dilation, k)
         except UnsupportedError as error:
             raise b.refuse(str(error)) from error
     one = w.ndim == 3
@@ -233,8 +231,6 @@ def onnx_conv(imp: Importer, node: OnnxNode) -> Any:
 
 
 def _onnx_volume(imp: Importer, node: OnnxNode, x: Any, weight: Array, bias: Array | None) -> Any:
-    from actzip.runtime.ops.volume import conv3d, conv_transpose3d
-
     spatial, kernel = imp.shape(x)[2:], [int(k) for k in weight.shape[2:]]
     strides, dilations = onnx_spatial(node, "strides", 3, 1), onnx_spatial(node, "dilations", 3, 1)
     groups, extra = node.integer("group", 1), [0, 0, 0]
@@ -245,9 +241,9 @@ def _onnx_volume(imp: Importer, node: OnnxNode, x: Any, weight: Array, bias: Arr
     if min(pads) < 0:
         raise node.refuse("negative padding")
     if node.op == "Conv":
-        return conv3d(imp, x, weight, bias, strides, pads, dilations, groups)
+        return VOLUME["conv"](imp, x, weight, bias, strides, pads, dilations, groups)
     try:
-        return conv_transpose3d(imp, x, weight, bias, strides, pads, extra, dilations, groups)
+        return VOLUME["conv_transpose"](imp, x, weight, bias, strides, pads, extra, dilations, groups)
     except UnsupportedError as error:
         raise node.refuse(str(error)) from error
 

@@ -25,7 +25,7 @@ from actzip.runtime.ops.windows import (
     torch_two,
     window,
 )
-from actzip.runtime.registry import Absent, lowers, onnx_op, torch_op
+from actzip.runtime.registry import VOLUME, Absent, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -134,11 +134,9 @@ def torch_avg_pool(b: Builder, a: dict[str, Any]) -> Any:
 
 @torch_op("max_pool3d", "max_pool3d_with_indices")
 def torch_max_pool3d(b: Builder, a: dict[str, Any]) -> Any:
-    from actzip.runtime.ops.volume import pool3d
-
     k, p, d = [torch_three(a[n]) for n in ("kernel_size", "padding", "dilation")]
     s = torch_three(a["stride"]) if a["stride"] else k
-    y = pool3d(b, a["self"], "max", k, s, p * 2, d, ceil_mode=bool(a["ceil_mode"]))
+    y = VOLUME["pool"](b, a["self"], "max", k, s, p * 2, d, ceil_mode=bool(a["ceil_mode"]))
     many = isinstance(b.node.meta["val"], (tuple, list))
     return (y, Absent("the indices of a max pooling")) if many else y
 
@@ -146,13 +144,11 @@ def torch_max_pool3d(b: Builder, a: dict[str, Any]) -> Any:
 @torch_op("avg_pool3d")
 def torch_avg_pool3d(b: Builder, a: dict[str, Any]) -> Any:
     """Windows along the first of the three dimensions alone are what local response norm is made of."""
-    from actzip.runtime.ops.volume import pool3d
-
     k, p = [torch_three(a[n]) for n in ("kernel_size", "padding")]
     s = torch_three(a["stride"]) if a["stride"] else k
     n, c, d, h, w = b.shape(a["self"])
     if k[1:] != [1, 1] or set(s) != {1} or any(p[1:]) or not isinstance(h, int) or not isinstance(w, int):
-        return pool3d(
+        return VOLUME["pool"](
             b,
             a["self"],
             "avg",
@@ -190,12 +186,10 @@ def torch_adaptive_pool(b: Builder, a: dict[str, Any]) -> Any:
 
 @torch_op("adaptive_avg_pool3d", "_adaptive_avg_pool3d", "adaptive_max_pool3d")
 def torch_adaptive_pool3d(b: Builder, a: dict[str, Any]) -> Any:
-    from actzip.runtime.ops.volume import adaptive_pool3d
-
     is_max = "max" in b.node.target._schema.name
     dims = b.shape(a["self"])[2:]
     size = [int(o if o is not None else d) for o, d in zip(a["output_size"], dims, strict=True)]  # type: ignore[arg-type]
-    y = adaptive_pool3d(b, a["self"], "max" if is_max else "avg", size)
+    y = VOLUME["adaptive_pool"](b, a["self"], "max" if is_max else "avg", size)
     return (y, Absent("the indices of a max pooling")) if is_max else y
 
 
@@ -221,10 +215,8 @@ def onnx_pool(imp: Importer, node: OnnxNode) -> Any:
     if kind == "avg" and any(d != 1 for d in dilations):
         raise node.refuse("average pooling with dilation")
     if n == 3:
-        from actzip.runtime.ops.volume import pool3d
-
         how: dict[str, Any] = {"ceil_mode": ceil, "count_include_pad": include}
-        return pool3d(imp, x, kind, kernel, strides, pads, dilations, **how)
+        return VOLUME["pool"](imp, x, kind, kernel, strides, pads, dilations, **how)
     out = imp.emit(
         Pool,
         as_map(imp, x, n),

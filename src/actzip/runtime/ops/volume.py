@@ -33,7 +33,7 @@ from actzip.runtime.ops.conv import Conv2d, ConvTranspose2d
 from actzip.runtime.ops.pool import AdaptivePool, Pool
 from actzip.runtime.ops.reshape import Reshape, Transpose
 from actzip.runtime.ops.select import Concat, Pad, Slice
-from actzip.runtime.registry import lowers
+from actzip.runtime.registry import VOLUME, lowers
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -141,11 +141,11 @@ def conv3d(
     weights = [np.ascontiguousarray(weight[:, :, t]) for t in range(kd)]
     if kd > 1 and groups == 1 and kd * weight.shape[1] <= _FEW:
         taps, weights = [b.emit(Concat, *taps, axis=1)], [np.concatenate(weights, 1)]
-    y: Any = None
+    total: Any = None
     for k, (tap, part) in enumerate(zip(taps, weights, strict=True)):
         made = b.emit(Conv2d, tap, weight=part, bias=None if k else bias, **flat)
-        y = made if y is None else b.emit(Binary, made, y, kind="add")
-    return _volume(b, y, n)
+        total = made if total is None else b.emit(Binary, made, total, kind="add")
+    return _volume(b, total, n)
 
 
 def _shifted(
@@ -279,3 +279,8 @@ def lower_regroup(low: Lowering, n: Regroup) -> None:
         src = mid
     low.native[n.output] = low.add_value(n.output, n.shape, "map", parent=src)
     low.aliased.add(n.output)
+
+
+VOLUME |= {
+    "conv": conv3d, "conv_transpose": conv_transpose3d, "pool": pool3d, "adaptive_pool": adaptive_pool3d,
+}  # fmt: skip
