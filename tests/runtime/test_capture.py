@@ -75,6 +75,17 @@ FUNCTIONS = {
         F.interpolate(x, size=(9, 7), mode="bilinear")
         + F.interpolate(x, size=(9, 7), mode="bilinear", align_corners=True)
     ),
+    "cubic": lambda x: (
+        F.interpolate(x, size=(9, 7), mode="bicubic")
+        + F.interpolate(x, size=(9, 7), mode="bicubic", align_corners=True)
+        + F.interpolate(x, scale_factor=(1.5, 1.2), mode="bicubic")
+        + F.interpolate(x, scale_factor=(1.5, 1.2), mode="bicubic", recompute_scale_factor=True)
+    ),
+    "antialiased": lambda x: (
+        F.interpolate(x, size=(3, 4), mode="bicubic", antialias=True)
+        + F.interpolate(x, size=(3, 4), mode="bilinear", antialias=True)
+        + F.interpolate(x, scale_factor=(0.5, 0.7), mode="bilinear", antialias=True)
+    ),
     "pools": lambda x: (
         F.max_pool2d(x, 3, 2, 1)
         + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
@@ -123,6 +134,28 @@ def test_what_a_first_run_keeps_is_no_obstacle():
     model.kept = {}
     capture(model, torch.randn(1, 4, 6, 6))
     assert model.kept == {}
+
+
+class Shared(nn.Module):
+    """One module under two names, as in CoaT, and an attribute that the first run sets."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = self.two = nn.Conv2d(4, 4, 3, padding=1)
+        self.tied = nn.Conv2d(4, 4, 3, padding=1)
+        self.tied.weight = self.one.weight
+        self.size = None
+
+    def forward(self, x):
+        self.size = tuple(x.shape[2:])
+        return self.tied(self.two(self.one(x).relu()).relu())
+
+
+def test_a_module_under_two_names_is_no_change_of_the_model():
+    model = Shared().eval()
+    weight = model.one.weight
+    agrees(model, 4, 6, 6)
+    assert model.two.weight is weight and model.tied.weight is weight and type(weight) is nn.Parameter
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -289,3 +289,29 @@ def test_a_batch_that_is_folded_into_rows_may_grow(turned: bool, onnx: bool, tmp
     for n in (1, 2, 5, 1):
         x = torch.randn(n, 3, 6, 7)
         torch.testing.assert_close(torch.as_tensor(fast(x)), model(x), atol=2e-5, rtol=1e-5)
+
+
+class Attentive(nn.Module):
+    """Attention, whose kernels lay out their results as they like, beside a running sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(n, t, c)).cumsum(1)
+
+
+@torch.no_grad()
+def test_attention_in_a_module_that_runs_in_parts() -> None:
+    """Its dropout is 0 by default, so it draws no random numbers; views behind it fit any strides."""
+    torch.manual_seed(0)
+    model = Attentive().eval()
+    with pytest.warns(ActzipWarning, match="cumsum"):
+        fast = actzip.compile(model, torch.randn(1, 10, 24), tune=False, threads=1)
+    for n in (1, 3):
+        x = torch.randn(n, 10, 24)
+        torch.testing.assert_close(fast(x), model(x), atol=2e-5, rtol=1e-5)

@@ -550,6 +550,8 @@ def parts_of(
         partitioner = CapabilityBasedPartitioner(gm, _support(views), allows_single_node_partition=False)
         fused = partitioner.fuse_partitions(partitioner.propose_partitions(), prefix="fused_")
     nodes = [n for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")]
+    for module in (fused, *(getattr(fused, n.target) for n in nodes)):
+        _any_strides(module)
     seen: dict[str, tuple[Any, ...]] = {}
     handles = [
         getattr(fused, n.target).register_forward_pre_hook(
@@ -592,6 +594,14 @@ def _grows_with(graph: Any, values: Sequence[Any]) -> bool:
         if any(symbolic[1:]) or (symbolic[:1] == [True] and not grows):
             return False
     return True
+
+
+def _any_strides(module: fx.GraphModule) -> None:
+    """Views become reshapes: torch.export chose them for strides that an operator promised (attention
+    does), and another machine's kernel, or the engine, may give others."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
+    module.recompile()
 
 
 def engine_parts(module: nn.Module) -> list[_Part]:

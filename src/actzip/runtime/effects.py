@@ -281,18 +281,28 @@ def calls_at(
 
     try:
         own: dict[str, Tensor] = {}
-        for name, t in (*model.named_parameters(), *model.named_buffers()):
-            own[name] = mode.from_tensor(t)
+        fakes: dict[int, Tensor] = {}
+        for name, t in _tensors_of(model):
+            own[name] = fakes.setdefault(id(t), mode.from_tensor(t))
         record = _Record({id(t): name for name, t in own.items()})
         with mode:
             args, kwargs = pytree.tree_map(fake, (args, kwargs))
             with record:
-                out = torch.func.functional_call(model, own, args, kwargs)
+                out = torch.func.functional_call(model, own, args, kwargs, tie_weights=False)
     except Exception:
         return None
     leaves = pytree.tree_leaves(out)
     record.calls.append(["output", *(d for leaf in leaves for d in record.described(leaf))])
     return record.calls
+
+
+def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, each place of each module once: under two names of one module
+    functional_call would leave what it puts there."""
+    for path, module in model.named_modules():
+        for key, t in (*module._parameters.items(), *module._buffers.items()):
+            if t is not None:
+                yield f"{path}.{key}".removeprefix("."), t
 
 
 def same_calls(one: list[list[Any]], two: list[list[Any]], three: list[list[Any]]) -> bool:
@@ -317,6 +327,8 @@ def draws(target: Any, bound: Mapping[str, Any]) -> bool:
     """Whether an operator with these arguments, by the schema's names, draws random numbers."""
     if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
         return False
-    if any(bound.get(k, None) is False for k in ("train", "training")):
+    arguments = getattr(getattr(target, "_schema", None), "arguments", ())
+    given = {a.name: a.default_value for a in arguments if a.has_default_value()} | dict(bound)
+    if any(given.get(k, None) is False for k in ("train", "training")):
         return False
-    return all(bound.get(k, None) != 0 for k in ("p", "dropout_p"))
+    return all(given.get(k, None) != 0 for k in ("p", "dropout_p"))

@@ -486,7 +486,7 @@ def _export_error(error: Exception) -> Exception:
 
 
 #: Not supported, and not taken apart either: the message then names what the model says.
-_KEPT = {"upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d"}
+_KEPT = {"upsample_linear1d", "upsample_trilinear3d"}
 
 
 #: Taken apart, a recurrent layer is some twenty operators a step: minutes of export for what PyTorch runs as

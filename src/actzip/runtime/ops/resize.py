@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actzip.errors import UnsupportedError
-from actzip.runtime.graph import Array, Node, Shape, check_integers, check_rank, static
+from actzip.runtime.graph import Array, Node, Shape, check_integers, check_rank, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.linear import Linear
 from actzip.runtime.ops.reshape import Transpose
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
     from actzip.runtime.from_torch import Builder
     from actzip.runtime.lower import Lowering
+
+
+#: Of the matrix that interpolates an axis.
+_MOST_WEIGHTS = 1 << 22
 
 
 @dataclass(eq=False)
@@ -69,6 +73,41 @@ def torch_upsample(b: Builder, a: dict[str, Any]) -> Any:
     if "exact" in name:
         raise b.refuse("interpolation 'nearest-exact' is not supported")
     return b.emit(Resize, x, size=(oh, ow), mode="nearest", coordinates="asymmetric", scale=scale)
+
+
+@torch_op("upsample_bicubic2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa")
+def torch_matrices(b: Builder, a: dict[str, Any]) -> Any:
+    """Bicubic and antialiased interpolation: what PyTorch makes of one non-zero along each axis."""
+    import torch
+
+    x = a["input"] if "input" in a else a["self"]
+    given = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
+    function = getattr(torch.ops.aten, b.node.target._schema.name.partition("::")[2]).default
+
+    def matrix(axis: int) -> Array:
+        size, out = b.shape(x)[axis], b.out_shape[axis]
+        if not isinstance(size, int) or not isinstance(out, int):
+            raise b.refuse("a size that depends on the batch")
+        if size * out > _MOST_WEIGHTS:
+            raise b.refuse(f"interpolation from {size} to {out} by a matrix")
+        ones = torch.eye(size).reshape(size, 1, 1, size)
+        made = function(ones, [1, out], bool(a["align_corners"]), 1.0, given[axis - 2])
+        return np.ascontiguousarray(made.reshape(size, out).numpy().T)
+
+    return x if same_shape(b.shape(x), b.out_shape) else _by_matrices(b, x, matrix)
+
+
+def _by_matrices(to: Builder | Importer, x: Any, matrix: Callable[[int], Array | None]) -> Any:
+    """``x`` with each line along width and height times a matrix (out, size); None leaves it."""
+    across, down = matrix(3), matrix(2)
+    turn = (0, 1, 3, 2)
+    if across is not None:
+        x = to.emit(Linear, x, weight=across)
+    if down is not None:
+        x = to.emit(Transpose, x, perm=turn)
+        x = to.emit(Linear, x, weight=down)
+        x = to.emit(Transpose, x, perm=turn)
+    return x
 
 
 def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float], list[int]]:
@@ -189,21 +228,19 @@ def _onnx_matrices(
     imp: Importer, node: OnnxNode, x: Any, coordinates: str, size: tuple[int, int], scale: tuple[float, float]
 ) -> Any:
     """Interpolation as what it is, a linear map of each axis."""
-    h, w = (static(d, "a size") for d in imp.shape(x)[2:])
-    turn = (0, 1, 3, 2)
-    if (w, scale[1]) != (size[1], 1.0):
-        x = imp.emit(Linear, x, weight=_axis_matrix(node, coordinates, w, size[1], scale[1]))
-    if (h, scale[0]) != (size[0], 1.0):
-        x = imp.emit(Transpose, x, perm=turn)
-        x = imp.emit(Linear, x, weight=_axis_matrix(node, coordinates, h, size[0], scale[0]))
-        x = imp.emit(Transpose, x, perm=turn)
-    return x
+    shape = imp.shape(x)
+
+    def matrix(axis: int) -> Array | None:
+        n, out, factor = static(shape[axis], "a size"), size[axis - 2], scale[axis - 2]
+        return None if (n, factor) == (out, 1.0) else _axis_matrix(node, coordinates, n, out, factor)
+
+    return _by_matrices(imp, x, matrix)
 
 
 def _axis_matrix(node: OnnxNode, coordinates: str, size: int, out: int, scale: float) -> Array:
     """(out, size): the weights of the inputs for each output. Outside stands the border's number;
     antialiasing widens the kernel by the scale."""
-    if size * out > 1 << 22:
+    if size * out > _MOST_WEIGHTS:
         raise node.refuse(f"interpolation from {size} to {out} by a matrix")
     at = _source(coordinates, size, out, scale).astype(np.float64)
     cubic = node.attribute("mode", "nearest") == "cubic"
