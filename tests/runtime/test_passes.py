@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import actzip
 from actzip.errors import InputError
 from actzip.runtime import graph as g
 from actzip.runtime import ops
@@ -621,3 +622,58 @@ def test_between_one_dimensional_convolutions_nothing_leaves_the_maps():
     shapes = {n.op: len(after.shape(n.output)) for n in inner}
     assert all(shapes[op] == 4 for op in ("conv2d", "concat", "slice")), shapes
     assert sum(isinstance(n, ops.Reshape) for n in after.nodes) <= 3
+
+
+@needs_2_6
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("taps", "stride", "padding", "outputs"),
+    [(400, 160, 0, 402), (400, 160, 200, 402), (512, 160, 0, 32), (17, 8, 3, 16), (30, 11, 0, 20)],
+)
+@pytest.mark.parametrize("along", [2, 3])
+def test_long_windows_of_a_signal_read_it_as_channels(taps, stride, padding, outputs, along):
+    """A signal of one channel took a kernel over hundreds of taps at a tenth of the peak."""
+    kernel, pads = ((taps, 1), (padding, 0)) if along == 2 else ((1, taps), (0, padding))
+    steps = (stride, 1) if along == 2 else (1, stride)
+    model = nn.Sequential(nn.Conv2d(1, outputs, kernel, steps, pads), nn.ReLU(), nn.Conv2d(outputs, 8, 1))
+    model.eval()
+
+    def signal(n, length):
+        return torch.randn(n, 1, length, 1) if along == 2 else torch.randn(n, 1, 1, length)
+
+    fast = actzip.compile(model, signal(1, 4001), tune=False, cache=False, parts=False)
+    convs = [n for n in fast.graph.nodes if isinstance(n, ops.Conv2d)]
+    assert convs[0].weight.shape[1] >= 8
+    for n in (1, 3):
+        x = signal(n, 4001)
+        want = model(x)
+        torch.testing.assert_close(fast(x), want, atol=1e-5 * float(want.abs().max()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("outputs", "stride", "groups"), [(8, 16, 1), (32, 4, 1), (32, 16, 32)])
+@needs_2_6
+def test_other_convolutions_of_signals_stay(outputs, stride, groups):
+    model = nn.Conv1d(groups, outputs, 40, stride, groups=groups).eval()
+    graph = P.optimize(capture(model, torch.randn(1, groups, 400)))
+    (conv,) = [n for n in graph.nodes if isinstance(n, ops.Conv2d)]
+    assert conv.weight.shape[1:] == (1, 1, 40)
+
+
+@needs_2_6
+@torch.no_grad()
+def test_the_silence_that_a_signal_is_filled_up_with_is_skipped():
+    """Speech models read thirty seconds, whatever was said."""
+
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.windows = nn.Conv1d(1, 64, 400, 160)
+
+        def forward(self, x):
+            return self.windows(torch.nn.functional.pad(x, (0, 48000))).relu()
+
+    model, x = Spectrum().eval(), torch.randn(1, 1, 8000)
+    fast = actzip.compile(model, x, tune=False, cache=False)
+    conv = next(r for r in fast.explain().rows if r.op == "conv2d")
+    assert conv.input_storage == "packed" and conv.density < 0.2 and conv.kernel.startswith("sparse")
+    torch.testing.assert_close(fast(x), model(x), atol=1e-4, rtol=1e-4)

@@ -18,6 +18,8 @@ __all__ = [
     "packable",
 ]
 
+#: A map that was filled up with zeros to so many times its size is worth a packed copy.
+_FILLED = 1.25
 #: Bytes of a map between a 1x1 and a depthwise convolution from which on they run by turns.
 BAND_PAYS = 2 << 20
 
@@ -31,6 +33,8 @@ def layouts(graph: g.Graph) -> dict[str, str]:
     through elementwise ones."""
     kind = dict.fromkeys(graph.values, "plain")
     read_as_maps = {v for n in graph.nodes if n.works_on() == "map" for v in n.inputs}
+    copies = [n for n in graph.nodes if isinstance(n, ops.Copy) and n.output in read_as_maps]
+    read_as_maps |= {v for n in copies for v in n.inputs}
     for n in graph.nodes:
         layout = n.works_on()
         turned = isinstance(n, ops.Transpose) and n.perm == (
@@ -39,7 +43,12 @@ def layouts(graph: g.Graph) -> dict[str, str]:
             1,
             2,
         )  # channels last are a map as they lie
-        if layout == "map" or (turned and n.output in read_as_maps and is_map(graph.shape(n.output))):
+        copied = isinstance(n, ops.Copy) and n.output in read_as_maps and is_map(graph.shape(n.output))
+        if (
+            layout == "map"
+            or copied
+            or (turned and n.output in read_as_maps and is_map(graph.shape(n.output)))
+        ):
             kind[n.output] = "map"
         elif layout == "either" and is_map(graph.shape(n.output)):
             kind[n.output] = "map" if any(kind[v] == "map" for v in n.inputs) else "plain"
@@ -60,11 +69,26 @@ def expects_zeros(graph: g.Graph, producers: Mapping[str, g.Node], v: str) -> bo
         return any(expects_zeros(graph, producers, i) for i in p.inputs)
     if isinstance(p, ops.Copy):
         return expects_zeros(graph, producers, p.inputs[0])
+    if isinstance(p, (ops.Reshape, ops.Transpose)):
+        return _filled_up(graph, producers, v)
     act = getattr(p, "act", None)
     if act is not None:
         return bool(act.sparsifies)
     if isinstance(p, ops.Pool) and p.kind == "max" and p.bias is None:
         return expects_zeros(graph, producers, p.inputs[0])
+    return False
+
+
+def _filled_up(graph: g.Graph, producers: Mapping[str, g.Node], v: str) -> bool:
+    """Whether ``v`` is, in another order, what was filled up with zeros to a fixed length."""
+    p = producers.get(v)
+    while isinstance(p, (ops.Reshape, ops.Transpose, ops.Pad)):
+        (x,) = p.inputs
+        if isinstance(p, ops.Pad) and p.mode == "constant" and p.value == 0:
+            before, after = g.numel(graph.shape(x)), g.numel(graph.shape(p.output))
+            if before[1] == after[1] and after[0] >= _FILLED * before[0]:
+                return True
+        p = producers.get(x)
     return False
 
 

@@ -32,6 +32,7 @@ from actzip.runtime.passes.norms import recompose_norms
 from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
 from actzip.runtime.passes.shared import share_weights
+from actzip.runtime.passes.signals import signals_as_channels
 from actzip.runtime.passes.transposed import split_transposed
 from actzip.runtime.passes.volumes import volumes_as_frames
 
@@ -59,6 +60,7 @@ __all__ = [
     "recompose_norms",
     "scale_activations",
     "share_weights",
+    "signals_as_channels",
     "sink_affine",
     "sink_average_pools",
     "split_transposed",
@@ -92,6 +94,7 @@ PASSES: tuple[Pass, ...] = (
     split_transposed,
     merge_pointwise,
     split_upsampled,
+    signals_as_channels,
     sink_average_pools,
     pool_means,
     merge_moves,
