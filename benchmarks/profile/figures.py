@@ -107,6 +107,7 @@ def predict(args: argparse.Namespace) -> None:
             "layer_errors_above_a_thousandth": [round(e, 4) for e in errors],
         }
         known.append(row)
+        known.sort(key=lambda r: NETWORKS.index((r["network"], r["imposed"])))
         print(
             f"{name} {density or ''}: measured {row['latency_ms']:.2f} ms, predicted "
             f"{row['predicted_ms']:.2f} ({row['error']:+.1%}); layers "
