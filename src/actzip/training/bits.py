@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +54,6 @@ def _openmp() -> int:
 _native.use_openmp(_openmp())
 #: Fresh memory of this size and more is worth asking large pages for.
 _LARGE = 4 << 20
-#: Smaller pieces lie in the heap.
-_PAGES = 256 << 10
-_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class PredicateKind(enum.IntEnum):
@@ -166,23 +162,9 @@ class Backend(Protocol):
         """The inverse; zeros outside the mask."""
 
 
-def padded(n: int, dtype: torch.dtype, of: Tensor) -> Tensor:
-    """Memory for a part of what ``of`` holds, readable a little beyond its end."""
-    return _lasting(n + -(-_native.SLACK // dtype.itemsize), dtype, of)[:n]
-
-
-def _lasting(n: int, dtype: torch.dtype, of: Tensor) -> Tensor:
-    """Memory that is held until backward, for a part of what ``of`` holds. Small maps leave holes in the
-    heap that it fills; beside large ones, which have pages of their own, it would pin the heap."""
-    if of.nbytes < heap.LARGE or n * dtype.itemsize < _PAGES:
-        return torch.empty(n, dtype=dtype)
-    try:
-        x = torch.frombuffer(mmap.mmap(-1, n * dtype.itemsize, **_PRIVATE), dtype=dtype)
-    except OSError:  # no memory, or too many such pieces: PyTorch's own, and its error
-        return torch.empty(n, dtype=dtype)
-    if x.nbytes >= _LARGE:
-        _native.advise_large_pages(x.data_ptr(), x.nbytes)
-    return x
+def padded(n: int, dtype: torch.dtype) -> Tensor:
+    """The same, readable a little beyond its end."""
+    return torch.empty(n + -(-_native.SLACK // dtype.itemsize), dtype=dtype)[:n]
 
 
 _REAL = {torch.float32: 0, torch.bfloat16: 1}
@@ -200,7 +182,7 @@ class Native:
 
     def nonzero(self, x: Tensor) -> Mask:
         n = x.numel()
-        bits, counts = _mask_memory(x)
+        bits, counts = _mask_memory(n)
         ones = _native.nonzero_mask(
             x.data_ptr(), n, x.element_size(), bits.data_ptr(), counts.data_ptr(), torch.get_num_threads()
         )
@@ -212,7 +194,7 @@ class Native:
             unclear = test.kind == PredicateKind.NOT_BEYOND and bool(x.isnan().any())
             return None if unclear else self.nonzero(test.of(x))
         n = x.numel()
-        bits, counts = _mask_memory(x)
+        bits, counts = _mask_memory(n)
         ones = _native.test_mask(
             x.data_ptr(),
             n,
@@ -228,7 +210,7 @@ class Native:
 
     def compress(self, x: Tensor, mask: Mask) -> Tensor | None:
         assert mask.counts is not None
-        values = padded(mask.ones, x.dtype, x)
+        values = padded(mask.ones, x.dtype)
         same = _native.compress(
             x.data_ptr(),
             x.numel(),
@@ -297,7 +279,7 @@ class Native:
         else:
             assert mask.counts is not None
             size = _native.coded_size(mask.counts.data_ptr(), mask.counts.numel(), bits)
-        codes = padded(size[0], torch.uint8, x)
+        codes = padded(size[0], torch.uint8)
         ranges = torch.empty((size[1], 2), dtype=torch.float32)
         done = _native.quantize(
             x.data_ptr(),
@@ -329,10 +311,9 @@ class Native:
         return out.to(dtype)
 
 
-def _mask_memory(x: Tensor) -> tuple[Tensor, Tensor]:
-    n = x.numel()
+def _mask_memory(n: int) -> tuple[Tensor, Tensor]:
     return (
-        _lasting((n + 7) // 8, torch.uint8, x),
+        torch.empty((n + 7) // 8, dtype=torch.uint8),
         torch.empty(-(-n // _native.CHUNK), dtype=torch.int32),
     )
 
