@@ -10,7 +10,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from actzip.training import buffers, checkpoint_contexts, packed_activations, standin
+from actzip.training.packed import top_hooks
 from actzip.training.standin import StandIn
+
+recomputes = pytest.mark.skipif(top_hooks is None, reason="checkpoint_contexts packs from PyTorch 2.5 on")
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +146,7 @@ def test_the_input_is_gone_while_its_own_gradient_is_computed(monkeypatch):
     assert len(inputs) == 3
 
 
+@recomputes
 @pytest.mark.parametrize("n", [2, 5])
 def test_codes_that_are_computed_again_are_read_by_halves(n, calls):
     conv = nn.Conv2d(4, 6, 3)
@@ -165,6 +169,7 @@ def test_codes_that_are_computed_again_are_read_by_halves(n, calls):
     assert (plain[1] - halves[1]).norm() < 0.02 * plain[1].norm()
 
 
+@recomputes
 def test_the_last_map_of_a_block_is_not_packed_for_a_moment():
     """It would be in memory twice when backward begins with it."""
     block = nn.Sequential(*(m for _ in range(2) for m in (nn.Conv2d(8, 8, 3), nn.ReLU())))
