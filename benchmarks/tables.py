@@ -344,7 +344,7 @@ def coverage() -> list[str]:
         kind = next((k for k, words in kinds.items() if any(w in name for w in words)), "classification")
         r = found[name]
         good = (
-            (r["side"], r["packed_maps"], f"{r['error']:.1e}")
+            (r["side"], "in parts" if r["packed_maps"] is None else r["packed_maps"], f"{r['error']:.1e}")
             if r["ok"]
             else ("", "", r.get("why", r.get("error")))
         )

@@ -48,14 +48,20 @@ class UNet(nn.Module):
                 nn.init.kaiming_normal_(m.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        beside = self.lower(x, 0)
+        x = self.upper(self.inner(beside), beside, 0)
+        return self.last(x).mean((2, 3))  # one loss for every network here
+
+    def inner(self, x: Tensor) -> Tensor:
+        """All levels but the first, whose maps are the largest."""
         maps = []
-        for level in range(len(self.down)):
+        for level in range(1, len(self.down)):
             x = self.lower(x, level)
             maps.append(x)
         maps.pop()
-        for level in reversed(range(len(self.up))):
+        for level in reversed(range(1, len(self.up))):
             x = self.upper(x, maps.pop(), level)
-        return self.last(x).mean((2, 3))  # one loss for every network here
+        return x
 
     def lower(self, x: Tensor, level: int) -> Tensor:
         """One level of the way down."""
@@ -77,7 +83,7 @@ class Network:
     norm: bool
     trained: bool
     blocks: str  # what is checkpointed: names of modules, or of methods of the network
-    stages: str  # the same in larger parts
+    stages: str  # the same in larger parts, or the layers with smaller maps alone
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
@@ -95,7 +101,7 @@ def _given(name: str, weights: str) -> Callable[[], nn.Module]:
 
 _RESNET = (r"conv1|layer\d\.\d+", r"conv1|layer\d")
 _VGG = (r"features\.\d+\.\d+", r"features\.\d+")
-_UNET = ("lower|upper", "lower|upper")
+_UNET = ("lower|upper", "inner")
 
 NETWORKS = {
     "resnet50": Network(_torchvision("resnet50"), "imagenet_sample", 224, 32, True, False, *_RESNET),

@@ -4,8 +4,9 @@
     python benchmarks/training/run.py saved     # one of: saved, step, peak, pages, largest
     python benchmarks/training/run.py step --networks resnet50,vgg16
 
-Peaks are the kernel's own count (VmHWM), each in a process of its own, over what the process holds with
-model, gradients and images before the first step; beside them what `actzip profile --training` predicts.
+Peaks are the kernel's own count (VmHWM), the median of three processes for each, over what the
+process holds with model, gradients and images before the first step; beside them what
+`actzip profile --training` predicts.
 "pages": peaks where glibc gives every block of a megabyte pages of its own (MALLOC_MMAP_THRESHOLD_).
 Times: methods in turn in one process, median and minimum. The accuracy of a fine-tuned network: accuracy.py.
 """
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--networks", default=None, help="with commas between them")
     parser.add_argument("--methods", default=None, help="with commas between them")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3, help="of a peak; the median is kept")
     args = parser.parse_args()
     if args.what == "one":
         kind, name, batch, *method = args.rest
@@ -183,8 +185,11 @@ def main() -> None:
             elif what in ("peak", "pages"):
                 record(what, name, {"batch": batch, "predicted": child("predicted", name, batch)})
                 for method in methods:
-                    found = child("peak", name, batch, method, pages=what == "pages")
-                    record(what, name, {method: found["peak"]})
+                    runs = [
+                        child("peak", name, batch, method, pages=what == "pages")["peak"]
+                        for _ in range(args.runs)
+                    ]
+                    record(what, name, {method: int(statistics.median(runs))})
             elif name == "mobilenet_v2" or args.networks:
                 for method in methods:
                     record(what, name, {"limit": LIMIT, method: largest(name, method, LIMIT)})

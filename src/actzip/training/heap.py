@@ -88,12 +88,12 @@ def settle(nbytes: int, largest: int) -> None:
     peak; while maps are small, less than the largest will take may lie free."""
     global _least, _passed, _given
     _passed += nbytes
-    if nbytes < LARGE and _passed < 2 * _WORTH:
+    if nbytes < LARGE and _passed < _WORTH:
         return
     _passed, now = 0, _beyond()
     if now is None or _calls is None:
         return
     _least = now if _least is None else min(now, _least)
-    if now - _least >= (_WORTH if nbytes >= LARGE else max(2 * _WORTH, largest)):
+    if now - _least >= (_WORTH if nbytes >= LARGE else max(_WORTH, largest)):
         _calls[0](0)
         _given, _least = _calls[1]()[0], _beyond()
