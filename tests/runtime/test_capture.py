@@ -158,6 +158,17 @@ def test_a_module_under_two_names_is_no_change_of_the_model():
     assert model.two.weight is weight and model.tied.weight is weight and type(weight) is nn.Parameter
 
 
+def test_a_message_that_names_the_batch_does_not_fix_it():
+    """As torchvision's vision transformer asserts its shapes."""
+
+    def f(x):
+        torch._assert(x.dim() == 4, f"expected (N, C, H, W), not {tuple(x.shape)}")
+        return x.relu()
+
+    graph = agrees(Fn(f), 4, 6, 6)
+    assert graph.shape(graph.inputs[0])[0] == g.Sym()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name):
     agrees(Fn(FUNCTIONS[name]), 4, 6, 6)
