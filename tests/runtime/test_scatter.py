@@ -76,10 +76,9 @@ def test_a_write_to_every_other_row_is_refused_by_name():
 
 
 def scattered(op, x, indices, updates, **attributes):
-    """What our graph of one node gives, and what ONNX's reference implementation does."""
+    """What our graph of one node gives, and what ONNX's definition of the operator does."""
     pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
-    from onnx.reference import ReferenceEvaluator
 
     from actzip.runtime.from_onnx import from_onnx
 
@@ -95,7 +94,12 @@ def scattered(op, x, indices, updates, **attributes):
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     feed = {"x": x, "u": updates}
-    (want,) = ReferenceEvaluator(model).run(None, feed)
+    want = x.copy()
+    for at in np.ndindex(indices.shape[:-1] if op == "ScatterND" else indices.shape):
+        place = list(indices[at]) if op == "ScatterND" else list(at)
+        if op == "ScatterElements":
+            place[attributes.get("axis", 0)] = indices[at]
+        want[tuple(place)] = updates[at]
     (got,), _ = interpret(from_onnx(model), {k: torch.from_numpy(v) for k, v in feed.items()})
     return got.numpy(), want
 
@@ -114,7 +118,7 @@ def boxes(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(boxes())
-def test_a_block_that_onnx_writes_is_its_references(case):
+def test_a_block_that_onnx_writes_is_the_definitions(case):
     shape, box, axis, negative = case
     random = np.random.default_rng(0)
     x = random.normal(size=shape).astype(np.float32)
