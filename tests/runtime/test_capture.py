@@ -81,6 +81,11 @@ FUNCTIONS = {
         + F.interpolate(x, scale_factor=(1.5, 1.2), mode="bicubic")
         + F.interpolate(x, scale_factor=(1.5, 1.2), mode="bicubic", recompute_scale_factor=True)
     ),
+    "cubic, a shift": lambda x: F.interpolate(x, scale_factor=1.1, mode="bicubic"),  # as large as before
+    "cubic, one axis": lambda x: (
+        F.interpolate(x, size=(6, 9), mode="bicubic")
+        + F.interpolate(x, scale_factor=(1.0, 1.5), mode="bicubic")
+    ),
     "antialiased": lambda x: (
         F.interpolate(x, size=(3, 4), mode="bicubic", antialias=True)
         + F.interpolate(x, size=(3, 4), mode="bilinear", antialias=True)

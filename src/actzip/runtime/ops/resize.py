@@ -84,17 +84,19 @@ def torch_matrices(b: Builder, a: dict[str, Any]) -> Any:
     given = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
     function = getattr(torch.ops.aten, b.node.target._schema.name.partition("::")[2]).default
 
-    def matrix(axis: int) -> Array:
-        size, out = b.shape(x)[axis], b.out_shape[axis]
+    def matrix(axis: int) -> Array | None:
+        size, out, factor = b.shape(x)[axis], b.out_shape[axis], given[axis - 2]
+        if same_shape((size,), (out,)) and factor in (None, 1.0):
+            return None
         if not isinstance(size, int) or not isinstance(out, int):
             raise b.refuse("a size that depends on the batch")
         if size * out > _MOST_WEIGHTS:
             raise b.refuse(f"interpolation from {size} to {out} by a matrix")
         ones = torch.eye(size).reshape(size, 1, 1, size)
-        made = function(ones, [1, out], bool(a["align_corners"]), 1.0, given[axis - 2])
+        made = function(ones, [1, out], bool(a["align_corners"]), 1.0, factor)
         return np.ascontiguousarray(made.reshape(size, out).numpy().T)
 
-    return x if same_shape(b.shape(x), b.out_shape) else _by_matrices(b, x, matrix)
+    return _by_matrices(b, x, matrix)
 
 
 def _by_matrices(to: Builder | Importer, x: Any, matrix: Callable[[int], Array | None]) -> Any:
