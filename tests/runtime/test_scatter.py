@@ -7,20 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from actzip.errors import UnsupportedError
 from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
-
-
-class Of(nn.Module):
-    def __init__(self, f):
-        super().__init__()
-        self.f = f
-
-    def forward(self, x):
-        return self.f(x)
+from wrapped import Of
 
 
 def ghost(x):

@@ -282,10 +282,9 @@ def calls_at(
         return torch.empty(shape, dtype=t.dtype)
 
     try:
-        own: dict[str, Tensor] = {}
-        fakes: dict[int, Tensor] = {}
-        for name, t in _tensors_of(model):
-            own[name] = fakes.setdefault(id(t), mode.from_tensor(t))
+        own: dict[str, Tensor] = {
+            name: mode.from_tensor(t) for name, t in _tensors_of(model)
+        }  # one tensor, one fake
         record = _Record({id(t): name for name, t in own.items()})
         with mode:
             args, kwargs = pytree.tree_map(fake, (args, kwargs))

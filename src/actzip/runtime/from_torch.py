@@ -192,7 +192,9 @@ def trace(
             traced = _traced(model, args, kwargs, batch, dynamic, known)
         except UnsupportedError:  # what a first run keeps would be torch.export's own tensors
             state.restore()
-            if not _runs(model, args, kwargs) or not state.changes():
+            with suppress(Exception):
+                _run(model, args, kwargs)
+            if not state.changes():
                 raise
             traced = _traced(model, args, kwargs, batch, dynamic, known)
         changed, drew = state.changes(), state.drew()
@@ -206,13 +208,10 @@ def trace(
     return traced
 
 
-def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    try:
-        copies = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-        model(*copies[0], **copies[1])
-    except Exception:
-        return False
-    return True
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Runs the model on copies of its inputs."""
+    copies = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+    model(*copies[0], **copies[1])
 
 
 def _traced(
@@ -357,8 +356,7 @@ def _export(
             try:
                 if not known:
                     with untouched(model, own=True):
-                        copies = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-                        model(*copies[0], **copies[1])
+                        _run(model, args, kwargs)
             except Exception as plain:
                 first = str(plain).strip().partition("\n")[0]
                 raise InputError(

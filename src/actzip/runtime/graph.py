@@ -41,6 +41,7 @@ __all__ = [
     "root_of",
     "same_shape",
     "times",
+    "unused",
 ]
 
 Array = NDArray[Any]
@@ -90,6 +91,14 @@ def numel(shape: Shape) -> tuple[int, int]:
 def same_shape(a: Shape, b: Shape) -> bool:
     """Equal for every N."""
     return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """``name``, longer where it is one of ``taken``, which gains it."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def times(d: Dim, k: int) -> Dim:

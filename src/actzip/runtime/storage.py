@@ -37,18 +37,10 @@ def layouts(graph: g.Graph) -> dict[str, str]:
     read_as_maps |= {v for n in copies for v in n.inputs}
     for n in graph.nodes:
         layout = n.works_on()
-        turned = isinstance(n, ops.Transpose) and n.perm == (
-            0,
-            3,
-            1,
-            2,
-        )  # channels last are a map as they lie
-        copied = isinstance(n, ops.Copy) and n.output in read_as_maps and is_map(graph.shape(n.output))
-        if (
-            layout == "map"
-            or copied
-            or (turned and n.output in read_as_maps and is_map(graph.shape(n.output)))
-        ):
+        # channels last are a map as they lie
+        turned = isinstance(n, ops.Transpose) and n.perm == (0, 3, 1, 2)
+        moved = (turned or isinstance(n, ops.Copy)) and n.output in read_as_maps
+        if layout == "map" or (moved and is_map(graph.shape(n.output))):
             kind[n.output] = "map"
         elif layout == "either" and is_map(graph.shape(n.output)):
             kind[n.output] = "map" if any(kind[v] == "map" for v in n.inputs) else "plain"

@@ -98,11 +98,8 @@ class _Importer(Importer):
             if found is None:
                 raise UnsupportedError(f"{node.where}: its output {o!r} is no tensor")
             name = f"{node.name}:{o}" if len(node.proto.output) > 1 else node.name
-            while name in self.node_names:
-                name += "_"
-            self.node_names.add(name)
             made = Elsewhere(
-                name,
+                g.unused(name, self.node_names),
                 tuple(self.env[n] for n in names),
                 self.graph.fresh(f"v_{name}"),
                 source=node.where,

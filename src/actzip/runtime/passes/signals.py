@@ -69,11 +69,7 @@ def _in_channels(graph: g.Graph, node: ops.Conv2d, along: int, taken: set[str]) 
         return name
 
     def called(what: str) -> str:
-        name = f"{node.name}:{what}"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        return name
+        return g.unused(f"{node.name}:{what}", taken)
 
     def placed(size: int) -> tuple[int, int]:
         return (size, 1) if along == 0 else (1, size)

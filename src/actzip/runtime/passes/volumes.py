@@ -49,7 +49,7 @@ def volumes_as_frames(graph: g.Graph) -> g.Graph:
             graph.values[node.output], name=apart, shape=(n, d, c, h, w)
         )
         taken = {x.name for x in (*graph.nodes, *nodes)}
-        names = [_free(f"{node.name}:{what}", taken) for what in ("split", "volume")]
+        names = [g.unused(f"{node.name}:{what}", taken) for what in ("split", "volume")]
         of = node.source
         nodes += [
             made,
@@ -79,7 +79,7 @@ def sink_regroups(graph: g.Graph) -> g.Graph:
                 w = graph.fresh(v + "_regrouped")
                 graph.values[w] = dataclasses.replace(graph.values[v], name=w, shape=at)
                 taken = {x.name for x in (*graph.nodes, *nodes)}
-                nodes.append(Regroup(_free(f"{node.name}:regroup", taken), (v,), w, shape=at))
+                nodes.append(Regroup(g.unused(f"{node.name}:regroup", taken), (v,), w, shape=at))
                 producers[w] = nodes[-1]
                 v = w
             inputs.append(r.inputs[0] if v == r.output else v)
@@ -104,12 +104,6 @@ def _before(graph: g.Graph, node: g.Node, r: Regroup) -> bool:
         if a is not None and a.size > 1 and (a.ndim < 3 or a.size != a.shape[a.ndim - 3]):
             return False
     return True
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _is_split(x: g.Shape, split: g.Shape) -> bool:
