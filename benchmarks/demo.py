@@ -42,7 +42,7 @@ def mobilenet_without_training(
     data: str = "cifar10",
     weights: str = WEIGHTS,
     *,
-    images: int = 512,
+    images: int = 1536,
     attempts: int = 5,
     rounds: int = 20,
 ) -> list[str]:
@@ -52,7 +52,7 @@ def mobilenet_without_training(
         data,
         weights=weights,
         images=images,
-        calibrate=64,
+        calibrate=256,
         attempts=attempts,
         by="macs",  # by time would first calibrate a cost model, for a minute
         threads=1,

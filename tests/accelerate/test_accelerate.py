@@ -96,8 +96,8 @@ def test_a_promise_that_nothing_keeps_leaves_the_network_unchanged(trained):
     assert found.model is trained and found.tried and not any(t.kept for t in found.tried)
 
 
-def test_agreement_while_choosing_is_not_the_proof(trained, monkeypatch):
-    """Candidates that do well where they were chosen, and badly where nothing was, are not met."""
+def proof_that_fails(monkeypatch, when):
+    """The proof says that half of the highest outputs are kept, where ``when`` is true of the model."""
     from actzip.accelerate import api
 
     class Split(api.Reference):
@@ -110,13 +110,34 @@ def test_agreement_while_choosing_is_not_the_proof(trained, monkeypatch):
 
         def judge(self, model):
             out = super().judge(model)
-            if self.proof and get_thresholds(model):
+            if self.proof and get_thresholds(model) and when(model):
                 out["promised"] = type(out["promised"])("agreement", 0.5, 0.4, 0.6, self.samples)
             return out
 
     monkeypatch.setattr(api, "Reference", Split)
+
+
+def test_agreement_while_choosing_is_not_the_proof(trained, monkeypatch):
+    """Candidates that do well where they were chosen, and badly where nothing was, are not met."""
+    proof_that_fails(monkeypatch, lambda model: True)
     found = actzip.accelerate(trained, loader(), keep=0.9, **QUICK)
     assert not found.met and found.thresholds == {} and "inputs of the proof" in found.note
+
+
+def test_where_all_that_were_kept_fail_in_the_proof_milder_ones_are_tried(trained, monkeypatch):
+    seen = []
+
+    def first_two(model):
+        seen.append(measure(model, list(loader())).density)
+        return len(seen) <= 2
+
+    proof_that_fails(monkeypatch, first_two)
+    found = actzip.accelerate(trained, loader(), keep=0.9, **(QUICK | {"attempts": 2}))
+    assert found.met and len(found.tried) > 2 and len(seen) == 3 and seen[2] == max(seen)
+    shares = [t.share for t in found.tried]
+    assert all(later > max(shares[:2]) for later in shares[2:])
+    proofs = [t.proof.value for t in found.tried if t.proof is not None]
+    assert sum(p == 0.5 for p in proofs) == 2 and len(proofs) == 3
 
 
 def test_max_error_of_outputs_that_are_no_scores(trained):

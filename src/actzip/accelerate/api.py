@@ -32,6 +32,8 @@ __all__ = ["accelerate"]
 _WORTH_IT = 0.02
 #: Shares of the zeros' worth that are left: the search stays between them.
 _LEAST, _MOST = 0.05, 1.0
+#: Milder candidates, where all that were kept fail in the proof.
+_MILDER = 3
 
 Step = Callable[[str, int, int], None]
 
@@ -86,7 +88,8 @@ def accelerate(
             or ``macs``.
         distil_steps: of distillation without labels for each candidate, after the fits. They cost
             most of the time then and seldom help.
-        attempts: candidates that are tried.
+        attempts: candidates that are tried; up to three milder ones follow where all that were kept
+            fail in the proof.
         threads: of the compiled network; None: all CPUs.
         compile: compile the result (and the original, for the comparison).
         weights: a safetensors file for the model. size: images are resized and cropped to this
@@ -219,8 +222,14 @@ class _Run:
         choose = Reference(model, inputs.choose, self.promise)
         trials = self._trials(model, worth)
         self._search(trials, choose, cost)
-        base.tried = [c.attempt for c in self.candidates]
-        return self._proven(base, prove, before)
+        found = self._proven(base, prove, before)
+        for i in range(_MILDER):
+            if found is not None or not self._milder(trials, choose, cost, i):
+                break
+            found = self._proven(base, prove, before)
+        found = found or self._unproven(base)
+        found.tried = [c.attempt for c in self.candidates]
+        return found
 
     def _cost(self) -> CostModel | None:
         if self.options.by == "macs":
@@ -274,6 +283,21 @@ class _Run:
             low, high = (low, share) if made.attempt.kept else (share, high)
         self.step("trying thresholds", total, total)
 
+    def _milder(self, trials: Trials, choose: Reference, cost: CostModel | None, done: int) -> bool:
+        """Tries milder thresholds than any that were kept, and by luck, where they were chosen."""
+        kept = [c.attempt.share for c in self.candidates if c.attempt.kept]
+        if not kept:
+            return False
+        each = 1 + self.options.distil_steps
+
+        def tick(steps: int) -> None:
+            self.step("trying milder thresholds", done * each + steps, _MILDER * each)
+
+        tick(0)
+        made = self._attempt(trials, (max(kept) + _MOST) / 2, choose, cost, tick)
+        self.candidates += [made] if made is not None else []
+        return made is not None and made.attempt.kept
+
     def _attempt(
         self,
         trials: Trials,
@@ -311,12 +335,13 @@ class _Run:
         )
         return _Candidate(attempt, thresholds, changed_parameters(trials.model, work), after)
 
-    def _proven(self, base: Acceleration, prove: Reference, before: Work) -> Acceleration:
-        """The fastest candidate that keeps the promise on inputs that chose nothing."""
-        kept = sorted((c for c in self.candidates if c.attempt.kept), key=lambda c: _time(c.work))
-        for c in kept:
+    def _proven(self, base: Acceleration, prove: Reference, before: Work) -> Acceleration | None:
+        """The fastest candidate that keeps the promise on inputs that chose nothing; None for none."""
+        for c in sorted((c for c in self.candidates if c.attempt.kept), key=lambda c: _time(c.work)):
             if _time(c.work) > (1 - _WORTH_IT) * _time(before):
                 break
+            if c.attempt.proof is not None:  # it failed
+                continue
             made = base.with_point(c.thresholds, c.parameters, c.work)
             made.judged = prove.judge(made.model)
             promised = made.judged["promised"]
@@ -324,6 +349,11 @@ class _Run:
             if self.promise.kept(promised):
                 made.met, made.proven = True, self.promise.proven(promised)
                 return made
+        return None
+
+    def _unproven(self, base: Acceleration) -> Acceleration:
+        """The network unchanged, and why."""
+        kept = [c for c in self.candidates if c.attempt.kept]
         tried = f"{len(self.candidates)} points were tried"
         if not kept:
             return base.unchanged(f"no thresholds keep the promise ({self.promise}): {tried}")
