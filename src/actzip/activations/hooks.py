@@ -45,3 +45,6 @@ class Hooks:
             self.remove()
         finally:  # where the first was interrupted
             self.remove()
+
+    def __del__(self) -> None:  # where an interrupt came before the first line of ``__exit__``
+        self.remove()
