@@ -259,6 +259,17 @@ def test_digits_stand_in_for_a_set_that_is_nowhere(tmp_path, monkeypatch):
     assert all("stand-in" in part["source"] for part in results["data"].values())
 
 
+@pytest.mark.parametrize("name", ["cifar10", "imagenet_sample"])
+def test_a_set_that_is_nowhere_is_refused_with_what_to_set(tmp_path, monkeypatch, name):
+    for variable in ("ACTZIP_DATA", "ACTZIP_SHARED"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"no folder that is known; set ACTZIP_DATA .* {name}/"):
+        resolve(name)
+    with pytest.raises(DataError, match=f"none of {tmp_path}; set ACTZIP_DATA"):
+        resolve(name, folder=tmp_path)
+
+
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     mine, other = tmp_path / ".results.json.ab12.tmp", tmp_path / ".notes.tmp"
     (tmp_path / "stages" / "baseline").mkdir(parents=True)

@@ -124,6 +124,16 @@ def _by_path(name: str, split: str, image_size: Side | None, sample: int | None)
 # --- named sets -----------------------------------------------------------------------------------
 
 
+def _listed(roots: list[Path]) -> str:
+    return f"none of {', '.join(map(str, roots))}" if roots else "no folder that is known"
+
+
+def _absent(file: str, roots: list[Path]) -> DataError:
+    return DataError(
+        f"{file} is in {_listed(roots)}; set ACTZIP_DATA to the folder that holds {file.split('/')[0]}/"
+    )
+
+
 def _idx(path: Path) -> npt.NDArray[Any]:
     """An IDX file (MNIST's format), plain or gzipped."""
     import gzip
@@ -175,7 +185,7 @@ def _mnist(roots: list[Path], split: str, image_size: Side | None, download: boo
         except Exception as error:
             why = f"cannot be downloaded ({type(error).__name__})"
     warnings.warn(
-        f"MNIST is in none of {[str(r) for r in roots]} and {why}; scikit-learn's digits (1,797 "
+        f"MNIST is in {_listed(roots)} and {why}; scikit-learn's digits (1,797 "
         "images of 8x8, enlarged) stand in for it",
         ActzipWarning,
         stacklevel=3,
@@ -217,9 +227,7 @@ def _cifar10(roots: list[Path], split: str, image_size: Side | None, download: b
                     "cifar10",
                     f"CIFAR-10 (re-encoded as JPEG) in {path}",
                 )
-    raise DataError(
-        f"cifar10/{split}.parquet is in none of {[str(r) for r in roots]}; set ACTZIP_DATA or give --data"
-    )
+    raise _absent(f"cifar10/{split}.parquet", roots)
 
 
 def _imagenet_sample(roots: list[Path], split: str, image_size: Side | None, download: bool) -> Images:
@@ -230,10 +238,7 @@ def _imagenet_sample(roots: list[Path], split: str, image_size: Side | None, dow
             return Images(
                 data.images, data.labels, 1000, *PHOTOGRAPHS, "imagenet_sample", f"photographs in {path}"
             )
-    raise DataError(
-        f"imagenet_sample/test.parquet is in none of {[str(r) for r in roots]}; set ACTZIP_DATA or "
-        "give --data"
-    )
+    raise _absent("imagenet_sample/test.parquet", roots)
 
 
 _NAMED: dict[str, Callable[[list[Path], str, Side | None, bool], Images]] = {
