@@ -226,12 +226,14 @@ void gelu(const Elements& e) {
 void gelu_tanh(const Elements& e) {
   each(e, [](vf x) { return 0.5f * x * (1.0f + tanh_(0.7978845608028654f * (x + 0.044715f * x * x * x))); });
 }
+// min(max(x + 3, 0), 6) / 6: 1 where x is 3 or more, so that h-swish gives x itself there.
+AZ_INLINE vf hard_gate(vf x) { return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f); }
 void hardswish(const Elements& e) {
-  each(e, [](vf x) { return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f); });
+  each(e, [](vf x) { return x * hard_gate(x); });
 }
 void scaled_hardswish(const Elements& e) {
-  const float a = e.act.alpha * (1.0f / 6.0f), b = e.act.beta;
-  each(e, [=](vf x) { return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * a + b; });
+  const float a = e.act.alpha, b = e.act.beta;
+  each(e, [=](vf x) { return x * hard_gate(x) * a + b; });
 }
 void mish(const Elements& e) {  // tanh(log(1 + y)) = (y^2 + 2 y) / (y^2 + 2 y + 2)
   each(e, [](vf x) {

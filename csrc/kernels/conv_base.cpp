@@ -194,6 +194,7 @@ void ConvBase::finish(const ConvArgs& a, const Cut& c, const Unit& u, const Fini
     e.acc_stride = part.stride;
     e.count = part.count;
     e.width = cb.width;
+    if (part.bias != nullptr) e.bias = part.bias + cb.first;
     e.act = static_cast<int>(p.act);
     e.lo = p.lo;
     e.hi = p.hi;

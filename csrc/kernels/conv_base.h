@@ -41,7 +41,8 @@ Cut whole_or_part(const ConvProblem& p, const ConvArgs& a);
 struct RowPart {
   int64_t n, y, x0, count;
   float* acc;
-  int64_t stride;  // floats between the accumulators of pixels
+  int64_t stride;               // floats between the accumulators of pixels
+  const float* bias = nullptr;  // of every channel, padded; null: the sums hold it
 };
 
 class ConvBase : public Conv {

@@ -16,13 +16,11 @@ template <int MR, int NV>
 void dense_tile(const DenseTile& tile) {
   const DenseTile* volatile kept = &tile;
   vf a[MR][NV];
-  if (tile.init != nullptr) {
+  if (tile.first) {
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) {
-      const vf x = load(tile.init + j * VL);
+    for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) a[m][j] = x;
-    }
+      for (int j = 0; j < NV; ++j) a[m][j] = vf{};
   } else {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
@@ -50,6 +48,14 @@ void dense_tile(const DenseTile& tile) {
     }
   }
   const DenseTile& t = *kept;
+  if (t.bias != nullptr) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      const vf x = load(t.bias + j * VL);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) a[m][j] += x;
+    }
+  }
   if (t.residual != nullptr) {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)

@@ -252,7 +252,8 @@ void DenseConv::run_sub(Band& b, size_t unit, const Sub& sub) const {
     t.in_offset = k0 + (merged_ ? 0 : sub.group * depth_);
     t.weight = weight;
     t.weight_tap_stride = t.depth * sub.nv * kernels_->vl;
-    t.init = k0 == 0 ? bias_of(unit, sub.offset) : nullptr;
+    t.first = k0 == 0;
+    t.bias = k0 + slice_ >= depth_ ? bias_of(unit, sub.offset) : nullptr;
     t.acc_stride = u.stride;
     t.last = kernels_->vl;
     float* acc = b.s.acc + sub.offset;

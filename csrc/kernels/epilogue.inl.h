@@ -1,4 +1,5 @@
-// What follows a convolution's sums: bias before them, residual and activation after.
+// What follows a convolution's sums: bias, residual and activation. The bias comes last: were it first, every
+// product would be rounded to its magnitude.
 #pragma once
 
 #include "common/vectors.inl.h"
@@ -9,11 +10,6 @@ namespace ACTZIP_ISA_NS {
 namespace {
 
 using namespace actzip::ACTZIP_ISA_NS;
-
-void fill(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < floats; j += VL) store(acc + i * acc_stride + j, load(row + j));
-}
 
 // Comparisons are written so that NaN stays NaN.
 template <int ACT>
@@ -38,15 +34,18 @@ void epilogue_act(const EpilogueRow& e) {
     int64_t j = 0;
     for (; j + VL <= e.width; j += VL) {
       vf x = load(a + j);
+      if (e.bias != nullptr) x += load(e.bias + j);
       if (res != nullptr) x += load(res + j);
       const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
       x = activate<ACT>(x, lo, hi);
       store(out != nullptr ? out + j : a + j, x);
     }
     if (j < e.width) {
-      const vf r = res != nullptr ? load_part(res + j, e.width - j) : vf{};
+      vf x = load(a + j);
+      if (e.bias != nullptr) x += load(e.bias + j);
+      if (res != nullptr) x += load_part(res + j, e.width - j);
       const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
-      const vf x = activate<ACT>(load(a + j) + r, lo, hi);
+      x = activate<ACT>(x, lo, hi);
       if (out == nullptr)
         store(a + j, x);
       else

@@ -46,11 +46,12 @@ struct DenseTile {
   int64_t taps, depth;  // depth: channels a tap
   const float* weight;
   int64_t weight_tap_stride;
-  const float* init;  // bias row of nv * vl floats, or null: continue from acc
+  bool first;  // from zero; else from acc
   float* acc;
   int64_t acc_stride;
   int64_t last;  // floats of the last vector that are stored
-  // At the end: acc = min(max(acc + residual, lo), hi), each where asked for.
+  // At the end: acc = min(max(acc + bias + residual, lo), hi), each where asked for.
+  const float* bias;  // nv * vl floats, or null
   bool floor, ceiling;
   float lo, hi;
   const float* residual;  // or null
@@ -58,8 +59,8 @@ struct DenseTile {
 };
 using DenseFn = void (*)(const DenseTile&);
 
-// A few output channels along lines of positions that follow each other: out[i][o] = min(max(bias[o] + sum
-// over lines l, taps k of in[l][first + i + offsets[k]] * weight[l][k][o], lo), hi), i < count.
+// A few output channels along lines of positions that follow each other: out[i][o] = min(max(sum over
+// lines l, taps k of in[l][first + i + offsets[k]] * weight[l][k][o] + bias[o], lo), hi), i < count.
 struct LinesTile {
   const float* const* in;  // position 0 of every line, readable as far as whole vectors reach; or null: zeros
   int64_t lines;
@@ -74,12 +75,13 @@ struct LinesTile {
 };
 using LinesFn = void (*)(const LinesTile&);
 
-// act(acc + residual) in place or to a dense map; acc already holds the bias.
+// act(acc + bias + residual) in place or to a dense map.
 struct EpilogueRow {
   float* acc;
   int64_t acc_stride;
   int64_t count;          // pixels
   int64_t width;          // channels
+  const float* bias;      // per channel, padded to whole vectors; or null: acc holds it
   const float* residual;  // or null
   int64_t residual_stride;
   int act;  // ActKind
@@ -190,7 +192,6 @@ struct Kernels {
   void (*cook_input)(const CookInput&);
   bool (*cook_output)(const CookOutput&);  // whether all is finite
 
-  void (*fill)(float* acc, int64_t acc_stride, int64_t count, const float* row, int64_t floats);
   void (*epilogue)(const EpilogueRow&);
   void (*depthwise)(const DepthwiseRow&);
   // Positions of a line, `stride` floats apart, to a line a channel: position i to dst[i % step * phase + i /

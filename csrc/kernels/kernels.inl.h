@@ -120,7 +120,6 @@ constexpr Kernels make_kernels() {
   k.lines_split = lines_split;
   k.cook_input = cook_input;
   k.cook_output = cook_output;
-  k.fill = fill;
   k.epilogue = epilogue;
   k.depthwise = depthwise_row;
   k.compress = compress;

@@ -17,7 +17,7 @@ void lines_tile(const LinesTile& t) {
 #pragma GCC unroll 8
   for (int o = 0; o < OC; ++o)
 #pragma GCC unroll 8
-    for (int j = 0; j < NX; ++j) a[o][j] = splat(t.bias[o]);
+    for (int j = 0; j < NX; ++j) a[o][j] = vf{};
   const float* w = t.weight;
   for (int64_t l = 0; l < t.lines; ++l) {
     if (t.in[l] == nullptr) {
@@ -47,7 +47,7 @@ void lines_tile(const LinesTile& t) {
   for (int o = 0; o < OC; ++o)
 #pragma GCC unroll 8
     for (int j = 0; j < NX; ++j) {
-      vf x = a[o][j];
+      vf x = a[o][j] + splat(t.bias[o]);
       x = x < lo ? lo : x;
       store(sums[o] + j * VL, x > hi ? hi : x);
     }

@@ -87,6 +87,7 @@ int64_t compress_type(const EpilogueRow& e, float scale, float top, uint64_t* ma
     int64_t j = 0;
     for (; j + VL <= e.width; j += VL) {
       vf x = load(acc + j);
+      if (e.bias != nullptr) x += load(e.bias + j);
       if (residual != nullptr) x += load(residual + j);
       const uint32_t k = compress_part<TYPE, ACT>(e, x, j, scales, tops, dst);
       dst += popcount(k);
@@ -94,6 +95,7 @@ int64_t compress_type(const EpilogueRow& e, float scale, float top, uint64_t* ma
     }
     if (j < e.width) {
       vf x = load_part(acc + j, e.width - j);
+      if (e.bias != nullptr) x += load(e.bias + j);
       if (residual != nullptr) x += load_part(residual + j, e.width - j);
       uint32_t k = compress_part<TYPE, ACT>(e, x, j, scales, tops, dst);
       // An activation may make something of the zeros beyond the channels: they are last, and left out.

@@ -53,7 +53,6 @@ class SparseConv : public ConvBase {
     const ConvArgs& a;
     const Cut& cut;
     const Scratch& s;
-    size_t unit;
     const Unit& u;
     int64_t n, y0, rows;
     int64_t iy0, in_rows;  // the input rows of the band
@@ -81,10 +80,8 @@ class SparseConv : public ConvBase {
   virtual int64_t line_floats(const Cut&) const { return 0; }
   // ... whether values are read expanded, a channel a place; ...
   virtual bool expanded() const { return false; }
-  // ... accumulators of the segment, set to the bias; ...
-  virtual void begin(const Band& b) const {
-    kernels_->fill(b.s.acc, b.u.stride, b.rows * b.count, bias_of(b.unit), b.u.stride);
-  }
+  // ... accumulators of a row; ...
+  virtual int64_t slots(const Band& b) const { return b.count; }
   // ... one block of input channels, all taps; `run` knows which channels; ...
   virtual void accumulate(const Band& b, const Sub& sub, const Block& block,
                           kernels::SparseRun& run) const = 0;
@@ -178,7 +175,6 @@ void SparseConv::run_item(const ConvArgs& a, int threads, int64_t item, void* sc
   Band b{a,
          c,
          s,
-         unit,
          u,
          c.first_image + at / c.bands,
          y0,
@@ -188,7 +184,7 @@ void SparseConv::run_item(const ConvArgs& a, int threads, int64_t item, void* sc
          fetch};
   for (b.x0 = 0; b.x0 < c.ow; b.x0 += c.segment) {
     b.count = std::min(c.segment, c.ow - b.x0);
-    begin(b);
+    std::memset(s.acc, 0, static_cast<size_t>(rows * slots(b) * u.stride) * 4);
     Block block{0, 0, 0};
     for (const ChannelBlock& cb : in_blocks_) {
       block.width = cb.width;
@@ -197,7 +193,7 @@ void SparseConv::run_item(const ConvArgs& a, int threads, int64_t item, void* sc
       ++block.index;
     }
     for (int64_t y = 0; y < rows; ++y)
-      finish(a, c, u, s.finish, {b.n, y0 + y, b.x0, b.count, sums(b, y), u.stride});
+      finish(a, c, u, s.finish, {b.n, y0 + y, b.x0, b.count, sums(b, y), u.stride, bias_.get()});
   }
 }
 
@@ -359,11 +355,7 @@ class TapsConv final : public SparseConv {
   int64_t halo() const override { return problem_.kw - 1; }
   int64_t line_floats(const Cut& c) const override { return c.segment * widest_unit(); }
 
-  void begin(const Band& b) const override {
-    for (const Sub& sub : b.u.subs)
-      kernels_->fill(acc_of(b, sub), floats(sub), b.rows * slots(b), bias_of(b.unit, sub.offset),
-                     floats(sub));
-  }
+  int64_t slots(const Band& b) const override { return b.count + 2 * halo(); }
 
   void accumulate(const Band& b, const Sub& sub, const Block& block, kernels::SparseRun& run) const override {
     const ConvProblem& p = problem_;
@@ -410,7 +402,6 @@ class TapsConv final : public SparseConv {
   }
 
  private:
-  int64_t slots(const Band& b) const { return b.count + 2 * halo(); }  // accumulators of a row
   float* acc_of(const Band& b, const Sub& sub) const { return b.s.acc + b.rows * slots(b) * sub.offset; }
 };
 

@@ -147,6 +147,29 @@ def test_nan_and_infinity_propagate(isa, k):
                 assert np.array_equal(np.isnan(y), np.isnan(want.permute(0, 2, 3, 1).numpy())), (act, variant)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_large_bias_costs_the_sums_no_precision(isa, residual):
+    """It is added to them, bit for bit: were it their start, each product would be rounded to its size."""
+    assert _engine.force_isa(isa)
+    rng = np.random.default_rng(2)
+    x = sparse_array(rng, (1, 7, 9, 200), 0.4)
+    for k, oc in (((1, 1), 70), ((3, 3), 96), ((3, 3), 5)):
+        weight = (rng.standard_normal((oc, 200, *k)) / 100).astype(np.float32)
+        bias = (rng.standard_normal(oc) * 100).astype(np.float32)
+        more = sparse_array(rng, (1, 7, 9, oc), 1.0) if residual else None
+        for packed, out_packed in ((False, False), (True, False), (True, True)):
+            pad = (k[0] // 2,) * 4
+            c = Case(ic=200, oc=oc, k=k, pad=pad, act=NONE, in_packed=packed, out_packed=out_packed)
+            for variant in kernels.variants(c.problem()):
+                if variant.startswith(("winograd", "cook")):
+                    continue
+                sums, _ = kernels.conv(c.problem(), variant, x, weight, None)
+                y, _ = kernels.conv(c.problem(), variant, x, weight, bias, more)
+                want = sums + bias if more is None else sums + bias + more
+                assert np.array_equal(y, want), (variant, packed, out_packed)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_activations_make_nothing_of_lanes_beyond_the_channels(isa):
     """What a vector holds beyond the last channel is not stored, even where the activation of zero is not

@@ -360,6 +360,13 @@ POSITIVE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def test_hardswish_leaves_numbers_above_three_as_they_are(isa: str) -> None:
+    x = RNG.uniform(3, 100, (2, 50)).astype(np.float32)
+    for kind, floats in (("hardswish", {}), ("scaled_hardswish", {"act_alpha": [1.0], "act_beta": [0.0]})):
+        got = run("activation", [x], x.shape, floats=floats, strings={"act": kind})
+        assert np.array_equal(got, x), kind
+
+
 @pytest.mark.parametrize("kind", ACTS)
 def test_activations(isa: str, kind: str) -> None:
     f, floats = ACTS[kind]
