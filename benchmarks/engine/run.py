@@ -26,6 +26,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import models  # noqa: E402
 
+from actzip import cpu  # noqa: E402
 from actzip.cli._workers import (  # noqa: E402
     AVX2_AT_MOST,
     DENSE,
@@ -46,6 +49,7 @@ from actzip.cli._workers import (  # noqa: E402
     take_turns,
 )
 from actzip.files import write_text  # noqa: E402
+from actzip.runtime.compiled import advice  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "engine"
 # Largest difference to PyTorch's answer, relative to the largest output, that counts as the same answer.
@@ -56,6 +60,13 @@ WRONG = 1e-2
 WRONG_WITH_THRESHOLDS = 1e-1
 # Of what computes in int8: how wrong it is stands in its row.
 WRONG_IN_INT8 = 1.0
+# These get the thresholded network; the dense ones would only pay for thresholds.
+SKIPS_ZEROS = ("actzip", "deepsparse")
+PYTORCH_AND_ORT = ("torch", "torch channels_last", "torch.compile", "onnxruntime")
+# What a row takes of ``explain()``, beside its layers.
+EXPLAINED = (
+    "peak_share", "peak_gflops", "arena_bytes", "dense_arena_bytes", "theoretical_speedup"
+)  # fmt: skip
 
 
 def machine_folder(cpuinfo: str | None = None) -> str:
@@ -330,128 +341,154 @@ def main() -> None:
             measure(args, engines, made)
 
 
+@dataclass
+class Timed:
+    """An engine in its process, the variant that it runs, and what compiling it took."""
+
+    worker: Worker
+    of: dict[str, Any]
+    isa: str
+    compiling: dict[str, Any]
+
+
 def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) -> None:
-    from actzip import cpu
-
-    folder = made["folder"]
-    common = {k: made.get(k) for k in ("model", "input", "calibration", "ncnn", "int8")}
-    common["threads"] = args.threads
-    here = cpu.info()
-    timed: list[
-        tuple[Worker, dict[str, Any], str, dict[str, Any]]
-    ] = []  # with row, isa, what compiling it took
-
-    def start(engine: str, row: dict[str, Any], isa: str = "") -> None:
-        zeros = engine in ("actzip", "deepsparse")
-        spec = {
-            **common, "thresholds": row["thresholds"], "state": row.get("state"), "onnx": row["onnx"],
-            "output": str(folder / f"y-{len(timed)}.npy"),
-        }  # fmt: skip
-        env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else AVX2_AT_MOST.get(engine, {})
-        taken: dict[str, Any] = {}
-        if engine == "actzip":
-            spec["compiled"] = str(folder / f"actzip-{len(timed)}.actzip")
-            maker = Worker("actzip compile", spec, env)
-            taken = {**maker.info, "peak_bytes": maker.peak}
-            maker.stop()
-        why_not = made["lacks"].get(engine) or taken.get("skip") or (NO_AVX2_CAP.get(engine) if isa else None)
-        w = Worker(engine, spec, env, skip=why_not or "")
-        timed.append((w, row, isa, taken))
-        print(
-            f"{engine} {isa} ({row['label'] if zeros else 'dense'}): {w.info.get('skip') or 'ready'}",
-            file=sys.stderr,
-        )
-
-    gate: subprocess.Popen[str] | None = None
-    # actzip last: its trials want the machine for themselves
-    for engine in sorted(engines, key=lambda e: e == "actzip"):
-        if engine == "actzip":
-            gate = close_gate(args.gate)
-        for row in made["rows"] if engine in ("actzip", "deepsparse") else made["rows"][:1]:
-            start(engine, row)
-            for isa in args.isa:
-                if isa != here["isa"] and (engine == "actzip" or isa == "avx2"):
-                    start(engine, row, isa)
-    if gate is None:
-        gate = close_gate(args.gate)
-    take_turns([w for w, *_ in timed], args.rounds, args.runs, args.seconds)
-    explanations = [w.explain() for w, *_ in timed]
-    for w, *_ in timed:
+    timed, gate = start_all(args, engines, made)
+    workers = [t.worker for t in timed]
+    take_turns(workers, args.rounds, args.runs, args.seconds)
+    explanations = [w.explain() for w in workers]
+    for w in workers:
         w.stop()
     if gate is not None:
         gate.communicate()
-    rows = []
-    for (w, of, isa, taken), explained in zip(timed, explanations, strict=True):
-        row: dict[str, Any] = {
-            "engine": w.engine,
-            "isa": isa or (here["isa"] if w.engine == "actzip" else "any"),
-            "zeros": of["label"] if w.engine in ("actzip", "deepsparse") else "dense",
-            "skip": w.info.get("skip"),
-            "version": w.info.get("version"),
-        }
-        if not row["skip"]:
-            want, got = np.load(of["answer"]), np.load(w.output)
-            error = float("inf")
-            if got.size == want.size:
-                error = float(np.abs(got.reshape(want.shape) - want).max() / np.abs(want).max())
-            limit = WRONG_WITH_THRESHOLDS if of.get("thresholds") else WRONG
-            if not error < (WRONG_IN_INT8 if w.engine.endswith("int8") else limit):
-                row["skip"] = f"its answer is wrong (error {error:.1e})"
-        if not row["skip"]:
-            row.update(
-                median_ms=statistics.median(w.ms),
-                min_ms=min(w.ms),
-                runs=len(w.ms),
-                peak_bytes=w.peak,
-                density=of["density"],
-                top1_agreement=of["agreement"],
-                output_error=of["output_error"],
-                unseen=of["unseen"],
-                seconds_to_ready=w.info["seconds"],
-                error=error,
-            )
-        if explained:
-            row["compile_seconds"] = taken.get("seconds")
-            row["compile_peak_bytes"] = taken.get("peak_bytes")
-            row["peak_share"] = explained["peak_share"]
-            row["peak_gflops"] = explained["peak_gflops"]
-            row["arena_bytes"] = explained["arena_bytes"]
-            row["dense_arena_bytes"] = explained["dense_arena_bytes"]
-            row["theoretical_speedup"] = explained["theoretical_speedup"]
-            row["layers"] = explained["rows"]
-        rows.append(row)
-    for key, isa in (("against_fastest_dense", "any"), ("against_fastest_dense_avx2", "avx2")):
-        dense = [
-            r["median_ms"] for r in rows if r["engine"] in DENSE and r["isa"] == isa and "median_ms" in r
-        ]
-        for r in rows:
-            if dense and "median_ms" in r and isa in ("any", r["isa"]):
-                r[key] = min(dense) / r["median_ms"]
-    if args.no_zeros:
-        peers = ("torch", "torch channels_last", "torch.compile", "onnxruntime")
-        best = [
-            r["median_ms"] for r in rows if r["engine"] in peers and r["isa"] == "any" and "median_ms" in r
-        ]
-        for r in rows:
-            if best and r["engine"] == "actzip" and "median_ms" in r:
-                r["against_pytorch_and_ort"] = min(best) / r["median_ms"]
-    from actzip.runtime.compiled import advice
+    rows = [row_of(t, explained) for t, explained in zip(timed, explanations, strict=True)]
+    compare(rows, args.no_zeros)
+    write_report(args, rows)
+    print_table(args, rows)
 
+
+def start_all(
+    args: argparse.Namespace, engines: list[str], made: dict[str, Any]
+) -> tuple[list[Timed], subprocess.Popen[str] | None]:
+    """Every engine ready to be timed, and the gate. actzip comes last, behind the gate: its trials
+    want the machine for themselves."""
+    best = cpu.info()["isa"]
+    timed: list[Timed] = []
+    gate: subprocess.Popen[str] | None = None
+    for engine in sorted(engines, key=lambda e: e == "actzip"):
+        if engine == "actzip":
+            gate = close_gate(args.gate)
+        for row in made["rows"] if engine in SKIPS_ZEROS else made["rows"][:1]:
+            others = [i for i in args.isa if i != best and (engine == "actzip" or i == "avx2")]
+            for isa in ["", *others]:
+                timed.append(start(engine, row, isa, args.threads, made, len(timed)))
+    return timed, gate or close_gate(args.gate)
+
+
+def start(
+    engine: str, row: dict[str, Any], isa: str, threads: int, made: dict[str, Any], number: int
+) -> Timed:
+    folder = made["folder"]
+    spec = {
+        **{k: made.get(k) for k in ("model", "input", "calibration", "ncnn", "int8")},
+        "threads": threads, "thresholds": row["thresholds"], "state": row.get("state"),
+        "onnx": row["onnx"], "output": str(folder / f"y-{number}.npy"),
+    }  # fmt: skip
+    env = {} if not isa else {"ACTZIP_ISA": isa} if engine == "actzip" else AVX2_AT_MOST.get(engine, {})
+    compiling: dict[str, Any] = {}
+    if engine == "actzip":
+        spec["compiled"] = str(folder / f"actzip-{number}.actzip")
+        maker = Worker("actzip compile", spec, env)
+        compiling = {**maker.info, "peak_bytes": maker.peak}
+        maker.stop()
+    why_not = made["lacks"].get(engine) or compiling.get("skip") or (NO_AVX2_CAP.get(engine) if isa else None)
+    worker = Worker(engine, spec, env, skip=why_not or "")
+    zeros = row["label"] if engine in SKIPS_ZEROS else "dense"
+    print(f"{engine} {isa} ({zeros}): {worker.info.get('skip') or 'ready'}", file=sys.stderr)
+    return Timed(worker, row, isa, compiling)
+
+
+def wrong_by(t: Timed) -> tuple[float, str | None]:
+    """The answer's error relative to the largest output, and the words if that is too much."""
+    want, got = np.load(t.of["answer"]), np.load(t.worker.output)
+    error = float("inf")
+    if got.size == want.size:
+        error = float(np.abs(got.reshape(want.shape) - want).max() / np.abs(want).max())
+    limit = WRONG_WITH_THRESHOLDS if t.of.get("thresholds") else WRONG
+    if t.worker.engine.endswith("int8"):
+        limit = WRONG_IN_INT8
+    return error, None if error < limit else f"its answer is wrong (error {error:.1e})"
+
+
+def row_of(t: Timed, explained: dict[str, Any] | None) -> dict[str, Any]:
+    """What was measured of one engine: the row of the results."""
+    w = t.worker
+    row: dict[str, Any] = {
+        "engine": w.engine,
+        "isa": t.isa or (cpu.info()["isa"] if w.engine == "actzip" else "any"),
+        "zeros": t.of["label"] if w.engine in SKIPS_ZEROS else "dense",
+        "skip": w.info.get("skip"),
+        "version": w.info.get("version"),
+    }
+    if not row["skip"]:
+        error, row["skip"] = wrong_by(t)
+    if not row["skip"]:
+        row.update(
+            median_ms=statistics.median(w.ms),
+            min_ms=min(w.ms),
+            runs=len(w.ms),
+            peak_bytes=w.peak,
+            density=t.of["density"],
+            top1_agreement=t.of["agreement"],
+            output_error=t.of["output_error"],
+            unseen=t.of["unseen"],
+            seconds_to_ready=w.info["seconds"],
+            error=error,
+        )
+    if explained:
+        row["compile_seconds"] = t.compiling.get("seconds")
+        row["compile_peak_bytes"] = t.compiling.get("peak_bytes")
+        row |= {k: explained[k] for k in EXPLAINED}
+        row["layers"] = explained["rows"]
+    return row
+
+
+def compare(rows: list[dict[str, Any]], no_zeros: bool) -> None:
+    """Into each row: how many times as fast as the fastest of its rivals it is."""
+
+    def fastest(engines: Sequence[str], isa: str) -> float | None:
+        found = [r for r in rows if r["engine"] in engines and r["isa"] == isa and "median_ms" in r]
+        return min((r["median_ms"] for r in found), default=None)
+
+    any_isa, avx2 = fastest(DENSE, "any"), fastest(DENSE, "avx2")
+    peers = fastest(PYTORCH_AND_ORT, "any") if no_zeros else None
+    for r in (r for r in rows if "median_ms" in r):
+        if any_isa:
+            r["against_fastest_dense"] = any_isa / r["median_ms"]
+        if avx2 and r["isa"] == "avx2":
+            r["against_fastest_dense_avx2"] = avx2 / r["median_ms"]
+        if peers and r["engine"] == "actzip":
+            r["against_pytorch_and_ort"] = peers / r["median_ms"]
+
+
+def write_report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     report = {
         "network": args.network,
         "batch": args.batch,
         "threads": args.threads,
         "rounds": args.rounds,
-        "machine": here,
+        "machine": cpu.info(),
         "advice": advice(),
-        "rows": rows,
+        "rows": [],
     }
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"{args.network}-b{args.batch}-t{args.threads}.json"
-    head = json.dumps({**report, "rows": []}, indent=1)
     lines = ",\n".join("  " + json.dumps(r) for r in rows)  # a row a line
+    head = json.dumps(report, indent=1)
     write_text(path, head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
-    print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {here['cpu']}, float32")
+
+
+def print_table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    print(f"{args.network}, batch {args.batch}, {args.threads} thread(s), {cpu.info()['cpu']}, float32")
     heads = ("min", "runs", "x dense", "x AVX2", "MB")
     print(
         f"{'engine':34} {'version':12} {'zeros':15} {'density':>7} {'top-1':>6} {'error':>6} "
@@ -477,8 +514,8 @@ def measure(args: argparse.Namespace, engines: list[str], made: dict[str, Any]) 
                 f"without zeros: {label(r)} at {r['against_pytorch_and_ort']:.2f} of the best of "
                 "PyTorch and ONNX Runtime"
             )
-    if report["advice"]:
-        print(report["advice"])
+    if said := advice():
+        print(said)
 
 
 if __name__ == "__main__":
