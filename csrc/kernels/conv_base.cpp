@@ -39,7 +39,7 @@ void ConvBase::init(const ConvProblem& p, const Variant& v, Isa isa, const float
 
 // The key names the layer, the kernel and all that decides the order of the weights: how the input's and the
 // output's channels are cut, and what a layer that shares them may have of its own.
-void ConvBase::keep_weights(int64_t count, const std::function<void(float*)>& pack) {
+void ConvBase::keep_weights(int64_t count, const std::function<void(float*)>& pack, const char* order) {
   weight_bytes_ = static_cast<size_t>(count) * 4;
   if (problem_.store == nullptr) {
     Floats fresh = make_weights(count);
@@ -47,7 +47,7 @@ void ConvBase::keep_weights(int64_t count, const std::function<void(float*)>& pa
     weights_ = std::move(fresh);
     return;
   }
-  std::string key = problem_.layer + '/' + isa_name(isa_) + '/' + row_->name;
+  std::string key = problem_.layer + '/' + isa_name(isa_) + '/' + row_->name + order;
   for (size_t i = 0; i < in_blocks_.size(); ++i)
     key += (i == 0 ? '/' : '.') + std::to_string(in_blocks_[i].width);
   for (const Unit& u : units_)

@@ -52,8 +52,9 @@ class ConvBase : public Conv {
  protected:
   // Units and subs of at most `nv` vectors (0: units without subs), the bias and thresholds.
   void init(const ConvProblem& p, const Variant& v, Isa isa, const float* bias, int nv);
-  // weights_: `count` of them, of the problem's store or written by `pack` into zeros.
-  void keep_weights(int64_t count, const std::function<void(float*)>& pack);
+  // weights_: `count` of them, of the problem's store or written by `pack` into zeros. `order`: part of their
+  // key, where kernels of this name had them in another order before.
+  void keep_weights(int64_t count, const std::function<void(float*)>& pack, const char* order = "");
   // `count` weights of the layer as they are, as raw_: those of an owner, which is kept, or a copy.
   void keep_raw(const float* weight, int64_t count, std::shared_ptr<const void> owner);
   // Channels that a unit may have, where a sub may have `widest`.

@@ -104,7 +104,25 @@ struct DepthwiseRow {
   int64_t first, count;  // output pixels first .. first + count
 };
 
-// Tiles side by side of one tile row and one input block: their A x A transformed places (A = M + 2).
+// The A x A transformed places of a tile (A = M + 2) lie in this order: the M x M inner ones, M of the first
+// row, of the last row, of the first column, of the last column, the four corners. These are kPlaceKinds
+// kinds, which depend on different pixels of the tile: places of a tile's first row on its even rows, of the
+// last on its odd ones, others on all but its first and last; columns likewise.
+inline constexpr int kPlaceKinds = 9;
+static constexpr int winograd_place(int m, int row, int column) {
+  const int last = m + 1;
+  if (row % last != 0 && column % last != 0) return (row - 1) * m + column - 1;
+  if (column % last != 0) return m * (m + row / last) + column - 1;
+  if (row % last != 0) return m * (m + 2 + column / last) + row - 1;
+  return m * (m + 4) + row / last * 2 + column / last;
+}
+static constexpr int place_kind(int m, int place) {
+  if (place < m * m) return 0;
+  return place < m * (m + 4) ? 1 + place / m - m : 5 + place - m * (m + 4);
+}
+inline constexpr unsigned kLastRow = 0b110000100, kLastColumn = 0b101010000;  // kinds, as bits
+
+// Tiles side by side of one tile row and one input block: their places.
 struct WinogradInput {
   // Of every row, the block's channels. Dense: of pixel 0, null outside the map. Packed: the values from
   // pixel `from` on, readable 64 bytes further, and the masks of pixel 0, zeros for rows outside.
@@ -115,7 +133,8 @@ struct WinogradInput {
   int64_t step;          // pixels from one of a tile to the next: the dilation
   int64_t iw, x;         // width of the map; the first tile's first pixel, which may be negative
   int64_t tiles, width;  // channels of the block
-  uint64_t* tile_masks;
+  uint64_t* tile_masks;  // [kind of place][tile]: channels that may not be zero there
+  int64_t kind_stride;
   float* out;  // [place][tile][64]; of whole vectors without any channel: anything
   int64_t place_stride;
 };
@@ -127,7 +146,7 @@ struct WinogradProduct {
   const float* values;    // [place][tile][64], as WinogradInput::out
   int64_t values_stride;  // of places
   const uint64_t* masks;
-  int64_t tiles, across;     // of them side by side
+  int64_t tiles, across, high;  // tiles, those of a row and the rows of an image
   float* acc;                // [place][tile][nv * vl]
   int64_t acc_stride;        // of places
   bool first;                // nothing is there yet

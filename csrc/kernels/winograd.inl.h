@@ -2,10 +2,13 @@
 // pixels of a tile are as far apart as the kernel's dilation says.
 //
 // A tile reads A x A pixels, A = M + 2, and a channel that is zero in all of them is zero in all A * A
-// places of the transformed tile. So a tile is to this method what a pixel is to the others: it has a mask a
-// block, which its A * A places share, and the product is A * A sparse 1x1 convolutions over tiles.
+// places of the transformed tile. So a tile is to this method what a pixel is to the others, and the product
+// is A * A sparse 1x1 convolutions over tiles. No place depends on all pixels: those in the middle do not on
+// the tile's border, those of the first row (column) do on even rows (columns) alone, of the last on odd
+// ones. So each of these kinds of places has a mask of its own (see winograd_place).
 //
 //   input      [place][block][tile][64]
+//   masks      [kind of place][block][tile]
 //   weights    [place / P][block][channel][place % P][nv * vl]  (P: WinogradProducts::places)
 //   products   [place][tile][nv * vl]
 //
@@ -101,18 +104,33 @@ AZ_INLINE uint32_t nonzero_lanes(vf v) {
 #endif
 }
 
+// What is non-zero of a tile's rows (columns), for places of its first one, the inner ones and its last one.
+template <class T>
+struct Kinds {
+  T first, inner, last;
+};
+template <int M, class F>
+AZ_INLINE auto kinds(F&& row) {
+  auto even = row(2), odd = row(1);
+#pragma GCC unroll 8
+  for (int r = 4; r <= M; r += 2) {
+    even |= row(r);
+    odd |= row(r - 1);
+  }
+  return Kinds<decltype(even)>{even | row(0), even | odd, odd | row(M + 1)};
+}
+
 AZ_INLINE uint64_t winograd_lanes(uint64_t mask, int64_t g) {
   return (mask >> g) & ((uint64_t{1} << VL) - 1);
 }
 
 // B^T d of the pixels of one column, all channels of the block: [vector][row][VL], `to` on. Values of packed
-// rows are read where `values` points, which moves on. Returns the channels that are not zero.
+// rows are read where `values` points, which moves on. `some`: the channels that are not zero.
 template <int M>
-AZ_INLINE uint64_t winograd_packed_column(const WinogradInput& w, int64_t x, const float** values,
-                                          float* to) {
+AZ_INLINE void winograd_packed_column(const WinogradInput& w, int64_t x, const float** values, float* to,
+                                      Kinds<uint64_t>* some) {
   constexpr int A = M + 2;
-  uint64_t all = 0;
-  for (int r = 0; r < A; ++r) all |= w.masks[r][x];
+  *some = kinds<M>([&](int r) { return w.masks[r][x]; });
   for (int64_t g = 0; g < w.width; g += VL, to += A * VL) {
     vf d[A], o[A];
 #pragma GCC unroll 8
@@ -126,55 +144,85 @@ AZ_INLINE uint64_t winograd_packed_column(const WinogradInput& w, int64_t x, con
 #pragma GCC unroll 8
     for (int r = 0; r < A; ++r) store(to + r * VL, o[r]);
   }
-  return all;
 }
 template <int M>
-AZ_INLINE uint64_t winograd_dense_column(const WinogradInput& w, int64_t x, float* to) {
+AZ_INLINE void winograd_dense_column(const WinogradInput& w, int64_t x, float* to, Kinds<uint64_t>* some) {
   constexpr int A = M + 2;
   static const float kZeros[64]{};
   const float* rows[A];
   for (int r = 0; r < A; ++r) rows[r] = w.rows[r] == nullptr ? kZeros : w.rows[r] + x * w.pixel_stride;
   // Vectors may reach over the channels as long as there are pixels.
   const bool over = (w.iw - 1 - x) * w.pixel_stride >= (VL - w.width % VL) % VL;
-  uint64_t all = 0;
+  *some = {};
   for (int64_t g = 0; g < w.width; g += VL, to += A * VL) {
     const int64_t lanes = w.width - g;
     vf d[A], o[A];
-    vi any{};
 #pragma GCC unroll 8
-    for (int r = 0; r < A; ++r) {
+    for (int r = 0; r < A; ++r)
       d[r] = over || lanes >= VL ? load(rows[r] + g) : load_part(rows[r] + g, lanes);
-      any |= reinterpret_cast<vi>(d[r]);
-    }
     winograd_in<M>(d, o);
 #pragma GCC unroll 8
     for (int r = 0; r < A; ++r) store(to + r * VL, o[r]);
-    all |= static_cast<uint64_t>(nonzero_lanes(reinterpret_cast<vf>(any))) << g;
+    const Kinds<vi> any = kinds<M>([&](int r) { return reinterpret_cast<vi>(d[r]); });
+    const auto add = [&](uint64_t& to_mask, vi v) {
+      to_mask |= static_cast<uint64_t>(nonzero_lanes(reinterpret_cast<vf>(v))) << g;
+    };
+    add(some->first, any.first);
+    add(some->inner, any.inner);
+    add(some->last, any.last);
   }
-  return w.width == 64 ? all : all & ((uint64_t{1} << w.width) - 1);
+  const uint64_t channels = w.width == 64 ? ~uint64_t{0} : (uint64_t{1} << w.width) - 1;
+  some->first &= channels;
+  some->inner &= channels;
+  some->last &= channels;
 }
 
-// (B^T d) B of a tile's channels, those vectors of them that `mask` has: columns are those of a ring of A,
-// the tile's first at START, so that their places are known here. Place p to `to` + p * place_stride.
+// Columns of a tile, new ones over the oldest: transformed pixels, and their channels that are not zero.
+template <int M>
+struct WinogradRing {
+  static constexpr int A = M + 2;
+  alignas(64) float columns[A * A * 64];  // [column][vector][row][VL]
+  Kinds<uint64_t> some[A];
+};
+
+// (B^T d) B of tile `t`, those vectors of its channels that are not zero, and its masks. Its first column is
+// at START, so that they are found without counting.
 template <int M, int START>
-AZ_INLINE void winograd_across(const WinogradInput& w, const float* ring, uint64_t mask, float* to) {
+AZ_INLINE void winograd_across(const WinogradInput& w, const WinogradRing<M>& all, int64_t t) {
   constexpr int A = M + 2;
-  const int64_t width = w.width, place_stride = w.place_stride;
+  const auto at = [&](int c) -> const Kinds<uint64_t>& { return all.some[(START + c) % A]; };
+  const auto first = kinds<M>([&](int c) { return at(c).first; });
+  const auto inner = kinds<M>([&](int c) { return at(c).inner; });
+  const auto last = kinds<M>([&](int c) { return at(c).last; });
+  const uint64_t of_kinds[kPlaceKinds] = {inner.inner, first.inner, last.inner, inner.first, inner.last,
+                                          first.first, first.last,  last.first, last.last};
+  for (int k = 0; k < kPlaceKinds; ++k) w.tile_masks[k * w.kind_stride + t] = of_kinds[k];
+  const uint64_t mask = first.first | first.last | last.first | last.last;
+  const int64_t width = w.width, stride = w.place_stride;
+  const float* ring = all.columns;
   for (int64_t g = 0; g < width; g += VL, ring += A * VL) {
     if (winograd_lanes(mask, g) == 0) continue;
     const int64_t next = g + VL < width ? VL : 64 - g;
-    float* place = to + g;
-    for (int r = 0; r < A; ++r) {
+    float* const to = w.out + t * 64 + g;
+    const auto row = [&](int r, float* front, float* middle, float* back) __attribute__((always_inline)) {
       vf d[A], o[A];
 #pragma GCC unroll 8
       for (int c = 0; c < A; ++c) d[c] = load(ring + (START + c) % A * (A * 64) + r * VL);
       winograd_in<M>(d, o);
+      const auto put = [&](float* place, vf v) {
+        store(place, v);
+      };
+      put(front, o[0]);
 #pragma GCC unroll 8
-      for (int c = 0; c < A; ++c, place += place_stride) {
-        store(place, o[c]);
-        __builtin_prefetch(place + next, 1, 3);
-      }
-    }
+      for (int c = 1; c <= M; ++c, middle += stride) put(middle, o[c]);
+      put(back, o[A - 1]);
+    };
+    const auto place = [&](int r, int c) { return to + winograd_place(M, r, c) * stride; };
+    row(0, place(0, 0), place(0, 1), place(0, A - 1));
+    float *front = place(1, 0), *middle = to, *back = place(1, A - 1);
+    for (int r = 1; r <= M; ++r, front += stride, middle += M * stride, back += stride)
+      row(r, front, middle, back);
+    row(A - 1, place(A - 1, 0), place(A - 1, 1), place(A - 1, A - 1));
   }
 }
 
@@ -182,8 +230,7 @@ AZ_INLINE void winograd_across(const WinogradInput& w, const float* ring, uint64
 template <int M>
 void winograd_input(const WinogradInput& w) {
   constexpr int A = M + 2;
-  alignas(64) float ring[A * A * 64];  // columns, new ones over the oldest
-  uint64_t masks[A];
+  WinogradRing<M> ring;
   const float* values[A];
   const bool packed = w.masks[0] != nullptr;
   int64_t x = w.x;
@@ -192,33 +239,29 @@ void winograd_input(const WinogradInput& w) {
     const int64_t before = (first < w.iw ? first : w.iw) - w.from;
     for (int r = 0; r < A; ++r) values[r] = w.rows[r] + count_values(w.masks[r] + w.from, before);
   }
-  float* to = w.out;
   int start = 0;
-  for (int64_t t = 0; t < w.tiles; ++t, to += 64, start = (start + M) % A) {
+  for (int64_t t = 0; t < w.tiles; ++t, start = (start + M) % A) {
     for (int c = t == 0 ? 0 : 2; c < A; ++c, x += w.step) {
       const int slot = (start + c) % A;
-      float* const column = ring + slot * (A * 64);
+      float* const column = ring.columns + slot * (A * 64);
       if (x < 0 || x >= w.iw) {
-        masks[slot] = 0;
+        ring.some[slot] = {};
         memset(column, 0, static_cast<size_t>((w.width + VL - 1) / VL * VL * A) * sizeof(float));
       } else if (!packed) {
-        masks[slot] = winograd_dense_column<M>(w, x, column);
+        winograd_dense_column<M>(w, x, column, &ring.some[slot]);
       } else {
-        masks[slot] = winograd_packed_column<M>(w, x, values, column);
+        winograd_packed_column<M>(w, x, values, column, &ring.some[slot]);
         const int64_t between = (x + w.step < w.iw ? x + w.step : w.iw) - x - 1;
         if (between > 0)
           for (int r = 0; r < A; ++r) values[r] += count_values(w.masks[r] + x + 1, between);
       }
     }
-    uint64_t mask = 0;
-    for (int c = 0; c < A; ++c) mask |= masks[c];
-    w.tile_masks[t] = mask;
-    if (start == 0) winograd_across<M, 0>(w, ring, mask, to);
-    if (start == 2) winograd_across<M, 2>(w, ring, mask, to);
+    if (start == 0) winograd_across<M, 0>(w, ring, t);
+    if (start == 2) winograd_across<M, 2>(w, ring, t);
     if constexpr (M > 2)
-      if (start == 4) winograd_across<M, 4>(w, ring, mask, to);
+      if (start == 4) winograd_across<M, 4>(w, ring, t);
     if constexpr (M > 4)
-      if (start == 6) winograd_across<M, 6>(w, ring, mask, to);
+      if (start == 6) winograd_across<M, 6>(w, ring, t);
   }
 }
 
@@ -251,19 +294,19 @@ AZ_INLINE void winograd_store(const WinogradProduct& w, vf (*a)[NV], float* acc)
     }
 }
 
-// Two tiles: channels that both have share the weights' loads. With each of them LINES of what is `next` are
-// fetched: all at once would fill the buffers of the loads that are under way.
+// Two tiles, t and t + apart: channels that both have share the weights' loads. With each of them LINES of
+// what is `next` are fetched: all at once would fill the buffers of the loads that are under way.
 template <int NV, int P, int LINES>
-AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc,
-                             const float* next) {
-  const uint64_t m0 = masks[0], m1 = masks[1];
+AZ_INLINE void winograd_pair(const WinogradProduct& w, int64_t t, int64_t apart, const float* next) {
+  const uint64_t m0 = w.masks[t], m1 = w.masks[t + apart];
+  const float *const v = w.values + t * 64, *const second = v + apart * 64;
   const float* const end = next + w.next_lines * 16;
   vf a[P][NV]{}, c[P][NV]{};
   for (uint64_t m = m0 & m1; m != 0; m &= m - 1) {
     const int64_t k = ctz(m);
     next = fetch(next, LINES);
     const float* x = w.weight + k * (P * NV * VL);
-    const float *v0 = v + k, *v1 = v + 64 + k;
+    const float *v0 = v + k, *v1 = second + k;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const vf b0 = splat(v0[p * w.values_stride]), b1 = splat(v1[p * w.values_stride]);
@@ -278,30 +321,36 @@ AZ_INLINE void winograd_pair(const WinogradProduct& w, const uint64_t* masks, co
   }
   if (next < end) fetch(next, (end - next) / 16);
   winograd_solo<NV, P>(w, a, m0 & ~m1, v);
-  winograd_solo<NV, P>(w, c, m1 & ~m0, v + 64);
-  winograd_store<NV, P>(w, a, acc);
-  winograd_store<NV, P>(w, c, acc + NV * VL);
+  winograd_solo<NV, P>(w, c, m1 & ~m0, second);
+  winograd_store<NV, P>(w, a, w.acc + t * (NV * VL));
+  winograd_store<NV, P>(w, c, w.acc + (t + apart) * (NV * VL));
 }
 
 template <int NV, int P>
-AZ_INLINE void winograd_single(const WinogradProduct& w, const uint64_t* masks, const float* v, float* acc) {
+AZ_INLINE void winograd_single(const WinogradProduct& w, int64_t t) {
   vf a[P][NV]{};
-  winograd_solo<NV, P>(w, a, *masks, v);
-  winograd_store<NV, P>(w, a, acc);
+  winograd_solo<NV, P>(w, a, w.masks[t], w.values + t * 64);
+  winograd_store<NV, P>(w, a, w.acc + t * (NV * VL));
 }
 
-// Pairs never reach over the end of a tile row: the order of a sum then depends on the tile's place alone.
+// Tiles two by two along a row; one that is left over goes with that of the row below, rows two by two from
+// an image's top. So who goes with whom, and the order of a sum, depends on the tile's place alone.
 template <int NV, int P, int LINES>
 AZ_INLINE void winograd_tiles(const WinogradProduct& w) {
   const float* next = w.next_weight;
-  for (int64_t row = 0; row < w.tiles; row += w.across)
-    for (int64_t t = row; t < row + w.across; t += 2, next += w.next_lines * 16)
-      if (t + 1 < row + w.across) {
-        winograd_pair<NV, P, LINES>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL), next);
-      } else {
+  int64_t y = 0;
+  for (int64_t row = 0; row < w.tiles; row += w.across, y = y + 1 < w.high ? y + 1 : 0)
+    for (int64_t t = row; t < row + w.across; t += 2) {
+      const bool left_over = t + 1 == row + w.across;
+      if (left_over && y % 2 == 1) continue;  // done with the row above
+      if (left_over && y + 1 == w.high) {
         fetch(next, w.next_lines);
-        winograd_single<NV, P>(w, w.masks + t, w.values + t * 64, w.acc + t * (NV * VL));
+        winograd_single<NV, P>(w, t);
+      } else {
+        winograd_pair<NV, P, LINES>(w, t, left_over ? w.across : 1, next);
       }
+      next += w.next_lines * 16;
+    }
 }
 template <int NV, int P>
 void winograd_product(const WinogradProduct& w) {
@@ -333,7 +382,7 @@ bool winograd_output(const WinogradOutput& w) {
     for (int c = 0; c < A; ++c) {
       vf m[A], x[M];
 #pragma GCC unroll 8
-      for (int r = 0; r < A; ++r) m[r] = load(w.acc + (r * A + c) * w.place_stride + j);
+      for (int r = 0; r < A; ++r) m[r] = load(w.acc + winograd_place(M, r, c) * w.place_stride + j);
       winograd_out<M>(m, x);
 #pragma GCC unroll 8
       for (int r = 0; r < M; ++r) s[r][c] = x[r];

@@ -14,7 +14,7 @@ using kernels::WinogradInput;
 using kernels::WinogradOutput;
 using kernels::WinogradProduct;
 
-// G g G^T of a 3x3 kernel.
+// G g G^T of a 3x3 kernel, a number a place.
 template <int M>
 void winograd_weights(const float* kernel, float* places) {
   constexpr int A = M + 2;
@@ -37,7 +37,8 @@ void winograd_weights(const float* kernel, float* places) {
       half[i][j] = g[i][0] * kernel[j] + g[i][1] * kernel[3 + j] + g[i][2] * kernel[6 + j];
   for (size_t i = 0; i < A; ++i)
     for (size_t j = 0; j < A; ++j)
-      *places++ = static_cast<float>(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
+      places[kernels::winograd_place(M, static_cast<int>(i), static_cast<int>(j))] =
+          static_cast<float>(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
 }
 
 class WinogradConv final : public ConvBase {
@@ -59,10 +60,13 @@ class WinogradConv final : public ConvBase {
         s.weight = total;
         total += places_ * p.ic * s.nv * vl;
       }
-    keep_weights(total, [&](float* packed) {
-      for (const Unit& u : units_)
-        for (const Sub& s : u.subs) transform_weights(s, weight, packed + s.weight);
-    });
+    keep_weights(
+        total,
+        [&](float* packed) {
+          for (const Unit& u : units_)
+            for (const Sub& s : u.subs) transform_weights(s, weight, packed + s.weight);
+        },
+        "/by kind");
     keep_raw(weight, p.oc * p.ic * 9, std::move(owner));
   }
 
@@ -79,6 +83,7 @@ class WinogradConv final : public ConvBase {
     int64_t tall, wide;     // tiles of a phase
     int64_t high, across;   // tiles of what is computed, of all phases
     int64_t bands, groups;  // of an image; of images
+    int64_t even;           // 2: the last tile of a row goes with that below it, and bands begin at even rows
     int64_t group;          // images of a group
     int64_t span, most;     // tiles of a span; of an item at once
     int64_t shares;
@@ -102,6 +107,8 @@ class WinogradConv final : public ConvBase {
                                : std::clamp<int64_t>((budget + t.across / 2) / t.across, 1,
                                                      std::max<int64_t>(1, t.high));
     t.shares = spans > 1 ? units : 1;
+    t.even = t.across % 2 == 0 || rows < 2 ? 1 : 2;
+    if (t.even == 2) rows = std::min(t.high, std::max<int64_t>(1, (budget + t.across) / (2 * t.across)) * 2);
     const auto items = [&] { return ceil_div(t.cut.images, t.group) * ceil_div(t.high, rows) * t.shares; };
     if (threads > 1 && items() < 4 * threads) {
       // Items for every thread. Smaller groups of images cost less than reading the input once more for every
@@ -109,12 +116,12 @@ class WinogradConv final : public ConvBase {
       while (t.group > 1 && items() < threads) --t.group;
       if (items() < 2 * threads) t.shares = units;
       while (t.group > 1 && items() < 2 * threads) --t.group;
-      while (t.group == 1 && rows > 1 && items() < 2 * threads) --rows;
+      while (t.group == 1 && rows > t.even && items() < 2 * threads) --rows;
     }
     t.groups = ceil_div(t.cut.images, t.group);
     t.group = t.groups == 0 ? 1 : ceil_div(t.cut.images, t.groups);
     t.bands = t.high == 0 ? 0 : ceil_div(t.high, rows);
-    t.cut.rows = t.bands == 0 ? 0 : ceil_div(t.high, t.bands) * out_;
+    t.cut.rows = t.bands == 0 ? 0 : std::min(t.high, round_up(ceil_div(t.high, t.bands), t.even)) * out_;
     t.span = std::min(t.span, t.across);
     t.most = t.group * (t.cut.rows / out_) * t.span;
     return t;
@@ -132,7 +139,9 @@ class WinogradConv final : public ConvBase {
   struct Scratch {
     float* values;  // [place][block][tile][64], places a little further apart
     int64_t place;
-    uint64_t* masks;  // [block][tile]
+    uint64_t* masks;  // [kind of place][block][tile]
+    int64_t kind;
+    uint64_t* joint;  // [block][tile]: of places of several kinds
     float* products;  // [place][tile][nv * vl]
     int64_t product_place;
     float* rows;     // [image, tile row][m][pixel of whole tiles][unit's stride]; one tile row: see `at_once`
@@ -161,7 +170,9 @@ class WinogradConv final : public ConvBase {
       s.values = carver.take<float>(places_ * s.place);
       s.products = carver.take<float>(places_ * s.product_place);
     }
-    s.masks = carver.take<uint64_t>(blocks * t.most);
+    s.kind = blocks * t.most;
+    s.masks = carver.take<uint64_t>(kernels::kPlaceKinds * s.kind);
+    s.joint = carver.take<uint64_t>(s.kind);
     const int64_t high = at_once(t) ? out_ : t.group * t.cut.rows;
     s.rows = carver.take<float>(high * line_of(t) * stride);
     const bool packed = problem_.in_packed;
@@ -194,8 +205,9 @@ class WinogradConv final : public ConvBase {
     Work w{};
     w.image = t.cut.first_image + group * t.cut.images / t.groups;
     w.images = t.cut.first_image + (group + 1) * t.cut.images / t.groups - w.image;
-    w.first = t.high * band / t.bands;
-    w.last = t.high * (band + 1) / t.bands;
+    const int64_t steps = ceil_div(t.high, t.even);
+    w.first = steps * band / t.bands * t.even;
+    w.last = std::min(t.high, steps * (band + 1) / t.bands * t.even);
     w.unit = static_cast<size_t>(units * share / t.shares);
     w.end = static_cast<size_t>(units * (share + 1) / t.shares);
     return w;
@@ -291,6 +303,7 @@ class WinogradConv final : public ConvBase {
     in.step = p.dw;
     in.iw = a.iw;
     in.tile_masks = s.masks;
+    in.kind_stride = s.kind;
     in.out = s.values;
     if (p.in_packed) std::memset(s.none, 0, static_cast<size_t>(a.iw + 8) * 8);
     int64_t channel = 0;
@@ -348,28 +361,33 @@ class WinogradConv final : public ConvBase {
                 int64_t span) const {
     const int64_t tiles = w.images * (w.last - w.first) * span, vl = kernels_->vl;
     const float* bias = bias_of(static_cast<size_t>(&u - units_.data()));
+    const unsigned needed = needed_kinds(t);
     for (const Sub& sub : u.subs) {
       const int64_t floats = sub.nv * vl;
       const auto& products = kernels_->winograd_product[sub.nv];
       WinogradProduct product{};
       product.tiles = tiles;
       product.across = span;
+      product.high = t.even == 1 ? 1 : w.last - w.first;
+      unsigned joined = 0;
       product.weight = weights_.get() + sub.weight;
       product.values_stride = s.place;
       product.acc_stride = s.product_place;
       for (int place = 0; place < places_; place += products.places) {
         product.acc = s.products + place * s.product_place;
-        if (!needed(t, place, products.places)) {
+        const unsigned kinds = kinds_of(place, products.places);
+        if ((kinds & needed) == 0) {
           for (int i = 0; i < products.places; ++i)
             std::memset(product.acc + i * s.product_place, 0, static_cast<size_t>(tiles * floats) * 4);
           product.weight += problem_.ic * floats * products.places;
           continue;
         }
+        const uint64_t* masks = masks_of(s, kinds, tiles, &joined);
         for (size_t b = 0; b < in_blocks_.size(); ++b) {
           const int64_t block = in_blocks_[b].width * floats * products.places,
                         first = static_cast<int64_t>(b) * tiles;
           product.values = s.values + place * s.place + first * 64;
-          product.masks = s.masks + first;
+          product.masks = masks + first;
           product.first = b == 0;
           product.next_weight = product.weight + block;
           product.next_lines = ceil_div(block, 16 * ceil_div(tiles, 2));
@@ -397,15 +415,37 @@ class WinogradConv final : public ConvBase {
     }
   }
 
-  // Whether one of `count` places contributes to a pixel that is there: the last row and column of places do
-  // to the last row and column of a tile alone, which maps of less than a tile do not have.
-  bool needed(const Tiling& t, int place, int count) const {
+  // Kinds of places, as bits: of `count` places, and those that contribute to a pixel that is there: the last
+  // row and column of places do to the last row and column of a tile alone, which maps of less than a tile do
+  // not have.
+  unsigned kinds_of(int place, int count) const {
+    unsigned kinds = 0;
+    for (int p = place; p < place + count; ++p) kinds |= 1u << kernels::place_kind(m_, p);
+    return kinds;
+  }
+  unsigned needed_kinds(const Tiling& t) const {
     const int64_t height = t.cut.end_row - t.cut.first_row;
-    const bool last_row = t.tall > 1 || height * problem_.pool > problem_.dh * (m_ - 1);
-    const bool last_column = t.wide > 1 || t.cut.ow * problem_.pool > problem_.dw * (m_ - 1);
-    for (int p = place; p < place + count; ++p)
-      if ((last_row || p / a_ < a_ - 1) && (last_column || p % a_ < a_ - 1)) return true;
-    return false;
+    unsigned kinds = (1u << kernels::kPlaceKinds) - 1;
+    if (t.tall == 1 && height * problem_.pool <= problem_.dh * (m_ - 1)) kinds &= ~kernels::kLastRow;
+    if (t.wide == 1 && t.cut.ow * problem_.pool <= problem_.dw * (m_ - 1)) kinds &= ~kernels::kLastColumn;
+    return kinds;
+  }
+  // The tiles' masks for places of these kinds.
+  const uint64_t* masks_of(const Scratch& s, unsigned kinds, int64_t tiles, unsigned* joined) const {
+    const uint64_t* one = s.masks;
+    unsigned left = kinds;
+    for (; (left & 1) == 0; left >>= 1) one += s.kind;
+    if (left == 1) return one;
+    if (kinds == *joined) return s.joint;
+    *joined = kinds;
+    const int64_t count = static_cast<int64_t>(in_blocks_.size()) * tiles;
+    std::memcpy(s.joint, one, static_cast<size_t>(count) * 8);
+    while ((left >>= 1) != 0) {
+      one += s.kind;
+      if ((left & 1) != 0)
+        for (int64_t i = 0; i < count; ++i) s.joint[i] |= one[i];
+    }
+    return s.joint;
   }
 
   // A tile whose result is not finite, again: a transform spreads infinities, NaN and overflows over the

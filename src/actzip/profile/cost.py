@@ -29,7 +29,7 @@ from actzip.runtime.winograd import is_winograd, tile_size, transforms
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 10
+_FORMAT = 11
 #: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
 SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 #: Walking over masks costs this share of the work at density 1.
@@ -39,9 +39,9 @@ _DENSITIES = (0.5, 1.0, 0.75, 0.35, 0.2, 0.1, 0.03)
 _FEW = (0.5, 1.0, 0.2)
 _KEPT = 3
 _SMALL, _LARGE = "small", "large"
-#: Tiles of Winograd kernels: pixels of their side -> areas of a tile that are zero independently of each
-#: other, measured over real maps (a tile is zero where all of them are).
-_AREAS = {2: 2.1, 4: 2.6, 6: 2.8}
+#: Tiles of Winograd kernels: pixels of their side -> areas of what a place depends on that are zero
+#: independently of each other, measured over real maps (the place is zero where all of them are).
+_AREAS = {2: 1.5, 4: 2.1, 6: 2.4}
 #: Densities that Winograd kernels are timed at, with zeros in patches of so many pixels, so that whole tiles
 #: are zero.
 _TILED, _PATCH = (1.0, 0.5, 0.25), 8
@@ -158,14 +158,14 @@ def _work(conv: Conv, storage: str, density: float) -> float:
 
 
 def tile_share(density: float, m: int, areas: float = 1.0) -> float:
-    """Share of the (tile, channel) pairs that are not all zero where a share ``density`` of the pixels is
-    not, in tiles for m x m outputs; ``areas``: 1 as over real maps (:func:`areas_of`)."""
+    """Share of the products of transformed tiles for m x m outputs that are not skipped where a share
+    ``density`` of the pixels is not zero; ``areas``: 1 as over real maps (:func:`areas_of`)."""
     return 1.0 - math.pow(1.0 - min(1.0, density), max(1.0, _AREAS[m] * areas))
 
 
 def areas_of(density: float, m: int, share: float) -> float:
     """How many areas of a tile are zero independently of each other, over those of real maps on average,
-    where ``share`` of the (tile, channel) pairs are not all zero: more than 1 where zeros are scattered."""
+    where ``share`` of the products are not skipped: more than 1 where zeros are scattered."""
     if not 0 < density < 1 or not density < share < 1:
         return 1.0
     return math.log1p(-share) / math.log1p(-density) / _AREAS[m]

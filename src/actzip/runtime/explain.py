@@ -31,8 +31,8 @@ class LayerRow:
     """One node. ``density``: of its (first) input; ``effective_macs``: multiply-accumulates whose
     activation operand is not zero, borders and strides counted exactly, of the run explained (all
     images); ``products``: what the kernel multiplies, which is less for Winograd's (those of the
-    transformed tiles that are not skipped); ``tile_density``: share of their (tile, channel) pairs
-    that are not all zero, of tiles of 4x4 where another kernel computes what they could;
+    transformed tiles that are not skipped); ``tile_density``: those as a share of the transformed
+    tiles' products, of tiles of 4x4 where another kernel computes what they could;
     ``peak_share``: 2 * products / time over the measured peak of the threads used."""
 
     name: str

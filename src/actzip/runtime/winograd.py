@@ -127,8 +127,19 @@ def _errors(n: ops.Conv2d, kernels: Iterable[str], x: g.Array, threads: int) -> 
     return found
 
 
+def _kinds(x: g.Array, m: int, axis: int) -> list[tuple[int, g.Array]]:
+    """Along ``axis``, tiles of ``x``'s pixels: how many of a tile's m + 2 places are of one kind, and
+    whether a pixel that they depend on is not zero. The first depends on even pixels, the last on odd
+    ones, the others on all but the tile's first and last."""
+    count = (x.shape[axis] - 2) // m
+    pixels = [np.take(x, range(i, i + count * m, m), axis) for i in range(m + 2)]
+    kinds = ((1, pixels[::2]), (m, pixels[1:-1]), (1, pixels[1::2]))
+    return [(places, np.logical_or.reduce(some)) for places, some in kinds]
+
+
 def _tiles(x: g.Array, n: ops.Conv2d, m: int) -> tuple[int, int]:
-    """(Tile, channel) pairs of input ``x`` (N, C, H, W) that are not all zero, and all of them."""
+    """(Place, channel) pairs of the transformed tiles of input ``x`` (N, C, H, W) that may be non-zero,
+    and all of them."""
     top, left, bottom, right = n.padding
     down, along = n.dilation
     padded = np.pad(x != 0, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -139,23 +150,22 @@ def _tiles(x: g.Array, n: ops.Conv2d, m: int) -> tuple[int, int]:
         grid = np.pad(
             part, ((0, 0), (0, 0), (0, high * m + 2 - part.shape[2]), (0, across * m + 2 - part.shape[3]))
         )
-        rows = np.logical_or.reduce([grid[:, :, i : i + high * m : m] for i in range(m + 2)])
-        tiles = np.logical_or.reduce([rows[..., i : i + across * m : m] for i in range(m + 2)])
-        some += int(np.count_nonzero(tiles))
-        total += tiles.size
+        for rows, found in _kinds(grid, m, 2):
+            some += sum(rows * columns * int(np.count_nonzero(t)) for columns, t in _kinds(found, m, 3))
+        total += grid.shape[0] * grid.shape[1] * high * across * (m + 2) ** 2
     return some, total
 
 
 def tile_density(x: g.Array, n: ops.Conv2d, m: int) -> float:
-    """Share of (tile, channel) pairs of input ``x`` (N, C, H, W) that are not all
-    zero, for output tiles of m x m."""
+    """Share of the products of transformed tiles that are not skipped: of (place, channel) pairs that
+    depend on a non-zero of input ``x`` (N, C, H, W), for output tiles of m x m."""
     some, total = _tiles(x, n, m)
     return some / total if total else 0.0
 
 
 def products(x: g.Array, n: ops.Conv2d, m: int) -> int:
     """Products of the transformed tiles of ``x`` (N, C, H, W) that are not skipped."""
-    return _tiles(x, n, m)[0] * (m + 2) ** 2 * int(n.weight.shape[0])
+    return _tiles(x, n, m)[0] * int(n.weight.shape[0])
 
 
 def long_products(images: int, n: ops.Conv2d, height: int, width: int) -> int:
