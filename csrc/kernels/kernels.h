@@ -147,10 +147,10 @@ struct WinogradProduct {
   int64_t values_stride;  // of places
   const uint64_t* masks;
   int64_t tiles, across, high;  // tiles, those of a row and the rows of an image
-  float* acc;                // [place][tile][nv * vl]
-  int64_t acc_stride;        // of places
-  bool first;                // nothing is there yet
-  const float* next_weight;  // fetched meanwhile: next_lines lines of 64 bytes a pair of tiles
+  float* acc;                   // [place][tile][nv * vl]
+  int64_t acc_stride;           // of places
+  bool first;                   // nothing is there yet
+  const float* next_weight;     // fetched meanwhile: next_lines lines of 64 bytes a pair of tiles
   int64_t next_lines;
 };
 struct WinogradProducts {

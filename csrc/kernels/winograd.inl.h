@@ -209,9 +209,7 @@ AZ_INLINE void winograd_across(const WinogradInput& w, const WinogradRing<M>& al
 #pragma GCC unroll 8
       for (int c = 0; c < A; ++c) d[c] = load(ring + (START + c) % A * (A * 64) + r * VL);
       winograd_in<M>(d, o);
-      const auto put = [&](float* place, vf v) {
-        store(place, v);
-      };
+      const auto put = [&](float* place, vf v) { store(place, v); };
       put(front, o[0]);
 #pragma GCC unroll 8
       for (int c = 1; c <= M; ++c, middle += stride) put(middle, o[c]);
