@@ -46,6 +46,9 @@ def register(app: typer.Typer) -> None:
             False, "--thorough", help="Time every kernel, not the likely best alone."
         ),
         cache: bool = typer.Option(True, help="Keep what was timed for the next time."),
+        fallback: bool = typer.Option(
+            False, "--fallback", help="Let ONNX Runtime run an ONNX file that it is quicker with here."
+        ),
         runs: int = typer.Option(10, min=1, help="Runs that the table's times are medians of."),
         output: Path | None = typer.Option(
             None,
@@ -67,7 +70,13 @@ def register(app: typer.Typer) -> None:
 
         found, _, x = model_and_input(model, weights, data, batch, size, trust, inputs)
         fast = compile_model(
-            found, x, threads=threads, tune="thorough" if thorough else tune, cache=cache, storage=storage
+            found,
+            x,
+            threads=threads,
+            tune="thorough" if thorough else tune,
+            cache=cache,
+            storage=storage,
+            fallback=fallback,
         )
         explanation = fast.explain(x, runs=runs)
         if output is not None and output.suffix in (".pickle", ".pkl"):

@@ -34,6 +34,7 @@ from actzip.runtime.binding import (
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.drawn import drawn
 from actzip.runtime.explain import Explanation, explain
+from actzip.runtime.fallback import check_fallback, quicker
 from actzip.runtime.graph_data import all_to_data, from_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
@@ -69,6 +70,7 @@ def compile(
     pack: str = "auto",
     winograd: bool = True,
     parts: bool = True,
+    fallback: bool = False,
 ) -> CompiledModel:
     """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
 
@@ -97,6 +99,10 @@ def compile(
             transforms where trials find them quicker and their error on the calibration input is at
             most 1e-5 of the layer's largest output; False: direct convolution only.
         parts: what the engine lacks of a model runs elsewhere; False: such a model is refused.
+        fallback: time an ONNX file with ONNX Runtime too, by turns, for about a second, and let that
+            run it where it takes less than 0.95 of the engine's time: the result is then a
+            :class:`~actzip.runtime.fallback.FallbackModel`, and a warning has both times. Either way
+            ``explain()`` has them.
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
@@ -109,7 +115,7 @@ def compile(
     one_of(storage, "storage", ("float32", "float16"))
     one_of(pack, "pack", ("auto", "always"))
     n_threads = _thread_count(threads)
-    flags = {"cache": cache, "dynamic": dynamic, "winograd": winograd, "parts": parts}
+    flags = {"cache": cache, "dynamic": dynamic, "winograd": winograd, "parts": parts, "fallback": fallback}
     if progress is not None:
         flags["progress"] = progress
     for name, value in flags.items():
@@ -117,6 +123,17 @@ def compile(
     advise()
     if not isinstance(tune, bool) and (not isinstance(tune, str) or tune != "thorough"):
         raise InputError(f"tune must be True, False or 'thorough', not {shown(tune)}")
+    if fallback:
+        check_fallback(model)
+        more: dict[str, Any] = {
+            "calibration": calibration,
+            "tune": tune,
+            "progress": progress,
+            "parts": parts,
+        }
+        more |= {"cache": cache, "dynamic": dynamic, "storage": storage, "pack": pack, "winograd": winograd}
+        made = compile(model, example, threads=threads, **more)
+        return cast(CompiledModel, quicker(made, model, example, n_threads))
     try:
         graph, inputs, origin = front_end(model, example, dynamic)
     except UnsupportedError as error:
@@ -295,7 +312,10 @@ class CompiledModel:
     Attributes:
         graph: the optimised :class:`~actzip.runtime.graph.Graph`, densities and storages in its values.
         threads: threads of a call.
+        note: what :func:`compile` measured with ``fallback=True``.
     """
+
+    note = ""
 
     def __init__(
         self,
@@ -555,7 +575,7 @@ class CompiledModel:
             if other is not self:
                 return other.explain(x, runs=runs)
         arrays = self._sample if x is None else arrays_of(self.graph, x, "x")
-        return explain(
+        found = explain(
             self.graph,
             self._low,
             self._why,
@@ -565,6 +585,8 @@ class CompiledModel:
             runs,
             advice(),
         )
+        found.note = self.note
+        return found
 
     def arena_bytes(self, batch: int = 1) -> int:
         """Bytes of activations (the arenas of one call) at this batch size."""
@@ -626,6 +648,7 @@ class CompiledModel:
             "format": _FORMAT,
             "sizes": self._rules(),
             "tunes": self._tunes,
+            "note": self.note,
             "graph": self.graph,
             "variants": self._variants,
             "why": self._why,
@@ -645,6 +668,7 @@ class CompiledModel:
             resizer=state.get("sizes"),
         )
         self._tunes = state.get("tunes", False)
+        self.note = state.get("note", "")
 
 
 def load(

@@ -71,6 +71,7 @@ class Explanation:
     advice: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, list[int]] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def theoretical_speedup(self) -> float:
@@ -154,6 +155,8 @@ class Explanation:
             f"activations {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB "
             f"if all were dense), weights {self.weight_bytes / 1e6:.1f} MB",
         ]
+        if self.note:
+            lines.append(self.note)
         if self.advice:
             lines.append(self.advice)
         return "\n".join(lines)
@@ -320,6 +323,7 @@ def together(
     batch: int,
     threads: int,
     inputs: dict[str, list[int]],
+    note: str = "",
 ) -> Explanation:
     """One explanation of parts, from theirs and all their rows."""
 
@@ -344,4 +348,5 @@ def together(
         advice=reports[0].advice if reports else "",
         machine=cpu.info(),
         inputs=inputs,
+        note=note,
     )

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +29,16 @@ from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
 from actzip.runtime.registry import Mask
 
-__all__ = ["PartitionedModel", "compile_parts", "run_whole", "usual_inputs"]
+__all__ = [
+    "PartitionedModel",
+    "Plan",
+    "compile_parts",
+    "line_of",
+    "run_whole",
+    "runtime",
+    "types_of",
+    "usual_inputs",
+]
 
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
@@ -74,7 +84,7 @@ def usual_inputs(model: Any, given: Mapping[str, tuple[int, ...]] | None = None)
     Raises:
         InputError: it takes none of them.
     """
-    types, names = _types(model), _input_names(model)
+    types, names = types_of(model), _input_names(model)
     rng = np.random.default_rng(0)
 
     def drawn(shapes: Mapping[str, tuple[int, ...]]) -> list[Array]:
@@ -86,7 +96,7 @@ def usual_inputs(model: Any, given: Mapping[str, tuple[int, ...]] | None = None)
             try:
                 running.run(None, dict(zip(names, arrays, strict=True)))
             except Exception as error:
-                raise InputError(f"ONNX Runtime refuses it: {_line(error)}") from error
+                raise InputError(f"ONNX Runtime refuses it: {line_of(error)}") from error
         return arrays
 
     left = open_inputs(model).keys() - (given or {}).keys()
@@ -119,10 +129,10 @@ def _session(model: Any, threads: int) -> Any:
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UnsupportedError(f"ONNX Runtime refuses the rest: {_line(error)}") from error
+        raise UnsupportedError(f"ONNX Runtime refuses the rest: {line_of(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
@@ -130,13 +140,14 @@ def _input_names(model: Any) -> list[str]:
     return [v.name for v in inputs_of(model)]
 
 
-def _types(model: Any) -> dict[str, np.dtype[Any]]:
+def types_of(model: Any) -> dict[str, np.dtype[Any]]:
+    """Types of the inputs by name."""
     to_numpy = onnx_package().helper.tensor_dtype_to_np_dtype
     return {v.name: np.dtype(to_numpy(v.type.tensor_type.elem_type)) for v in model.graph.input}
 
 
 def _example(model: Any, names: Sequence[str], given: Any) -> list[Array]:
-    types = _types(model)
+    types = types_of(model)
     if given is not None:
         leaves = [given[n] for n in names if n in given] if isinstance(given, Mapping) else given
         leaves = leaves if isinstance(leaves, (tuple, list)) else [leaves]
@@ -317,11 +328,11 @@ def run_whole(model: Any, given: Mapping[str, Array], threads: int) -> dict[str,
     try:
         results = session.run(names, dict(given))
     except Exception as error:
-        raise InputError(f"ONNX Runtime cannot run the model on this input: {_line(error)}") from error
+        raise InputError(f"ONNX Runtime cannot run the model on this input: {line_of(error)}") from error
     return {n: r for n, r in zip(names, results, strict=True) if isinstance(r, np.ndarray)}
 
 
-class _Plan:
+class Plan:
     """The parts for one set of input shapes."""
 
     def __init__(
@@ -344,6 +355,14 @@ class _Plan:
             values.update(zip(part.outputs, part.run(values), strict=True))
         self.seen = {}
         self.measure(given)
+
+    @classmethod
+    def elsewhere(cls, model: bytes, names: Sequence[str], outputs: Sequence[str], threads: int) -> Plan:
+        """One part, all of the model, for every size."""
+        made = cls.__new__(cls)
+        made.constants = {}
+        made.parts = [_Part(False, [], list(names), list(outputs), model, None, _session(model, threads))]
+        return made
 
     def _proto(self, part: _Part) -> Any:
         return self.onnx.ModelProto.FromString(part.model)
@@ -462,21 +481,24 @@ class PartitionedModel:
 
     Attributes:
         threads: threads of a call.
+        note: what :func:`actzip.compile` measured with ``fallback=True``.
     """
 
-    def __init__(self, model: bytes, names: Sequence[str], compiler: Compiler, threads: int) -> None:
+    note = ""
+
+    def __init__(self, model: bytes, names: Sequence[str], compiler: Any, threads: int) -> None:
         self.threads = threads
         self._bytes = model
         self._names = list(names)
         self._compiler = compiler
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         self._open()
 
     def _open(self) -> None:
         self._lock = threading.Lock()
         self._model = onnx_package().ModelProto.FromString(self._bytes)
         self._outputs = [o.name for o in self._model.graph.output]
-        self._dtypes = _types(self._model)
+        self._dtypes = types_of(self._model)
 
     def prepare(self, arrays: Sequence[Array]) -> None:
         """Makes the parts for these inputs, which are the sample of :meth:`explain`."""
@@ -484,14 +506,14 @@ class PartitionedModel:
         self._plan(self._sample)
         self._compiler = self._compiler.without_trials()
 
-    def _plan(self, arrays: Sequence[Array]) -> _Plan:
+    def _plan(self, arrays: Sequence[Array]) -> Plan:
         key = tuple(a.shape for a in arrays)
         found = self._plans.get(key)
         if found is None:
             with self._lock:
                 found = self._plans.get(key)
                 if found is None:
-                    found = _Plan(self._model, self._names, arrays, self._compiler, self.threads)
+                    found = Plan(self._model, self._names, arrays, self._compiler, self.threads)
                     while len(self._plans) >= _MOST_PLANS:
                         self._plans.pop(next(iter(self._plans)))
                     self._plans[key] = found
@@ -585,7 +607,7 @@ class PartitionedModel:
             values.update(zip(part.outputs, results, strict=True))
         batch = int(arrays[0].shape[0]) if arrays[0].ndim else 1
         inputs = {n: list(a.shape) for n, a in zip(self._names, arrays, strict=True)}
-        return together(reports, rows, batch, self.threads, inputs)
+        return together(reports, rows, batch, self.threads, inputs, self.note)
 
     def _foreign_row(self, part: _Part, number: int, milliseconds: float) -> LayerRow:
         nodes = self._nodes_of(part)
@@ -595,7 +617,7 @@ class PartitionedModel:
             "onnxruntime",
             "onnxruntime",
             "",
-            f"not for the engine, or not worth a border: {counts}",
+            self._reason(counts),
             "dense",
             "dense",
             None,
@@ -607,6 +629,9 @@ class PartitionedModel:
             ", ".join(n.name for n in nodes if n.name)[:200],
         )
 
+    def _reason(self, counts: str) -> str:
+        return f"not for the engine, or not worth a border: {counts}"
+
     def arena_bytes(self, batch: int = 1) -> int:
         """Bytes of activations of the engine's parts at their own batch; ONNX Runtime's are not known."""
         plan = next(iter(self._plans.values()))
@@ -617,7 +642,7 @@ class PartitionedModel:
         plan = next(iter(self._plans.values()))
         return sum(p.compiled.weight_bytes() for p in plan.parts if p.engine)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Not possible: a ``.actzip`` file holds networks of the engine alone.
 
         Raises:
@@ -629,7 +654,7 @@ class PartitionedModel:
         )
 
     def __repr__(self) -> str:
-        return f"PartitionedModel({', '.join(self._names)}: {self.says()})"
+        return f"{type(self).__name__}({', '.join(self._names)}: {self.says()})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_model", "_outputs", "_dtypes")}
