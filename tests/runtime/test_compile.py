@@ -269,6 +269,39 @@ def test_thresholds_are_part_of_the_model(net):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_explain_counts_what_is_no_convolution():
+    """Transposed convolutions, products of two maps, recurrent layers."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
+            self.lstm = nn.LSTM(5, 7, bidirectional=True)
+
+        def forward(self, x, a, b, s):
+            return self.up(x), torch.matmul(a, b), self.lstm(s)[0].relu()
+
+    torch.manual_seed(0)
+    given = [torch.randn(*shape).relu() for shape in ((2, 4, 5, 6), (2, 3, 4, 5), (2, 1, 5, 6), (8, 2, 5))]
+    e = actzip.compile(Net().eval(), tuple(given), tune=False, cache=False, dynamic=False).explain(runs=1)
+    rows = {r.op: r for r in e.rows}
+
+    def count(x, a, b):  # products of operands that are not zero, each as one
+        up = nn.functional.conv_transpose2d(x, torch.ones(4, 3, 3, 3), None, 2, 1, 1, 2)
+        return int(up.sum()), int(torch.matmul(a, b).sum())
+
+    masks = [(x != 0).float() for x in given]
+    ones = [torch.ones_like(m) for m in masks]
+    for i, name in enumerate(("conv_transpose2d", "matmul")):
+        assert rows[name].macs == count(*ones[:3])[i]
+        assert rows[name].effective_macs == rows[name].products == count(*masks[:3])[i]
+    # the state of no step is zero but the first's
+    states = 2 * 2 * 7 * 4 * 7  # images, directions, gates, weights of each
+    assert (rows["recurrent"].macs, rows["recurrent"].effective_macs) == (8 * states, 7 * states)
+    assert e.macs == sum(r.macs for r in e.rows)
+
+
 def test_explain(net):
     fast = actzip.compile(net, torch.randn(1, 3, 17, 19), threads=1, tune=False)
     e = fast.explain(torch.randn(2, 3, 17, 19), runs=2)

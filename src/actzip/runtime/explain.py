@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import peak_gflops
+from actzip.runtime.ops.recurrent import Recurrent
 from actzip.runtime.winograd import (
     fits,
     is_winograd,
@@ -29,11 +31,12 @@ __all__ = ["Explanation", "LayerRow", "explain", "together"]
 @dataclass
 class LayerRow:
     """One node. ``density``: of its (first) input; ``effective_macs``: multiply-accumulates whose
-    activation operand is not zero, borders and strides counted exactly, of the run explained (all
-    images); ``products``: what the kernel multiplies, which is less for Winograd's (those of the
-    transformed tiles that are not skipped); ``tile_density``: those as a share of the transformed
-    tiles' products, of tiles of 4x4 where another kernel computes what they could;
-    ``peak_share``: 2 * products / time over the measured peak of the threads used."""
+    activation operands are not zero (of a recurrent layer: the states that its steps begin with),
+    borders and strides counted exactly, of the run explained (all images); ``products``: what the
+    kernel multiplies, which is less for Winograd's (those of the transformed tiles that are not
+    skipped); ``tile_density``: those as a share of the transformed tiles' products, of tiles
+    of 4x4 where another kernel computes what they could; ``peak_share``: 2 *
+    products / time over the measured peak of the threads used."""
 
     name: str
     op: str
@@ -80,7 +83,7 @@ class Explanation:
 
     @property
     def peak_share(self) -> float:
-        """Products of the convolutions as a share of the peak, over the time of the convolutions."""
+        """Products of the layers that multiply as a share of the peak, over their time."""
         ms = sum(r.milliseconds for r in self.rows if r.macs)
         return (
             2e-6 * sum(r.products for r in self.rows) / (ms * self.peak_gflops * self.threads) if ms else 0.0
@@ -150,7 +153,7 @@ class Explanation:
             f"{self.milliseconds:.2f} ms, {self._size()}, {self.threads} thread(s), "
             f"{self.machine.get('cpu', '')} ({isa}), peak {self.peak_gflops:.0f} GFLOP/s a core",
             f"{self.macs / 1e6:.0f} MMACs, {self.effective_macs / 1e6:.0f} effective (theoretical speed-up "
-            f"{self.theoretical_speedup:.2f}); convolutions run them at "
+            f"{self.theoretical_speedup:.2f}); what multiplies runs at "
             f"{100 * self.peak_share:.0f} % of the peak",
             f"activations {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB "
             f"if all were dense), weights {self.weight_bytes / 1e6:.1f} MB",
@@ -173,17 +176,32 @@ def dense_arena_bytes(graph: g.Graph, batch: int, threads: int = 1) -> int:
     return int(lower(plain).plan.arena_bytes(batch, threads))
 
 
-def _uses(size: int, out: int, kernel: int, stride: int, before: int, dilation: int) -> g.Array:
-    """For each input position, how many (output, tap) pairs read it."""
-    n = np.zeros(size, np.int64)
+def _uses(
+    size: int, out: int, kernel: int, stride: int, before: int, dilation: int, turned: bool = False
+) -> g.Array:
+    """For each input position, how many (output, tap) pairs read it. ``turned``: for each output
+    position, how many (input, tap) pairs there are; a transposed convolution's input has that place."""
+    n = np.zeros(out if turned else size, np.int64)
     for k in range(kernel):
         at = np.arange(out) * stride - before + k * dilation
-        np.add.at(n, at[(at >= 0) & (at < size)], 1)
+        inside = (at >= 0) & (at < size)
+        np.add.at(n, np.arange(out)[inside] if turned else at[inside], 1)
     return n
 
 
-def _work(n: g.Node, x: Any, out: g.Shape) -> tuple[int, int]:
-    """MACs inside the borders, and those on non-zero activations, for input ``x`` (an array, all images)."""
+def _counted(n: g.Node) -> tuple[str, ...]:
+    """The values that say how much a node multiplies; none where it multiplies nothing."""
+    if isinstance(n, (ops.Conv2d, ops.ConvTranspose2d, ops.Linear)):
+        return n.inputs[:1]
+    if isinstance(n, ops.MatMul):
+        return n.inputs
+    return (n.output,) if isinstance(n, Recurrent) else ()
+
+
+def _work(n: g.Node, arrays: Sequence[Any], out: g.Shape) -> tuple[int, int]:
+    """MACs inside the borders, and those of them of which no activation is zero, for the
+    :func:`_counted` values (all images)."""
+    x = arrays[0]
     if isinstance(n, ops.Conv2d):
         uy = _uses(x.shape[2], int(out[2]), n.weight.shape[2], n.stride[0], n.padding[0], n.dilation[0])  # type: ignore[arg-type]
         ux = _uses(x.shape[3], int(out[3]), n.weight.shape[3], n.stride[1], n.padding[1], n.dilation[1])  # type: ignore[arg-type]
@@ -191,9 +209,27 @@ def _work(n: g.Node, x: Any, out: g.Shape) -> tuple[int, int]:
         total = int(uy.sum()) * int(ux.sum()) * x.shape[0] * x.shape[1] * each
         where = (x != 0).sum((0, 1), dtype=np.int64)
         return total, int((where * uy[:, None] * ux[None, :]).sum()) * each
-    if isinstance(n, ops.Linear):
-        return int(x.size) * n.weight.shape[0], int(np.count_nonzero(x)) * n.weight.shape[0]
-    return 0, 0
+    if isinstance(n, ops.ConvTranspose2d):
+        kernel, sizes = n.weight.shape[2:], (int(out[2]), int(out[3]))  # type: ignore[arg-type]
+        uy, ux = (
+            _uses(sizes[i], x.shape[2 + i], kernel[i], n.stride[i], n.padding[i], n.dilation[i], turned=True)
+            for i in (0, 1)
+        )
+        total = int(uy.sum()) * int(ux.sum()) * x.shape[0] * x.shape[1] * n.weight.shape[1]
+        where = (x != 0).sum((0, 1), dtype=np.int64)
+        return total, int((where * uy[:, None] * ux[None, :]).sum()) * n.weight.shape[1]
+    if isinstance(n, ops.MatMul):
+        a, b = x != 0, arrays[1] != 0
+        rows, columns = a.sum(-2, dtype=np.int64), b.sum(-1, dtype=np.int64)
+        images = np.broadcast_shapes(rows.shape, columns.shape)
+        return math.prod(images) * a.shape[-2] * b.shape[-1], int((rows * columns).sum())
+    if isinstance(n, Recurrent):  # the states that steps begin with; the first one's are zeros
+        ways, wide, size = n.weight.shape
+        states = x.reshape(*x.shape[:2], ways, size)
+        used = [states[1:, :, k] if k == 1 or n.reverse else states[:-1, :, k] for k in range(ways)]
+        total = x.shape[0] * x.shape[1] * int(n.weight.size)
+        return total, sum(int(np.count_nonzero(s)) for s in used) * int(wide)
+    return int(x.size) * n.weight.shape[0], int(np.count_nonzero(x)) * n.weight.shape[0]  # type: ignore[attr-defined]
 
 
 def _copy_row(graph: g.Graph, value: str, seconds: float) -> LayerRow:
@@ -229,9 +265,10 @@ def _row(
     GFLOP/s of all threads."""
     x, y = graph.values[n.inputs[0]], graph.values[n.output]
     macs, effective, multiplied, density, tiles = 0, 0, 0, x.density, None
-    if n.inputs[0] in kept and isinstance(n, (ops.Conv2d, ops.Linear)):
-        a = kept[n.inputs[0]].numpy()
-        macs, effective = _work(n, a, y.shape)
+    arrays = [kept[v].numpy() for v in _counted(n)]
+    if arrays:
+        a = arrays[0]
+        macs, effective = _work(n, arrays, y.shape)
         multiplied = effective
         if isinstance(n, ops.Conv2d) and is_winograd(kernel[0]):
             m = tile_size(kernel[0])
@@ -240,7 +277,8 @@ def _row(
             multiplied = long_products(a.shape[0], n, int(y.shape[2]), int(y.shape[3]))  # type: ignore[arg-type]
         elif isinstance(n, ops.Conv2d) and fits(n):
             tiles = tile_density(a, n, 4)
-        density = float(np.count_nonzero(a)) / max(a.size, 1)
+        if not isinstance(n, Recurrent):
+            density = float(np.count_nonzero(a)) / max(a.size, 1)
     share = 2e-9 * multiplied / (seconds * peak) if macs and seconds > 0 else None
     return LayerRow(
         n.name,
@@ -279,9 +317,7 @@ def explain(
     outputs = [np.empty(g.concrete(graph.shape(v), batch), np.float32) for v in graph.outputs]
     samples = [low.plan.profile(batch, arrays, outputs, threads) for _ in range(max(1, runs) + 1)][1:]
     seconds = np.median([[row[4] for row in s] for s in samples], axis=0)
-    wanted = {
-        v for n in graph.nodes for v in (n.inputs[:1] if isinstance(n, (ops.Conv2d, ops.Linear)) else ())
-    }
+    wanted = {v for n in graph.nodes for v in _counted(n)}
     tensors = {v: torch.from_numpy(a) for v, a in zip(graph.inputs, arrays, strict=True)}
     _, kept = interpret(graph, tensors, wanted)
     kept.update({k: v for k, v in tensors.items() if k in wanted})
