@@ -85,11 +85,51 @@ def sorts_and_grows(m, x):
     return torch.sort(m.c(torch.relu(m.c(x).sum(1, keepdim=True).repeat(1, 6, 1, 1))), 1).values * m.n
 
 
+@pytest.mark.parametrize("f", [grow, sorts_and_grows])
+def test_a_buffer_that_outputs_read_cannot_change(f):
+    with pytest.raises(UnsupportedError, match=r"changes n as it runs.*an input and an output"):
+        actzip.compile(m := net(f), X, tune=False)
+    assert float(m.n) == 0
+
+
+def counts_alone(m, x):
+    m.n += 1
+    return m.c(x)
+
+
+def normalizes_in_place(m, x):
+    return m.c(F.relu_(x.sub_(0.1).mul_(3)))
+
+
+def sorts_and_writes(m, x):
+    x[:, :3] = 0
+    return torch.sort(m.c(torch.relu(m.c(x).sum(1, keepdim=True).repeat(1, 6, 1, 1))), 1).values
+
+
+@pytest.mark.parametrize(
+    ("f", "what"),
+    [
+        (write_input, "args_0"),
+        (counts_alone, "n"),
+        (normalizes_in_place, "args_0"),
+        (sorts_and_writes, "args_0"),
+    ],
+)
+def test_what_no_output_reads_is_written_no_more(f, what):
+    m = net(f)
+    with pytest.warns(ActzipWarning, match=f"writes into {what} as it runs"):
+        compiled = actzip.compile(m, X, tune=False)
+    assert float(m.n) == 0
+    for shape in [(2, 6, 9, 8), (1, 6, 9, 8), (3, 6, 12, 7)]:
+        x = torch.randn(shape)
+        given = x.clone()
+        same(compiled(given), m(x.clone()))
+        assert torch.equal(given, x)
+
+
 @pytest.mark.parametrize("f", [grow, write_input, sorts_and_grows])
 def test_buffer_mutation(f):
-    with pytest.raises(UnsupportedError, match="changes"):
-        fast(m := net(f))
-    assert float(m.n) == 0
+    m = net(f)
     eager = net(f)
     eager.load_state_dict(m.state_dict())
     compiled = torch.compile(m, backend=backend)
@@ -414,3 +454,60 @@ def test_a_read_only_array_of_the_model_is_no_obstacle():
     torch.testing.assert_close(
         actzip.compile(model, x, tune=False)(x), model(x).detach(), atol=1e-5, rtol=1e-4
     )
+
+
+def attention_kept(m, x):
+    m.seen = m.c(x).softmax(1)
+    return m.seen * 2
+
+
+def with_weight_norm():
+    from torch.nn.utils import weight_norm
+
+    return nn.Sequential(weight_norm(nn.Conv2d(6, 64, 3)), nn.ReLU(), weight_norm(nn.Conv2d(64, 64, 3)))
+
+
+def with_spectral_norm():
+    from torch.nn.utils import spectral_norm
+
+    m = nn.Sequential(spectral_norm(nn.Conv2d(6, 64, 3)), nn.ReLU(), spectral_norm(nn.Conv2d(64, 64, 3)))
+    m(X)
+    return m
+
+
+def with_pruning():
+    from torch.nn.utils import prune
+
+    m = nn.Sequential(nn.Conv2d(6, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
+    prune.l1_unstructured(m[0], "weight", 0.5)
+    prune.ln_structured(m[2], "weight", 0.5, 2, 0)
+    return m
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("make", [with_weight_norm, with_spectral_norm, with_pruning])
+def test_weights_that_a_hook_sets_before_each_run_are_no_change(make, tmp_path):
+    m = make().eval()
+    compiled = fast(m, torch.randn(2, 6, 8, 16))
+    compiled.save(tmp_path / "a.actzip")
+    saved = actzip.runtime.load(tmp_path / "a.actzip")
+    for shape in [(2, 6, 8, 16), (3, 6, 16, 24)]:
+        x = torch.randn(shape)
+        same(compiled(x), m(x))
+        same(saved(x), m(x))
+
+
+def test_a_tensor_kept_to_be_looked_at_is_no_change_but_one_that_is_read_is():
+    m = net(attention_kept)
+    compiled = fast(m)
+    assert m.seen == []
+    x = torch.randn(3, 6, 9, 8)
+    same(compiled(x), m(x))
+    with pytest.raises(UnsupportedError, match="changes its attribute 'seen'"):
+        fast(net(frame_differences))
+
+
+def frame_differences(m, x):
+    before = m.seen if isinstance(m.seen, torch.Tensor) else torch.zeros_like(x)
+    m.seen = x.clone()
+    return m.c(x - before)

@@ -146,7 +146,8 @@ def _trace(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, A
     if batch == 0:
         raise UnsupportedError("an empty batch")
     with torch.no_grad():
-        return trace(module, examples, {}, batch, dynamic=options.get("dynamic", True), known=True)
+        dynamic = options.get("dynamic", True)
+        return trace(module, examples, {}, batch, dynamic=dynamic, known=True, effects=True)
 
 
 def _engine(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-__all__ = ["State", "calls_at", "draws", "same_calls", "untouched"]
+__all__ = ["State", "calls_at", "changes_that_count", "draws", "same_calls", "untouched"]
 
 _MOST = 200_000  # objects followed
 _OWN = "actzip.runtime."  # whose graphs stay as they are, and whose caches may grow
@@ -46,6 +46,17 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return False
+
+
+def _same_but_tensors(a: Any, b: Any) -> bool:
+    """As :func:`_same`, any tensor for any other."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return True
+    if type(a) is type(b) and isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same_but_tensors, a, b))
+    if type(a) is type(b) and isinstance(a, dict):
+        return list(a) == list(b) and all(_same_but_tensors(a[k], b[k]) for k in a)
+    return _same(a, b)
 
 
 class State:
@@ -136,19 +147,20 @@ class State:
     ) -> None:
         self.saved.append((item, read(item), name, read, write))
 
-    def changes(self) -> list[str]:
-        """The model's attributes that are other ones now."""
+    def changes(self, *, tensors: bool = True) -> list[str]:
+        """The model's attributes that are other ones now; without ``tensors``: but for tensors."""
+        same = _same if tensors else _same_but_tensors
         found = []
         for item, was, name, read, _ in self.saved:
             if name.startswith("()") or "()" in name:
                 continue
             now = read(item)
             if isinstance(was, dict):
-                if list(was) != list(now) or not all(_same(was[k], now[k]) for k in was):
-                    keys = [k for k in {**was, **now} if not _same(was.get(k, _NONE), now.get(k, _NONE))]
+                if list(was) != list(now) or not all(same(was[k], now[k]) for k in was):
+                    keys = [k for k in {**was, **now} if not same(was.get(k, _NONE), now.get(k, _NONE))]
                     found += [f"{name}.{k}".strip(".") for k in keys]
             elif isinstance(was, list):
-                if len(was) != len(now) or not all(map(_same, was, now)):
+                if len(was) != len(now) or not all(map(same, was, now)):
                     found.append(name.strip("."))
             elif isinstance(was, set) and was != now:
                 found.append(name.strip("."))
@@ -236,6 +248,34 @@ def untouched(model: nn.Module, *, own: bool = False) -> Iterator[State]:
         yield state
     finally:
         state.restore()
+
+
+def changes_that_count(model: nn.Module, run: Callable[[bool], Any]) -> list[str]:
+    """Attributes that each run of the model changes, and not just tensors that no later run reads.
+
+    Weight norms, spectral norms and pruning set a module's weight before each run, and models keep
+    attention maps to be looked at: what was run before makes no difference to the next output.
+
+    Args:
+        run: runs the model on its example, or on other numbers (False), and gives its outputs.
+    """
+    with untouched(model, own=True):
+        run(True)
+        state = State(model, numbers=False)
+        run(False)
+        behind_another = pytree.tree_leaves(run(True))
+        rest = state.changes(tensors=False)
+        behind_itself = pytree.tree_leaves(run(True))
+        if rest or len(behind_another) != len(behind_itself):
+            return rest or state.changes()
+        pairs = zip(behind_another, behind_itself, strict=True)
+        return [] if all(_equal(a, b) for a, b in pairs) else state.changes()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    return _same(a, b)
 
 
 class _Record(TorchFunctionMode):

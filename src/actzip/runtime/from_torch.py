@@ -21,7 +21,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actzip.activations import eval_mode
-from actzip.errors import InputError, UnsupportedError
+from actzip.errors import ActzipWarning, InputError, UnsupportedError
 from actzip.quantize.model import marked
 from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import Act
-from actzip.runtime.effects import State, calls_at, draws, same_calls, untouched
+from actzip.runtime.effects import (
+    State,
+    calls_at,
+    changes_that_count,
+    draws,
+    same_calls,
+    untouched,
+)
 from actzip.runtime.registry import TORCH, Absent, Compare, Ref
 
 __all__ = [
@@ -126,6 +133,12 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
         raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
     with eval_mode(model), plain_attention(), torch.no_grad(), marked(model):
         traced = trace(model, args, kwargs, batch, dynamic=dynamic)
+        if traced.left:
+            warnings.warn(
+                f"the model writes into {', '.join(traced.left)} as it runs; compiled it does not",
+                ActzipWarning,
+                stacklevel=4,
+            )
         try:
             return graph_of(model, traced)  # reads the parameters
         except UnsupportedError as error:
@@ -134,12 +147,14 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
 
 @dataclass(frozen=True)
 class Traced:
-    """An exported program in few operators, the example's batch, and the batches that it holds for."""
+    """An exported program in few operators, the example's batch, the batches that it holds for, and
+    what else the model does."""
 
     program: Any
     batch: int | None
     least: int = 1
     most: int | None = None
+    left: tuple[str, ...] = ()  # inputs and buffers that the model writes into, the program does not
 
 
 class NotWhole(UnsupportedError):
@@ -172,6 +187,7 @@ def trace(
     *,
     dynamic: bool = True,
     known: bool = False,
+    effects: bool = False,
 ) -> Traced:
     """Exports a model that is in eval mode.
 
@@ -179,6 +195,7 @@ def trace(
         batch: the first dimension of inputs that grow.
         dynamic: keep it symbolic where the model does not fix it.
         known: the model is known to run on this example.
+        effects: keep what it writes into its inputs, and into buffers that no output reads.
 
     Raises:
         InputError: the model does not run on the example.
@@ -204,14 +221,49 @@ def trace(
         changed = _changes_each_time(model, args, kwargs, batch, changed)
     if changed:
         names = ", ".join(map(repr, changed[:3]))
-        raise UnsupportedError(f"the model changes its attribute {names} as it runs")
-    return traced
+        raise UnsupportedError(
+            f"the model changes its attribute {names} as it runs; what one call hands on to the next "
+            "has to be an input and an output"
+        )
+    return traced if effects else replace(traced, left=_leave(traced.program))
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Runs the model on copies of its inputs."""
-    copies = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-    model(*copies[0], **copies[1])
+def _leave(program: Any) -> tuple[str, ...]:
+    """Takes from a program what it writes into its inputs, and into buffers if no output reads one of
+    those: what it gives does not depend on that. The names of what it no longer writes into."""
+    from torch.export.graph_signature import OutputKind
+
+    signature = program.graph_signature
+    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
+    specs = signature.output_specs
+    kept = [(n, s) for n, s in zip(output.args[0], specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
+    if not written or len(kept) + len(written) != len(specs):
+        return ()
+    stack, behind = [n for n, _ in kept if isinstance(n, torch.fx.Node)], set()
+    while stack:
+        node = stack.pop()
+        if node.name not in behind:
+            behind.add(node.name)
+            stack.extend(node.all_input_nodes)
+    changed = set(signature.buffers_to_mutate.values())
+    if any(b in changed and arg in behind for arg, b in signature.inputs_to_buffers.items()):
+        return ()
+    output.args = (tuple(n for n, _ in kept),)
+    specs[:] = [s for _, s in kept]
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return tuple(written)
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], scale: float = 1) -> Any:
+    """Runs the model on copies of its inputs, those of floating point times ``scale``."""
+
+    def copy(t: Tensor) -> Tensor:
+        return t * scale if t.is_floating_point() else t.clone()
+
+    copies = pytree.tree_map_only(Tensor, copy, (args, kwargs))
+    return model(*copies[0], **copies[1])
 
 
 def _traced(
@@ -272,11 +324,16 @@ def _changes_each_time(
 ) -> list[str]:
     """Those of the attributes that a second run on the same example changes again: not caches."""
     with untouched(model):
-        if calls_at(model, args, kwargs, batch, batch or 1) is None:
-            return changed
-        again = State(model)
-        calls_at(model, args, kwargs, batch, batch or 1)
-        return again.changes()
+        if calls_at(model, args, kwargs, batch, batch or 1) is not None:
+            again = State(model)
+            calls_at(model, args, kwargs, batch, batch or 1)
+            changed = again.changes()
+    try:
+        return changed and changes_that_count(
+            model, lambda itself: _run(model, args, kwargs, 1.0 if itself else 0.5)
+        )
+    except Exception:
+        return changed
 
 
 @contextmanager
@@ -406,6 +463,7 @@ def symbolic(
         program = _export(model, args, kwargs, batch, dynamic=True, known=True, sizes=True)
     if program is None:
         return None
+    _leave(program)
     names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
     nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
     vals = [n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), Tensor)]
@@ -694,7 +752,12 @@ class Builder:
         broken: list[UnsupportedError] = []
         if sig.buffers_to_mutate or sig.user_inputs_to_mutate:
             what = ", ".join([*sig.buffers_to_mutate.values(), *sig.user_inputs_to_mutate.values()])
-            broken.append(UnsupportedError(f"the model changes {what} as it runs"))
+            broken.append(
+                UnsupportedError(
+                    f"the model changes {what} as it runs; observers of numbers have to be off, and what "
+                    "one call hands on to the next has to be an input and an output"
+                )
+            )
         for node in self.exported.graph.nodes:
             self.node = node
             if any(isinstance(self.env.get(n), _Broken) for n in node.all_input_nodes):
@@ -841,6 +904,8 @@ class Builder:
         if draws(target, {**dict(zip(names, args, strict=False)), **kwargs}):
             raise self.refuse("random numbers are other ones in each call")
         kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "layout")}
+        if target is torch.ops.aten.view.default:  # strides may be others than when it was traced
+            target = torch.ops.aten.reshape.default
         try:
             return target(*args, **kwargs)
         except Exception as error:
