@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,3 +316,89 @@ def test_attention_in_a_module_that_runs_in_parts() -> None:
     for n in (1, 3):
         x = torch.randn(n, 10, 24)
         torch.testing.assert_close(fast(x), model(x), atol=2e-5, rtol=1e-5)
+
+
+class _Statistics(nn.Module):
+    """Variances, stacked and turned maps, pads that wrap, a constant identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.c = nn.Conv2d(8, 8, 3, padding=(1, 2), padding_mode="circular")
+        self.register_buffer("e", torch.rand(300, 300))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        y = self.a(x).relu()
+        z = self.c(y).relu()[..., 1:-1]
+        stacked = torch.stack([y, z, 2 * y])
+        found = [stacked.sum(0), stacked.mean(0, keepdim=True), stacked[1], stacked.amax(0)]
+        found += [stacked.unbind(0)[2], stacked.prod(0), y.var((2, 3)), y.std(1, keepdim=True)]
+        found += [y.var(dim=1, unbiased=False), *torch.std_mean(z, (2, 3)), y.flip(3).flip([1, 2])]
+        return [*found, (torch.eye(300) * self.e).sum()]
+
+
+@torch.no_grad()
+def test_statistics_stacks_flips_and_circular_pads_run_on_the_engine() -> None:
+    torch.manual_seed(0)
+    model = _Statistics().eval()
+    fast = actzip.compile(model, torch.randn(2, 3, 16, 16), tune=False, parts=False)
+    for shape in [(2, 3, 16, 16), (1, 3, 16, 16), (3, 3, 12, 19)]:
+        x = torch.randn(shape)
+        for got, want in zip(fast(x), model(x), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("give", [lambda s: s, lambda s: s.max(0).indices, lambda s: s.sort(0).values])
+@torch.no_grad()
+def test_what_is_stacked_over_the_batch_and_not_added_up_runs_in_parts(give: Any) -> None:
+    class Stacks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return give(torch.stack([self.a(x), self.b(x)]))
+
+    model, x = Stacks().eval(), torch.randn(2, 3, 9, 9)
+    with pytest.raises(UnsupportedError):
+        actzip.compile(model, x, tune=False, parts=False)
+    with pytest.warns(ActzipWarning, match="run in PyTorch"):
+        fast = actzip.compile(model, x, tune=False)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_norm_stays_in_the_part_of_its_convolution() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.c, self.d = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.b(self.a(x)).relu()
+            left, right = self.d(self.c(y)).relu().chunk(2, 1)
+            return (left * right).cumsum(1)
+
+    model, x = Normed().eval(), torch.randn(2, 3, 16, 20)
+    with pytest.warns(ActzipWarning, match="run in PyTorch"):
+        fast = actzip.compile(model, x, tune=False, threads=1)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    rows = fast.explain(runs=1).rows
+    assert [r.op for r in rows] == ["conv2d", "conv2d", "binary", "pytorch"]
+
+
+@torch.no_grad()
+def test_a_constant_without_dimensions_is_an_output_of_none() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.scale = nn.Conv2d(3, 8, 3), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.a(x), self.scale.exp(), torch.tensor(3)
+
+    model, x = Scale().eval(), torch.randn(2, 3, 16, 20)
+    for got, want in zip(actzip.compile(model, x, tune=False)(x), model(x), strict=True):
+        assert got.shape == want.shape and got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

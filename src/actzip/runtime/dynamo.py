@@ -526,9 +526,12 @@ def _support(views: set[str]) -> Any:
         def is_node_supported(self, submodules: Any, node: fx.Node) -> bool:
             if node.op != "call_function" or node.name in views:
                 return False
+            if node.target is operator.getitem:
+                return isinstance(node.args[0], fx.Node) and self.is_node_supported(submodules, node.args[0])
             schema = getattr(node.target, "_schema", None)
-            value = node.meta.get("val")
-            if schema is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
+            if schema is None or any(
+                not isinstance(v, Tensor) or v.dtype != torch.float32 for v in _results(node)
+            ):
                 return False
             operands = [n.meta.get("val") for n in node.all_input_nodes if n.op != "get_attr"]
             if any(isinstance(v, Tensor) and v.dtype != torch.float32 for v in operands):
@@ -536,6 +539,14 @@ def _support(views: set[str]) -> Any:
             return schema.name.removeprefix("aten::") in TORCH
 
     return Support()
+
+
+def _results(node: fx.Node) -> list[Any]:
+    """What is read of what a node gives: of several results those that are picked."""
+    value = node.meta.get("val")
+    if not isinstance(value, (tuple, list)):
+        return [value]
+    return [value[n.args[1]] if n.target is operator.getitem else None for n in node.users]
 
 
 def parts_of(

@@ -43,7 +43,7 @@ from actzip.runtime.effects import (
     same_calls,
     untouched,
 )
-from actzip.runtime.registry import TORCH, Absent, Compare, Ref
+from actzip.runtime.registry import TORCH, Absent, Compare, Ref, Stacked
 
 __all__ = [
     "capture",
@@ -544,6 +544,9 @@ def _export_error(error: Exception) -> Exception:
 #: Not supported, and not taken apart either: the message then names what the model says.
 _KEPT = {"upsample_linear1d", "upsample_trilinear3d"}
 
+#: Computed here where it is a constant; taken apart it may count in uint16, which the CPU has no kernel for.
+_CONSTANT = {"eye"}
+
 
 #: Taken apart, a recurrent layer is some twenty operators a step: minutes of export for what PyTorch runs as
 #: one.
@@ -561,7 +564,7 @@ def decompositions() -> Any:
     for op in list(table.keys()):  # type: ignore[no-untyped-call]
         name = str(getattr(op, "_schema", op)).partition("(")[0].partition(".")[0]
         name = name.removeprefix("aten::")
-        if name in TORCH or name in _KEPT or name in _RECURRENT:
+        if name in TORCH or name in _KEPT | _CONSTANT | _RECURRENT:
             table.pop(op)  # type: ignore[no-untyped-call]
     return table
 
@@ -804,6 +807,8 @@ class Builder:
             o = n
             if isinstance(n, torch.fx.Node):
                 self.node, o = n, self.env[n]
+            if isinstance(o, Tensor) and o.dtype == torch.float32 and o.ndim == 0:
+                o = self.emit(ops.Reshape, o, shape=())
             if isinstance(o, Tensor) and o.dtype != torch.float32:
                 slots.append([self.constant(o)])
             elif isinstance(o, (Ref, Tensor)):
@@ -825,7 +830,9 @@ class Builder:
     def constant(self, t: Tensor) -> g.Array:
         """A tensor that is an output for every input, in its own type."""
         try:
-            return np.ascontiguousarray(t.detach().resolve_conj().resolve_neg().numpy())
+            return np.array(
+                t.detach().resolve_conj().resolve_neg().numpy(), order="C"
+            )  # no dimension stays none
         except TypeError as error:
             raise self.refuse(f"a constant of type {t.dtype}") from error
 
@@ -861,7 +868,7 @@ class Builder:
         for a in leaves:
             if isinstance(a, Absent):
                 raise self.refuse(_said(a))
-        if not any(isinstance(a, (Ref, Compare, g.Sym)) for a in leaves):
+        if not any(isinstance(a, (Ref, Compare, Stacked, g.Sym)) for a in leaves):
             return self.evaluate(target, args, kwargs)
         schema = getattr(target, "_schema", None)
         if schema is None:

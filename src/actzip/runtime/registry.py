@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from actzip.runtime.graph import Array, Node
+from actzip.runtime.graph import Array, Dim, Node
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,16 @@ class Compare:
     op: str
     x: Ref
     t: Tensor
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Values of one shape, joined along the batch or (``apart``) stacked in front of it, of which
+    nothing is read but what they are together, or one of them."""
+
+    parts: tuple[Ref, ...]
+    shape: tuple[Dim, ...]
+    apart: bool = False
 
 
 @dataclass(frozen=True)

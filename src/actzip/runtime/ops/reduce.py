@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime.graph import Node, Shape, Sym, normal_axis, numel, static
 from actzip.runtime.onnx_node import OnnxNode
-from actzip.runtime.ops.arithmetic import torch_binary
+from actzip.runtime.ops.arithmetic import Binary, torch_binary
 from actzip.runtime.ops.reshape import Reshape
 from actzip.runtime.ops.shapes import onnx_axes
-from actzip.runtime.registry import TorchHandler, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Stacked, TorchHandler, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -100,12 +100,51 @@ def torch_reduce(kind: str) -> TorchHandler:
         x = a["self"]
         axes = torch_axes(a, len(b.shape(x)))
         keep = bool(a.get("keepdim"))
+        if isinstance(x, Stacked) and x.apart and axes == (0,) and kind in _FOLDS:
+            return _folded(b, x, kind, keep)
         y = b.emit(Reduce, x, kind=kind, axes=axes, keepdims=keep)
         if not isinstance(b.node.meta["val"], (tuple, list)):
             return y
         return y, b.emit(ArgMax, x, kind=kind, axis=axes[0], keepdims=keep)
 
     return handler
+
+
+#: Reductions that join two results by an operator on their own.
+_FOLDS = {"sum": "add", "mean": "add", "max": "max", "min": "min", "prod": "mul"}
+
+
+def _folded(b: Builder, x: Stacked, kind: str, keep: bool) -> Any:
+    """Stacked values reduced over themselves."""
+    out: Any = x.parts[0]
+    for part in x.parts[1:]:
+        out = b.emit(Binary, out, part, kind=_FOLDS[kind])
+    if kind == "mean":
+        out = b.emit(Binary, out, 1.0 / len(x.parts), kind="mul")
+    return b.reshape(out, b.out_shape) if keep else out
+
+
+@torch_op("var", "std", "var_mean")
+def torch_var(b: Builder, a: dict[str, Any]) -> Any:
+    """As PyTorch: the squares of the distances from the mean, over the count less ``correction``."""
+    x = a["self"]
+    shape = b.shape(x)
+    axes = torch_axes(a, len(shape))
+    correction = a["correction"] if "correction" in a else int(bool(a.get("unbiased", True)))
+    correction = 1 if correction is None else correction
+    count = 1
+    for axis in axes:
+        count *= static(shape[axis], "a reduced dimension")
+    if count - correction <= 0:
+        raise b.refuse(f"the variance of {count} numbers with a correction of {correction}")
+    mean = b.emit(Reduce, x, kind="mean", axes=axes, keepdims=True)
+    distance = b.emit(Binary, x, mean, kind="sub")
+    squares = b.emit(Reduce, distance, kind="sum_square", axes=axes, keepdims=bool(a.get("keepdim")))
+    out = b.emit(Binary, squares, 1.0 / (count - correction), kind="mul")
+    name = b.node.target._schema.name
+    if name == "aten::var_mean":
+        return out, b.reshape(mean, b.shape(out))
+    return b.act(out, "sqrt") if name == "aten::std" else out
 
 
 _TORCH = {

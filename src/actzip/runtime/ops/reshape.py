@@ -14,7 +14,7 @@ from actzip.runtime.graph import TYPES, Dim, Node, Shape, Sym, broadcast, numel,
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.select import Concat
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
-from actzip.runtime.registry import Absent, Mask, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Absent, Mask, Stacked, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -71,7 +71,12 @@ class Expand(Node):
 
 @torch_op("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze", "unflatten")
 def torch_reshape(b: Builder, a: dict[str, Any]) -> Any:
-    return b.reshape(a["self"], b.out_shape)
+    x = a["self"]
+    if isinstance(x, Stacked) and not x.apart:
+        shape = (len(x.parts), *b.shape(x.parts[0]))
+        if same_shape(b.out_shape, shape):
+            return Stacked(x.parts, shape, apart=True)
+    return b.reshape(x, b.out_shape)
 
 
 @torch_op(

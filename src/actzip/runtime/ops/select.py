@@ -12,7 +12,7 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.runtime.graph import Dim, Node, Shape, Sym, normal_axis, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode, floats_only
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
-from actzip.runtime.registry import Ref, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Ref, Stacked, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -108,7 +108,40 @@ class Pad(Node):
 def torch_cat(b: Builder, a: dict[str, Any]) -> Any:
     parts = [t for t in a["tensors"] if 0 not in b.shape(t)]
     axis = int(a["dim"]) % len(b.out_shape)
+    if len(parts) > 1 and axis == 0 and all(isinstance(t, Ref) for t in parts):
+        first = b.shape(parts[0])
+        same = isinstance(first[0], Sym) and all(same_shape(first, b.shape(t)) for t in parts)
+        if same and isinstance(first[0], Sym) and _taken_apart(b.node, len(parts)):
+            return Stacked(tuple(parts), (Sym(len(parts) * first[0].mul), *first[1:]))
     return parts[0] if len(parts) == 1 else b.emit(Concat, *parts, axis=axis)
+
+
+_VIEWS = {"view", "reshape", "_unsafe_view"}
+_APART = {"sum", "mean", "amax", "amin", "prod", "select", "unbind"}
+
+
+def _taken_apart(node: Any, count: int) -> bool:
+    """Whether values joined along the batch are only ever seen as ``count`` in front of it, and there
+    reduced over themselves or picked."""
+
+    def name(n: Any) -> str:
+        return getattr(getattr(n.target, "_schema", None), "name", "").removeprefix("aten::")
+
+    rank = node.meta["val"].ndim
+    for view in node.users:
+        shape = getattr(view.meta.get("val"), "shape", ())
+        if name(view) not in _VIEWS or len(shape) != rank + 1 or shape[0] != count:
+            return False
+        for reader in view.users:
+            dim = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("dim")
+            if name(reader) not in _APART or dim not in (
+                0,
+                [0],
+                (0,),
+                None if name(reader) == "unbind" else 0,
+            ):
+                return False
+    return True
 
 
 @torch_op("slice")
@@ -136,6 +169,8 @@ def torch_select(b: Builder, a: dict[str, Any]) -> Any:
     if not isinstance(d, int):
         raise b.refuse("choosing one image of the batch is not supported")
     i = int(a["index"]) % d
+    if isinstance(x, Stacked) and x.apart and axis == 0:
+        return x.parts[i]
     return b.reshape(_slice_of(b, x, axis, i, i + 1), b.out_shape)
 
 
@@ -161,6 +196,8 @@ def torch_unbind(b: Builder, a: dict[str, Any]) -> Any:
     d = shape[axis]
     if not isinstance(d, int):
         raise b.refuse("splitting the batch is not supported")
+    if isinstance(x, Stacked) and x.apart and axis == 0:
+        return list(x.parts)
     rest = (*shape[:axis], *shape[axis + 1 :])
     return [b.reshape(_slice_of(b, x, axis, i, i + 1), rest) for i in range(d)]
 
@@ -207,7 +244,22 @@ def torch_index(b: Builder, a: dict[str, Any]) -> Any:
     d = b.shape(x)[axis]
     if not isinstance(d, int):
         raise b.refuse("indexing the batch is not supported")
-    at = [int(i) % d for i in index.tolist()]
+    return _taken(b, x, axis, [int(i) % d for i in index.tolist()])
+
+
+@torch_op("flip")
+def torch_flip(b: Builder, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    for axis in a["dims"]:
+        d = b.shape(x)[axis]
+        if not isinstance(d, int):
+            raise b.refuse("turning the batch round is not supported")
+        x = _taken(b, x, int(axis) % len(b.shape(x)), list(range(d - 1, -1, -1)))
+    return x
+
+
+def _taken(b: Builder, x: Any, axis: int, at: list[int]) -> Any:
+    """Elements ``at`` of a dimension, in that order: a slice for each run of neighbours."""
     runs: list[list[int]] = []
     for i in at:
         if runs and runs[-1][1] == i:
@@ -236,6 +288,13 @@ def torch_pad(b: Builder, a: dict[str, Any]) -> Any:
     for i in range(len(flat) // 2):
         before[rank - 1 - i], after[rank - 1 - i] = int(flat[2 * i]), int(flat[2 * i + 1])
     if not any(before) and not any(after):
+        return x
+    if mode == "circular":
+        for axis, (front, behind) in enumerate(zip(before, after, strict=True)):
+            if front or behind:
+                d = static(b.shape(x)[axis], "a padded dimension")
+                at = [(i - front) % d for i in range(d + front + behind)]
+                x = _taken(b, x, axis, at)
         return x
     value = float(a.get("value") or 0.0)
     return b.emit(Pad, x, before=tuple(before), after=tuple(after), mode=mode, value=value)
