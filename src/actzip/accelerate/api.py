@@ -333,7 +333,7 @@ class _Run:
         attempt = Attempt(
             share, after.density, after.theoretical_speedup, after.ms, judged, self.promise.kept(judged)
         )
-        return _Candidate(attempt, thresholds, changed_parameters(trials.model, work), after)
+        return _Candidate(attempt, get_thresholds(work), changed_parameters(trials.model, work), after)
 
     def _proven(self, base: Acceleration, prove: Reference, before: Work) -> Acceleration | None:
         """The fastest candidate that keeps the promise on inputs that chose nothing; None for none."""

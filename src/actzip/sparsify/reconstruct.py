@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from actzip.activations import ActivationTap, ComputeCall, Site, eval_mode, run_model
 from actzip.activations.hooks import Hooks
+from actzip.sparsify.shifts import Shifts
 
 __all__ = ["HELD", "Additions", "Calls", "Fitted", "Reader", "Targets", "at", "fit", "targets"]
 
@@ -94,13 +95,20 @@ class Targets:
     hidden: int = 0
 
     def reader(
-        self, name: str, thresholds: Mapping[str, float | Tensor], shortcut: Tensor | float = 0.0
+        self,
+        name: str,
+        thresholds: Mapping[str, float | Tensor],
+        shortcut: Tensor | float = 0.0,
+        shifts: Shifts | None = None,
     ) -> Reader | None:
         """The ReLU behind a layer, with its threshold; ``shortcut`` is what is added before it."""
         if name not in self.readers:
             return None
         site, high = self.readers[name]
         scale, shift = self.affine(name)
+        if shifts is not None and name in self.norms and site in shifts.sites:
+            moved = shifts.sites[site]
+            scale, shift = scale * moved.scale.to(scale.dtype), moved(shift)
         t = torch.as_tensor(thresholds.get(site, 0.0), dtype=scale.dtype).expand_as(scale)
         return Reader(scale, shift + shortcut, t, high)
 

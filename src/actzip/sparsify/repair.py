@@ -26,6 +26,7 @@ from actzip.activations import ComputeCall, eval_mode, get_thresholds, run_model
 from actzip.activations.hooks import Hooks
 from actzip.errors import TrainingError
 from actzip.sparsify.reconstruct import HELD, Additions, Calls, Fitted, Reader, Targets, at, fit, targets
+from actzip.sparsify.shifts import Shifts, shared
 from actzip.training.batches import output_tensors
 
 __all__ = ["Moments", "augmented", "distil", "moments", "repair", "with_views"]
@@ -114,7 +115,7 @@ def moments(model: nn.Module, inputs: Any, *, fitted: bool = False, views: int =
 
     with _watching(model, norm, conv):
         run_model(model, inputs)
-    unfit = {n for n, count in calls.items() if count > 1} | _shared(model)
+    unfit = {n for n, count in calls.items() if count > 1} | shared(model)
     for table in (found.norms, found.convs):
         for name in unfit & set(table):
             del table[name]
@@ -127,30 +128,19 @@ def moments(model: nn.Module, inputs: Any, *, fitted: bool = False, views: int =
     return found
 
 
-def _shared(model: nn.Module) -> set[str]:
-    """Layers whose parameters are another's too, or are computed."""
-    owners: dict[int, list[str]] = {}
-    unfit = set()
-    for name, module in model.named_modules():
-        if torch.nn.utils.parametrize.is_parametrized(module):
-            unfit.add(name)
-        for p in module.parameters(recurse=False):
-            owners.setdefault(id(p), []).append(name)
-    return unfit | {n for names in owners.values() if len(names) > 1 for n in names}
-
-
-def repair(model: nn.Module, wanted: Moments, inputs: Any) -> Any:
+def repair(model: nn.Module, wanted: Moments, inputs: Any, shifts: Shifts | None = None) -> Any:
     """Gives every layer of ``model`` the moments ``wanted``, in place; one pass over ``inputs`` in
     eval mode.
 
     Args:
         model: with its thresholds set.
         wanted: :func:`moments` of the network without them, on the same inputs.
+        shifts: what was shifted for the thresholds; what layers should give is shifted likewise.
 
     Returns:
         What the repaired model gives for ``inputs``.
     """
-    work = _Repair(model, wanted)
+    work = _Repair(model, wanted, shifts or Shifts())
     with work.calls.tap, _watching(model, work.norm, work.conv), Hooks() as hooks:
         for module in model.modules():
             if isinstance(module, _Norm):
@@ -178,8 +168,8 @@ class _Waiting:
 class _Repair:
     """One pass: what is done behind each convolution, before and behind each BatchNorm, before each sum."""
 
-    def __init__(self, model: nn.Module, wanted: Moments) -> None:
-        self.wanted, self.targets = wanted, wanted.targets
+    def __init__(self, model: nn.Module, wanted: Moments, shifts: Shifts) -> None:
+        self.wanted, self.targets, self.shifts = wanted, wanted.targets, shifts
         self.calls, self.thresholds = Calls(model), get_thresholds(model)
         self.names = {m: name for name, m in model.named_modules()}
         self.made: Fitted | None = None  # of the convolution that was fitted just now
@@ -192,8 +182,11 @@ class _Repair:
             self.waiting = _Waiting(name, module, call, out, out)
             return None
         if call is not None:
-            reader = self.targets.reader(name, self.thresholds)
-            self.made = self.fit(name, module, call, self.targets.values[name], reader)
+            reader = self.targets.reader(name, self.thresholds, shifts=self.shifts)
+            values = self.targets.values[name]
+            if name in self.shifts.convs:
+                values = self.shifts.convs[name](values)
+            self.made = self.fit(name, module, call, values, reader)
             if self.made is not None:
                 return self.made.output
         return self.moved(name, module, out)
@@ -207,8 +200,11 @@ class _Repair:
         """Mean and variance put right in the convolution itself, if no BatchNorm reads it."""
         if name not in self.wanted.convs:
             return None
-        seen = _by_channel(module, out[self.wanted.views :])
-        ratio, mean, mean0 = _change(self.wanted.convs[name], seen, 1e-12)
+        seen, wanted = _by_channel(module, out[self.wanted.views :]), self.wanted.convs[name]
+        if name in self.shifts.convs:
+            shift = self.shifts.convs[name]
+            wanted = shift(wanted[0]), wanted[1] * shift.scale.square()
+        ratio, mean, mean0 = _change(wanted, seen, 1e-12)
         return _repair_conv(module, out, ratio, mean0 - mean * ratio)
 
     def norm(self, name: str, module: Any, x: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, Site, eval_mode, run_model
 from actzip.sparsify.judge import are_scores
+from actzip.sparsify.shifts import MOST, Shiftable, shiftable
 from actzip.training.batches import output_tensors
 
 __all__ = ["LEVELS", "Table"]
@@ -33,7 +34,8 @@ class Table:
     their divergence weighs them (Fisher's information), other outputs alike. With ``repaired`` the
     mean of what is removed counts for nothing, for :func:`actzip.sparsify.repair.repair` puts it
     back, and maps of few values count more, for it is estimated on them; and what their units cost
-    is drawn to the mean over all units, for a gradient of few inputs misses what others feel.
+    is drawn to the mean over all units, for a gradient of few inputs misses what others feel. Then
+    channels may be shifted too (:mod:`actzip.sparsify.shifts`), where that costs less.
 
     Args:
         model: without thresholds.
@@ -47,6 +49,8 @@ class Table:
         removed: elements that each threshold removes, by site: units x levels.
         cost: mean square of what that pushes the outputs by, likewise.
         elements, nonzeros: of each site, of all samples.
+        shiftable: where channels can be shifted; shift: what each threshold shifts them by, units x
+            levels.
     """
 
     def __init__(
@@ -67,15 +71,24 @@ class Table:
         self.elements: dict[str, int] = {}
         self._channels: dict[str, int] = {}
         self._scale(model, batches[0], layers, ignore)
+        self.shiftable: dict[str, Shiftable] = {}
+        if repaired and per == "channel" and self.unit:
+            every = shiftable(model, batches[0])
+            self.shiftable = {name: every[name] for name in self.unit if name in every}
         shape = {k: (u.numel(), len(LEVELS)) for k, u in self.unit.items()}
         self.removed = {k: torch.zeros(s, dtype=torch.float64) for k, s in shape.items()}
         self.nonzeros = dict.fromkeys(self.unit, 0)
         self.cost = {k: torch.zeros(s, dtype=torch.float64) for k, s in shape.items()}
+        self.shift: dict[str, Tensor] = {}
+        self._below = {k: torch.zeros(2, *shape[k], dtype=torch.float64) for k in self.shiftable}
+        self._moved = {k: torch.zeros(3, *shape[k], dtype=torch.float64) for k in self.shiftable}
         generator = torch.Generator().manual_seed(seed)
         for x in batches if self.unit else ():
             self._add(model, x, projections, generator)
             if on_batch is not None:
                 on_batch()
+        for name in self.shiftable:
+            self._choose_shifts(name)
         for name in self.unit if repaired else ():
             few = VALUES * self._channels[name] / max(1, self.elements[name])
             self.cost[name] = (1 + few) * self._shrunk(name, few / (1 + few))
@@ -117,6 +130,9 @@ class Table:
                 for (name, y), grad, sorted_ in zip(maps, grads, bins, strict=True):
                     if grad is not None:
                         self.cost[name] += self._pushes(y.detach(), grad, sorted_) / projections
+                        if name in self.shiftable:
+                            moved = self._shifted_pushes(name, y.detach(), grad, sorted_)
+                            self._moved[name] += moved / projections
 
     def _sorted(self, name: str, v: Tensor) -> _Bins:
         """Counts what each threshold removes of ``v``; gives where its elements fall."""
@@ -124,6 +140,9 @@ class Table:
         self.removed[name] += made.up_to(None).sum(0)
         self.elements[name] += v.numel()
         self.nonzeros[name] += int(torch.count_nonzero(v))
+        if name in self.shiftable:
+            counts = made.up_to(None, zeros=True).sum(0)
+            self._below[name] += torch.stack([counts, made.up_to(v).sum(0)])
         return made
 
     def _pushes(self, v: Tensor, grad: Tensor, bins: _Bins) -> Tensor:
@@ -137,13 +156,53 @@ class Table:
             squares = squares - 2 * m * bins.up_to(g2 * v) + m.square() * bins.total(g2)
         return (sums.square() + squares.clamp(min=0)).sum(0)
 
+    def _shifted_pushes(self, name: str, v: Tensor, grad: Tensor, bins: _Bins) -> Tensor:
+        """The same with everything up to a threshold replaced by m, as terms of 1, m and m^2: 3 x units
+        x levels."""
+        push, g2 = (grad * v).double(), (grad * grad).double()
+        sums, gone = bins.up_to(push), bins.up_to(grad, zeros=True)
+        padded = self.shiftable[name].padding  # stands for m too
+        flat = (sums.square() + bins.up_to(push * push)).sum(0)
+        mixed = (sums * gone + bins.up_to(g2 * v)).sum(0)
+        square = gone.square() + bins.up_to(g2, zeros=True)
+        border = (padded * bins.total(grad)).square() + padded * bins.total(g2)
+        return torch.stack([flat, mixed, (square + border).sum(0)])
+
+    def _choose_shifts(self, name: str) -> None:
+        """Shifts by the mean of what goes, where that costs less than leaving the channel where it is."""
+        count, total = self._below[name]
+        by = total / count.clamp(min=1)
+        flat, mixed, square = self._moved[name]
+        cost = flat - 2 * by * mixed + by.square() * square
+        better = (cost < self.cost[name]) & (by <= MOST * self.shiftable[name].high)
+        self.cost[name] = torch.where(better, cost, self.cost[name])
+        self.shift[name] = torch.where(better, by, 0.0)
+
+    def shifts(self, thresholds: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
+        """What channels are shifted by at these thresholds, which may lie between the candidates."""
+        levels = torch.tensor(LEVELS, dtype=torch.float64)
+        made = {}
+        for name, t in thresholds.items():
+            if name not in self.shift or not bool((self.shift[name] > 0).any()):
+                continue
+            scaled = torch.as_tensor(t, dtype=torch.float64) / self.unit[name].double().clamp(min=1e-30)
+            above = torch.searchsorted(levels, scaled).clamp(1, len(levels) - 1)
+            share = ((scaled - levels[above - 1]) / (levels[above] - levels[above - 1])).clamp(0, 1)
+            low, high = (self.shift[name].gather(1, i[:, None])[:, 0] for i in (above - 1, above))
+            by = torch.minimum(low + share * (high - low), torch.as_tensor(t, dtype=torch.float64))
+            if bool((by > 0).any()):
+                made[name] = by
+        return made
+
     def _shrunk(self, name: str, share: float) -> Tensor:
         """The cost of each unit, drawn by ``share`` to what removing as much costs in all units."""
         levels = torch.tensor(LEVELS, dtype=torch.float64)
         middle = (levels + levels.roll(1)) / 2
         gone = self.removed[name]
         counts = gone.diff(dim=1, prepend=gone[:, :1])  # between a threshold and the one before
-        places = self.elements[name] / len(gone)
+        places: Tensor | float = self.elements[name] / len(gone)
+        if name in self.shift:  # those that stay are as they were
+            places = torch.where(self.shift[name] > 0, self._below[name][0], places).clamp(min=1)
         spread = (counts * middle.square()).cumsum(1) - (counts * middle).cumsum(1).square() / places
         spread = spread * self.unit[name].double()[:, None].square()
         cost = self.cost[name]
@@ -207,12 +266,14 @@ class _Bins:
         self._sizes = (n, units, levels + 1)
         self._means: Tensor | None = None
 
-    def up_to(self, values: Tensor | None) -> Tensor:
-        """Sums of ``values`` (None: counts) that each threshold removes: samples x units x levels."""
+    def up_to(self, values: Tensor | None, *, zeros: bool = False) -> Tensor:
+        """Sums of ``values`` (None: counts) that each threshold removes: samples x units x levels; with
+        ``zeros`` also over what was zero already."""
         weights = None if values is None else values.flatten().double()
         sums = torch.bincount(self._flat, weights, minlength=math.prod(self._sizes)).reshape(self._sizes)
         sums = sums[:, :, :-1].double()
-        sums[:, :, 0] = 0  # nothing goes with threshold 0
+        if not zeros:
+            sums[:, :, 0] = 0  # nothing goes with threshold 0
         return sums.cumsum(2)
 
     def total(self, values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from actzip.activations import (
     call_model,
     clear_thresholds,
     eval_mode,
+    get_thresholds,
     set_thresholds,
     without_thresholds,
 )
@@ -24,6 +25,7 @@ from actzip.errors import ActzipWarning, DataError, InputError
 from actzip.sparsify.costs import Measurement, map_costs, measure
 from actzip.sparsify.judge import Judgement, agreement_of, are_scores
 from actzip.sparsify.repair import Moments, distil, moments, repair, with_views
+from actzip.sparsify.shifts import Shifts
 from actzip.sparsify.table import LEVELS, Table
 from actzip.training.batches import batches_in, check_finite, samples_of
 
@@ -215,14 +217,18 @@ class Trials:
         return self.table.choose(high, self.worth)
 
     def put(self, thresholds: dict[str, float | Tensor]) -> nn.Module:
-        """The working copy with these thresholds, repaired."""
+        """The working copy with these thresholds, shifted and repaired; of what is shifted it has other
+        thresholds (:func:`actzip.activations.get_thresholds`)."""
         clear_thresholds(self.work)
         for m in self.biasless:
             m.bias = None  # type: ignore[assignment]
         self.work.load_state_dict(self.state)
-        set_thresholds(self.work, thresholds)
+        by = self.table.shifts(thresholds) if self.wanted is not None else {}
+        shifts = Shifts.put(self.work, self.table.shiftable, by)
+        moved = {name: shift(torch.as_tensor(thresholds[name])) for name, shift in shifts.sites.items()}
+        set_thresholds(self.work, thresholds | {name: t.clamp(min=0) for name, t in moved.items()})
         if self.wanted is not None and thresholds:
-            repair(self.work, self.wanted, self.sample)
+            repair(self.work, self.wanted, self.sample, shifts)
         return self.work
 
 
@@ -277,7 +283,8 @@ def calibrate_thresholds(
             it channels are better.
         by: what is saved: ``elements`` (default with ``density``) or ``macs``.
         repair: give the layers behind thresholds their mean and variance back
-            (:mod:`actzip.sparsify.repair`).
+            (:mod:`actzip.sparsify.repair`). Channels may be shifted in front of their thresholds then
+            (:mod:`actzip.sparsify.shifts`): these are right with ``found.parameters`` alone.
         distil_steps: so many steps of distillation without labels, after the repair.
         samples: how many samples are used; projections: backward passes a batch; steps: of the
             bisection.
@@ -390,7 +397,7 @@ class Calibrator:
             trials = self.trials(by)
             found = search.run(trials, steps)
             if found.thresholds and distil_steps:
-                search.distil(trials, found, distil_steps, self.seed)
+                search.distil(found, distil_steps, self.seed)
         if not found.met and self.table.unit:
             warnings.warn(
                 f"the target is out of reach of thresholds up to {LEVELS[-1]} times the mean: density "
@@ -455,7 +462,7 @@ class _Search:
         self.count = sum(int(x.shape[0]) for x in batches)
         self.tried: list[dict[str, float]] = []
 
-    def judged(self, model: nn.Module, thresholds: dict[str, float | Tensor]) -> Calibration:
+    def judged(self, model: nn.Module) -> Calibration:
         """The model as it is, measured."""
         m = measure(model, self.batches, layers=self.layers)
         same = agreement_of(self.outputs, _outputs(model, self.batches)).value if self.scores else 1.0
@@ -467,7 +474,7 @@ class _Search:
         )
         before = self.before
         made = Calibration(
-            thresholds,
+            get_thresholds(model),
             m.density,
             before.density,
             m.theoretical_speedup,
@@ -491,15 +498,14 @@ class _Search:
     def run(self, trials: Trials, steps: int) -> Calibration:
         """The mildest thresholds that reach a density or speed-up, or the strongest that keep an
         agreement."""
-        untouched = self.judged(self.model, {})
+        untouched = self.judged(self.model)
         self.tried.clear()
         untouched.tried = self.tried
         if (untouched.met and self.agree is None) or not trials.table.unit:
             return untouched
 
         def attempt(share: float) -> Calibration:
-            thresholds = trials.thresholds(share)
-            return self.judged(trials.put(thresholds), thresholds)
+            return self.judged(trials.put(trials.thresholds(share)))
 
         # the share of non-zeros that is left, by the table; kept: not reached, or still agreeing
         weak, strong = 1.0, 0.0
@@ -522,7 +528,7 @@ class _Search:
         if best is None:
             best = attempt(0.0)
         if best.met and (self.density is not None or trials.wanted is not None):
-            best = self._refine(trials, mild, best)
+            best = self._refine(trials, weak, strong, best)
         best.tried = self.tried
         return best
 
@@ -544,17 +550,17 @@ class _Search:
         """A little below the target, of what :meth:`_left` gives."""
         return 0.995 * self.density if self.density is not None else 0.995 / (self.speedup or 1.0)
 
-    def _refine(self, trials: Trials, mild: Calibration, best: Calibration) -> Calibration:
-        """Between the last that misses the target and the first that reaches it, until it is hit within
-        1 %."""
+    def _refine(self, trials: Trials, weak: float, strong: float, best: Calibration) -> Calibration:
+        """Between the share that misses the target and the one that reaches it, ``best``'s, until it is
+        hit within 1 %."""
+        mild = trials.thresholds(weak) if weak < 1 else {}
+        hard = trials.thresholds(strong)
         low, high = 0.0, 1.0
-        strong = best.thresholds
         for _ in range(8):
             if self._hit(best):
                 break
             middle = (low + high) / 2
-            thresholds = blend(mild.thresholds, strong, middle)
-            made = self.judged(trials.put(thresholds), thresholds)
+            made = self.judged(trials.put(blend(mild, hard, middle)))
             if made.met:
                 high, best = middle, made
             else:
@@ -566,16 +572,16 @@ class _Search:
             return made.density >= 0.99 * self.density
         return made.theoretical_speedup <= 1.01 * (self.speedup or 1.0)
 
-    def distil(self, trials: Trials, found: Calibration, steps: int, seed: int) -> None:
+    def distil(self, found: Calibration, steps: int, seed: int) -> None:
         """Distils onto what was found, and measures again."""
-        work = trials.put(found.thresholds)
+        work = found.apply(copy.deepcopy(self.model))
         distil(work, self.model, self.batches, steps=steps, seed=seed)
-        made = self.judged(work, found.thresholds)
+        made = self.judged(work)
         low, high = 1.0, 1.25
         for _ in range(5 if self.agree is None and not made.met else 0):  # shifts moved the density a little
             middle = (low + high) / 2
             thresholds = {k: t * middle for k, t in found.thresholds.items()}
-            other = self.judged(set_thresholds(work, thresholds), thresholds)
+            other = self.judged(set_thresholds(work, thresholds))
             low, high, made = (low, middle, other) if other.met else (middle, high, made)
         for name in (
             "thresholds",

@@ -1,0 +1,271 @@
+"""Channels without zeros of their own are shifted in front of their threshold, where that costs less."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from actzip.activations import ActivationTap, get_thresholds, run_model, set_thresholds
+from actzip.sparsify import calibrate_thresholds, measure
+from actzip.sparsify.repair import moments, repair
+from actzip.sparsify.shifts import Shifts, shiftable
+from actzip.sparsify.table import LEVELS, Table
+from actzip.sparsify.thresholds import Trials, blend
+
+X = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def used(norm, low=0.0, high=4.0):
+    """A BatchNorm as after training, whose channels range from many zeros to none."""
+    with torch.no_grad():
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.copy_(torch.linspace(low, high, len(norm.bias)))
+    return norm
+
+
+class Dense(nn.Module):
+    """Maps with few zeros, read by a padded depthwise convolution, by a 1x1 one, by one behind a pad."""
+
+    def __init__(self, act=nn.ReLU6, folded=False, pointwise=False):
+        super().__init__()
+        torch.manual_seed(3)
+        side = 1 if pointwise else 3
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.norm = nn.Identity() if folded else used(nn.BatchNorm2d(12))
+        self.deep = nn.Conv2d(12, 12, side, padding=side // 2, groups=12)
+        self.norm2 = nn.Identity() if folded else used(nn.BatchNorm2d(12))
+        self.point = nn.Conv2d(12, 8, 1, bias=folded)
+        self.norm3 = nn.Identity() if folded else used(nn.BatchNorm2d(8))
+        self.last = nn.Conv2d(8, 8, 2 if not pointwise else 1, groups=2)
+        self.pointwise = pointwise
+        self.act = act()
+        if folded:
+            with torch.no_grad():
+                for m in (self.stem, self.deep, self.point):
+                    m.bias.add_(torch.linspace(0, 3, len(m.bias)))
+        self.eval()
+
+    def forward(self, x):
+        x = self.act(self.norm(self.stem(x)))
+        x = self.act(self.norm2(self.deep(x)))
+        x = self.act(self.norm3(self.point(x)))
+        return self.last(x if self.pointwise else F.pad(x, (0, 1, 0, 1)))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, lambda: nn.ReLU(inplace=True)])
+def test_a_relu_between_a_norm_and_convolutions_can_be_shifted(act):
+    found = shiftable(Dense(act), X)
+    assert {name: each.producer for name, each in found.items()} == {
+        "act": "norm",
+        "act:1": "norm2",
+        "act:2": "norm3",
+    }
+    assert [each.readers for each in found.values()] == [("deep",), ("point",), ("last",)]
+    assert {each.high for each in found.values()} == {6.0 if act is nn.ReLU6 else math.inf}
+    assert found["act:1"].padding == 0
+    edges = 1 - (1 - 2 / (3 * 12)) ** 2  # of 3x3 at 12x12, padded by one
+    assert found["act"].padding == pytest.approx(edges)
+    assert found["act:2"].padding == pytest.approx(1 - (1 - 1 / (2 * 12)) ** 2)
+
+
+def test_a_convolution_with_a_bias_shifts_itself():
+    found = shiftable(Dense(folded=True), X)
+    assert {each.producer for each in found.values()} == {"stem", "deep", "point"}
+    assert not any(each.norm for each in found.values())
+
+
+class Odd(nn.Module):
+    def __init__(self, forward, **layers):
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.n = nn.Conv2d(3, 8, 1), used(nn.BatchNorm2d(8))
+        self.b, self.run = nn.Conv2d(8, 8, 1), forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.eval()
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def _start(m, x):
+    return m.n(m.a(x))
+
+
+ODD = {
+    "read by a sum": lambda m, x: (y := F.relu(_start(m, x))) + m.b(y),
+    "read by a pool": lambda m, x: m.b(F.avg_pool2d(F.relu(_start(m, x)), 3)),
+    "given": lambda m, x: [y := F.relu(_start(m, x)), m.b(y)],
+    "listed": lambda m, x: m.b(torch.cat([F.relu(_start(m, x))])),
+    "split": lambda m, x: m.b(y := F.relu(_start(m, x))) + torch.cat(y.chunk(2, 1), 1),
+    "of a sum": lambda m, x: m.b(F.relu((y := _start(m, x)) + m.a(x))) * y.mean(),
+    "of a sum, in place": lambda m, x: m.b(F.relu_(_start(m, x) + m.a(x))),
+    "before it is read twice": lambda m, x: m.b(F.relu(y := _start(m, x))) + y,
+    "padded with ones": lambda m, x: m.b(F.pad(F.relu(_start(m, x)), (1, 1), value=1.0)),
+    "padded by itself": lambda m, x: m.b(F.pad(F.relu(_start(m, x)), (1, 1, 1, 1), mode="reflect")),
+    "norm without parameters": lambda m, x: m.b(F.relu(m.bare(m.a(x)))),
+    "reader runs twice": lambda m, x: m.b(m.b(F.relu(_start(m, x)))),
+    "reader's weights by hand": lambda m, x: F.conv2d(F.relu(_start(m, x)), m.b.weight + 0),
+    "reader is transposed": lambda m, x: m.t(F.relu(_start(m, x))),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_read_otherwise_is_not_shifted(kind):
+    layers = {"bare": nn.BatchNorm2d(8, affine=False), "t": nn.ConvTranspose2d(8, 8, 1)}
+    assert shiftable(Odd(ODD[kind], **layers), X) == {}
+
+
+def test_layers_that_share_weights_are_not_shifted():
+    model = Dense()
+    model.point.weight = nn.Parameter(model.point.weight.detach())
+    model.other = nn.Conv2d(12, 8, 1)
+    model.other.weight = model.point.weight
+    assert "act:1" not in shiftable(model, X)
+
+
+def lowest(model):
+    """The lowest value in front of each ReLU, channel by channel."""
+    low, model = {}, copy.deepcopy(model)
+    for site, each in shiftable(model, X).items():
+        layer = model.get_submodule(each.producer)
+        layer.register_forward_hook(lambda m, a, out, site=site: low.update({site: out.amin((0, 2, 3))}))
+    with torch.no_grad():
+        model(X)
+    return low
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+def test_a_shift_below_all_values_changes_nothing(act, folded):
+    model = Dense(act, folded, pointwise=True)
+    low = lowest(model)
+    by = {site: (0.9 * v).clamp(0, 3).double() for site, v in low.items()}
+    assert sum(int((v > 0.1).sum()) for v in by.values()) > 5
+    wanted, work = moments(model, X), copy.deepcopy(model)
+    shifts = Shifts.put(work, shiftable(work, X), by)
+    with torch.no_grad():
+        assert not torch.allclose(work(X), model(X), atol=1e-2)
+    repair(work, wanted, X, shifts)
+    with torch.no_grad():
+        torch.testing.assert_close(work(X), model(X), rtol=1e-3, atol=1e-3)
+        other = torch.randn(4, 3, 12, 12) / 4
+        torch.testing.assert_close(work(other), model(other), rtol=1e-2, atol=1e-2)
+
+
+def test_costs_are_of_what_goes_less_its_mean(monkeypatch):
+    """Against sums written out: one projection, one input, every element of a channel below a threshold."""
+    import actzip.sparsify.table as module
+
+    monkeypatch.setattr(module, "VALUES", 0)
+    model, x = Dense(nn.ReLU, pointwise=True), X[:1]
+    table = Table(model, [x], per="channel", repaired=True, projections=1, seed=5)
+    maps = {}
+
+    def see(site, y):
+        maps[site.name] = y.detach().requires_grad_() if not y.requires_grad else y
+        return maps[site.name]
+
+    with ActivationTap(model, see):
+        out = run_model(model, x)
+    value = module._projection(out.flatten(1), False, torch.Generator().manual_seed(5))
+    for name, grad in zip(maps, torch.autograd.grad(value, list(maps.values())), strict=True):
+        v, g = maps[name].detach()[0].flatten(1).double(), grad[0].flatten(1).double()
+        for level in (3, 8, 13):
+            goes = v <= LEVELS[level] * table.unit[name].double()[:, None]
+            m = (v * goes).sum(1) / goes.sum(1).clamp(min=1)
+            push = g * (v - m[:, None]) * goes
+            shifted = push.sum(1).square() + push.square().sum(1)
+            chosen = table.shift[name][:, level] > 0
+            assert torch.allclose(table.shift[name][chosen, level], m[chosen], rtol=1e-4)
+            assert torch.allclose(
+                table.cost[name][chosen, level], shifted[chosen], rtol=1e-3, atol=1e-6 * float(shifted.max())
+            )
+            excess = table.cost[name][:, level] - shifted
+            assert float(excess.max()) < 1e-3 * float(shifted.max())
+    assert sum(int((s > 0).sum()) for s in table.shift.values()) > 50
+
+
+def trials(model):
+    table = Table(model, [X], per="channel", repaired=True)
+    return Trials(model, [X], table, dict.fromkeys(table.unit, 1.0), repaired=True)
+
+
+def test_shifts_lie_between_those_of_candidates_and_below_the_threshold():
+    made = trials(Dense())
+    a, b = made.thresholds(0.8), made.thresholds(0.5)
+    found = [made.table.shifts(t) for t in (a, blend(a, b, 0.4), b)]
+    assert made.table.shifts({}) == {}
+    for name, by in found[1].items():
+        assert bool((by <= blend(a, b, 0.4)[name].double()).all()) and bool((by >= 0).all())
+    for t, by in zip((a, b), (found[0], found[2]), strict=True):
+        for name in by:
+            at = [
+                min(range(len(LEVELS)), key=lambda i: abs(LEVELS[i] - float(r)))
+                for r in t[name] / made.table.unit[name]
+            ]
+            want = made.table.shift[name][range(len(at)), at].clamp(max=t[name].double())
+            torch.testing.assert_close(by[name], want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_zeros_are_where_the_threshold_was(folded):
+    """In the first map, which nothing before it moves."""
+    model = Dense(folded=folded, pointwise=True)
+    made = trials(model)
+    made.wanted.targets.values.clear()  # moments alone: the first layers are as they were
+    thresholds = made.thresholds(0.5)
+    assert "act" in made.table.shifts(thresholds)
+    seen = {}
+
+    def see(site, y):
+        seen.setdefault(site.name, y)
+
+    for each in (model, made.put(thresholds)):
+        with torch.no_grad(), ActivationTap(each, see, layers="act"):
+            run_model(each, X)
+        if each is model:
+            want = seen.pop("act") > thresholds["act"].reshape(1, -1, 1, 1)
+    assert float(((seen["act"] > 0) == want).float().mean()) > 0.999
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_was_found_is_what_was_measured(folded):
+    model = Dense(folded=folded)
+    found = calibrate_thresholds(model, [X], density=0.5, per="channel", repair=True)
+    made = found.apply(copy.deepcopy(model))
+    assert get_thresholds(made).keys() == found.thresholds.keys()
+    assert measure(made, [X]).density == found.density <= 0.5
+    with torch.no_grad():
+        assert float((made(X) - model(X)).norm() / (model(X) - model(X).mean()).norm()) < 0.25
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_dense_channels_cost_less_shifted(folded, monkeypatch):
+    import actzip.sparsify.table as module
+
+    model, other = Dense(folded=folded), torch.randn(64, 3, 12, 12)
+
+    def error():
+        found = calibrate_thresholds(model, [X], density=0.6, per="channel", repair=True)
+        with torch.no_grad():
+            return float((found.apply(copy.deepcopy(model))(other) - model(other)).norm())
+
+    shifted = error()
+    monkeypatch.setattr(module, "shiftable", lambda model, inputs: {})
+    assert shifted < 0.85 * error()
+
+
+def test_thresholds_alone_shift_nothing():
+    model = Dense()
+    found = calibrate_thresholds(model, [X], density=0.5, per="channel")
+    assert not found.parameters
+    torch.testing.assert_close(found.apply(model).norm.bias, Dense().norm.bias)
+    assert set_thresholds(model, {}) is model
