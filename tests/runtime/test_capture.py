@@ -14,8 +14,10 @@ from actzip.activations import set_thresholds
 from actzip.errors import InputError, UnsupportedError
 from actzip.models._torchvision import import_torchvision
 from actzip.runtime import graph as g
+from actzip.runtime import ops
 from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
+from actzip.runtime.ops.resize import _table
 from actzip.runtime.passes import optimize
 from torches import needs_2_6
 
@@ -71,6 +73,26 @@ FUNCTIONS = {
     ),
     "crop": lambda x: F.pad(x, (-1, -1, 0, 0)),
     "nearest": lambda x: F.interpolate(x, scale_factor=2) + F.interpolate(x, size=(12, 12)),
+    "nearest exact": lambda x: (
+        F.interpolate(x, size=(9, 4), mode="nearest-exact")
+        + F.interpolate(x, size=(3, 2), mode="nearest-exact").mean((2, 3), keepdim=True)
+        + F.interpolate(x, scale_factor=(1.5, 0.7), mode="nearest-exact")
+    ),
+    "a signal enlarged": lambda x: torch.cat(
+        [F.interpolate(x.flatten(2), size=54, mode=m) for m in ("nearest", "nearest-exact", "linear")]
+        + [F.interpolate(x.flatten(2), size=54, mode="linear", align_corners=True)]
+        + [F.interpolate(x.flatten(2), scale_factor=1.5, mode="linear")],
+        1,
+    ),
+    "a volume enlarged": lambda x: torch.cat(
+        [
+            F.interpolate(x.reshape(-1, 4, 3, 2, 6), size=(5, 3, 4), mode=m)
+            for m in ("nearest", "nearest-exact", "trilinear")
+        ]
+        + [F.interpolate(x.reshape(-1, 4, 3, 2, 6), size=(5, 3, 4), mode="trilinear", align_corners=True)]
+        + [F.interpolate(x.reshape(-1, 4, 3, 2, 6), scale_factor=(1.7, 1.5, 0.7), mode="nearest-exact")],
+        1,
+    ),
     "bilinear": lambda x: (
         F.interpolate(x, size=(9, 7), mode="bilinear")
         + F.interpolate(x, size=(9, 7), mode="bilinear", align_corners=True)
@@ -247,6 +269,22 @@ def test_thresholds_beside_the_model_are_part_of_it(per_channel):
     assert acts[1].hi == 6.0
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_nearest_pixels_are_those_of_pytorch_at_any_factor(exact):
+    """As float32 rounds them: at a factor of 2.3 pixel 69 is number 29, not 30."""
+    aten = torch.ops.aten
+    function = aten._upsample_nearest_exact2d if exact else aten.upsample_nearest2d
+    mode, coordinates = ("nearest_exact", "half_pixel") if exact else ("nearest", "asymmetric")
+    for size in range(1, 72):
+        x = torch.arange(float(size)).reshape(1, 1, 1, size)
+        for factor in (None, 0.3, 1 / 3, 0.7, 1.0, 1.1, 1.3, 2.0, 2.3, 2.5, 3.0):
+            for out in (size, 2 * size, 30, 97) if factor is None else (int(size * factor),):
+                if out:
+                    node = ops.Resize("", ("",), "", size=(1, out), mode=mode, coordinates=coordinates)
+                    want = function(x, [1, out], None, factor).flatten().tolist()
+                    assert _table(size, out, node, factor)[0] == want, (size, out, factor)
+
+
 @needs_2_6
 @pytest.mark.parametrize(
     ("model", "words"),
@@ -258,7 +296,6 @@ def test_thresholds_beside_the_model_are_part_of_it(per_channel):
         (Fn(lambda x: x.mean(0, keepdim=True) + x), ["batch"]),
         (Fn(lambda x: F.conv_transpose3d(x.unsqueeze(1), torch.ones(1, 1, 2, 1, 1))), ["overlap"]),
         (Fn(lambda x: F.batch_norm(x, None, None, training=True)), ["batch"]),
-        (Fn(lambda x: F.interpolate(x, size=(9, 9), mode="nearest-exact")), ["nearest-exact"]),
         (Fn(lambda x: x + torch.randn(6)), ["random"]),
     ],
 )  # fmt: skip

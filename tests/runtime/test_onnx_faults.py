@@ -411,3 +411,27 @@ def test_tiles_of_ones_are_no_concatenation(repeats, tmp_path):
     x = normal(1, 4, 1, 6)
     nodes = [N("Relu", ["x"], ["r"]), N("Tile", ["r", "t"], ["y"])]
     check(make(nodes, {"t": np.int64(repeats)}, [1, 4, 1, 6]), x, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 11), (2, 3, 6, 7), (2, 3, 4, 5, 6)], ids=str)
+@pytest.mark.parametrize("rounding", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
+def test_nearest_resizes_of_signals_maps_and_volumes(rounding, shape, tmp_path):
+    """In every combination of coordinates and rounding, among them PyTorch's "nearest-exact"."""
+    rank = len(shape) - 2
+    sizes = [(2 * d, d // 2, d + 3)[k % 3] for k, d in enumerate(shape[2:])]
+    for coordinates in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"):
+        how = {"coordinate_transformation_mode": coordinates, "nearest_mode": rounding}
+        nodes = [
+            N("Resize", ["x", "", "", "s"], ["a"], **how), N("Resize", ["a", "", "f"], ["y"], **how),
+        ]  # fmt: skip
+        factor = [2.0] * rank if coordinates == "align_corners" else [2.0, 1.5, 0.6][:rank]
+        constants = {"s": np.int64([*shape[:2], *sizes]), "f": np.float32([1, 1, *factor])}
+        check(make(nodes, constants, ["n", *shape[1:]]), normal(*shape), tmp_path)
+
+
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners", "asymmetric"])
+@pytest.mark.parametrize("shape", [(2, 3, 11), (2, 3, 4, 5, 6)], ids=str)
+def test_linear_resizes_of_signals_and_volumes(coordinates, shape, tmp_path):
+    sizes = [(2 * d, d // 2, d + 3)[k % 3] for k, d in enumerate(shape[2:])]
+    node = N("Resize", ["x", "", "", "s"], ["y"], mode="linear", coordinate_transformation_mode=coordinates)
+    check(make([node], {"s": np.int64([*shape[:2], *sizes])}, ["n", *shape[1:]]), normal(*shape), tmp_path)

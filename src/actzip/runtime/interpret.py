@@ -218,15 +218,19 @@ def _source(size: int, out: int, coordinates: str, scale: float) -> Tensor:
 
 
 def _resize(n: ops.Resize, x: Tensor) -> Tensor:
+    aten, scales = torch.ops.aten, n.scale or (None, None)
+    if n.mode == "nearest_exact" or (n.mode == "nearest" and n.coordinates == "asymmetric"):
+        exact = n.mode == "nearest_exact"
+        made: Tensor = (aten._upsample_nearest_exact2d if exact else aten.upsample_nearest2d)(
+            x, n.size, *scales
+        )
+        return made
     for axis in (0, 1):
         size, out = x.shape[2 + axis], n.size[axis]
         scale = n.scale[axis] if n.scale else out / size
         at = _source(size, out, n.coordinates, scale)
         if n.mode == "nearest":
-            if n.coordinates == "half_pixel":
-                at = (at + 0.5).ceil() - 1  # round half down, ONNX's default
-            elif n.coordinates == "align_corners":
-                at = (at + 0.5).ceil() - 1
+            at = (at + 0.5).ceil() - 1  # round half down, ONNX's default
             x = x.index_select(2 + axis, within(at.floor().long(), size))
             continue
         at = within(at, size)

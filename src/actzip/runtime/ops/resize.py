@@ -13,10 +13,10 @@ from actzip.errors import UnsupportedError
 from actzip.runtime.graph import Array, Node, Shape, check_integers, check_rank, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.linear import Linear
-from actzip.runtime.ops.reshape import Transpose
+from actzip.runtime.ops.reshape import Reshape, Transpose
 from actzip.runtime.ops.select import take
 from actzip.runtime.ops.shapes import dims_of
-from actzip.runtime.registry import lowers, onnx_op, torch_op
+from actzip.runtime.registry import VOLUME, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -30,12 +30,13 @@ _MOST_WEIGHTS = 1 << 22
 
 @dataclass(eq=False)
 class Resize(Node):
-    """Interpolates (N, C, H, W) to ``size``; ``mode`` nearest or bilinear.
+    """Interpolates (N, C, H, W) to ``size``; ``mode`` nearest, nearest_exact or bilinear.
 
     ``scale`` (y, x) is output/input as the front end states it (it may differ from the sizes' ratio).
     Source coordinate of output i: half_pixel (i + 0.5) / scale - 0.5; align_corners
-    i * (in - 1) / (out - 1); asymmetric i / scale. Nearest takes floor of i / scale (``torch`` "nearest"):
-    with ``coordinates`` "asymmetric".
+    i * (in - 1) / (out - 1); asymmetric i / scale. PyTorch's "nearest" is ``nearest`` with ``coordinates``
+    asymmetric, the floor of i / scale, its "nearest-exact" ``nearest_exact`` with half_pixel, that of
+    (i + 0.5) / scale; both as float32 has them there. ``nearest`` with others rounds halves down.
     """
 
     size: tuple[int, int] = field(kw_only=True)
@@ -49,30 +50,49 @@ class Resize(Node):
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         check_rank(shapes[0], 4)
         check_integers("size", self.size, 2, 1)
-        if self.mode not in ("nearest", "bilinear"):
+        if self.mode not in ("nearest", "nearest_exact", "bilinear"):
             raise UnsupportedError(f"interpolation {self.mode!r}")
-        if self.coordinates not in ("half_pixel", "align_corners", "asymmetric"):
-            raise UnsupportedError(f"interpolation with coordinates {self.coordinates!r}")
+        known = ("half_pixel", "align_corners", "asymmetric")
+        if self.coordinates not in (known[:1] if self.mode == "nearest_exact" else known):
+            raise UnsupportedError(f"interpolation {self.mode!r} with coordinates {self.coordinates!r}")
         return (shapes[0][0], shapes[0][1], *self.size)
 
 
-@torch_op("upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d")
+@torch_op(
+    *(f"{kind}{d}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for d in (1, 2, 3)),
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_trilinear3d",
+)
 def torch_upsample(b: Builder, a: dict[str, Any]) -> Any:
     name = b.node.target._schema.name
-    oh, ow = b.out_shape[2:]
     x = a["input"] if "input" in a else a["self"]
-    scale = None
-    given = a.get("scale_factors") or ([a.get("scales_h"), a.get("scales_w")] if a.get("scales_h") else None)
-    if given and all(given):
-        scale = (float(given[0]), float(given[1]))
-    if not isinstance(oh, int) or not isinstance(ow, int):
+    size = [d for d in b.out_shape[2:] if isinstance(d, int)]
+    if len(size) < len(b.out_shape) - 2:
         raise b.refuse("a size that depends on the batch")
-    if "bilinear" in name:
+    keys = {1: ["scales"], 2: ["scales_h", "scales_w"], 3: ["scales_d", "scales_h", "scales_w"]}[len(size)]
+    given = a.get("scale_factors") or [a.get(k) for k in keys]
+    scale = tuple(map(float, given)) if all(given) else None
+    if "linear" in name:
         coordinates = "align_corners" if a["align_corners"] else "half_pixel"
-        return b.emit(Resize, x, size=(oh, ow), mode="bilinear", coordinates=coordinates, scale=scale)
+        return _resized(b, x, size, scale, mode="bilinear", coordinates=coordinates)
     if "exact" in name:
-        raise b.refuse("interpolation 'nearest-exact' is not supported")
-    return b.emit(Resize, x, size=(oh, ow), mode="nearest", coordinates="asymmetric", scale=scale)
+        return _resized(b, x, size, scale, mode="nearest_exact", coordinates="half_pixel")
+    return _resized(b, x, size, scale, mode="nearest", coordinates="asymmetric")
+
+
+def _resized(
+    to: Builder | Importer, x: Any, size: Sequence[int], scale: Sequence[float] | None, **how: Any
+) -> Any:
+    """A signal (N, C, L), a map or a volume (N, C, D, H, W), along all its axes."""
+    if len(size) == 3:
+        return VOLUME["resize"](to, x, size, scale, **how)
+    if len(size) == 2:
+        return to.emit(Resize, x, size=tuple(size), scale=None if scale is None else tuple(scale), **how)
+    n, c, length = to.shape(x)
+    flat = to.emit(Reshape, x, shape=(n, c, 1, length))
+    y = to.emit(Resize, flat, size=(1, *size), scale=None if scale is None else (1.0, *scale), **how)
+    return to.emit(Reshape, y, shape=(n, c, *size))
 
 
 @torch_op("upsample_bicubic2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa")
@@ -112,13 +132,14 @@ def _by_matrices(to: Builder | Importer, x: Any, matrix: Callable[[int], Array |
     return x
 
 
-def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float], list[int]]:
-    """Scales and sizes of height and width, from whichever is given."""
-    axes = node.ints("axes") or list(range(4))
+def _onnx_sizes(node: OnnxNode, shape: Shape, dims: list[int]) -> tuple[list[float], list[int]]:
+    """Scales and sizes of what is behind the channels, from whichever is given."""
+    rank = len(shape)
+    axes = node.ints("axes") or list(range(rank))
     scales = node.floats(2, "the scales")
     sizes = dims_of(node, 3, "the sizes") if node.has(3) else []
-    factors, out = [1.0, 1.0], list(hw)
-    for i, axis in enumerate(a % 4 for a in axes):
+    factors, out = [1.0] * len(dims), list(dims)
+    for i, axis in enumerate(a % rank for a in axes):
         if sizes:
             if axis < 2:
                 if sizes[i] != shape[axis]:
@@ -126,7 +147,7 @@ def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float
                 continue
             wanted = static(sizes[i], "a size")
             out[axis - 2] = wanted
-            factors[axis - 2] = wanted / hw[axis - 2]
+            factors[axis - 2] = wanted / dims[axis - 2]
         elif scales is not None and scales.size:
             if axis < 2:
                 if scales[i] != 1:
@@ -134,7 +155,7 @@ def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float
                 continue
             factors[axis - 2] = float(scales[i])
             # in float32, as ONNX Runtime: 11 times float32(7 / 11) is 7 there, 6.9999998 in double precision
-            out[axis - 2] = math.floor(float(np.float32(hw[axis - 2]) * np.float32(scales[i])))
+            out[axis - 2] = math.floor(float(np.float32(dims[axis - 2]) * np.float32(scales[i])))
         else:
             raise node.wrong("neither scales nor sizes are given")
     return factors, out
@@ -144,8 +165,8 @@ def _onnx_sizes(node: OnnxNode, shape: Shape, hw: list[int]) -> tuple[list[float
 def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
     shape = imp.shape(x)
-    if len(shape) != 4:
-        raise node.refuse(f"an input of shape {shape} (N, C, H, W is supported)")
+    if len(shape) not in (3, 4, 5):
+        raise node.refuse(f"an input of shape {shape} (N, C and one to three more are supported)")
     mode = node.attribute("mode", "nearest")
     coordinates = node.attribute("coordinate_transformation_mode", "half_pixel")
     if mode not in ("nearest", "linear", "cubic"):
@@ -154,24 +175,26 @@ def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
         raise node.refuse(f"coordinates {coordinates!r}")
     if node.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise node.refuse("keep_aspect_ratio_policy")
-    hw = [static(d, "a size") for d in shape[2:]]
-    factors, out = _onnx_sizes(node, shape, hw)
+    dims = [static(d, "a size") for d in shape[2:]]
+    factors, out = _onnx_sizes(node, shape, dims)
     if min(out) < 1:
-        raise node.wrong(f"an output of {out[0]} x {out[1]}")
+        raise node.wrong(f"an output of {' x '.join(map(str, out))}")
     imp.check_size((1, shape[1], *out), node.where)
     if coordinates == "align_corners" and any(
-        abs(s * f - o) > 1e-6 for s, f, o in zip(hw, factors, out, strict=True)
+        abs(s * f - o) > 1e-6 for s, f, o in zip(dims, factors, out, strict=True)
     ):
         raise node.refuse("align_corners with a scale that does not give a whole size")
     if coordinates == "pytorch_half_pixel" and min(out) > 1:
         coordinates = "half_pixel"
-    size, scale = (out[0], out[1]), (factors[0], factors[1])
+    size, scale = tuple(out), tuple(factors)
     if mode == "nearest":
         return _onnx_nearest(imp, node, x, coordinates, size, scale)
     known = ("half_pixel", "align_corners", "asymmetric")
     if mode == "cubic" or node.integer("antialias", 0) or coordinates not in known:
+        if len(shape) != 4:
+            raise node.refuse(f"an input of shape {shape} (N, C, H, W is supported)")
         return _onnx_matrices(imp, node, x, coordinates, size, scale)
-    return imp.emit(Resize, x, size=size, mode="bilinear", coordinates=coordinates, scale=scale)
+    return _resized(imp, x, size, scale, mode="bilinear", coordinates=coordinates)
 
 
 def _half_pixel(i: Any, size: int, out: int, scale: Any) -> Any:
@@ -205,29 +228,41 @@ def _source(coordinates: str, size: int, out: int, scale: float) -> Array:
     return np.asarray(at, np.float32)
 
 
+#: What a Resize node computes of nearest pixels; what ONNX asks for may be one of these at its sizes.
+_NEAREST = (
+    ("nearest", "asymmetric"),
+    ("nearest_exact", "half_pixel"),
+    ("nearest", "half_pixel"),
+    ("nearest", "align_corners"),
+)
+
+
 def _onnx_nearest(
-    imp: Importer, node: OnnxNode, x: Any, coordinates: str, size: tuple[int, int], scale: tuple[float, float]
+    imp: Importer, node: OnnxNode, x: Any, coordinates: str, size: Sequence[int], scale: Sequence[float]
 ) -> Any:
     rounding = node.attribute("nearest_mode", "round_prefer_floor")
     if rounding not in _ONNX_ROUND:
         raise node.wrong(f"nearest_mode {rounding!r}")
-    hw = [static(d, "a size") for d in imp.shape(x)[2:]]
+    dims = [static(d, "a size") for d in imp.shape(x)[2:]]
+    axes = range(len(dims))
     indices = [
-        np.clip(_ONNX_ROUND[rounding](_source(coordinates, hw[k], size[k], scale[k])), 0, hw[k] - 1).tolist()
-        for k in (0, 1)
+        np.clip(_ONNX_ROUND[rounding](_source(coordinates, dims[k], size[k], scale[k])), 0, dims[k] - 1)
+        .astype(int)
+        .tolist()
+        for k in axes
     ]
-    if coordinates == "asymmetric" and rounding == "floor":
-        ours = Resize("", ("",), "", size=size, scale=scale)
-        if all(_table(hw[k], size[k], ours, scale[k])[0] == indices[k] for k in (0, 1)):
-            return imp.emit(Resize, x, size=size, scale=scale)
-    for axis, at in zip((2, 3), indices, strict=True):
-        if at != list(range(hw[axis - 2])):
+    for mode, where in _NEAREST:
+        ours = Resize("", ("",), "", size=(1, 1), mode=mode, coordinates=where)
+        if all(_table(dims[k], size[k], ours, scale[k])[0] == indices[k] for k in axes):
+            return _resized(imp, x, size, scale, mode=mode, coordinates=where)
+    for axis, at in enumerate(indices, 2):
+        if at != list(range(dims[axis - 2])):
             x = take(imp, node, x, axis, [int(i) for i in at])
     return x
 
 
 def _onnx_matrices(
-    imp: Importer, node: OnnxNode, x: Any, coordinates: str, size: tuple[int, int], scale: tuple[float, float]
+    imp: Importer, node: OnnxNode, x: Any, coordinates: str, size: Sequence[int], scale: Sequence[float]
 ) -> Any:
     """Interpolation as what it is, a linear map of each axis."""
     shape = imp.shape(x)
@@ -272,7 +307,21 @@ def _cubic(t: Any, a: float) -> Any:
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
+def _as_torch(size: int, out: int, exact: bool, scale: float | None) -> Array:
+    """The pixels that PyTorch takes for nearest ones, as its float32 rounds them."""
+    i = np.arange(out)
+    if not exact and out in (size, 2 * size):  # whatever the factor
+        return i * size // out
+    step = np.float32(size) / np.float32(out) if scale is None else np.float32(1 / scale)
+    at = (i + 0.5) * np.float64(step) if exact else i.astype(np.float32) * step
+    found: Array = np.floor(at.astype(np.float32))
+    return found
+
+
 def _table(size: int, out: int, n: Resize, scale: float | None) -> tuple[list[int], list[int], Array]:
+    if n.mode == "nearest_exact" or (n.mode == "nearest" and n.coordinates == "asymmetric"):
+        low = np.clip(_as_torch(size, out, n.mode == "nearest_exact", scale), 0, size - 1).astype(np.int64)
+        return low.tolist(), low.tolist(), np.zeros(out, np.float32)
     i = np.arange(out, dtype=np.float64)
     if n.coordinates == "align_corners":
         at = i * ((size - 1) / (out - 1)) if out > 1 else i * 0
@@ -281,8 +330,7 @@ def _table(size: int, out: int, n: Resize, scale: float | None) -> tuple[list[in
     else:
         at = i * (size / out) if scale is None else i / scale
     if n.mode == "nearest":
-        low = np.floor(at + 1e-9) if n.coordinates == "asymmetric" else np.ceil(at + 0.5) - 1
-        low = np.clip(low, 0, size - 1).astype(np.int64)
+        low = np.clip(np.ceil(at + 0.5) - 1, 0, size - 1).astype(np.int64)
         return low.tolist(), low.tolist(), np.zeros(out, np.float32)
     at = np.clip(at, 0, size - 1)
     low = np.floor(at).astype(np.int64)

@@ -32,6 +32,7 @@ from actzip.runtime.ops.arithmetic import Binary
 from actzip.runtime.ops.conv import Conv2d, ConvTranspose2d
 from actzip.runtime.ops.pool import AdaptivePool, Pool
 from actzip.runtime.ops.reshape import Reshape, Transpose
+from actzip.runtime.ops.resize import Resize
 from actzip.runtime.ops.select import Concat, Pad, Slice
 from actzip.runtime.registry import VOLUME, lowers
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     Maker: TypeAlias = Builder | Importer
 
-__all__ = ["Regroup", "adaptive_pool3d", "conv3d", "conv_transpose3d", "pool3d"]
+__all__ = ["Regroup", "adaptive_pool3d", "conv3d", "conv_transpose3d", "pool3d", "resize3d"]
 
 _FEW = 64  # channels, times the kernel's depth, that one convolution takes instead of a sum of several
 
@@ -268,6 +269,21 @@ def adaptive_pool3d(b: Maker, x: Any, kind: str, size: Sequence[int]) -> Any:
     return _volume(b, frames, n)
 
 
+def resize3d(b: Maker, x: Any, size: Sequence[int], scale: Sequence[float] | None, **how: Any) -> Any:
+    """Interpolation of x (N, C, D, H, W), along H and W and then along D; ``how`` as of a Resize."""
+    n, _, d, h, w = b.shape(x)
+    frames = _frames(b, x)
+    if (h, w) != (size[1], size[2]) or (scale is not None and tuple(scale[1:]) != (1.0, 1.0)):
+        flat = None if scale is None else (scale[1], scale[2])
+        frames = b.emit(Resize, frames, size=(size[1], size[2]), scale=flat, **how)
+    if d != size[0] or (scale is not None and scale[0] != 1.0):
+        deep = None if scale is None else (scale[0], 1.0)
+        columns = _columns(b, frames, n)
+        columns = b.emit(Resize, columns, size=(size[0], size[1] * size[2]), scale=deep, **how)
+        frames = _of_columns(b, columns, size[1], size[2])
+    return _volume(b, frames, n)
+
+
 @lowers(Regroup)
 def lower_regroup(low: Lowering, n: Regroup) -> None:
     """The same memory in another shape; a part of another map is copied first."""
@@ -283,4 +299,5 @@ def lower_regroup(low: Lowering, n: Regroup) -> None:
 
 VOLUME |= {
     "conv": conv3d, "conv_transpose": conv_transpose3d, "pool": pool3d, "adaptive_pool": adaptive_pool3d,
+    "resize": resize3d,
 }  # fmt: skip
