@@ -172,3 +172,19 @@ def test_gradients_flow_through_a_files_recurrent_layer(tmp_path):
     net, given = actzip.load(path), torch.from_numpy(x).requires_grad_()
     net(given).square().sum().backward()
     assert given.grad is not None and bool(given.grad.any())
+
+
+@needs_2_6
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_sizes_and_files_share_the_recurrent_weights(kind, tmp_path):
+    model, x = made(kind, {"bidirectional": True}), torch.randn(1, 1, 8, 20)
+    fast = actzip.compile(model, x, tune=False, cache=False)
+    kept = fast._store.used()
+    assert [k for k in kept if "/recurrent/" in k]
+    fast(torch.randn(1, 1, 8, 31))
+    assert fast._store.used().keys() == kept.keys()
+    fast.save(tmp_path / "m.actzip")
+    loaded = actzip.runtime.load(tmp_path / "m.actzip")
+    assert loaded._store.used().keys() == kept.keys()
+    torch.testing.assert_close(loaded(x)[0], fast(x)[0], atol=0, rtol=0)
