@@ -131,9 +131,9 @@ NETWORKS = {
     "efficientnet-lite0": Network(
         efficientnet_lite0,
         crops(224, 224 / 256, 127, 128),
-        density=(0.46, 0.45, 0.42),
+        density=(0.46, 0.44, 0.42),
         bits=(16, 8),
-        coded_at=(0.45,),
+        coded_at=(0.44,),
     ),
     "mobilenet-v2": Network(
         mobilenet_v2, photographs(256, 224, *_IMAGENET), density=(0.57, 0.52, 0.47, 0.41)

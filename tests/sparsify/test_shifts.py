@@ -150,7 +150,8 @@ def test_a_shift_below_all_values_changes_nothing(act, folded):
     by = {site: (0.9 * v).clamp(0, 3).double() for site, v in low.items()}
     assert sum(int((v > 0.1).sum()) for v in by.values()) > 5
     wanted, work = moments(model, X), copy.deepcopy(model)
-    shifts = Shifts.put(work, shiftable(work, X), by)
+    where, full = shiftable(work, X), torch.ones(1)
+    shifts = Shifts.put(work, where, {k: where[k].shift(v, full) for k, v in by.items()})
     with torch.no_grad():
         assert not torch.allclose(work(X), model(X), atol=1e-2)
     repair(work, wanted, X, shifts)
@@ -204,7 +205,7 @@ def test_shifts_lie_between_those_of_candidates_and_below_the_threshold():
     found = [made.table.shifts(t) for t in (a, blend(a, b, 0.4), b)]
     assert made.table.shifts({}) == {}
     for name, by in found[1].items():
-        assert bool((by <= blend(a, b, 0.4)[name].double()).all()) and bool((by >= 0).all())
+        assert bool((by.by <= blend(a, b, 0.4)[name].double()).all()) and bool((by.by >= 0).all())
     for t, by in zip((a, b), (found[0], found[2]), strict=True):
         for name in by:
             at = [
@@ -212,7 +213,7 @@ def test_shifts_lie_between_those_of_candidates_and_below_the_threshold():
                 for r in t[name] / made.table.unit[name]
             ]
             want = made.table.shift[name][range(len(at)), at].clamp(max=t[name].double())
-            torch.testing.assert_close(by[name], want, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(by[name].by, want, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -261,6 +262,15 @@ def test_dense_channels_cost_less_shifted(folded, monkeypatch):
     shifted = error()
     monkeypatch.setattr(module, "shiftable", lambda model, inputs: {})
     assert shifted < 0.85 * error()
+
+
+def test_a_limit_that_values_reach_stays():
+    where = shiftable(Dense(), X)["act"]
+    by, full = torch.tensor([1.0, 1.0, 3.0]), torch.tensor([0.0, 0.1, 0.1])
+    torch.testing.assert_close(where.shift(by, full).scale, torch.tensor([1.0, 1.2, 2.0]))
+    assert shiftable(Dense(nn.ReLU), X)["act"].shift(by, full).scale.tolist() == [1, 1, 1]
+    x = torch.tensor([6.0, 6.0, 6.0])
+    assert where.shift(by, full)(x)[1:].tolist() == [6, 6]
 
 
 def test_thresholds_alone_shift_nothing():

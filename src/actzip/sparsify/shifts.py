@@ -5,7 +5,8 @@ off. Shifted by the mean s of what a threshold T removes, clip((x - s) * c, 0, h
 to (T - s) * c tells all that lies above the threshold exactly, and a zero stands for s. The BatchNorm
 (or the convolution) in front shifts; what reads the map has its weights divided by c, and its mean is
 put back by the repair (:mod:`actzip.sparsify.repair`). c = high / (high - s) keeps the upper limit
-of a ReLU6 where it was. Where a reader pads its map, the padding stands for s too, which is charged.
+of a ReLU6 where it was; it is 1 where values do not reach that. Where a reader pads its map, the
+padding stands for s too, which is charged.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _Norm = nn.modules.batchnorm._BatchNorm
 _READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 #: A shift is at most this share of an upper limit: what stays is stretched to fill the rest.
 MOST = 0.5
+#: A channel of whose values more are at the upper limit keeps that limit.
+FULL = 1e-4
 #: Inputs that tell how maps are read; values a channel that a mean is put back by, at least.
 FEW, FEWEST = 8, 8
 
@@ -53,8 +56,14 @@ class Shiftable:
     high: float
     padding: float
 
-    def shift(self, by: Tensor) -> Shift:
-        return Shift(by, self.high / (self.high - by) if math.isfinite(self.high) else torch.ones_like(by))
+    def shift(self, by: Tensor, full: Tensor) -> Shift:
+        """By so much; ``full`` is the share of each channel's values that is at the upper limit."""
+        one = torch.ones_like(by)
+        return Shift(by, torch.where(full > FULL, self.high / (self.high - by), one) if self.limited else one)
+
+    @property
+    def limited(self) -> bool:
+        return math.isfinite(self.high)
 
 
 class Shift(NamedTuple):
@@ -75,12 +84,11 @@ class Shifts:
     convs: dict[str, Shift] = field(default_factory=dict)
 
     @classmethod
-    def put(cls, model: nn.Module, where: Mapping[str, Shiftable], by: Mapping[str, Tensor]) -> Shifts:
+    def put(cls, model: nn.Module, where: Mapping[str, Shiftable], shifts: Mapping[str, Shift]) -> Shifts:
         """Shifts the maps of ``model`` in place; the means of what reads them are not put back."""
-        made, modules = cls(), dict(model.named_modules())
-        for name, each in by.items():
+        made, modules = cls(dict(shifts)), dict(model.named_modules())
+        for name, shift in shifts.items():
             place = where[name]
-            shift = made.sites[name] = place.shift(each)
             producer: Any = modules[place.producer]
             with torch.no_grad():
                 producer.bias.copy_(shift(producer.bias))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, Site, eval_mode, run_model
 from actzip.sparsify.judge import are_scores
-from actzip.sparsify.shifts import MOST, Shiftable, shiftable
+from actzip.sparsify.shifts import MOST, Shift, Shiftable, shiftable
 from actzip.training.batches import output_tensors
 
 __all__ = ["LEVELS", "Table"]
@@ -80,6 +80,7 @@ class Table:
         self.nonzeros = dict.fromkeys(self.unit, 0)
         self.cost = {k: torch.zeros(s, dtype=torch.float64) for k, s in shape.items()}
         self.shift: dict[str, Tensor] = {}
+        self._full = {k: torch.zeros(shape[k][0], dtype=torch.float64) for k in self.shiftable}
         self._below = {k: torch.zeros(2, *shape[k], dtype=torch.float64) for k in self.shiftable}
         self._moved = {k: torch.zeros(3, *shape[k], dtype=torch.float64) for k in self.shiftable}
         generator = torch.Generator().manual_seed(seed)
@@ -129,10 +130,10 @@ class Table:
                 )
                 for (name, y), grad, sorted_ in zip(maps, grads, bins, strict=True):
                     if grad is not None:
-                        self.cost[name] += self._pushes(y.detach(), grad, sorted_) / projections
-                        if name in self.shiftable:
-                            moved = self._shifted_pushes(name, y.detach(), grad, sorted_)
-                            self._moved[name] += moved / projections
+                        cost, terms = self._pushes(name, y.detach(), grad, sorted_)
+                        self.cost[name] += cost / projections
+                        if terms is not None:
+                            self._moved[name] += terms / projections
 
     def _sorted(self, name: str, v: Tensor) -> _Bins:
         """Counts what each threshold removes of ``v``; gives where its elements fall."""
@@ -143,30 +144,32 @@ class Table:
         if name in self.shiftable:
             counts = made.up_to(None, zeros=True).sum(0)
             self._below[name] += torch.stack([counts, made.up_to(v).sum(0)])
+            self._full[name] += (v >= self.shiftable[name].high).transpose(0, 1).flatten(1).sum(1)
         return made
 
-    def _pushes(self, v: Tensor, grad: Tensor, bins: _Bins) -> Tensor:
+    def _pushes(self, name: str, v: Tensor, grad: Tensor, bins: _Bins) -> tuple[Tensor, Tensor | None]:
         """Units x levels: coherent and incoherent part of what everything up to a threshold pushes
-        the outputs by."""
+        the outputs by; and of what is shifted :meth:`_terms` of the same."""
         push = (grad * v).double()
         sums, squares = bins.up_to(push), bins.up_to(push * push)
+        terms = None
         if self.repaired:  # d, what is removed (0 elsewhere), becomes d - m with its mean m over the unit
             m, g2 = bins.mean(v), (grad * grad).double()
-            sums = sums - m * bins.total(grad)
-            squares = squares - 2 * m * bins.up_to(g2 * v) + m.square() * bins.total(g2)
-        return (sums.square() + squares.clamp(min=0)).sum(0)
+            mixed, total, total2 = bins.up_to(g2 * v), bins.total(grad), bins.total(g2)
+            if name in self.shiftable:
+                padded = self.shiftable[name].padding
+                border = (padded * total).square() + padded * total2
+                gone, gone2 = bins.up_to(grad, zeros=True), bins.up_to(g2, zeros=True)
+                terms = self._terms(sums, squares, gone, mixed, gone2 + border)
+            sums = sums - m * total
+            squares = squares - 2 * m * mixed + m.square() * total2
+        return (sums.square() + squares.clamp(min=0)).sum(0), terms
 
-    def _shifted_pushes(self, name: str, v: Tensor, grad: Tensor, bins: _Bins) -> Tensor:
-        """The same with everything up to a threshold replaced by m, as terms of 1, m and m^2: 3 x units
-        x levels."""
-        push, g2 = (grad * v).double(), (grad * grad).double()
-        sums, gone = bins.up_to(push), bins.up_to(grad, zeros=True)
-        padded = self.shiftable[name].padding  # stands for m too
-        flat = (sums.square() + bins.up_to(push * push)).sum(0)
-        mixed = (sums * gone + bins.up_to(g2 * v)).sum(0)
-        square = gone.square() + bins.up_to(g2, zeros=True)
-        border = (padded * bins.total(grad)).square() + padded * bins.total(g2)
-        return torch.stack([flat, mixed, (square + border).sum(0)])
+    @staticmethod
+    def _terms(sums: Tensor, squares: Tensor, gone: Tensor, mixed: Tensor, gone2: Tensor) -> Tensor:
+        """The push of everything up to a threshold where it becomes m, zeros and padding too: what 1,
+        -2 m and m^2 are multiplied by, 3 x units x levels."""
+        return torch.stack([sums.square() + squares, sums * gone + mixed, gone.square() + gone2]).sum(1)
 
     def _choose_shifts(self, name: str) -> None:
         """Shifts by the mean of what goes, where that costs less than leaving the channel where it is."""
@@ -178,8 +181,8 @@ class Table:
         self.cost[name] = torch.where(better, cost, self.cost[name])
         self.shift[name] = torch.where(better, by, 0.0)
 
-    def shifts(self, thresholds: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
-        """What channels are shifted by at these thresholds, which may lie between the candidates."""
+    def shifts(self, thresholds: Mapping[str, float | Tensor]) -> dict[str, Shift]:
+        """How channels are shifted at these thresholds, which may lie between the candidates."""
         levels = torch.tensor(LEVELS, dtype=torch.float64)
         made = {}
         for name, t in thresholds.items():
@@ -191,7 +194,8 @@ class Table:
             low, high = (self.shift[name].gather(1, i[:, None])[:, 0] for i in (above - 1, above))
             by = torch.minimum(low + share * (high - low), torch.as_tensor(t, dtype=torch.float64))
             if bool((by > 0).any()):
-                made[name] = by
+                full = self._full[name] * len(by) / self.elements[name]
+                made[name] = self.shiftable[name].shift(by, full)
         return made
 
     def _shrunk(self, name: str, share: float) -> Tensor:
