@@ -123,6 +123,20 @@ def test_what_is_read_otherwise_is_not_shifted(kind):
     assert shiftable(Odd(ODD[kind], **layers), X) == {}
 
 
+def test_a_shift_passes_a_max_pool():
+    model = Odd(lambda m, x: m.b(F.max_pool2d(F.relu6(_start(m, x)), 3, 2, 1)))
+    where = shiftable(model, X)
+    assert [each.readers for each in where.values()] == [("b",)]
+    (site,) = where
+    by, full = torch.full((8,), 0.5, dtype=torch.float64), torch.ones(1)
+    with torch.no_grad():
+        model.n.bias.copy_(torch.linspace(5, 9, 8))  # all above the shift
+        wanted, work = moments(model, X), copy.deepcopy(model)
+        repair(work, wanted, X, Shifts.put(work, where, {site: where[site].shift(by, full)}))
+        torch.testing.assert_close(work(X), model(X), rtol=1e-3, atol=1e-3)
+    assert not shiftable(Odd(lambda m, x: m.b(F.max_pool2d(F.relu(y := _start(m, x)), 2)) + y.mean()), X)
+
+
 def test_layers_that_share_weights_are_not_shifted():
     model = Dense()
     model.point.weight = nn.Parameter(model.point.weight.detach())

@@ -144,7 +144,7 @@ def shiftable(model: nn.Module, inputs: Tensor) -> dict[str, Shiftable]:
 
 @dataclass
 class _Map:
-    """What a ReLU gave, or that padded with zeros.
+    """What a ReLU gave, or that padded with zeros or pooled by maxima.
 
     Attributes:
         ones: what of it is no padding, of one channel.
@@ -193,8 +193,9 @@ class _Flow(TorchFunctionMode):
             return
         first = bool(args) and args[0] is x
         name = self.weights.get(id(args[1] if len(args) > 1 else kwargs.get("weight")), "")
-        if first and func is F.pad and _zeros(args, kwargs):
-            self.maps[id(out)] = _Map(out, F.pad(m.ones, *args[1:], **kwargs), m.readers)
+        passes = func is F.max_pool2d or (func is F.pad and _zeros(args, kwargs))
+        if first and passes and isinstance(out, Tensor):  # the shift passes too
+            self.maps[id(out)] = _Map(out, func(m.ones, *args[1:], **kwargs), m.readers)
         elif first and name and (func in CONVOLUTIONS or func in LINEARS):
             m.readers.append((name, _padding(self.modules[name], m.ones)))
         else:
