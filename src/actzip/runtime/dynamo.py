@@ -546,7 +546,8 @@ def _results(node: fx.Node) -> list[Any]:
     value = node.meta.get("val")
     if not isinstance(value, (tuple, list)):
         return [value]
-    return [value[n.args[1]] if n.target is operator.getitem else None for n in node.users]
+    picked = [n.args[1] if n.target is operator.getitem else None for n in node.users]
+    return [value[i] if isinstance(i, int) else None for i in picked]
 
 
 def parts_of(

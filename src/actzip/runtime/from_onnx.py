@@ -30,6 +30,7 @@ from actzip.runtime.acts import Act
 from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import MAX_ELEMENTS, NeedsConstant, load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode, dequantized, float32_of
+from actzip.runtime.onnx_plain import plain
 from actzip.runtime.ops.shapes import SHAPE_OPS, probed, probed_shape
 from actzip.runtime.registry import ONNX, PROBES, Mask, Probed
 
@@ -92,7 +93,8 @@ def from_onnx(
 
 
 def at_least_opset(model: Any) -> Any:
-    """``model`` in an opset that is read as it is, converted by onnx's own converter where it is older.
+    """``model`` in an opset that is read as it is, converted by onnx's own converter where it is older,
+    and in operators of ai.onnx where that can be (:mod:`actzip.runtime.onnx_plain`).
 
     Raises:
         UnsupportedError: no opset of ai.onnx, one that is too old, or one that cannot be converted.
@@ -101,6 +103,7 @@ def at_least_opset(model: Any) -> Any:
     if not versions:
         domains = ", ".join(e.domain or "ai.onnx" for e in model.opset_import) or "none"
         raise UnsupportedError(f"the model imports no opset of ai.onnx (it imports {domains})")
+    model = plain(model)
     if versions[-1] >= _OLDEST_READ:
         return model
     if versions[-1] < _OLDEST:

@@ -129,17 +129,13 @@ def _taken_apart(node: Any, count: int) -> bool:
 
     rank = node.meta["val"].ndim
     for view in node.users:
-        shape = getattr(view.meta.get("val"), "shape", ())
+        shape: Any = getattr(view.meta.get("val"), "shape", ())
         if name(view) not in _VIEWS or len(shape) != rank + 1 or shape[0] != count:
             return False
         for reader in view.users:
             dim = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("dim")
-            if name(reader) not in _APART or dim not in (
-                0,
-                [0],
-                (0,),
-                None if name(reader) == "unbind" else 0,
-            ):
+            dim = 0 if dim is None and name(reader) == "unbind" else dim
+            if name(reader) not in _APART or dim not in (0, [0], (0,)):
                 return False
     return True
 
