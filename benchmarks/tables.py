@@ -298,6 +298,25 @@ def real() -> list[str]:
 
 
 @table
+def timm() -> list[str]:
+    rows = []
+    for path in (RESULTS / "timm").glob("*/*.json"):
+        d = json.loads(path.read_text())
+        found = {r["engine"]: r for r in d["rows"] if "median_ms" in r}
+        own = found.get("actzip")
+        if own is None or len(found) < 2:
+            continue
+        least = min(r["min_ms"] for e, r in found.items() if e != "actzip")
+        times = [f"{found[e]['median_ms']:.2f} ({found[e]['min_ms']:.2f})" if e in found else ""
+                 for e in ("onnxruntime", "openvino", "actzip")]  # fmt: skip
+        name = f"{d['network']}, {MACHINES.get(path.parent.name, d['machine']['cpu'])}"
+        speedups = [f"{own['against_fastest_dense']:.2f}x", f"{least / own['min_ms']:.2f}x"]
+        rows.append([name, *times, *speedups, f"{own['error']:.1e}"])
+    rows.sort(key=lambda r: (-float(r[4][:-1]), r[0]))
+    return grid("network | ONNX Runtime | OpenVINO | actzip | speed-up | by minima | error", "lrrrrrr", rows)
+
+
+@table
 def real_avx2() -> list[str]:
     """Files of benchmarks/real on engines that were told to stay at AVX2."""
     lines = []

