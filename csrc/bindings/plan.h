@@ -193,6 +193,7 @@ inline void bind_plan(nanobind::module_& m) {
             s.lend(key, SharedFloats(data, [array](const float*) {}), count);
           },
           "key"_a, "array"_a.noconvert(), "Weights packed before, used where they lie.")
+      .def("drop_idle", &WeightStore::drop_idle, "Forgets weights that no plan has.")
       .def(
           "used",
           [](const WeightStore& s) {
@@ -254,11 +255,18 @@ inline void bind_plan(nanobind::module_& m) {
           "input", [](Builder& b, int v) { b.builder.input(v); }, "value"_a)
       .def(
           "output", [](Builder& b, int v) { b.builder.output(v); }, "value"_a)
-      .def("build", [](Builder& b) {
-        const nb::gil_scoped_release released;
-        b.values.clear();
-        return b.builder.build();
-      });
+      .def(
+          "build",
+          [](Builder& b, const nb::object& packed) {
+            const nb::gil_scoped_release released;
+            b.values.clear();
+            if (packed.is_none()) return b.builder.build();
+            return b.builder.build([&](size_t node) {
+              const nb::gil_scoped_acquire lock;
+              packed(node);
+            });
+          },
+          "packed"_a = nb::none(), "packed(i): called when node i has packed its weights.");
 
   m.def("operators", &engine::operator_names, "Operators that a node of a plan can have.");
   m.def("activations", &engine::activation_names, "Elementwise functions that nodes apply (strings 'act').");

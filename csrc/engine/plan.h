@@ -34,6 +34,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -180,8 +181,9 @@ class PlanBuilder {
   void node(NodeSpec spec);
   void input(int value);
   void output(int value);
-  // Checks the whole and packs the weights. The builder is empty afterwards.
-  std::unique_ptr<Plan> build();
+  // Checks the whole and packs the weights; `packed(i)` when those of node i are. The builder is empty
+  // afterwards.
+  std::unique_ptr<Plan> build(const std::function<void(size_t)>& packed = {});
 
  private:
   const ValueSpec& known(int64_t value, const std::string& who) const;

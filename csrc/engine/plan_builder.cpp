@@ -172,7 +172,7 @@ bool PlanBuilder::images_apart() const {
   });
 }
 
-std::unique_ptr<Plan> PlanBuilder::build() {
+std::unique_ptr<Plan> PlanBuilder::build(const std::function<void(size_t)>& packed) {
   std::unique_ptr<Plan> plan(new Plan());
   plan->isa_ = active_isa();
   plan->roots_.resize(values_.size());
@@ -192,6 +192,7 @@ std::unique_ptr<Plan> PlanBuilder::build() {
   for (NodeSpec& n : nodes_) {
     n.store = store_.get();
     plan->nodes_.push_back(make_node(std::move(n), values_, plan->isa_));
+    if (packed) packed(plan->nodes_.size() - 1);
   }
   plan->values_ = std::move(values_);
   plan->heir_of_.assign(plan->values_.size(), -1);

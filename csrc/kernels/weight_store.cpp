@@ -1,5 +1,7 @@
 #include "kernels/weight_store.h"
 
+#include <iterator>
+
 namespace actzip {
 
 void WeightStore::lend(const std::string& key, SharedFloats array, int64_t count) {
@@ -20,6 +22,12 @@ SharedFloats WeightStore::get(const std::string& key, int64_t count,
   }
   e.used = true;
   return e.array;
+}
+
+void WeightStore::drop_idle() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (auto it = entries_.begin(); it != entries_.end();)
+    it = it->second.array.use_count() == 1 ? entries_.erase(it) : std::next(it);
 }
 
 std::vector<std::pair<std::string, WeightStore::Entry>> WeightStore::used() const {

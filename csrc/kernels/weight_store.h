@@ -4,6 +4,7 @@
 //   packed store.lend(key, array, count);        what was packed before (a mapped file's): used where it lies
 //   store.get(key, count, pack)           what is under `key`, else what `pack` writes, kept from now on
 //   store.used()                          what `get` gave out so far: all that a file needs
+//   store.drop_idle()                     forgets what no plan has
 //
 // A key says which layer's weights they are and in which order (ConvBase::keep_weights makes it): the same
 // key is the same numbers. Arrays are aligned to 64 bytes and readable 64 bytes further (a lent one of
@@ -39,6 +40,7 @@ class WeightStore {
   void lend(const std::string& key, SharedFloats array, int64_t count);
   SharedFloats get(const std::string& key, int64_t count, const std::function<void(float*)>& pack);
   std::vector<std::pair<std::string, Entry>> used() const;
+  void drop_idle();
 
  private:
   mutable std::mutex mutex_;

@@ -202,7 +202,6 @@ AZ_INLINE void winograd_across(const WinogradInput& w, const WinogradRing<M>& al
   const float* ring = all.columns;
   for (int64_t g = 0; g < width; g += VL, ring += A * VL) {
     if (winograd_lanes(mask, g) == 0) continue;
-    const int64_t next = g + VL < width ? VL : 64 - g;
     float* const to = w.out + t * 64 + g;
     const auto row = [&](int r, float* front, float* middle, float* back) __attribute__((always_inline)) {
       vf d[A], o[A];

@@ -117,7 +117,8 @@ def test_of_plans_that_hardly_differ_the_smaller_is_taken() -> None:
     plans = [plan(300), plan(200), plan(100)]
     seconds = dict(zip(map(id, plans), (1.0, 1.005, 1.02), strict=True))
     bench: Any = SimpleNamespace(times=lambda p: {"n": seconds[id(p)]}, arena_bytes=lambda p: p.arena)
-    assert t._quickest(bench, plans) == 1
+    assert t._quicker(bench, plans) == 1
+    assert t._quicker(bench, plans[::2]) == 0
 
 
 def test_without_time_each_storage_is_run_once(search: Any) -> None:

@@ -18,6 +18,7 @@ from actzip.runtime.winograd import (
     is_winograd,
     long_products,
     products,
+    read_maps,
     tile_density,
 )
 
@@ -83,10 +84,11 @@ def test_errors_are_measured_on_the_input_given():
     fast = actzip.compile(model, x, tune=False, cache=False)
     low = lower(choose_storage(fast.graph, set(fast.graph.values)), want_variants=True)
     wanted = {n: {v for v in names if is_winograd(v)} for n, names in low.variants.items()}
-    found = errors(fast.graph, low, wanted, [x.numpy()], 1, 1)
+    maps = read_maps(fast.graph, low, wanted, [x.numpy()], 1, 1)
+    found = errors(fast.graph, wanted, maps, 1)
     assert len(found) == 6  # the first convolution reads planes
     assert all(0 < e < TOLERANCE for kernels in found.values() for e in kernels.values())
-    nan = errors(fast.graph, low, wanted, [np.full_like(x.numpy(), np.nan)], 1, 1)
+    nan = errors(fast.graph, wanted, {n: np.full_like(m, np.nan) for n, m in maps.items()}, 1)
     assert all(e == np.inf for kernels in nan.values() for e in kernels.values())
 
 

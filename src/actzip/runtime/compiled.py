@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import warnings
@@ -38,12 +39,13 @@ from actzip.runtime.fallback import check_fallback, quicker
 from actzip.runtime.graph_data import all_to_data, from_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
+from actzip.runtime.mapped import give_back
 from actzip.runtime.model_file import read_model_file, write_model_file
 from actzip.runtime.origin import Shapes
 from actzip.runtime.parts import compile_parts
 from actzip.runtime.passes import optimize
 from actzip.runtime.rules import Rules, find_rules
-from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, unstored
+from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, shelved, unstored
 from actzip.runtime.tree import class_of, is_plain, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 from actzip.runtime.whole import file_behind
@@ -152,7 +154,7 @@ def compile(
         regions = Regions(options)
         return cast(CompiledModel, compile_parts(source, example, regions, n_threads, error))
     graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
-    graph = owned(optimize(graph), memory_of(model))
+    (graph,) = shelved(owned(optimize(graph), memory_of(model)))
     batch = batch_of(graph, inputs)
     if calibration is not None:
         inputs = arrays_of(graph, calibration, "calibration")
@@ -633,7 +635,10 @@ class CompiledModel:
             "sample": list(sample),
             "sizes": None if rules is None else {**rules.to_data(), "graph": more[0]},
         }
-        return write_model_file(path, text, {**arrays, **sample}, self._store.used())
+        written = write_model_file(path, text, {**arrays, **sample}, self._store.used())
+        for a in arrays.values():
+            give_back(a)
+        return written
 
     def _rules(self) -> Rules | None:
         """What a file or a pickle needs for other sizes; None where that cannot be said."""
@@ -659,13 +664,14 @@ class CompiledModel:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state.get("format") != _FORMAT:
             raise InputError("a compiled model pickled by another version of actzip; compile it again")
+        graph, sizes = state["graph"], state.get("sizes")
+        if sizes is None:
+            (graph,) = shelved(graph)
+        else:
+            graph, other = shelved(graph, sizes.graph)
+            sizes = dataclasses.replace(sizes, graph=other)
         self.__init__(  # type: ignore[misc]
-            state["graph"],
-            state["variants"],
-            state["why"],
-            state["threads"],
-            state["sample"],
-            resizer=state.get("sizes"),
+            graph, state["variants"], state["why"], state["threads"], state["sample"], resizer=sizes
         )
         self._tunes = state.get("tunes", False)
         self.note = state.get("note", "")

@@ -20,6 +20,7 @@ from actzip._native import _engine
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime import ops
+from actzip.runtime.mapped import give_back
 from actzip.runtime.registry import LOWER
 from actzip.runtime.storage import can_pack, choose_storage, layouts, packable
 from actzip.runtime.winograd import is_winograd, tile_size
@@ -75,6 +76,7 @@ class Lowering:
         self.keepers: dict[
             int, str
         ] = {}  # weights of several layers -> the first, by whose name they are kept
+        self.lent: list[list[g.Array]] = []  # weights of each native node
         self.out = Lowered(None)
 
     def keeper(self, n: ops.Conv2d | ops.Linear) -> str:
@@ -249,6 +251,12 @@ class Lowering:
     ) -> None:
         self.builder.node(op, name, inputs, output, ints or {}, floats or {}, arrays or {}, strings or {})
         self.out.nodes.append(owner)
+        self.lent.append(list((arrays or {}).values()))
+
+    def packed(self, node: int) -> None:
+        """The engine has packed the weights of native node ``node``."""
+        for a in self.lent[node]:
+            give_back(a)
 
     # nodes
 
@@ -261,7 +269,7 @@ class Lowering:
         for v in graph.outputs:
             self.builder.output(self.output(v))
         try:
-            self.out.plan = self.builder.build()
+            self.out.plan = self.builder.build(self.packed)
         except ValueError as error:
             raise UnsupportedError(f"the engine refuses the plan: {error}") from error
         self.out.values = dict(self.native)

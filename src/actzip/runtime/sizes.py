@@ -21,16 +21,19 @@ import numpy as np
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.acts import Act
+from actzip.runtime.mapped import to_file
 from actzip.runtime.ops import Conv2d
 from actzip.runtime.origin import Origin, Shapes
 from actzip.runtime.passes import optimize
 from actzip.runtime.passes.copies import add_copies, add_copy, drop_copies
 from actzip.runtime.storage import choose_storage, is_map
 
-__all__ = ["MOST_SIZES", "Resizer", "Sizes", "as_stored", "owned", "unstored"]
+__all__ = ["MOST_SIZES", "Resizer", "Sizes", "as_stored", "owned", "shelved", "unstored"]
 
 #: Sizes beside the compiled one whose plans are kept, the last that were used.
 MOST_SIZES = 8
+#: Arrays that are worth a place in a file: bytes of one, and of all of them.
+_LARGE, _LARGE_TOGETHER = 64 << 10, 8 << 20
 _KEPT_META = ("storage", "pack", "winograd", "float32_maps", "call", "example_batch")
 
 
@@ -146,6 +149,16 @@ def owned(graph: g.Graph, foreign: list[tuple[int, int]]) -> g.Graph:
         return copies[id(a)]
 
     return _with_arrays(graph, own)
+
+
+def shelved(*graphs: g.Graph) -> list[g.Graph]:
+    """``graphs`` with their large arrays in a file (:func:`~actzip.runtime.mapped.to_file`): kernels
+    read weights in an order of their own, and these are there for other sizes, files and CPUs."""
+    found = {id(a): a for graph in graphs for a in _arrays(graph).values() if a.nbytes >= _LARGE}
+    if sum(a.nbytes for a in found.values()) < _LARGE_TOGETHER:
+        return list(graphs)
+    there = dict(zip(found, to_file(list(found.values())), strict=True))
+    return [_with_arrays(graph, lambda _, a: there.get(id(a), a)) for graph in graphs]
 
 
 def _digest(a: g.Array) -> tuple[Any, ...]:

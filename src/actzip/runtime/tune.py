@@ -39,6 +39,7 @@ from actzip.runtime.winograd import (
     is_winograd,
     likely_cost,
     places,
+    read_maps,
     tile_size,
     transforms,
     weights_share,
@@ -266,6 +267,11 @@ class _Search:
                 found[name] = f"{quickest} was hardly quicker, with {more:.1f} times the weights"
         return found
 
+    def decides_as(self, other: _Search) -> bool:
+        """Whether both came to one plan."""
+        mine, theirs = ({v: w.storage for v, w in s.graph.values.items()} for s in (self, other))
+        return mine == theirs and self.variants() == other.variants()
+
     def variants(self) -> dict[str, str]:
         return {n: v for n, k in self.keys.items() if (v := self.best(k))}
 
@@ -357,9 +363,7 @@ def _by_trials(
     for s in searches:  # one answer to one question, and so one copy of its weights
         for other in searches:
             s.learn(other)
-    store = _engine.WeightStore()  # what the candidates have in common is packed once
-    plans = [lower(s.graph, s.variants(), store=store) for s in searches]
-    chosen = searches[_quickest(last.bench, plans)]
+    chosen = _quickest(searches)
     for name, note in chosen.notes().items():
         why[name] = f"{why.get(name, 'trials')}; {note}"
     return chosen.graph, chosen.variants(), why
@@ -387,7 +391,25 @@ def _unpaid(
     return found
 
 
-def _quickest(bench: _Bench, plans: Sequence[Lowered], rounds: int = 3) -> int:
+def _quickest(searches: Sequence[_Search]) -> _Search:
+    """Whose plan is the quickest: each against the best before it, so that two are there at a time; what
+    they have in common is packed once."""
+    store = _engine.WeightStore()
+    best, *others = searches
+    plan = lower(best.graph, best.variants(), store=store)
+    for other in others:
+        if other.decides_as(best):
+            continue
+        plans = [plan, lower(other.graph, other.variants(), store=store)]
+        if _quicker(best.bench, plans):
+            best = other
+            plan = plans[1]
+        del plans
+        store.drop_idle()
+    return best
+
+
+def _quicker(bench: _Bench, plans: Sequence[Lowered], rounds: int = 3) -> int:
     """Which plan's nodes take least together, each by the least of its times, the plans by turns; of
     those that hardly differ the one with the least memory."""
     best: list[dict[str, float]] = [{} for _ in plans]
@@ -508,8 +530,10 @@ def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
     grows = all(isinstance(graph.shape(v)[0], g.Sym) for v in graph.inputs)
     arrays = [np.asarray(a[:1] if grows else a, np.float32, order="C") for a in inputs]
     batch = len(arrays[0]) if arrays and arrays[0].ndim else 1
-    found = errors(graph, low, wanted, arrays, batch, threads)
-    return {n: {k: e for k, e in kernels.items() if e <= TOLERANCE} for n, kernels in found.items()}
+    maps = read_maps(graph, low, wanted, arrays, batch, threads)
+    del low  # and its weights
+    measured = errors(graph, wanted, maps, threads)
+    return {n: {k: e for k, e in kernels.items() if e <= TOLERANCE} for n, kernels in measured.items()}
 
 
 def _plan_key(

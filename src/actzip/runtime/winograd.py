@@ -3,7 +3,7 @@ convolutions (``cook-toom-4``): whether exact enough, what they multiply."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from actzip._native import _engine
 from actzip.runtime import graph as g
 from actzip.runtime import ops
+from actzip.runtime.mapped import give_back
 
 if TYPE_CHECKING:
     from actzip.runtime.lower import Lowered
@@ -24,6 +25,7 @@ __all__ = [
     "long_products",
     "places",
     "products",
+    "read_maps",
     "tile_density",
     "tile_size",
     "transforms",
@@ -81,30 +83,39 @@ def places(n: ops.Conv2d, height: int, width: int, m: int) -> int:
     return down * along * -(-high // m) * -(-across // m) * (m + 2) ** 2
 
 
-def errors(
+def read_maps(
     graph: g.Graph,
     low: Lowered,
-    wanted: dict[str, set[str]],
+    wanted: Mapping[str, set[str]],
     inputs: Sequence[g.Array],
     batch: int,
     threads: int,
-) -> dict[str, dict[str, float]]:
-    """How far each of the ``wanted`` kernels of a convolution is from direct convolution on ``inputs``.
-
-    Returns:
-        By node and kernel, the largest difference as a share of the layer's largest output, both
-        before residual and activation. Infinite where either is not finite.
-    """
+) -> dict[str, g.Array]:
+    """What the convolutions with kernels ``wanted`` read in one run, (N, H, W, C), by name."""
     nodes = [n for n in graph.nodes if isinstance(n, ops.Conv2d) and wanted.get(n.name)]
     if not nodes:
         return {}
     outputs = [np.empty(g.concrete(graph.shape(v), batch), np.float32) for v in graph.outputs]
     values = sorted({low.values[n.inputs[0]] for n in nodes})
     maps = dict(zip(values, low.plan.capture(batch, list(inputs), outputs, threads, values), strict=True))
+    return {n.name: maps[low.values[n.inputs[0]]] for n in nodes}
+
+
+def errors(
+    graph: g.Graph, wanted: Mapping[str, set[str]], maps: Mapping[str, g.Array], threads: int
+) -> dict[str, dict[str, float]]:
+    """How far each of the ``wanted`` kernels of a convolution is from direct convolution of ``maps``
+    (:func:`read_maps`).
+
+    Returns:
+        By node and kernel, the largest difference as a share of the layer's largest output, both
+        before residual and activation. Infinite where either is not finite.
+    """
     found: dict[str, dict[str, float]] = {}
-    for n in nodes:
-        x = maps[low.values[n.inputs[0]]]
-        found[n.name] = _errors(n, sorted(wanted[n.name]), x, threads)
+    for n in graph.nodes:
+        if isinstance(n, ops.Conv2d) and n.name in maps:
+            found[n.name] = _errors(n, sorted(wanted[n.name]), maps[n.name], threads)
+            give_back(n.weight)
     return found
 
 
