@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +104,49 @@ def test_outputs_of_a_class_of_their_own_are_refused_before_writing(tmp_path: Pa
     with pytest.raises(actzip.errors.UnsupportedError, match="class of their own"):
         fast.save(tmp_path / "two.actzip")
     assert not list(tmp_path.iterdir())
+
+
+@dataclasses.dataclass
+class Scores:
+    scores: torch.Tensor
+    more: Any = None
+
+
+Pair = collections.namedtuple("Pair", "a b")
+torch.export.register_dataclass(Scores, serialized_type_name="tests.Scores")
+
+
+class Classes(nn.Module):
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.conv, self.wrap = nn.Conv2d(3, 8, 3), wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrap(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "take"),
+    [
+        (lambda y: Scores(y.mean((2, 3)), y), lambda o: {"scores": o.scores, "more": o.more}),
+        (lambda y: [Pair(y, 2 * y)], lambda o: [tuple(o[0])]),
+        (
+            lambda y: {"b": Pair(y, None), "a": Scores(y + 1)},
+            lambda o: {"b": (o["b"].a, None), "a": o["a"].scores},
+        ),
+    ],
+)
+@torch.no_grad()
+def test_outputs_of_classes_are_saved_as_their_fields(wrap: Any, take: Any, tmp_path: Path) -> None:
+    model, x = Classes(wrap).eval(), torch.randn(2, 3, 9, 9)
+    fast = actzip.compile(model, x, tune=False)
+    with pytest.warns(actzip.errors.ActzipWarning, match="holds no classes"):
+        fast.save(tmp_path / "a.actzip")
+    got, want = load(tmp_path / "a.actzip")(x), take(fast(x))
+    if isinstance(want, dict) and "b" in want:
+        got = {"b": got["b"], "a": got["a"]["scores"]}
+    assert str(torch.utils._pytree.tree_structure(got)) == str(torch.utils._pytree.tree_structure(want))
+    torch.testing.assert_close(torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(want))
 
 
 def test_damaged_files_are_data_errors(

@@ -402,3 +402,40 @@ def test_a_constant_without_dimensions_is_an_output_of_none() -> None:
     for got, want in zip(actzip.compile(model, x, tune=False)(x), model(x), strict=True):
         assert got.shape == want.shape and got.dtype == want.dtype
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+class Conditioned(nn.Module):
+    """A convolution, and numbers of classes and steps, as diffusion models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.names, self.steps = nn.Embedding(10, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        waves = step[:, None].float() * torch.exp(-torch.arange(4) / 2)
+        more = self.names(label) + self.steps(torch.cat([waves.sin(), waves.cos()], 1))
+        return self.b(self.a(x).relu() + more[:, :, None, None])
+
+
+@torch.no_grad()
+def test_inputs_of_wide_integers_are_read_in_pytorch() -> None:
+    torch.manual_seed(0)
+    model = Conditioned().eval()
+
+    def inputs(n: int, h: int, w: int) -> tuple[torch.Tensor, ...]:
+        return torch.randn(n, 3, h, w), torch.arange(n) + 7 - n, torch.arange(n).int() * 100
+
+    with pytest.warns(ActzipWarning, match="run in PyTorch.*an input of type torch.int"):
+        fast = actzip.compile(model, inputs(2, 12, 14), tune=False)
+    for size in [(2, 12, 14), (3, 12, 14), (1, 16, 10)]:
+        given = inputs(*size)
+        torch.testing.assert_close(fast(*given), model(*given), rtol=1e-4, atol=1e-5)
+    assert "conv2d" in [r.op for r in fast.explain(runs=1).rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_floats_say_what_to_give(dtype: torch.dtype) -> None:
+    model = nn.Conv2d(3, 8, 3).eval().to(dtype)
+    with pytest.raises((InputError, UnsupportedError), match=r"model.float\(\)"):
+        actzip.compile(model, torch.randn(1, 3, 8, 8).to(dtype), tune=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import threading
@@ -46,7 +47,7 @@ from actzip.runtime.parts import compile_parts
 from actzip.runtime.passes import optimize
 from actzip.runtime.rules import Rules, find_rules
 from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, shelved, unstored
-from actzip.runtime.tree import class_of, is_plain, unflattener
+from actzip.runtime.tree import class_of, is_plain, plain_outputs, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 from actzip.runtime.whole import file_behind
 
@@ -173,6 +174,18 @@ def compile(
     made = CompiledModel(tuned.graph, tuned.variants, tuned.why, n_threads, sample, resizer=resizer)
     made._tunes = bool(tune)
     return made
+
+
+def _in_plain_outputs(graph: g.Graph) -> g.Graph:
+    """``graph``, or one whose outputs are in dicts, lists and tuples alone."""
+    spec = graph.meta.get("out_spec")
+    if is_plain(spec):
+        return graph
+    slots = graph.meta.get("out_slots", list(range(len(graph.outputs))))
+    fields, order = plain_outputs(spec, len(slots))
+    copied = copy.copy(graph)
+    copied.meta = {**graph.meta, "out_spec": fields, "out_slots": [slots[i] for i in order]}
+    return copied
 
 
 def _one_each(graph: g.Graph, inputs: list[Any]) -> list[Any]:
@@ -616,16 +629,15 @@ class CompiledModel:
 
         Raises:
             DataError: the folder does not exist or cannot be written.
-            UnsupportedError: outputs or arguments that are no data (a named tuple, an object of Python).
+            UnsupportedError: outputs or arguments that are no data. Of outputs, a named tuple is saved
+                as a tuple and an object of a class with fields as their dict, with a warning.
         """
-        graph = self.graph
-        if not is_plain(graph.meta.get("out_spec")):
-            raise UnsupportedError(
-                f"the model's outputs are of a class of their own, {class_of(graph.meta['out_spec'])}; "
-                "a file holds dicts, lists and tuples only"
-            )
+        spec = self.graph.meta.get("out_spec")
         rules = self._rules()
-        (data, *more), arrays = all_to_data([graph] if rules is None else [graph, rules.graph])
+        graphs = [
+            _in_plain_outputs(x) for x in ([self.graph] if rules is None else [self.graph, rules.graph])
+        ]
+        (data, *more), arrays = all_to_data(graphs)
         sample = {f"sample.{i}": np.asarray(a) for i, a in enumerate(self._sample)}
         text = {
             "graph": data,
@@ -638,6 +650,12 @@ class CompiledModel:
         written = write_model_file(path, text, {**arrays, **sample}, self._store.used())
         for a in arrays.values():
             give_back(a)
+        if not is_plain(spec):
+            warnings.warn(
+                f"{written} gives the fields of {class_of(spec)} in a dict or tuple: a file holds no classes",
+                ActzipWarning,
+                stacklevel=2,
+            )
         return written
 
     def _rules(self) -> Rules | None:

@@ -60,6 +60,7 @@ __all__ = [
 #: Types of tensors that a model may be given: float32, and those whose every number it can hold.
 INPUT_TYPES = (torch.float32, torch.float16, torch.uint8, torch.int8, torch.int16, torch.bool)
 _TAKEN = "the engine takes float32, float16, uint8, int8, int16 and bool"
+_WHOLE = (torch.int32, torch.int64)  # which float32 does not hold: what reads them runs elsewhere
 
 
 def flat_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -121,13 +122,17 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     if not tensors:
         raise InputError("example holds no tensor")
     for t in tensors:
-        if t.dtype not in INPUT_TYPES:
-            raise InputError(f"example of type {t.dtype}; {_TAKEN}")
+        if t.dtype not in (*INPUT_TYPES, *_WHOLE):
+            hint = "; give float32, and the model as model.float()" if t.is_floating_point() else ""
+            raise InputError(f"example of type {t.dtype}; {_TAKEN}{hint}")
         if t.device.type != "cpu":
             raise InputError(f"example on {t.device}; the engine runs on the CPU")
     for name, p in model.named_parameters():
         if p.device.type != "cpu":
             raise InputError(f"parameter {name!r} is on {p.device}; the engine runs on the CPU")
+    whole = next((t.dtype for t in tensors if t.dtype in _WHOLE), None)
+    if whole is not None:
+        raise NotWhole(f"an input of type {whole}; {_TAKEN}")
     batch = tensors[0].shape[0] if tensors[0].ndim else None
     if batch is not None and batch < 1:
         raise InputError(f"example of shape {tuple(tensors[0].shape)} has no image")
@@ -142,7 +147,15 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
         try:
             return graph_of(model, traced)  # reads the parameters
         except UnsupportedError as error:
-            raise NotWhole(str(error), traced) from error
+            raise NotWhole(str(error) + _other_floats(model), traced) from error
+
+
+def _other_floats(model: nn.Module) -> str:
+    """What to do about parameters that are no float32."""
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            return f"; parameter {name!r} is {p.dtype}: give model.float()"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@ say it, without PyTorch; as PyTorch's own object where JSON cannot say it (a nam
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["class_of", "is_plain", "unflattener"]
+from actzip.errors import UnsupportedError
+
+__all__ = ["class_of", "is_plain", "plain_outputs", "unflattener"]
 
 _PLAIN: dict[str | None, Callable[[Any, list[Any]], Any]] = {
     "builtins.list": lambda _, children: children,
@@ -47,6 +50,43 @@ def unflattener(spec: Any) -> Callable[[list[Any]], Any]:
         return _PLAIN[node["type"]](node["context"], [build(c, leaves) for c in node["children_spec"]])
 
     return lambda leaves: build(root, iter(leaves))
+
+
+def plain_outputs(spec: Any, leaves: int) -> tuple[str, list[int]]:
+    """``spec`` in dicts, lists and tuples alone, as JSON, and the order in which it takes the ``leaves``: an
+    object of a class becomes the dict of its fields, a named tuple a tuple.
+
+    Raises:
+        UnsupportedError: a class without fields.
+    """
+    from torch.utils import _pytree as pytree
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value] if type(value) is list else tuple(plain(v) for v in value)
+        if dataclasses.is_dataclass(value):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return {k: plain(v) for k, v in fields.items() if v is not None}
+        if type(value) is not int:
+            raise UnsupportedError(
+                f"the model's outputs are of a class of their own, {class_of(spec)}; a file holds dicts, "
+                "lists and tuples only"
+            )
+        return value
+
+    try:
+        tree = pytree.treespec_loads(spec) if isinstance(spec, str) else spec
+        order, made = pytree.tree_flatten(plain(pytree.tree_unflatten(list(range(leaves)), tree)))
+        return pytree.treespec_dumps(made), order
+    except UnsupportedError:
+        raise
+    except Exception as error:  # classes that are not registered here, or that refuse numbers
+        raise UnsupportedError(
+            f"the model's outputs are of a class of their own, {class_of(spec)}, which has no fields to "
+            f"be saved: {error}"
+        ) from error
 
 
 def class_of(spec: Any) -> str:
