@@ -511,3 +511,18 @@ def frame_differences(m, x):
     before = m.seen if isinstance(m.seen, torch.Tensor) else torch.zeros_like(x)
     m.seen = x.clone()
     return m.c(x - before)
+
+
+def scripted():
+    return torch.jit.trace(nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU()).eval(), X)
+
+
+def converted():
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)).eval())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("make", "said"), [(scripted, "ScriptModule"), (converted, "quantized kernels")])
+def test_modules_that_hide_what_they_compute_say_what_to_give(make, said):
+    with pytest.raises(UnsupportedError, match=f"{said}.*ONNX file"):
+        actzip.compile(make(), X, tune=False)

@@ -551,6 +551,16 @@ def _export_error(error: Exception) -> Exception:
         text += f" (at {f.filename.rsplit('/', 1)[-1]}:{f.lineno} in {f.name}: {f.line})"
     if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
         text += "; control flow that depends on the numbers in a tensor has no graph"
+    if "ScriptModule" in str(error):
+        text = (
+            "the model is a ScriptModule, which hides what it computes: give the nn.Module that it was "
+            "made of, or the ONNX file that torch.onnx.export(model, example, path, dynamo=False) writes"
+        )
+    if "torch.classes.quantized" in str(error):
+        text = (
+            "the model was converted to PyTorch's quantized kernels, whose weights have no graph: give the "
+            "float32 module that it was made of, and quantize that (actzip.quantize), or an ONNX file"
+        )
     return UnsupportedError(text)
 
 
