@@ -439,3 +439,26 @@ def test_models_of_other_floats_say_what_to_give(dtype: torch.dtype) -> None:
     model = nn.Conv2d(3, 8, 3).eval().to(dtype)
     with pytest.raises((InputError, UnsupportedError), match=r"model.float\(\)"):
         actzip.compile(model, torch.randn(1, 3, 8, 8).to(dtype), tune=False)
+
+
+@torch.no_grad()
+def test_division_by_powers_of_two_rounds_on_the_engine() -> None:
+    class Divides(nn.Module):
+        def __init__(self, number: float) -> None:
+            super().__init__()
+            self.conv, self.number = nn.Conv2d(3, 8, 3), number
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            y = 9 * self.conv(x)
+            return [torch.div(y, self.number, rounding_mode=m) for m in ("floor", "trunc")]
+
+    x = torch.randint(-4, 5, (2, 3, 9, 9)).float()
+    for number in (2, -0.25, 1):
+        model = Divides(number).eval()
+        model.conv.weight.copy_(torch.randint(-2, 3, (8, 3, 3, 3)))
+        model.conv.bias.zero_()
+        fast = actzip.compile(model, x, tune=False, parts=False)
+        for got, want in zip(fast(x), model(x), strict=True):
+            assert torch.equal(got, want)
+    with pytest.raises(UnsupportedError, match="by anything but a power of two"):
+        actzip.compile(Divides(0.1).eval(), x, tune=False, parts=False)

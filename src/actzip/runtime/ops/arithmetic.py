@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,12 @@ def torch_binary(kind: str) -> TorchHandler:
     def handler(b: Builder, a: dict[str, Any]) -> Any:
         x, y = a["self"], a["other"]
         alpha = a.get("alpha")
-        if a.get("rounding_mode"):
-            raise b.refuse(f"division with rounding mode {a['rounding_mode']!r} is not supported")
+        mode = a.get("rounding_mode")
+        if mode:
+            number = float(y) if not isinstance(y, Ref) and getattr(y, "numel", lambda: 1)() == 1 else 0.0
+            if abs(math.frexp(number)[0]) != 0.5:  # PyTorch rounds the exact quotient
+                raise b.refuse(f"division with rounding mode {mode!r} by anything but a power of two")
+            return b.act(b.emit(Binary, x, number, kind="div"), mode)
         if alpha is not None and alpha != 1:
             y = b.emit(Binary, y, float(alpha), kind="mul") if isinstance(y, Ref) else y * alpha
         if isinstance(x, Compare) or isinstance(y, Compare):
