@@ -99,6 +99,24 @@ def _start(m, x):
     return m.n(m.a(x))
 
 
+@torch.jit.script
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+
+def _written(m, x):
+    y = F.relu(_start(m, x))
+    both = torch.zeros(len(x), 16, *x.shape[2:])
+    both[:, 8:] = y
+    return m.b(y) + both[:, 8:]
+
+
 ODD = {
     "read by a sum": lambda m, x: (y := F.relu(_start(m, x))) + m.b(y),
     "read by a pool": lambda m, x: m.b(F.avg_pool2d(F.relu(_start(m, x)), 3)),
@@ -113,6 +131,20 @@ ODD = {
     "norm without parameters": lambda m, x: m.b(F.relu(m.bare(m.a(x)))),
     "reader runs twice": lambda m, x: m.b(m.b(F.relu(_start(m, x)))),
     "reader's weights by hand": lambda m, x: F.conv2d(F.relu(_start(m, x)), m.b.weight + 0),
+    "read by a scripted function": lambda m, x: m.b(y := F.relu(_start(m, x))) + doubled(y),
+    "before it is scripted": lambda m, x: m.b(F.relu(y := _start(m, x))) + doubled(y),
+    "read by a function of its own": lambda m, x: m.b(y := F.relu(_start(m, x))) + Doubled.apply(y),
+    "written into another": _written,
+    "read by numpy": lambda m, x: m.b(y := F.relu(_start(m, x))) + torch.from_numpy(y.numpy() * 2),
+    "given before the ReLU": lambda m, x: {"pre": (y := _start(m, x)), "out": m.b(F.relu(y))},
+    "read, given and normed": lambda m, x: [y := m.c(F.relu(_start(m, x))), m.n2(y)],
+    "reader's weights twice": lambda m, x: (
+        m.b(F.relu(_start(m, x))) + F.conv2d(x.mean(1, True).expand(-1, 8, -1, -1), m.b.weight)
+    ),
+    "norm's bias elsewhere": lambda m, x: m.b(F.relu(_start(m, x))) + m.n.bias.reshape(-1, 1, 1),
+    "padded along channels": lambda m, x: m.wide(F.pad(F.relu(_start(m, x)), (0, 0, 0, 0, 2, 2))),
+    "rolled along channels": lambda m, x: m.b(F.pad(F.relu(_start(m, x)), (0, 0, 0, 0, 1, -1))),
+    "an image by itself": lambda m, x: m.b(F.relu(m.a(x[0]))),
     "reader is transposed": lambda m, x: m.t(F.relu(_start(m, x))),
 }
 
@@ -120,7 +152,16 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_read_otherwise_is_not_shifted(kind):
     layers = {"bare": nn.BatchNorm2d(8, affine=False), "t": nn.ConvTranspose2d(8, 8, 1)}
+    layers |= {"c": nn.Conv2d(8, 8, 1, bias=False), "n2": nn.BatchNorm2d(8), "wide": nn.Conv2d(12, 8, 1)}
     assert shiftable(Odd(ODD[kind], **layers), X) == {}
+
+
+@pytest.mark.parametrize("where", [("b", "weight"), ("n", "weight"), ("n", "bias")], ids=".".join)
+def test_parameters_that_hooks_compute_are_not_shifted(where):
+    model = Odd(lambda m, x: m.b(F.relu(_start(m, x))))
+    assert shiftable(model, X)
+    torch.nn.utils.prune.l1_unstructured(getattr(model, where[0]), where[1], 0.3)
+    assert shiftable(model, X) == {}
 
 
 def test_a_shift_passes_a_max_pool():

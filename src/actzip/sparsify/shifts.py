@@ -12,7 +12,8 @@ padding stands for s too, which is charged.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from actzip.activations import ActivationTap, Site, eval_mode, run_model
 from actzip.activations.calls import CONVOLUTIONS, LINEARS
@@ -36,6 +39,8 @@ MOST = 0.5
 FULL = 1e-4
 #: Inputs that tell how maps are read; values a channel that a mean is put back by, at least.
 FEW, FEWEST = 8, 8
+#: Methods that give a tensor's values as no tensor.
+_ELSEWHERE = {"numpy", "tolist", "__array__", "__dlpack__"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def shared(model: nn.Module) -> set[str]:
     owners: dict[int, list[str]] = {}
     unfit = set()
     for name, module in model.named_modules():
-        if torch.nn.utils.parametrize.is_parametrized(module):
+        by_hooks = any(isinstance(vars(module).get(each), Tensor) for each in ("weight", "bias"))
+        if by_hooks or torch.nn.utils.parametrize.is_parametrized(module):
             unfit.add(name)
         for p in module.parameters(recurse=False):
             owners.setdefault(id(p), []).append(name)
@@ -131,7 +137,7 @@ def shiftable(model: nn.Module, inputs: Tensor) -> dict[str, Shiftable]:
     that they read, and convolutions whose mean can be put back are all that reads them.
     """
     flow = _Flow(model)
-    with Hooks() as hooks, eval_mode(model), torch.no_grad(), flow:
+    with Hooks() as hooks, eval_mode(model), torch.no_grad(), flow.operators, flow:
         for name, module in model.named_modules():
             if isinstance(module, _Norm):
                 hooks.after(module, lambda m, args, out, name=name: flow.normed(name, args[0], out))
@@ -156,6 +162,20 @@ class _Map:
     readers: list[tuple[str, float]] = field(default_factory=list)
 
 
+class _Operators(TorchDispatchMode):
+    """How many operators read a tensor of ``known`` ids, scripted functions' and those of writes too."""
+
+    def __init__(self, known: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.known, self.reads = known, Counter[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        found = {id(v) for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
+        self.reads.update(i for i in found if self.known(i))
+        return out
+
+
 class _Flow(TorchFunctionMode):
     """Which layer gives what a ReLU reads, and what reads what the ReLU gives."""
 
@@ -164,7 +184,10 @@ class _Flow(TorchFunctionMode):
         self.modules = dict(model.named_modules())
         self.weights = {id(m.weight): n for n, m in self.modules.items() if isinstance(m, _READERS)}
         self.sources: dict[int, tuple[str, Tensor]] = {}  # what layers gave, by identity
-        self.reads: dict[int, int] = {}
+        self.reads = Counter[int]()
+        self.given: set[int] = set()  # what the model gives
+        self.parameters = {id(t) for t in (*model.parameters(), *model.buffers())}
+        self.operators = _Operators(lambda i: i in self.sources or i in self.maps or i in self.parameters)
         self.behind: dict[int, tuple[tuple[str, Tensor], Any]] = {}  # what read a source and nothing else
         self.norms: dict[str, str] = {}
         self.outputs: dict[str, Tensor] = {}
@@ -176,7 +199,7 @@ class _Flow(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         outs = out if isinstance(out, (tuple, list)) else [out]
-        if any(isinstance(v, Tensor) for v in outs):
+        if any(isinstance(v, Tensor) for v in outs) or getattr(func, "__name__", "") in _ELSEWHERE:
             self.behind.pop(id(out), None)
             for v in (*args, *kwargs.values()):
                 for x in v if isinstance(v, (tuple, list)) else (v,):
@@ -185,15 +208,16 @@ class _Flow(TorchFunctionMode):
         return out
 
     def _read(self, x: Tensor, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if id(x) in self.sources or id(x) in self.maps:
+            self.reads[id(x)] += 1
         if id(x) in self.sources:
-            self.reads[id(x)] = self.reads.get(id(x), 0) + 1
             self.behind[id(out)] = self.sources[id(x)], out
         m = self.maps.get(id(x))
         if m is None:
             return
         first = bool(args) and args[0] is x
         name = self.weights.get(id(args[1] if len(args) > 1 else kwargs.get("weight")), "")
-        passes = func is F.max_pool2d or (func is F.pad and _zeros(args, kwargs))
+        passes = func is F.max_pool2d or (func is F.pad and _zeros(x, args, kwargs))
         if first and passes and isinstance(out, Tensor):  # the shift passes too
             self.maps[id(out)] = _Map(out, func(m.ones, *args[1:], **kwargs), m.readers)
         elif first and name and (func in CONVOLUTIONS or func in LINEARS):
@@ -225,15 +249,14 @@ class _Flow(TorchFunctionMode):
 
     def ended(self, out: Any) -> None:
         """The pass gave ``out``."""
-        for t in output_tensors(out):
-            if id(t) in self.maps:
-                self.maps[id(t)].readers.append(("", 0.0))
+        self.given = {id(t) for t in output_tensors(out)}
 
     def found(self, unfit: set[str]) -> dict[str, Shiftable]:
-        unfit = unfit | {n for n, count in self.runs.items() if count != 1}
+        unfit = unfit | {n for n, count in self.runs.items() if count != 1 or not self._once(n)}
         made = {}
         for name, (producer, x, m, high) in self.sites.items():
             beside = x is not m.value and self.reads[id(x)] != 1
+            beside |= any(self._beside(v) for v in (x, *self._passed(m)))
             if beside or high <= 0 or not m.readers or not self._shifts(producer, m.value, unfit):
                 continue
             if all(self._absorbs(r, m.value, unfit) for r, _ in m.readers):
@@ -242,11 +265,25 @@ class _Flow(TorchFunctionMode):
                 made[name] = Shiftable(producer, norm, readers, high, max(p for _, p in m.readers))
         return made
 
+    def _passed(self, m: _Map) -> list[Tensor]:
+        """A map and what it is behind pads and pools."""
+        return [each.value for each in self.maps.values() if each.readers is m.readers]
+
+    def _beside(self, v: Tensor) -> bool:
+        """Whether something reads a value that no function of PyTorch's was seen to."""
+        return id(v) in self.given or self.operators.reads[id(v)] != self.reads[id(v)]
+
+    def _once(self, name: str) -> bool:
+        """Whether a layer's parameters are read by that layer alone."""
+        m = self.modules[name]
+        tensors = (getattr(m, each, None) for each in ("weight", "bias", "running_mean", "running_var"))
+        return all(self.operators.reads[id(t)] == 1 for t in tensors if t is not None)
+
     def _shifts(self, producer: str, value: Tensor, unfit: set[str]) -> bool:
         m: Any = self.modules[producer]
         if producer in unfit or producer in self.norms or m.weight is None or m.bias is None:
             return False
-        if isinstance(m, nn.Linear) and value.dim() != 2:
+        if not _batched(m, value):
             return False
         return m.running_mean is not None if isinstance(m, _Norm) else True
 
@@ -256,17 +293,26 @@ class _Flow(TorchFunctionMode):
         if out is None or reader in unfit or out.numel() // max(1, int(out.shape[1])) < FEWEST:
             return False
         layer: Any = self.modules[reader]
-        if isinstance(layer, nn.Linear) and value.dim() != 2:
+        if not _batched(layer, value):
             return False
         if reader not in self.norms:
             return layer.bias is not None
         norm: Any = self.modules[self.norms[reader]]
-        once = self.reads.get(id(out), 0) <= 1
+        once = self.reads[id(out)] <= 1 and not self._beside(out)
         return once and self.norms[reader] not in unfit and norm.running_mean is not None
 
 
-def _zeros(args: Any, kwargs: Any) -> bool:
-    """Whether a pad is of zeros."""
+def _batched(layer: Any, value: Tensor) -> bool:
+    """Whether channels are the second dimension of what a layer reads or gives."""
+    if isinstance(layer, _Norm):
+        return True
+    return value.dim() == (2 if isinstance(layer, nn.Linear) else 2 + len(layer.kernel_size))
+
+
+def _zeros(x: Tensor, args: Any, kwargs: Any) -> bool:
+    """Whether a pad of ``x`` is of zeros, around pixels."""
+    if len(kwargs.get("pad", args[1] if len(args) > 1 else ())) > 2 * (x.dim() - 2):
+        return False
     mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
     return mode == "constant" and not kwargs.get("value", args[3] if len(args) > 3 else 0.0)
 
