@@ -193,3 +193,30 @@ def test_without_a_stand_in_for_the_times_answers_are_right(tmp_path):
                 fast = actzip.compile(path, example, fallback=True, **QUICK)
                 np.testing.assert_allclose(fast(x), theirs(path, x), atol=1e-5)
                 assert "ms with ONNX Runtime" in fast.note
+
+
+@pytest.mark.parametrize("falls_back", [False, True])
+def test_values_that_onnx_runtime_refuses_are_a_typed_error(tmp_path, monkeypatch, falls_back):
+    graph = helper.make_graph(
+        [N("Conv", ["x", "w"], ["c"]), N("Gather", ["c", "i"], ["y"], axis=1)],
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8]),
+            helper.make_tensor_value_info("i", TensorProto.INT64, ["k"]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(normal(8, 3, 3, 3), "w")],
+    )
+    path = tmp_path / "gather.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    race(monkeypatch, *([2.0], [1.0]) if falls_back else ([1.0], [2.0]))
+    x = normal(2, 3, 8, 8)
+    with pytest.warns(ActzipWarning):
+        fast = actzip.compile(path, (x, np.array([0, 7])), fallback=True, **QUICK)
+    assert isinstance(fast, fallback.FallbackModel) == falls_back
+    assert fast(x, np.array([1, 2])).shape == (2, 2, 6, 6)
+    for run in (fast, fast.explain):
+        with pytest.raises(InputError, match=r"ONNX Runtime cannot run .*out of data bounds, idx=99"):
+            run((x, np.array([0, 99])))
+        with pytest.raises(InputError, match="N must be at least 1"):
+            run((x[:0], np.array([0, 7])))

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from actzip.errors import ActzipError, ActzipWarning, InputError, UnsupportedError
+from actzip.errors import ActzipWarning, InputError, UnsupportedError
 from actzip.runtime.binding import arrays_of
 from actzip.runtime.drawn import drawn
 from actzip.runtime.explain import Explanation
 from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import inputs_of, load_onnx
-from actzip.runtime.parts import PartitionedModel, Plan, line_of, runtime, types_of
+from actzip.runtime.parts import PartitionedModel, Plan, RefusedInput, line_of, runtime, types_of
 
 __all__ = ["FallbackModel", "check_fallback", "quicker"]
 
@@ -155,7 +155,7 @@ class FallbackModel(PartitionedModel):
         """:meth:`run` with ONNX Runtime.
 
         Raises:
-            Exception: of ONNX Runtime's own classes, where it refuses the sizes.
+            RefusedInput: it refuses the sizes or values. InputError: as calling.
         """
         return super().run(inputs)
 
@@ -167,9 +167,7 @@ class FallbackModel(PartitionedModel):
         """
         try:
             return self.run_elsewhere(inputs)
-        except ActzipError:
-            raise
-        except Exception:
+        except RefusedInput:
             outputs: list[Array] = self.engine.run(inputs)
             return outputs
 
@@ -177,9 +175,7 @@ class FallbackModel(PartitionedModel):
         """What runs where and why, measured now on ``x`` (or on the example)."""
         try:
             return super().explain(x, runs=runs)
-        except ActzipError:
-            raise
-        except Exception:
+        except RefusedInput:
             found: Explanation = self.engine.explain(x, runs=runs)
             return found
 

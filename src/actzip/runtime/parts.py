@@ -32,6 +32,7 @@ from actzip.runtime.registry import Mask
 __all__ = [
     "PartitionedModel",
     "Plan",
+    "RefusedInput",
     "compile_parts",
     "line_of",
     "run_whole",
@@ -42,6 +43,10 @@ __all__ = [
 
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
+
+
+class RefusedInput(InputError):
+    """ONNX Runtime refuses the sizes or values of an input."""
 
 
 class Compiler(Protocol):
@@ -256,7 +261,12 @@ class _Part:
         if self.engine:
             outputs = self.compiled._general(tuple(given), {})
             return outputs if isinstance(outputs, list) else [outputs]
-        return list(self.session.run(self.outputs, dict(zip(self.inputs, given, strict=True))))
+        try:
+            return list(self.session.run(self.outputs, dict(zip(self.inputs, given, strict=True))))
+        except Exception as error:
+            raise RefusedInput(
+                f"ONNX Runtime cannot run the model on this input: {line_of(error)}"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None, "nodes": []}
@@ -571,23 +581,26 @@ class PartitionedModel:
         Raises:
             InputError: as calling.
         """
-        if len(inputs) != len(self._names):
-            raise InputError(f"{len(inputs)} inputs given; this model was compiled for {len(self._names)}")
-        arrays = [_plain(n, x, self._dtypes[n]) for n, x in zip(self._names, inputs, strict=True)]
-        if any(a.size == 0 for a in arrays):
-            raise InputError("an input is empty; N must be at least 1")
+        arrays = self._arrays(inputs)
         try:
             plan = self._plan(arrays)
             return plan.run(dict(zip(self._names, arrays, strict=True)), self._outputs)
         except MemoryError as error:
             raise no_memory(int(arrays[0].shape[0]) if arrays and arrays[0].ndim else 1) from error
 
+    def _arrays(self, inputs: list[Any]) -> list[Array]:
+        if len(inputs) != len(self._names):
+            raise InputError(f"{len(inputs)} inputs given; this model was compiled for {len(self._names)}")
+        arrays = [_plain(n, x, self._dtypes[n]) for n, x in zip(self._names, inputs, strict=True)]
+        if any(a.size == 0 for a in arrays):
+            raise InputError("an input is empty; N must be at least 1")
+        return arrays
+
     def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
         """What runs where and why, measured now on ``x`` (or on the example)."""
         arrays = self._sample
         if x is not None:
-            leaves = self._leaves((x,), {})
-            arrays = [_plain(n, a, self._dtypes[n]) for n, a in zip(self._names, leaves, strict=True)]
+            arrays = self._arrays(self._leaves((x,), {}))
         plan = self._plan(arrays)
         values: dict[str, Array] = {**plan.constants, **dict(zip(self._names, arrays, strict=True))}
         reports: list[Explanation] = []
