@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from actzip.activations import ActivationTap, get_thresholds, run_model, set_thresholds
 from actzip.sparsify import calibrate_thresholds, measure
@@ -160,7 +161,7 @@ def test_what_is_read_otherwise_is_not_shifted(kind):
 def test_parameters_that_hooks_compute_are_not_shifted(where):
     model = Odd(lambda m, x: m.b(F.relu(_start(m, x))))
     assert shiftable(model, X)
-    torch.nn.utils.prune.l1_unstructured(getattr(model, where[0]), where[1], 0.3)
+    prune.l1_unstructured(getattr(model, where[0]), where[1], 0.3)
     assert shiftable(model, X) == {}
 
 
