@@ -166,7 +166,7 @@ class _Operators(TorchDispatchMode):
     """How many operators read a tensor of ``known`` ids, scripted functions' and those of writes too."""
 
     def __init__(self, known: Callable[[int], bool]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known, self.reads = known, Counter[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
