@@ -13,9 +13,9 @@ from actzip.profile import cost
 from actzip.sparsify import sparsify
 
 
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    """16 GMAC/s dense or packed, whatever the shape."""
+@pytest.fixture(scope="module", autouse=True)
+def machine():
+    """16 GMAC/s dense or packed, whatever the shape; of a module, so that its fixtures get it too."""
     samples = []
     for storage in ("dense", "packed"):
         for small in (True, False):
@@ -26,8 +26,9 @@ def machine(monkeypatch):
                         cost.Sample(conv, storage, small, density, cost._work(conv, storage, density) / 16e6)
                     )
     model = cost.CostModel(samples, {"": 1e-7})
-    monkeypatch.setattr(cost.CostModel, "of_this_machine", classmethod(lambda cls, *a, **k: model))
-    return model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost.CostModel, "of_this_machine", classmethod(lambda cls, *a, **k: model))
+        yield model
 
 
 @pytest.fixture(scope="session")
