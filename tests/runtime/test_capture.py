@@ -333,6 +333,7 @@ def test_control_flow_on_data_is_refused():
     "example",
     [
         torch.zeros(2, 3, dtype=torch.float64),
+        torch.zeros(2, 3, dtype=torch.complex64),
         torch.zeros(2, 3, dtype=torch.int64),
         torch.zeros(0, 3),
         3,

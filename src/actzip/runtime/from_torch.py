@@ -132,6 +132,8 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
             raise InputError(f"parameter {name!r} is on {p.device}; the engine runs on the CPU")
     whole = next((t.dtype for t in tensors if t.dtype in _WHOLE), None)
     if whole is not None:
+        with eval_mode(model), torch.no_grad():
+            _check_runs(model, args, kwargs)
         raise NotWhole(f"an input of type {whole}; {_TAKEN}")
     batch = tensors[0].shape[0] if tensors[0].ndim else None
     if batch is not None and batch < 1:
@@ -423,16 +425,20 @@ def _export(
         except Exception as error:
             if dynamic:
                 return None
-            try:
-                if not known:
-                    with untouched(model, own=True):
-                        _run(model, args, kwargs)
-            except Exception as plain:
-                first = str(plain).strip().partition("\n")[0]
-                raise InputError(
-                    f"the model does not run on this example: {type(plain).__name__}: {first}"
-                ) from plain
+            if not known:
+                _check_runs(model, args, kwargs)
             raise _export_error(error) from error
+
+
+def _check_runs(model: nn.Module, args: Any, kwargs: Any) -> None:
+    try:
+        with untouched(model, own=True):
+            _run(model, args, kwargs)
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the model does not run on this example: {type(error).__name__}: {first}"
+        ) from error
 
 
 @dataclass(frozen=True)
