@@ -118,7 +118,13 @@ def compile(
     one_of(storage, "storage", ("float32", "float16"))
     one_of(pack, "pack", ("auto", "always"))
     n_threads = _thread_count(threads)
-    flags = {"cache": cache, "dynamic": dynamic, "winograd": winograd, "parts": parts, "fallback": fallback}
+    flags: dict[str, Any] = {
+        "cache": cache,
+        "dynamic": dynamic,
+        "winograd": winograd,
+        "parts": parts,
+        "fallback": fallback,
+    }
     if progress is not None:
         flags["progress"] = progress
     for name, value in flags.items():
@@ -128,14 +134,8 @@ def compile(
         raise InputError(f"tune must be True, False or 'thorough', not {shown(tune)}")
     if fallback:
         check_fallback(model)
-        more: dict[str, Any] = {
-            "calibration": calibration,
-            "tune": tune,
-            "progress": progress,
-            "parts": parts,
-        }
-        more |= {"cache": cache, "dynamic": dynamic, "storage": storage, "pack": pack, "winograd": winograd}
-        made = compile(model, example, threads=threads, **more)
+        more: dict[str, Any] = {"calibration": calibration, "tune": tune, "storage": storage, "pack": pack}
+        made = compile(model, example, threads=threads, **more, **flags | {"fallback": False})
         return cast(CompiledModel, quicker(made, model, example, n_threads))
     try:
         graph, inputs, origin = front_end(model, example, dynamic)

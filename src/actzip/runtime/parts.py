@@ -137,6 +137,13 @@ def _session(model: Any, threads: int) -> Any:
         raise UnsupportedError(f"ONNX Runtime refuses the rest: {line_of(error)}") from error
 
 
+def _run_session(session: Any, outputs: list[str], given: Mapping[str, Any]) -> list[Any]:
+    try:
+        return list(session.run(outputs, dict(given)))
+    except Exception as error:
+        raise RefusedInput(f"ONNX Runtime cannot run the model on this input: {line_of(error)}") from error
+
+
 def line_of(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -261,12 +268,7 @@ class _Part:
         if self.engine:
             outputs = self.compiled._general(tuple(given), {})
             return outputs if isinstance(outputs, list) else [outputs]
-        try:
-            return list(self.session.run(self.outputs, dict(zip(self.inputs, given, strict=True))))
-        except Exception as error:
-            raise RefusedInput(
-                f"ONNX Runtime cannot run the model on this input: {line_of(error)}"
-            ) from error
+        return _run_session(self.session, self.outputs, dict(zip(self.inputs, given, strict=True)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None, "nodes": []}
@@ -335,10 +337,7 @@ def run_whole(model: Any, given: Mapping[str, Array], threads: int) -> dict[str,
                 whole.graph.output.append(onnx.ValueInfoProto(name=o))
     session = _session(whole, threads)
     names = [o.name for o in session.get_outputs()]
-    try:
-        results = session.run(names, dict(given))
-    except Exception as error:
-        raise InputError(f"ONNX Runtime cannot run the model on this input: {line_of(error)}") from error
+    results = _run_session(session, names, given)
     return {n: r for n, r in zip(names, results, strict=True) if isinstance(r, np.ndarray)}
 
 
