@@ -15,10 +15,10 @@ from actzip._native import _engine
 from actzip.errors import UnsupportedError
 from actzip.runtime import compile_graph
 from actzip.runtime.explain import dense_arena_bytes
-from actzip.runtime.from_torch import capture
 from actzip.runtime.lower import lower
 from actzip.runtime.passes import optimize
 from actzip.runtime.storage import banded, choose_storage
+from actzip.runtime.tracing import capture
 
 
 @pytest.fixture(params=_engine.isas())

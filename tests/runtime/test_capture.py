@@ -15,10 +15,10 @@ from actzip.errors import InputError, UnsupportedError
 from actzip.models._torchvision import import_torchvision
 from actzip.runtime import graph as g
 from actzip.runtime import ops
-from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
 from actzip.runtime.ops.resize import _table
 from actzip.runtime.passes import optimize
+from actzip.runtime.tracing import capture
 from torches import needs_2_6
 
 

@@ -17,7 +17,7 @@ from actzip import cpu
 from actzip.activations import set_thresholds
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime import compile_graph
-from actzip.runtime.from_torch import capture
+from actzip.runtime.tracing import capture
 from crowd import at_once
 
 

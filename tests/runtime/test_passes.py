@@ -15,8 +15,8 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime import passes as P
 from actzip.runtime.acts import Act
-from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
+from actzip.runtime.tracing import capture
 from actzip.runtime.tune import calibrate, nonfinite_parameters
 from torches import needs_2_6
 

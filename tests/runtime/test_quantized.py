@@ -14,10 +14,10 @@ from actzip.errors import ActzipWarning, InputError, LayerError
 from actzip.quantize import capture as capture_integers
 from actzip.quantize import quantization, without_quantization
 from actzip.quantize.model import marked
-from actzip.runtime.from_torch import capture
 from actzip.runtime.lower import lower
 from actzip.runtime.passes import optimize
 from actzip.runtime.storage import choose_storage
+from actzip.runtime.tracing import capture
 from torches import needs_2_6
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actzip.errors import UnsupportedError
-from actzip.runtime.from_torch import capture
 from actzip.runtime.interpret import interpret
+from actzip.runtime.tracing import capture
 from wrapped import Of
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import actzip
 from actzip.runtime import ops
-from actzip.runtime.from_torch import capture
 from actzip.runtime.passes import optimize
+from actzip.runtime.tracing import capture
 from torches import needs_2_6
 
 pytestmark = needs_2_6

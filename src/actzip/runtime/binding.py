@@ -42,7 +42,7 @@ def front_end(model: Any, example: Any, dynamic: bool) -> tuple[g.Graph, list[An
     else:
         from torch import nn
 
-        from actzip.runtime.from_torch import capture
+        from actzip.runtime.tracing import capture
 
         if not isinstance(model, nn.Module):
             raise InputError(
@@ -68,7 +68,7 @@ def _shapes(example: Any) -> Any:
     """Shapes of an example's tensors, by name or in order; None without one."""
     if example is None:
         return None
-    from actzip.runtime.from_torch import flat_inputs
+    from actzip.runtime.tracing import flat_inputs
 
     args, kwargs = flat_inputs(example)
     return {k: tuple(v.shape) for k, v in kwargs.items()} if kwargs else [tuple(a.shape) for a in args]

@@ -140,7 +140,7 @@ def _real(value: Any) -> Tensor:
 
 def _trace(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
     """The module exported: it is known to run."""
-    from actzip.runtime.from_torch import trace
+    from actzip.runtime.tracing import trace
 
     batch = examples[0].shape[0] if examples[0].ndim else None
     if batch == 0:
@@ -154,7 +154,7 @@ def _engine(
     module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any], traced: Any = None
 ) -> Any:
     from actzip.runtime import compile as compile_module
-    from actzip.runtime.from_torch import graph_of
+    from actzip.runtime.tracing import graph_of
 
     if any(t.dtype != torch.float32 for t in examples):
         raise UnsupportedError("an input that is not float32")

@@ -240,7 +240,7 @@ def _with_shape(
 def _exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     """(module, input shape C, H, W) of an exported program: its graph, or its own module where an
     operator is unknown."""
-    from actzip.runtime.from_torch import capture, flat_inputs
+    from actzip.runtime.tracing import capture, flat_inputs
 
     try:
         program = torch.export.load(str(path))

@@ -140,7 +140,7 @@ class TorchOrigin:
         from torch import Tensor
         from torch.utils import _pytree as pytree
 
-        from actzip.runtime.from_torch import flat_inputs
+        from actzip.runtime.tracing import flat_inputs
 
         self.name = type(model).__name__
         self.model = _hollow(model)
@@ -159,7 +159,8 @@ class TorchOrigin:
 
         from actzip.activations import eval_mode
         from actzip.quantize.model import marked
-        from actzip.runtime.from_torch import from_exported, graph_of, plain_attention, symbolic, trace
+        from actzip.runtime.from_torch import from_exported
+        from actzip.runtime.tracing import graph_of, plain_attention, symbolic, trace
 
         batch = shapes[0][0] if shapes[0] else None
         with eval_mode(self.model), plain_attention(), torch.no_grad(), marked(self.model):

@@ -25,15 +25,9 @@ from actzip.runtime.binding import as_call
 from actzip.runtime.drawn import drawn
 from actzip.runtime.dynamo import effect_of, engine_parts, parts_of
 from actzip.runtime.explain import Explanation, LayerRow, together
-from actzip.runtime.from_torch import (
-    NotWhole,
-    Traced,
-    flat_inputs,
-    plain_attention,
-    refused_nodes,
-    trace,
-)
+from actzip.runtime.from_torch import refused_nodes
 from actzip.runtime.sizes import Sizes
+from actzip.runtime.tracing import NotWhole, Traced, flat_inputs, plain_attention, trace
 
 __all__ = ["PartitionedModule", "module_in_parts"]
 

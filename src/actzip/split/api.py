@@ -15,8 +15,9 @@ from actzip.errors import InputError
 from actzip.runtime import compile as compile_model
 from actzip.runtime import graph as g
 from actzip.runtime.compiled import CompiledModel
-from actzip.runtime.from_torch import Builder, trace
+from actzip.runtime.from_torch import Builder
 from actzip.runtime.models import GraphNet, load_model
+from actzip.runtime.tracing import trace
 from actzip.split.cut import Cut, Layers, cut_graph, cuts, find_cut, named_layers
 from actzip.split.program import cut_program
 
