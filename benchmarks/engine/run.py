@@ -270,7 +270,7 @@ def close_gate(command: str | None) -> subprocess.Popen[str] | None:
     return gate
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="inception_v3")
     parser.add_argument("--batch", type=int, default=1)
@@ -345,6 +345,11 @@ def main() -> None:
         if getattr(args, option) is None:
             setattr(args, option, usual)
     args.unseen = args.unseen or (300 if args.network in models.TRAINED else 32)
+    return args
+
+
+def main() -> None:
+    args = options()
     engines = [e for e in args.engines.split(",") if e]
     with tempfile.TemporaryDirectory() as temporary:
         args.folder = args.folder or Path(temporary)

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from actzip._native import _engine
+from actzip.files import write_text
 
 kernels = _engine.kernels
 HERE = Path(__file__).parent
@@ -188,7 +189,92 @@ def problem(row: dict, density: float, packed_in: bool, packed_out: bool):
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def best_seconds(p, name: str, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, seconds: float) -> float:
+    """The least time of a run of this kernel within ``seconds``."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        repeat = 5 if best == float("inf") else max(1, min(200, int(seconds / 4 / best)))
+        best = min(best, *kernels.conv(p, name, x, weight, bias, repeat=repeat)[1])
+        if time.perf_counter() > end:
+            return best
+
+
+def parameters(rng: np.random.Generator, row: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Weights that keep the scale of what they read, and biases."""
+    shape = row["oc"], row["ic"] // row["groups"], row["kh"], row["kw"]
+    weight = rng.standard_normal(shape) / np.prod(shape[1:]) ** 0.5
+    bias = rng.standard_normal(row["oc"]).astype(np.float32) * np.float32(0.1)
+    return weight.astype(np.float32), bias
+
+
+def measure(args: argparse.Namespace, rng: np.random.Generator, row: dict, density: float) -> dict | None:
+    """A layer at a density: every kernel that can compute it, and oneDNN before and after them."""
+    weight, bias = parameters(rng, row)
+    x = activations(rng, row, density, args.masks)
+    rival = OneDnn(row, x, weight, bias) if args.rival else None
+    if rival:
+        rival.measure(args.seconds)
+    packed = not args.dense
+    p = problem(row, density, packed and row["ic"] >= 4, packed)
+    only = [k for k in args.kernels.split(",") if k]
+    names = [n for n in kernels.variants(p) if not only or any(k in n for k in only)]
+    times = {n: best_seconds(p, n, x, weight, bias, args.seconds) for n in names}
+    if rival:
+        rival.measure(args.seconds)
+    if not times:
+        return None
+    tiles = {}
+    if (row["kh"], row["kw"], row["sh"], row["dilation"], row["groups"]) == (3, 3, 1, 1, 1):
+        tiles = {f"{m}x{m}": tile_density(x, m, row) for m in (2, 4)}
+    macs = effective_macs(x, row)
+    name = min(times, key=times.__getitem__)
+    return {
+        **row,
+        "density": density,
+        "tile_density": tiles,
+        "effective_macs": macs,
+        "kernel": name,
+        "seconds": times[name],
+        "gflops": 2e-9 * macs / times[name],
+        "kernels": times,
+        "onednn_seconds": rival.best if rival else None,
+    }
+
+
+def label(row: dict) -> str:
+    return (
+        f"{row['net']} {row['ic']}->{row['oc']} {row['kh']}x{row['kw']}/{row['sh']} "
+        f"g{row['groups']} {row['h']}x{row['w']}"
+    )
+
+
+def say(entry: dict, peak: float, verbose: bool) -> None:
+    mine, times = entry["seconds"], entry["kernels"]
+    rival = min((entry["onednn_seconds"] or {"": float("nan")}).values())
+    print(
+        f"{label(entry):44s} d{entry['density']:4.2f} {entry['kernel']:14s} {mine * 1e6:8.0f} us "
+        f"{entry['gflops']:6.1f} GF/s {100 * entry['peak_share']:5.1f} %  "
+        f"oneDNN {rival * 1e6:8.0f} us  {rival / mine:5.2f}x" + winograd_part(times, entry["tile_density"]),
+        flush=True,
+    )
+    for k, v in times.items() if verbose else ():
+        share = 2e-9 * entry["effective_macs"] / v / peak
+        print(f"    {k:16s} {v * 1e6:8.0f} us {100 * share:5.1f} %")
+
+
+def say_totals(rows: list[dict]) -> None:
+    print("\nAll layers of a network (each as often as it occurs): non-zero MACs as a share of the FMA peak")
+    nan = float("nan")
+    for t in rows:
+        print(
+            f"{t['net']:14s} d{t['density']:4.2f} {1e3 * t['seconds']:8.2f} ms"
+            f"  {100 * t['peak_share']:5.1f} %  direct {1e3 * t.get('direct_seconds', nan):8.2f} ms"
+            f"  {100 * t.get('direct_peak_share', nan):5.1f} %"
+            f"  oneDNN {1e3 * t.get('onednn_seconds', nan):8.2f} ms"
+        )
+
+
+def options(argv: list[str] | None) -> argparse.Namespace:
     a = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     a.add_argument("--net", action="append", default=[], help="only this network (repeatable)")
     a.add_argument("--layers", type=Path, default=HERE / "layers.txt")
@@ -205,12 +291,16 @@ def main(argv: list[str] | None = None) -> int:
     a.add_argument("--verbose", action="store_true", help="a line per kernel")
     a.add_argument("--out", type=Path)
     args = a.parse_args(argv)
-    densities = args.density or ([1.0] if args.dense else [1.0, 0.5, 0.34, 0.2])
+    args.density = args.density or ([1.0] if args.dense else [1.0, 0.5, 0.34, 0.2])
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = options(argv)
     torch.set_num_threads(1)
     if not _engine.force_isa(args.isa):
         print(f"this CPU cannot run {args.isa}", file=sys.stderr)
         return 2
-    only = [k for k in args.kernels.split(",") if k]
     rng = np.random.default_rng(0)
     peak = kernels.peak_gflops(0.5)
     info = {
@@ -225,84 +315,19 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(f"{info['cpu']}, {info['isa']}, FMA loop {peak:.1f} GFLOP/s, one thread, {args.masks} masks")
     for row in layers(args.layers, args.net):
-        label = (
-            f"{row['net']} {row['ic']}->{row['oc']} {row['kh']}x{row['kw']}/{row['sh']} "
-            f"g{row['groups']} {row['h']}x{row['w']}"
-        )
-        if args.match and args.match not in label:
+        if args.match and args.match not in label(row):
             continue
-        fan = row["ic"] // row["groups"] * row["kh"] * row["kw"]
-        weight = (
-            rng.standard_normal((row["oc"], row["ic"] // row["groups"], row["kh"], row["kw"])) / fan**0.5
-        ).astype(np.float32)
-        bias = rng.standard_normal(row["oc"]).astype(np.float32) * np.float32(0.1)
-        first = row["ic"] < 4
-        for density in densities if not first else [1.0]:
-            x = activations(rng, row, density, args.masks)
-            macs = effective_macs(x, row)
-            rival = OneDnn(row, x, weight, bias) if args.rival else None
-            if rival:
-                rival.measure(args.seconds)
-            p = problem(row, density, not first and not args.dense, not args.dense)
-            tiles = {}
-            if (row["kh"], row["kw"], row["sh"], row["dilation"], row["groups"]) == (3, 3, 1, 1, 1):
-                tiles = {f"{m}x{m}": tile_density(x, m, row) for m in (2, 4)}
-            times: dict[str, float] = {}
-            for name in kernels.variants(p):
-                if only and not any(k in name for k in only):
-                    continue
-                best, end = float("inf"), time.perf_counter() + args.seconds
-                while True:
-                    repeat = 5 if best == float("inf") else max(1, min(200, int(args.seconds / 4 / best)))
-                    _, seconds = kernels.conv(p, name, x, weight, bias, repeat=repeat)
-                    best = min(best, *seconds)
-                    if time.perf_counter() > end:
-                        break
-                times[name] = best
-            if rival:
-                rival.measure(args.seconds)
-            if not times:
-                continue
-            name = min(times, key=times.__getitem__)
-            mine = times[name]
-            best_rival = min(rival.best.values()) if rival else float("nan")
-            gflops = 2e-9 * macs / mine
-            entry = {
-                **row,
-                "density": density,
-                "tile_density": tiles,
-                "effective_macs": macs,
-                "kernel": name,
-                "seconds": mine,
-                "gflops": gflops,
-                "peak_share": gflops / peak,
-                "kernels": times,
-                "onednn_seconds": rival.best if rival else None,
-            }
-            info["layers"].append(entry)
-            print(
-                f"{label:44s} d{density:4.2f} {name:14s} {mine * 1e6:8.0f} us {gflops:6.1f} GF/s "
-                f"{100 * gflops / peak:5.1f} %  oneDNN {best_rival * 1e6:8.0f} us  {best_rival / mine:5.2f}x"
-                + winograd_part(times, tiles),
-                flush=True,
-            )
-            if args.verbose:
-                for k, v in times.items():
-                    print(f"    {k:16s} {v * 1e6:8.0f} us {2e-11 * macs / v / peak * 1e4:5.1f} %")
-    print("\nAll layers of a network (each as often as it occurs): non-zero MACs as a share of the FMA peak")
+        for density in args.density if row["ic"] >= 4 else [1.0]:
+            entry = measure(args, rng, row, density)
+            if entry:
+                entry["peak_share"] = entry["gflops"] / peak
+                info["layers"].append(entry)
+                say(entry, peak, args.verbose)
     info["totals"] = totals(info["layers"], peak)
-    for t in info["totals"]:
-        print(
-            f"{t['net']:14s} d{t['density']:4.2f} {1e3 * t['seconds']:8.2f} ms"
-            f"  {100 * t['peak_share']:5.1f} %  direct {1e3 * t.get('direct_seconds', float('nan')):8.2f} ms"
-            f"  {100 * t.get('direct_peak_share', float('nan')):5.1f} %"
-            f"  oneDNN {1e3 * t.get('onednn_seconds', float('nan')):8.2f} ms"
-        )
+    say_totals(info["totals"])
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(info, indent=1))
-        temporary.replace(args.out)
+        write_text(args.out, json.dumps(info, indent=1))
     return 0
 
 

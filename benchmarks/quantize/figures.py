@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -50,12 +51,8 @@ NETWORKS = {
 }
 
 
-def row(
-    network: str, stage: str, bits: Any, report: RateReport, seconds: float, layers: bool
-) -> dict[str, Any]:
+def row(network: str, stage: str, bits: Any, report: RateReport, seconds: float) -> dict[str, Any]:
     data = report.to_dict()
-    if not layers:
-        data.pop("layers")
     best = data["codecs"]["best"]
     print(
         f"{network:10s} {stage:12s} {bits!s:>5s} bits  accuracy "
@@ -77,10 +74,96 @@ def float_accuracy(model: nn.Module, test: Any) -> float:
     return right / seen
 
 
+class Figures:
+    """The rows of a command, written to its file as each is measured."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.stages = dict(s.split("=", 1) for s in args.stage)
+        self.name, self.data_name, batch = NETWORKS[args.network]
+        self.batch = args.batch or batch
+        self.rows: list[dict[str, Any]] = []
+        self.floats: dict[str, float] = {}
+        self.calibration, self.test = (Loader(d, self.batch) for d in self.data())
+
+    def data(self) -> tuple[Any, Any]:
+        """Images to calibrate on, and others to judge on."""
+        a = self.args
+        if a.network == "inception":
+            calibration = inception.photographs(slice(0, 24), self.batch).data
+            test = inception.photographs(slice(200, 500), self.batch).data
+        else:
+            info = model_info(self.name)
+            train, test = (
+                dataclasses.replace(resolve_data(self.data_name, split), mean=info.mean, std=info.std)
+                for split in ("train", "test")
+            )
+            calibration = train.take(range(a.calibration))
+        return calibration, test.take(range(a.images)) if a.images else test
+
+    @functools.cached_property
+    def answers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Inception: photographs, and what the original answers."""
+        original = inception.network()
+        with torch.no_grad():
+            return [(x, original(x).argmax(1)) for x, _ in self.test]
+
+    def measure(self, stage: str, weights: str) -> None:
+        if self.args.network == "inception":
+            self.each_bits(stage, inception_stage(weights), self.answers, "agreement")
+        elif weights.endswith(".json"):
+            model = load_quantized(resolve(self.name).eval(), weights.removesuffix(".json"))
+            bits = sorted(set(quantization(model).bits.values()))
+            self.add(stage, bits[0] if len(bits) == 1 else bits, model, self.test, time.perf_counter())
+        else:
+            model = resolve(self.name).eval()
+            load_weights(model, weights)
+            self.each_bits(stage, model, self.test, "accuracy")
+
+    def each_bits(self, stage: str, model: nn.Module, batches: Any, what: str) -> None:
+        """``model`` in float, then calibrated at each number of bits."""
+        a = self.args
+        self.floats[stage] = float_accuracy(model, batches)
+        print(f"{a.network} {stage}: float {what} {100 * self.floats[stage]:.2f} %", flush=True)
+        for bits in a.bits:
+            start = time.perf_counter()
+            observer = a.observer or ("minmax" if bits >= 6 else "mse")
+            q = actzip.quantize(model, self.calibration, bits=bits, observer=observer, weights=a.weight_bits)
+            self.add(stage, bits, q, batches, start)
+
+    def add(self, stage: str, bits: Any, model: nn.Module, batches: Any, start: float) -> None:
+        a = self.args
+        report = measure_rates(model, batches, codecs=a.codecs, threads=a.threads)
+        self.rows.append(row(a.network, stage, bits, report, time.perf_counter() - start))
+        if a.out is None:
+            return
+        given = {k: v for k, v in vars(a).items() if k not in ("out", "stage")}
+        result = {
+            "command": given | {"stages": list(self.stages)},
+            "machine": cpu.info(),
+            "float_accuracy": self.floats,
+            "rows": self.rows,
+        }
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(a.out, json.dumps(result, indent=1, default=str) + "\n")
+
+
+def inception_stage(weights: str) -> nn.Module:
+    """Inception with trained weights, with thresholds of a result, or both: ``RESULT.json,WEIGHTS``."""
+    found, _, trained = weights.partition(",")
+    is_result = found.endswith(".json")
+    model = inception.network()
+    if trained or not is_result:
+        load_weights(model, trained or found)
+    if is_result:
+        inception.with_thresholds(model, json.loads(Path(found).read_text())["thresholds"])
+    return model
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("network", choices=NETWORKS)
-    p.add_argument("--stage", action="append", default=[], metavar="NAME=WEIGHTS")
+    p.add_argument("--stage", action="append", default=[], metavar="NAME=WEIGHTS", required=True)
     p.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4])
     p.add_argument(
         "--observer", default=None, help="minmax, percentile, mse, entropy; minmax from 6 bits, else mse"
@@ -92,91 +175,11 @@ def main() -> None:
     p.add_argument("--batch", type=int)
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--out", type=Path)
-    a = p.parse_args()
-    torch.set_num_threads(a.threads)
-    name, data_name, batch = NETWORKS[a.network]
-    batch = a.batch or batch
-    info = model_info(name)
-
-    def data(split: str) -> Any:
-        return dataclasses.replace(resolve_data(data_name, split), mean=info.mean, std=info.std)
-
-    stages = dict(s.split("=", 1) for s in a.stage)
-    if not stages:
-        p.error("--stage NAME=WEIGHTS is needed")
-    if a.network == "inception":
-        calibration_data = inception.photographs(slice(0, 24), batch).data
-        test_data = inception.photographs(slice(200, 500), batch).data
-    else:
-        calibration_data = data("train").take(range(a.calibration))
-        test_data = data("test")
-    if a.images:
-        test_data = test_data.take(range(a.images))
-    calibration, test = Loader(calibration_data, batch), Loader(test_data, batch)
-    rows: list[dict[str, Any]] = []
-    floats: dict[str, float] = {}
-
-    def run(stage: str, model: nn.Module, batches: Any) -> None:
-        for bits in a.bits:
-            start = time.perf_counter()
-            observer = a.observer or ("minmax" if bits >= 6 else "mse")
-            q = actzip.quantize(model, calibration, bits=bits, observer=observer, weights=a.weight_bits)
-            report = measure_rates(q, batches, codecs=a.codecs, threads=a.threads)
-            rows.append(row(a.network, stage, bits, report, time.perf_counter() - start, True))
-            save()
-
-    def save() -> None:
-        if a.out is not None:
-            a.out.parent.mkdir(parents=True, exist_ok=True)
-            result = {
-                "command": {k: v for k, v in vars(a).items() if k not in ("out", "stage")}
-                | {"stages": list(stages)},
-                "machine": cpu.info(),
-                "float_accuracy": floats,
-                "rows": rows,
-            }
-            write_text(a.out, json.dumps(result, indent=1, default=str) + "\n")
-
-    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for stage, weights in stages.items():
-        model = resolve(name).eval()
-        if a.network != "inception" and weights.endswith(".json"):
-            model = load_quantized(model, weights.removesuffix(".json"))
-            start = time.perf_counter()
-            report = measure_rates(model, test, codecs=a.codecs, threads=a.threads)
-            bits = sorted(set(quantization(model).bits.values()))
-            rows.append(
-                row(
-                    a.network,
-                    stage,
-                    bits[0] if len(bits) == 1 else bits,
-                    report,
-                    time.perf_counter() - start,
-                    True,
-                )
-            )
-            save()
-            continue
-        if a.network == "inception":
-            if not pairs:
-                original = inception.network()
-                with torch.no_grad():
-                    pairs = [(x, original(x).argmax(1)) for x, _ in test]
-            found, _, trained = weights.partition(",")
-            is_result = found.endswith(".json")
-            model = inception.network()
-            if trained or not is_result:
-                load_weights(model, trained or found)
-            if is_result:
-                inception.with_thresholds(model, json.loads(Path(found).read_text())["thresholds"])
-            floats[stage] = float_accuracy(model, pairs)
-            print(f"inception {stage}: float agreement {floats[stage]:.4f}", flush=True)
-            run(stage, model, pairs)
-            continue
-        load_weights(model, weights)
-        floats[stage] = float_accuracy(model, test)
-        print(f"{a.network} {stage}: float accuracy {100 * floats[stage]:.2f} %", flush=True)
-        run(stage, model, test)
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    figures = Figures(args)
+    for stage, weights in figures.stages.items():
+        figures.measure(stage, weights)
 
 
 if __name__ == "__main__":

@@ -529,70 +529,7 @@ class _Experiment:
             done.unlink(missing_ok=True)
 
         def make(folder: Path) -> dict[str, Any]:
-            d = self.recipe.data
-            quantized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            batches = Loader(
-                self.train,
-                d.batch_size,
-                seed=self.recipe.seed,
-                shuffle=True,
-                augment=d.augment,
-                drop_last=len(self.train) > d.batch_size,
-                channels_last=True,
-            )
-            stage = f"{name}.train"
-            torch.manual_seed(self.recipe.seed)
-            with RatePenalty(quantized, part.rate, part.rate_share) as penalty:
-                rates: list[float] = []
-
-                def cost() -> torch.Tensor:
-                    value = penalty()
-                    rates.append(penalty.rate)
-                    return value
-
-                def on_epoch(epoch: int, row: dict[str, float]) -> None:
-                    row["rate"] = sum(rates) / max(1, len(rates))
-                    rates.clear()
-                    left = row["seconds"] * (part.epochs - epoch)
-                    self.progress(
-                        {
-                            "stage": stage,
-                            "kind": "low_bits_epoch",
-                            "epoch": epoch,
-                            "epochs": part.epochs,
-                            "seconds_left": left,
-                            **row,
-                        }
-                    )
-
-                figures = finetune(
-                    quantized,
-                    batches,
-                    epochs=part.epochs,
-                    lr=part.lr,
-                    scale_lr=part.scale_lr,
-                    weight_decay=part.weight_decay,
-                    penalty=cost if part.rate > 0 else None,
-                    teacher=teacher if part.distill > 0 else None,
-                    distill=part.distill,
-                    temperature=part.temperature,
-                    clip=part.clip,
-                    mixup=part.mixup,
-                    precision=part.precision,
-                    freeze_norm=part.freeze_norm,
-                    checkpoint=folder / "last.pt",
-                    on_epoch=on_epoch,
-                    on_step=lambda e: self.progress(
-                        {
-                            "stage": stage,
-                            "kind": "step",
-                            "penalty": penalty.rate * part.rate,
-                            **e,
-                            "accuracy": None,
-                            "training_accuracy": e["accuracy"],
-                        }
-                    ),
-                )
+            figures = self._finetuned(f"{name}.train", quantized, teacher, part, folder / "last.pt")
             save_quantized(quantized, stem)
             return {"epochs": figures}
 
@@ -600,6 +537,44 @@ class _Experiment:
         load_quantized(quantized, stem)
         quantized.eval()
         return result
+
+    def _finetuned(
+        self, stage: str, quantized: nn.Module, teacher: nn.Module, part: LowBitsPart, checkpoint: Path
+    ) -> list[dict[str, float]]:
+        """The figures of each epoch."""
+        d = self.recipe.data
+        quantized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batches = Loader(
+            self.train,
+            d.batch_size,
+            seed=self.recipe.seed,
+            shuffle=True,
+            augment=d.augment,
+            drop_last=len(self.train) > d.batch_size,
+            channels_last=True,
+        )
+        torch.manual_seed(self.recipe.seed)
+        with RatePenalty(quantized, part.rate, part.rate_share) as penalty:
+            told = _Told(self.progress, stage, part, penalty)
+            return finetune(
+                quantized,
+                batches,
+                epochs=part.epochs,
+                lr=part.lr,
+                scale_lr=part.scale_lr,
+                weight_decay=part.weight_decay,
+                penalty=told.cost if part.rate > 0 else None,
+                teacher=teacher if part.distill > 0 else None,
+                distill=part.distill,
+                temperature=part.temperature,
+                clip=part.clip,
+                mixup=part.mixup,
+                precision=part.precision,
+                freeze_norm=part.freeze_norm,
+                checkpoint=checkpoint,
+                on_epoch=told.epoch,
+                on_step=told.step,
+            )
 
     def _encoded(self, name: str, quantized: nn.Module, key: str) -> dict[str, Any]:
         part = self.recipe.encode
@@ -622,6 +597,34 @@ class _Experiment:
             return asdict(coding)
 
         return self._once(f"{name}.coded", self._key(key, part.model_dump(), images), make)
+
+
+@dataclass
+class _Told:
+    """What the training of a low-bit network tells of its epochs and steps, with the penalty's rate."""
+
+    progress: Callable[[dict[str, Any]], object]
+    stage: str
+    part: LowBitsPart
+    penalty: RatePenalty
+    rates: list[float] = field(default_factory=list)
+
+    def cost(self) -> torch.Tensor:
+        value = self.penalty()
+        self.rates.append(self.penalty.rate)
+        return value
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        row["rate"] = sum(self.rates) / max(1, len(self.rates))
+        self.rates.clear()
+        left = row["seconds"] * (self.part.epochs - epoch)
+        about = {"epoch": epoch, "epochs": self.part.epochs, "seconds_left": left}
+        self.progress({"stage": self.stage, "kind": "low_bits_epoch", **about, **row})
+
+    def step(self, event: dict[str, Any]) -> None:
+        about = {"stage": self.stage, "kind": "step", "penalty": self.penalty.rate * self.part.rate}
+        accuracy = {"accuracy": None, "training_accuracy": event["accuracy"]}
+        self.progress({**about, **event, **accuracy})
 
 
 def _control(part: Any, seed: int) -> SparsifyConfig:

@@ -9,11 +9,12 @@ load_weights(model, "weights.safetensors")
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -285,11 +286,47 @@ def load_weights(model: nn.Module, ref: str | os.PathLike[str], *, strict: bool 
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is not a readable safetensors file: {error}") from error
+    load_state(model, state, path, strict=strict)
+    return metadata
+
+
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], *, strict: bool = True
+) -> None:
+    """``model.load_state_dict(state)`` whole or not at all; ``path`` is named where it does not fit.
+
+    Raises:
+        DataError: keys or shapes do not fit; how many, and the first of them.
+    """
+    own = model.state_dict()
+    misfits = _misfits(own, state, strict)
+    before = copy.deepcopy(own) if misfits else {}  # load_state_dict would stop half-way
     try:
         model.load_state_dict(state, strict=strict)
     except RuntimeError as error:
-        raise DataError(f"{path} does not fit this {type(model).__name__}: {error}") from error
-    return metadata
+        if before:
+            model.load_state_dict(before)
+        why = "; ".join(misfits) or error
+        raise DataError(f"{path} does not fit this {type(model).__name__}: {why}") from error
+
+
+def _misfits(own: Mapping[str, Any], state: Mapping[str, Any], strict: bool) -> list[str]:
+    """What of ``state`` has no place in ``own``, and the other way round, a few words a kind."""
+
+    def named(keys: Sequence[str], what: str) -> list[str]:
+        first = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+        return [f"{len(keys)} {what} ({first})"] if keys else []
+
+    shapes = [
+        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and hasattr(v, "shape") and state[k].shape != v.shape
+    ]
+    found = named(shapes, "of another shape")
+    if strict:
+        found += named([k for k in own if k not in state], "missing")
+        found += named([k for k in state if k not in own], "that the model has no place for")
+    return found
 
 
 def save_weights(

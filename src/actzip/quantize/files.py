@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from actzip.errors import DataError, InputError
 from actzip.files import read_json, write_bytes
+from actzip.models import load_state
 from actzip.quantize.linear import QuantRange
 from actzip.quantize.model import WEIGHT, Quantization, SiteQuantizer, quantization, remove_quantization
 
@@ -173,7 +174,8 @@ def load_quantized(model: nn.Module, stem: str | Path) -> nn.Module:
     path = stem.with_name(stem.name + ".safetensors")
     remove_quantization(model)
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
         raise DataError(f"weights cannot be loaded from {path}: {error}") from error
+    load_state(model, state, path)
     return load_quantization(model, stem.with_name(stem.name + ".json"))
