@@ -6,6 +6,10 @@ line and the exit code of its class (``exit_code``); ``--debug`` shows the trace
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+
 __all__ = [
     "ActzipError",
     "ActzipWarning",
@@ -17,6 +21,7 @@ __all__ = [
     "StreamError",
     "TrainingError",
     "UnsupportedError",
+    "told",
 ]
 
 
@@ -84,3 +89,14 @@ class TrainingError(ActzipError, RuntimeError):
 class ActzipWarning(UserWarning):
     """Something worth knowing that does not stop the work: a dead layer, a saturated quantizer, a
     slower path."""
+
+
+_HERE = os.path.dirname(__file__) + os.sep
+
+
+def told(text: str) -> None:
+    """An :class:`ActzipWarning` at the line that called the package, however deep in it this is."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, ActzipWarning, stacklevel=level)

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import os
 import threading
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +14,7 @@ import numpy as np
 
 from actzip._native import _engine
 from actzip.checks import flag, one_of, shown, whole
-from actzip.errors import ActzipWarning, DataError, InputError, UnsupportedError
+from actzip.errors import DataError, InputError, UnsupportedError, told
 from actzip.progress import counted
 from actzip.runtime import graph as g
 from actzip.runtime.binding import (
@@ -137,10 +136,11 @@ def compile(
         more: dict[str, Any] = {"calibration": calibration, "tune": tune, "storage": storage, "pack": pack}
         made = compile(model, example, threads=threads, **more, **flags | {"fallback": False})
         return cast(CompiledModel, quicker(made, model, example, n_threads))
+    chosen = _Chosen(n_threads, calibration, tune, cache, progress, dynamic, storage, pack, winograd)
     try:
-        graph, inputs, origin = front_end(model, example, dynamic)
+        return _whole(model, example, chosen)
     except UnsupportedError as error:
-        if not parts:
+        if not parts or isinstance(model, g.Graph):
             raise
         options: dict[str, Any] = {
             "calibration": None,
@@ -154,11 +154,36 @@ def compile(
             return cast(CompiledModel, _in_parts(model, example, options, n_threads, error))
         regions = Regions(options)
         return cast(CompiledModel, compile_parts(source, example, regions, n_threads, error))
-    graph.meta["storage"], graph.meta["pack"], graph.meta["winograd"] = storage, pack, winograd
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Options of :func:`compile`, checked."""
+
+    threads: int
+    calibration: Any
+    tune: bool | str
+    cache: bool
+    progress: bool | None
+    dynamic: bool
+    storage: str
+    pack: str
+    winograd: bool
+
+
+def _whole(model: Any, example: Any, chosen: _Chosen) -> CompiledModel:
+    """The network on the engine alone.
+
+    Raises:
+        InputError, UnsupportedError, DataError: as :func:`compile`.
+    """
+    graph, inputs, origin = front_end(model, example, chosen.dynamic)
+    graph.meta["storage"], graph.meta["pack"] = chosen.storage, chosen.pack
+    graph.meta["winograd"] = chosen.winograd
     (graph,) = shelved(owned(optimize(graph), memory_of(model)))
     batch = batch_of(graph, inputs)
-    if calibration is not None:
-        inputs = arrays_of(graph, calibration, "calibration")
+    if chosen.calibration is not None:
+        inputs = arrays_of(graph, chosen.calibration, "calibration")
     # zeros (what a tracer gives) say nothing about densities
     rng = np.random.default_rng(0)
     types = [graph.values[v].dtype for v in graph.inputs]
@@ -166,13 +191,13 @@ def compile(
         a if a.any() else np.asarray(drawn(rng, a.shape, t), np.float32)
         for a, t in zip(inputs, types, strict=True)
     ]
-    tuned = _choose(graph, inputs, batch, n_threads, tune, cache, progress)
-    if storage == "float16":
+    tuned = _choose(graph, inputs, batch, chosen.threads, chosen.tune, chosen.cache, chosen.progress)
+    if chosen.storage == "float16":
         tuned.graph.meta["float32_maps"] = too_great(tuned.graph, inputs)
     resizer = None if origin is None else Resizer(origin, graph, [a.shape for a in inputs])
     sample = _one_each(graph, inputs)
-    made = CompiledModel(tuned.graph, tuned.variants, tuned.why, n_threads, sample, resizer=resizer)
-    made._tunes = bool(tune)
+    made = CompiledModel(tuned.graph, tuned.variants, tuned.why, chosen.threads, sample, resizer=resizer)
+    made._tunes = bool(chosen.tune)
     return made
 
 
@@ -240,11 +265,7 @@ def too_great(graph: g.Graph, inputs: list[Any]) -> list[str]:
     found = [v for v in packed if v in maps and maps[v].numel() and float(maps[v].abs().max()) > most]
     if found:
         names = ", ".join(map(repr, found[:3]))
-        warnings.warn(
-            f"{len(found)} maps hold values above {most:.0f}, float16's greatest, and stay float32: {names}",
-            ActzipWarning,
-            stacklevel=3,
-        )
+        told(f"{len(found)} maps hold values above {most:.0f}, float16's greatest, and stay float32: {names}")
     return found
 
 
@@ -651,10 +672,8 @@ class CompiledModel:
         for a in arrays.values():
             give_back(a)
         if not is_plain(spec):
-            warnings.warn(
-                f"{written} gives the fields of {class_of(spec)} in a dict or tuple: a file holds no classes",
-                ActzipWarning,
-                stacklevel=2,
+            told(
+                f"{written} gives the fields of {class_of(spec)} in a dict or tuple: a file holds no classes"
             )
         return written
 

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from actzip.errors import ActzipError, ActzipWarning, UnsupportedError
-from actzip.runtime.effects import untouched
+from actzip.runtime.blame import reasons
+from actzip.runtime.program_parts import Closed, engine_of, growing, parts_of, trace_closed
 
-__all__ = ["backend", "effect_of", "engine_parts", "last_report", "parts_of", "reports"]
+__all__ = ["backend", "effect_of", "last_report", "reports"]
 
 _REPORTS: deque[dict[str, Any]] = deque(maxlen=256)
 #: Why a graph is left to PyTorch that holds weights of its own: their changes would go unnoticed.
@@ -35,7 +36,6 @@ _INSIDE = (
     "its weights lie inside the graph (torch._dynamo.config.inline_inbuilt_nn_modules = True, the default "
     "from PyTorch 2.5 on, hands them over)"
 )
-_HEAVY = ("convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm", "matmul")
 
 
 def reports() -> list[dict[str, Any]]:
@@ -50,30 +50,6 @@ def last_report() -> dict[str, Any]:
     return dict(_REPORTS[-1]) if _REPORTS else {}
 
 
-class _Closed(nn.Module):
-    """A graph of torch.compile as a module of its tensor inputs alone: parameters and sizes are filled in."""
-
-    def __init__(self, gm: fx.GraphModule, plan: list[tuple[str, int, int]], static: list[Tensor]) -> None:
-        super().__init__()
-        self.gm = gm
-        self.plan = plan
-        for i, t in enumerate(static):
-            self.register_buffer(f"static_{i}", t.detach())
-
-    def forward(self, *inputs: Tensor) -> Any:
-        args: list[Any] = []
-        for kind, i, dim in self.plan:
-            if kind == "static":
-                args.append(getattr(self, f"static_{i}"))
-            elif kind == "size":
-                args.append(inputs[i].shape[dim])
-            elif kind == "number":
-                args.append(i)
-            else:
-                args.append(inputs[i])
-        return self.gm(*args)
-
-
 def _source(node: fx.Node) -> Any:
     arg = node.meta.get("grapharg")
     return getattr(arg, "source", None)
@@ -84,7 +60,7 @@ def _name(source: Any) -> str:
     return str(name() if callable(name) else name)
 
 
-def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[int], list[int]]:
+def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[Closed, list[int], list[int]]:
     """The closed module, the positions of its inputs among the arguments, and those of the static tensors.
 
     Raises:
@@ -121,7 +97,7 @@ def _close(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[_Closed, list[i
         if owner is None or index is None:
             raise UnsupportedError("a symbolic number that is no dimension of an input")
         plan[place] = ("size", owner, int(index))
-    return _Closed(gm, plan, static), dynamic, places
+    return Closed(gm, plan, static), dynamic, places
 
 
 def _real(value: Any) -> Tensor:
@@ -136,30 +112,6 @@ def _real(value: Any) -> Tensor:
         return drawn
     copied: torch.Tensor = value.detach().clone()
     return copied
-
-
-def _trace(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
-    """The module exported: it is known to run."""
-    from actzip.runtime.tracing import trace
-
-    batch = examples[0].shape[0] if examples[0].ndim else None
-    if batch == 0:
-        raise UnsupportedError("an empty batch")
-    with torch.no_grad():
-        dynamic = options.get("dynamic", True)
-        return trace(module, examples, {}, batch, dynamic=dynamic, known=True, effects=True)
-
-
-def _engine(
-    module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any], traced: Any = None
-) -> Any:
-    from actzip.runtime import compile as compile_module
-    from actzip.runtime.tracing import graph_of
-
-    if any(t.dtype != torch.float32 for t in examples):
-        raise UnsupportedError("an input that is not float32")
-    traced = _trace(module, examples, options) if traced is None else traced
-    return compile_module(graph_of(module, traced), examples, **options)
 
 
 def backend(
@@ -279,7 +231,7 @@ class _Runner:
                 if built.fits(static, shapes):
                     self.engines.appendleft(built)
                     return {**built.report, "reused": True}
-        closed = _Closed(self.gm, self.plan, static)
+        closed = Closed(self.gm, self.plan, static)
         stamps = [_stamp(t) for t in static]
         call, report, grows, batches = _apart(_build)(closed, examples, self.options)
         if report["mode"] != "eager":
@@ -408,11 +360,11 @@ def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _build(
-    closed: _Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
+    closed: Closed, examples: tuple[Tensor, ...], options: dict[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any], list[bool], tuple[int, int | None]]:
     output = next(n for n in closed.gm.graph.nodes if n.op == "output").args[0]
     single = not isinstance(output, (tuple, list))
-    traced = _trace(closed, examples, options)
+    traced = trace_closed(closed, examples, options)
     batches = (traced.least, traced.most)
     why = effect_of(traced.program)
     if why:
@@ -422,23 +374,25 @@ def _build(
         why = "outputs share memory"
     else:
         try:
-            call = _engine(closed, examples, options, traced)
+            call = engine_of(closed, examples, options, traced)
         except ActzipError as error:
             why = str(error)
         else:
             report = {"mode": "whole", "why": "", "parts": 1}
-            return _flat(call, single), report, _growing(call.graph, len(examples)), batches
-    module, parts, kept, grows = parts_of(traced.program, views, examples, options)
-    if parts == 0:
+            return _flat(call, single), report, growing(call.graph, len(examples)), batches
+    parts = parts_of(traced.program, views, examples, options)
+    why = reasons([why, *parts.failed.values()])
+    if parts.built == 0:
         return closed, {"mode": "eager", "why": why, "parts": 0}, [], batches
-    if not views or kept > len(views):
+    if not views or parts.left > len(views):
         warnings.warn(
-            f"torch.compile backend actzip runs {parts} parts of a graph; PyTorch runs the rest "
-            f"({kept} operators): {why}",
+            f"torch.compile backend actzip runs {parts.built} parts of a graph; PyTorch runs the rest "
+            f"({parts.left} operators): {why}",
             ActzipWarning,
             stacklevel=4,
         )
-    return _flat(module, single), {"mode": "parts", "why": why, "parts": parts}, grows, batches
+    report = {"mode": "parts", "why": why, "parts": parts.built}
+    return _flat(parts.module, single), report, parts.grows, batches
 
 
 def effect_of(program: Any) -> str:
@@ -504,176 +458,3 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     info = schema.arguments[0].alias_info
     view = (info is not None and not info.is_write) or schema.name.partition("::")[2] in _SOMETIMES
     return node.args[0] if view and isinstance(node.args[0], fx.Node) else None
-
-
-def _growing(graph: Any, inputs: int) -> list[bool]:
-    """Which inputs of an engine grow with the batch."""
-    from actzip.runtime.graph import Sym
-
-    shapes = [graph.shape(v) for v in graph.inputs]
-    if len(shapes) != inputs:  # one that nothing reads is none of the engine's
-        return [False] * inputs
-    return [bool(s) and isinstance(s[0], Sym) for s in shapes]
-
-
-def _support(views: set[str]) -> Any:
-    """What the partitioner asks: whether a node may go to the engine."""
-    from torch.fx.passes.operator_support import OperatorSupportBase
-
-    from actzip.runtime.registry import TORCH
-
-    class Support(OperatorSupportBase):
-        def is_node_supported(self, submodules: Any, node: fx.Node) -> bool:
-            if node.op != "call_function" or node.name in views:
-                return False
-            if node.target is operator.getitem:
-                return isinstance(node.args[0], fx.Node) and self.is_node_supported(submodules, node.args[0])
-            schema = getattr(node.target, "_schema", None)
-            if schema is None or any(
-                not isinstance(v, Tensor) or v.dtype != torch.float32 for v in _results(node)
-            ):
-                return False
-            operands = [n.meta.get("val") for n in node.all_input_nodes if n.op != "get_attr"]
-            if any(isinstance(v, Tensor) and v.dtype != torch.float32 for v in operands):
-                return False  # a part takes float32
-            return schema.name.removeprefix("aten::") in TORCH
-
-    return Support()
-
-
-def _results(node: fx.Node) -> list[Any]:
-    """What is read of what a node gives: of several results those that are picked."""
-    value = node.meta.get("val")
-    if not isinstance(value, (tuple, list)):
-        return [value]
-    picked = [n.args[1] if n.target is operator.getitem else None for n in node.users]
-    return [value[i] if isinstance(i, int) else None for i in picked]
-
-
-def parts_of(
-    program: Any, views: set[str], examples: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[fx.GraphModule, int, int, list[bool]]:
-    """A program without effects with its largest supported parts, less ``views``, on the engine; how
-    many, how many operators are left, and which inputs grow with the batch."""
-    from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
-
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        gm = program.module()
-        partitioner = CapabilityBasedPartitioner(gm, _support(views), allows_single_node_partition=False)
-        fused = partitioner.fuse_partitions(partitioner.propose_partitions(), prefix="fused_")
-    nodes = [n for n in fused.graph.nodes if n.op == "call_module" and str(n.target).startswith("fused_")]
-    for module in (fused, *(getattr(fused, n.target) for n in nodes)):
-        _any_strides(module)
-    seen: dict[str, tuple[Any, ...]] = {}
-    handles = [
-        getattr(fused, n.target).register_forward_pre_hook(
-            lambda _m, a, name=n.target: seen.__setitem__(name, a)
-        )
-        for n in nodes
-    ]
-    with torch.no_grad(), untouched(fused):
-        fused(*(t.detach().clone() for t in examples))
-    for handle in handles:
-        handle.remove()
-    built, free = 0, True
-    for node in nodes:
-        part = getattr(fused, node.target)
-        values = seen.get(node.target, ())
-        closed_part = _close_part(part, node, values)
-        if closed_part is None or not any(_is_heavy(n) for n in part.graph.nodes):
-            continue
-        module, dynamic, fixed = closed_part
-        single = not isinstance(next(n for n in part.graph.nodes if n.op == "output").args[0], (tuple, list))
-        try:
-            call = _engine(module, tuple(values[i].detach().clone() for i in dynamic), options)
-        except ActzipError:
-            continue
-        setattr(fused, node.target, _Part(call, dynamic, single))
-        built += 1
-        free = free and not fixed and _grows_with(call.graph, [_val(node.args[i]) for i in dynamic])
-    left = sum(n.op == "call_function" for n in fused.graph.nodes)
-    given = [n.meta.get("val") for n in fused.graph.nodes if n.op == "placeholder"][-len(examples) :]
-    grows = [free and isinstance(v, Tensor) and v.ndim > 0 and not isinstance(v.shape[0], int) for v in given]
-    return fused, built, left, grows if len(grows) == len(examples) else [False] * len(examples)
-
-
-def _grows_with(graph: Any, values: Sequence[Any]) -> bool:
-    """Whether a part takes every batch that its inputs, as the whole program has them, can have."""
-    if "batches" in graph.meta:
-        return False
-    for value, grows in zip(values, _growing(graph, len(values)), strict=True):
-        symbolic = [not isinstance(d, int) for d in value.shape]
-        if any(symbolic[1:]) or (symbolic[:1] == [True] and not grows):
-            return False
-    return True
-
-
-def _any_strides(module: fx.GraphModule) -> None:
-    """Views become reshapes: torch.export chose them for strides that an operator promised (attention
-    does), and another machine's kernel, or the engine, may give others."""
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        node.target = torch.ops.aten.reshape.default
-    module.recompile()
-
-
-def engine_parts(module: nn.Module) -> list[_Part]:
-    """The parts of what :func:`parts_of` gave that run on the engine."""
-    return [m for m in module.children() if isinstance(m, _Part)]
-
-
-def _is_heavy(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name.removeprefix("aten::") in _HEAVY
-
-
-def _close_part(
-    part: fx.GraphModule, node: fx.Node, values: tuple[Any, ...]
-) -> tuple[_Closed, list[int], bool] | None:
-    """A part as a module of its float32 inputs alone, their positions, and whether a size among its
-    arguments is none of theirs, so that the part is for this size; None where that cannot be."""
-    plan: list[tuple[str, int, int]] = []
-    static: list[Tensor] = []
-    dynamic = [
-        i
-        for i, (source, v) in enumerate(zip(node.args, values))
-        if isinstance(v, Tensor) and not (isinstance(source, fx.Node) and source.op == "get_attr")
-    ]
-    if not dynamic or any(values[i].dtype != torch.float32 for i in dynamic):
-        return None
-    fixed = False
-    for i, v in enumerate(values):
-        if i in dynamic:
-            plan.append(("tensor", dynamic.index(i), 0))
-        elif isinstance(v, Tensor):
-            plan.append(("static", len(static), 0))
-            static.append(v)
-        elif isinstance(v, int):
-            size = str(_val(node.args[i]))
-            firsts = [[str(d) for d in _val(node.args[k]).shape[:1]] for k in dynamic]
-            if [size] in firsts:
-                plan.append(("size", firsts.index([size]), 0))
-            else:
-                plan.append(("number", v, 0))
-                fixed = fixed or isinstance(_val(node.args[i]), torch.SymInt)
-        else:
-            return None
-    return _Closed(part, plan, static), dynamic, fixed
-
-
-def _val(source: Any) -> Any:
-    return source.meta.get("val") if isinstance(source, fx.Node) else source
-
-
-class _Part(nn.Module):
-    """A part of a graph on the engine, in the place of the module that PyTorch would run."""
-
-    def __init__(self, call: Callable[..., Any], dynamic: list[int], single: bool) -> None:
-        super().__init__()
-        self.call = call
-        self.dynamic = dynamic
-        self.single = single
-
-    def forward(self, *inputs: Any) -> Any:
-        out = self.call(*(inputs[i] for i in self.dynamic))
-        return out if self.single else tuple(out)

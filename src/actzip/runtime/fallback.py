@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actzip.errors import ActzipWarning, InputError, UnsupportedError
+from actzip.errors import InputError, UnsupportedError, told
 from actzip.runtime.binding import arrays_of
 from actzip.runtime.drawn import drawn
 from actzip.runtime.explain import Explanation
@@ -69,7 +68,7 @@ def quicker(made: Any, source: str | os.PathLike[str], example: Any, threads: in
         return made
     other.note = f"ONNX Runtime runs all of it, which is quicker here: {times}"
     other._sample = given
-    warnings.warn(other.note, ActzipWarning, stacklevel=3)
+    told(other.note)
     return other
 
 
@@ -182,7 +181,7 @@ class FallbackModel(PartitionedModel):
     def says(self) -> str:
         return self.note
 
-    def _reason(self, counts: str) -> str:
+    def _reason(self, counts: str, why: list[str]) -> str:
         return f"quicker than the engine here: {counts}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:

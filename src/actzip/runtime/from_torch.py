@@ -38,6 +38,7 @@ def _place(node: Any) -> str:
     for p, _ in stack.values():
         path = p
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    lines = [(f, n) for f, n in lines if not f.startswith("<")]  # code that torch.fx wrote
     lines = [(f, n) for f, n in lines if "/torch/" not in f] or lines
     at = f" ({lines[-1][0].rsplit('/', 1)[-1]}:{lines[-1][1]})" if lines else ""
     return f"{path or '(model)'}: {node.target}{at}"
@@ -244,7 +245,7 @@ class Builder:
                     self.env[node] = self.call(node)
                 except UnsupportedError as error:
                     broken.append(error)
-                    self.env[node] = self.foreign(node)
+                    self.env[node] = self.foreign(node, str(error))
             elif node.op == "output":
                 if not broken:
                     self.finish(node)
@@ -259,8 +260,8 @@ class Builder:
         self.graph.validate()
         return self.graph
 
-    def foreign(self, node: Any) -> Any:
-        """What stands for the result of a node that is refused, or that reads one."""
+    def foreign(self, node: Any, why: str = "") -> Any:
+        """What stands for the result of a node that is refused (``why``), or that reads one."""
         return _Broken()
 
     def finish(self, node: Any) -> None:
@@ -385,15 +386,16 @@ class Survey(Builder):
     """Reads a program on behind what is refused.
 
     Attributes:
-        elsewhere: names of the program's nodes that the engine lacks.
+        elsewhere: names of the program's nodes that the engine lacks, with the reasons; '' of those
+            that read what is not for the engine.
     """
 
     def __init__(self, exported: Any) -> None:
         super().__init__(exported, "survey")
-        self.elsewhere: set[str] = set()
+        self.elsewhere: dict[str, str] = {}
 
-    def foreign(self, node: Any) -> Any:
-        self.elsewhere.add(node.name)
+    def foreign(self, node: Any, why: str = "") -> Any:
+        self.elsewhere[node.name] = why
         val = node.meta.get("val")
         if not isinstance(val, Tensor) or val.dtype != torch.float32:
             return super().foreign(node)
@@ -403,8 +405,8 @@ class Survey(Builder):
             return super().foreign(node)
 
 
-def refused_nodes(exported: Any) -> set[str]:
-    """Names of the nodes of a decomposed program that the engine lacks."""
+def refused_nodes(exported: Any) -> dict[str, str]:
+    """Names of the nodes of a decomposed program that the engine lacks, with the reasons."""
     survey = Survey(exported)
     with suppress(UnsupportedError):
         survey.build()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import warnings
 
 from actzip import cpu
 from actzip._native import _engine
-from actzip.errors import ActzipWarning
+from actzip.errors import told
 
 
 def identity() -> dict[str, str]:
@@ -34,7 +33,7 @@ def advise() -> None:
     _advised = True
     text = advice()
     if text and any(e.startswith("amx") for e in cpu.info()["extras"]):
-        warnings.warn(text, ActzipWarning, stacklevel=3)
+        told(text)
     elif text:
         logging.getLogger("actzip").info(text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actzip.checks import flag, shown, text, whole
-from actzip.errors import ActzipWarning, DataError, InputError, UnsupportedError
+from actzip.errors import DataError, InputError, UnsupportedError, told
 from actzip.runtime import graph as g
 from actzip.runtime.to_torch import GraphNet, to_torch
 
@@ -199,11 +198,9 @@ def _net_in_parts(
     net = to_torch(origin.first(shapes), origin)
     if batch_is_open(model):
         net.batch = None
-    warnings.warn(
+    told(
         f"{len(net.elsewhere())} of {len(net.steps)} nodes run with ONNX Runtime in this module and "
-        f"have no gradient: {refused}",
-        ActzipWarning,
-        stacklevel=4,
+        f"have no gradient: {refused}"
     )
     return net
 
@@ -286,8 +283,4 @@ def say_open(net: nn.Module, taken: tuple[int, ...] | None = None) -> None:
     name, dims = next(iter(net.open.items()))
     size = "x".join(map(str, taken or net.graph.shape(name)[1:]))
     asked = shown_dims(dims).replace(" ", "") if dims else "N,C,H,W"
-    warnings.warn(
-        f"the file leaves the size of {name!r} open; {size} is taken: --shape {name}={asked} says another",
-        ActzipWarning,
-        stacklevel=3,
-    )
+    told(f"the file leaves the size of {name!r} open; {size} is taken: --shape {name}={asked} says another")

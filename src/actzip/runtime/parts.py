@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from actzip.errors import ActzipError, ActzipWarning, InputError, UnsupportedError
+from actzip.errors import ActzipError, InputError, UnsupportedError, told
 from actzip.runtime.binding import no_memory
+from actzip.runtime.blame import MOST_CUTS, first_failing, reasons
 from actzip.runtime.drawn import drawn as drawn_of
 from actzip.runtime.explain import Explanation, LayerRow, together
 from actzip.runtime.from_onnx import Importer, at_least_opset, reads
@@ -43,6 +44,7 @@ __all__ = [
 
 _MOST_PLANS = 8  # sizes of input that are kept
 _WORK = {"Conv", "ConvTranspose"}  # what a region of the engine is worth crossing a border for
+_NO_WORK = "without a convolution a part is not worth its borders"
 
 
 class RefusedInput(InputError):
@@ -78,7 +80,7 @@ def compile_parts(
     arrays = _example(model, names, inputs)
     made = PartitionedModel(model.SerializeToString(), names, compiler, threads)
     made.prepare(arrays)
-    warnings.warn(made.says(), ActzipWarning, stacklevel=3)
+    told(made.says())
     return made
 
 
@@ -191,8 +193,8 @@ class _Survey(Importer):
     def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]], seen: Mapping[str, Array]) -> None:
         super().__init__(model, shapes, {}, model.graph.name or "onnx", False)
         self.seen = seen
-        self.elsewhere: set[int] = set()
-        self.forced: set[int] = set()
+        self.elsewhere: dict[int, str] = {}  # nodes that another runtime runs, and why
+        self.forced: dict[int, str] = {}  # of these what the engine might have
         self.constant: set[int] = set()
         self.holders: set[int] = set()  # an If with a refused node inside: it goes elsewhere whole
         self.top: OnnxNode | None = None
@@ -221,7 +223,7 @@ class _Survey(Importer):
     def run(self, node: OnnxNode) -> None:
         self.current = node
         if node is self.top and node.index in self.forced:
-            self.refused(node, node.refuse("its result is needed elsewhere"))
+            self.refused(node, UnsupportedError(self.forced[node.index]))
             return
         try:
             super().run(node)
@@ -231,7 +233,7 @@ class _Survey(Importer):
     def refused(self, node: OnnxNode, error: UnsupportedError) -> None:
         super().refused(node, error)
         top = self.top or node
-        self.elsewhere.add(top.index)
+        self.elsewhere.setdefault(top.index, str(error))
         if top is not node:
             self.holders.add(top.index)
 
@@ -256,6 +258,8 @@ class _Part:
 
     engine: bool
     nodes: list[Any]
+    places: list[int] = field(default_factory=list)  # of its nodes in the model
+    why: list[str] = field(default_factory=list)  # why the engine has not its nodes
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     model: bytes = b""
@@ -352,62 +356,116 @@ class Plan:
         given = dict(zip(names, arrays, strict=True))
         self.seen = {**given, **run_whole(model, given, threads)}
         self.shapes = {n: tuple(a.shape) for n, a in given.items()}
-        self.parts = self._cut()
-        values = dict(given)
+        self.failed: dict[int, str] = {}  # nodes at which parts did not compile, and why
+        self.known: dict[str, Array] = {}  # values that are the same for every input
+        made: dict[bytes, Any] = {}
+        while True:
+            self.parts = self._cut()
+            more = self._compile(compiler, made)
+            if not more:
+                break
+            self.failed |= more
         for part in self.parts:
-            if part.engine:
-                shapes = {n: tuple(values[n].shape) for n in part.inputs}
-                graph = Importer(self._proto(part), shapes, {}, "part", False).build()
-                part.compiled = compiler(graph, [values[n] for n in part.inputs])
-            else:
+            if not part.engine:
                 part.session = _session(part.model, threads)
-            values.update(zip(part.outputs, part.run(values), strict=True))
-        self.seen = {}
+        self.seen, self.known = {}, {}
         self.measure(given)
+
+    def _compile(self, compiler: Compiler, made: dict[bytes, Any]) -> dict[int, str]:
+        """Compiles the engine's parts, but for those in ``made``. Where some do not compile: the nodes
+        at which they failed, or all of their nodes, with the reasons."""
+        blamed: dict[int, str] = {}
+        for part in self.parts:
+            if not part.engine:
+                continue
+            try:
+                if part.model not in made:
+                    made[part.model] = self._compiled(part, compiler)
+                part.compiled = made[part.model]
+            except ActzipError as error:
+                at = range(len(part.places))
+                if len(self.failed) < MOST_CUTS:
+                    k = first_failing(len(at), partial(self._fails, part, compiler))
+                    at = range(k, k + 1)
+                names = {k: part.nodes[k].name or part.nodes[k].output[0] for k in at}
+                blamed |= {part.places[k]: f"{names[k]!r} does not compile: {error}" for k in at}
+        return blamed
+
+    def _compiled(self, part: _Part, compiler: Compiler) -> Any:
+        shapes = {n: tuple(self.seen[n].shape) for n in part.inputs}
+        graph = Importer(self._proto(part), shapes, {}, "part", False).build()
+        return compiler(graph, [self.seen[n] for n in part.inputs])
+
+    def _fails(self, part: _Part, compiler: Compiler, count: int) -> bool:
+        """Whether the first nodes of a part do not compile."""
+        nodes = part.nodes[:count]
+        first = _Part(True, nodes, part.places[:count])
+        read = {n for node in nodes for n in reads(node)}
+        written = [o for node in nodes for o in node.output if o]
+        wanted = {n for node in part.nodes[count:] for n in reads(node)} | set(part.outputs)
+        first.outputs = [o for o in written if o in wanted and isinstance(self.seen.get(o), np.ndarray)]
+        first.inputs = [n for n in part.inputs if n in read]
+        if not first.outputs or not first.inputs:
+            return False
+        known = {n: self.known[n] for n in read if n in self.known}
+        first.model = self._part_model(first, known)
+        try:
+            self._compiled(first, compiler.without_trials())
+        except ActzipError:
+            return True
+        return False
 
     @classmethod
     def elsewhere(cls, model: bytes, names: Sequence[str], outputs: Sequence[str], threads: int) -> Plan:
         """One part, all of the model, for every size."""
         made = cls.__new__(cls)
-        made.constants = {}
-        made.parts = [_Part(False, [], list(names), list(outputs), model, None, _session(model, threads))]
+        made.constants, made.failed = {}, {}
+        whole = _Part(False, [], inputs=list(names), outputs=list(outputs), model=model)
+        whole.session = _session(model, threads)
+        made.parts = [whole]
         return made
 
     def _proto(self, part: _Part) -> Any:
         return self.onnx.ModelProto.FromString(part.model)
 
     def _cut(self) -> list[_Part]:
-        forced: set[int] = set()
+        forced = dict(self.failed)
         for _ in range(len(self.model.graph.node) + 1):
             survey = _Survey(self.model, self.shapes, self.seen)
             survey.forced = forced
             nodes = survey.survey()
             live = {n.index for n in nodes} - survey.constant
-            engine = live - survey.elsewhere
+            engine = live - survey.elsewhere.keys()
             stages = _stages(nodes, engine, live)
             more = self._misplaced(survey, stages)
             if not more:
                 return self._finished(survey, stages)
-            forced = forced | more
+            forced |= more
         raise UnsupportedError("nothing is left for the engine")
 
-    def _misplaced(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> set[int]:
+    def _misplaced(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> dict[int, str]:
         """Nodes of the engine that had better be elsewhere: comparisons read there, regions without work."""
         outputs = {o.name for o in self.model.graph.output}
         stage_of = {o: k for k, (_, nodes) in enumerate(stages) for n in nodes for o in n.proto.output}
-        maker = {o: n.index for _, nodes in stages for n in nodes for o in n.proto.output}
-        out: set[int] = set()
+        maker = {o: n for _, nodes in stages for n in nodes for o in n.proto.output}
+        out: dict[int, str] = {}
+
+        def needed(node: OnnxNode) -> None:
+            out[node.index] = str(node.refuse("its result is needed elsewhere"))
+
         for k, (engine, nodes) in enumerate(stages):
             for n in nodes:
                 for name in reads(n.proto):
                     if isinstance(survey.env.get(name), Mask) and stage_of.get(name) != k:
-                        out.add(maker[name])
+                        needed(maker[name])
             if engine:
-                out |= {maker[o] for o in outputs if stage_of.get(o) == k and self._no_output(survey, o)}
+                for o in outputs:
+                    if stage_of.get(o) == k and self._no_output(survey, o):
+                        needed(maker[o])
                 for region in _regions(nodes):
                     if not any(n.op in _WORK for n in region):
-                        out |= {n.index for n in region}
-        return out - survey.forced
+                        out |= {n.index: _NO_WORK for n in region}
+        return {k: why for k, why in out.items() if k not in survey.forced}
 
     def _no_output(self, survey: _Survey, name: str) -> bool:
         value = survey.env.get(name)
@@ -415,8 +473,18 @@ class Plan:
 
     def _finished(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> list[_Part]:
         outputs = [o.name for o in self.model.graph.output]
-        parts = [_Part(engine, [n.proto for n in nodes]) for engine, nodes in stages]
-        self.constants = {n: a for n in outputs if isinstance(a := survey.env.get(n), np.ndarray)}
+        lacking = survey.elsewhere
+        parts = [
+            _Part(
+                engine,
+                [n.proto for n in nodes],
+                [n.index for n in nodes],
+                [lacking[n.index] for n in nodes if n.index in lacking],
+            )
+            for engine, nodes in stages
+        ]
+        self.known = {n: a for n, a in survey.env.items() if isinstance(a, np.ndarray)}
+        self.constants = {n: self.known[n] for n in outputs if n in self.known}
         for part in parts:
             written = {o for n in part.nodes for o in n.output}
             wanted = {n for other in parts if other is not part for m in other.nodes for n in reads(m)} | set(
@@ -424,7 +492,7 @@ class Plan:
             )
             part.outputs = [o for n in part.nodes for o in n.output if o and o in wanted]
             read = list(dict.fromkeys(n for m in part.nodes for n in reads(m) if n not in written))
-            known = {n: a for n in read if isinstance(a := survey.env.get(n), np.ndarray)}
+            known = {n: self.known[n] for n in read if n in self.known}
             part.inputs = [n for n in read if n not in known]
             part.model = self._part_model(part, known)
         return parts
@@ -536,12 +604,13 @@ class PartitionedModel:
         counts = ", ".join(f"{k} {op}" for op, k in Counter(n.op_type for n in protos).most_common(6))
         total = sum(p.milliseconds for p in plan.parts) or 1.0
         share = sum(p.milliseconds for p in plan.parts if not p.engine) / total
+        why = reasons((w for p in plan.parts for w in p.why if w != _NO_WORK), 3)
         if not ours:
             what = "nothing of this model is for the engine"
-            return f"all {len(protos)} nodes run with ONNX Runtime: {what} ({counts})"
+            return f"all {len(protos)} nodes run with ONNX Runtime: {what} ({counts}): {why}"
         return (
             f"{len(protos)} of {len(protos) + ours} nodes run with ONNX Runtime ({counts}), "
-            f"{100 * share:.0f} % of the time; explain() lists them"
+            f"{100 * share:.0f} % of the time; explain() lists them: {why}"
         )
 
     def _nodes_of(self, part: _Part) -> list[Any]:
@@ -629,7 +698,7 @@ class PartitionedModel:
             "onnxruntime",
             "onnxruntime",
             "",
-            self._reason(counts),
+            self._reason(counts, part.why),
             "dense",
             "dense",
             None,
@@ -641,8 +710,8 @@ class PartitionedModel:
             ", ".join(n.name for n in nodes if n.name)[:200],
         )
 
-    def _reason(self, counts: str) -> str:
-        return f"not for the engine, or not worth a border: {counts}"
+    def _reason(self, counts: str, why: list[str]) -> str:
+        return f"not for the engine: {counts}: {reasons(why, 100)}"
 
     def arena_bytes(self, batch: int = 1) -> int:
         """Bytes of activations of the engine's parts at their own batch; ONNX Runtime's are not known."""

@@ -1,15 +1,15 @@
 """A PyTorch module in parts: what the engine has of it runs as compiled networks, the rest in PyTorch.
 
-The exported program is cut by PyTorch's own partitioner (as for torch.compile,
-:mod:`actzip.runtime.dynamo`). A part without a convolution or a product of matrices stays in PyTorch.
+The exported program is cut by PyTorch's own partitioner (:mod:`actzip.runtime.program_parts`, as
+for torch.compile). A part without a convolution or a product of matrices stays in PyTorch.
 """
 
 from __future__ import annotations
 
 import inspect
+import operator
 import os
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from actzip.activations import eval_mode
-from actzip.errors import ActzipWarning, InputError, UnsupportedError
+from actzip.errors import InputError, UnsupportedError, told
 from actzip.runtime.binding import as_call
+from actzip.runtime.blame import reasons
 from actzip.runtime.drawn import drawn
-from actzip.runtime.dynamo import effect_of, engine_parts, parts_of
+from actzip.runtime.dynamo import effect_of
 from actzip.runtime.explain import Explanation, LayerRow, together
 from actzip.runtime.from_torch import refused_nodes
+from actzip.runtime.program_parts import engine_parts, parts_of
 from actzip.runtime.sizes import Sizes
 from actzip.runtime.tracing import NotWhole, Traced, flat_inputs, plain_attention, trace
 
@@ -50,7 +52,7 @@ def module_in_parts(
         raise refused
     traced = refused.traced if isinstance(refused, NotWhole) and call is None else None
     made = PartitionedModule(model, tensors, options, threads, UnsupportedError(str(refused)), call, traced)
-    warnings.warn(made.says(), ActzipWarning, stacklevel=3)
+    told(made.says())
     return made
 
 
@@ -105,6 +107,8 @@ class _Cut:
 
     module: fx.GraphModule
     left: list[str]  # operators that PyTorch runs
+    lacking: list[str]  # why the engine has not some of them
+    failed: list[str]  # why parts did not compile
     shapes: list[tuple[int, ...]]
     grows: list[bool]
     batches: tuple[int, int | None]
@@ -163,12 +167,15 @@ class PartitionedModule:
             if effect_of(traced.program):
                 raise self._refused
             lacking = refused_nodes(traced.program)
-            module, built, _, grows = parts_of(traced.program, lacking, tuple(inputs), options)
-        if not built:
-            raise self._refused
+            parts = parts_of(traced.program, set(lacking), tuple(inputs), options)
+        failed = list(parts.failed.values())
+        if not parts.built:
+            raise UnsupportedError(reasons([str(self._refused), *failed]))
+        module = parts.module
         left = [op for part in (module, *_torch_parts(module)) for op in _operators(part)]
         shapes = [tuple(t.shape) for t in inputs]
-        cut = _Cut(module, left, shapes, grows, (traced.least, traced.most))
+        batches = (traced.least, traced.most)
+        cut = _Cut(module, left, list(lacking.values()), failed, shapes, parts.grows, batches)
         self._time(cut, inputs)
         return cut
 
@@ -201,10 +208,8 @@ class PartitionedModule:
         cut = self._first
         counts = ", ".join(f"{k} {op}" for op, k in Counter(map(_short, cut.left)).most_common(6))
         share = cut.elsewhere / cut.milliseconds if cut.milliseconds else 0.0
-        return (
-            f"{len(cut.left)} operators run in PyTorch ({counts}), {100 * share:.0f} % of the time: "
-            f"{self._refused}"
-        )
+        why = reasons([str(self._refused), *cut.failed])
+        return f"{len(cut.left)} operators run in PyTorch ({counts}), {100 * share:.0f} % of the time: {why}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the network.
@@ -263,7 +268,7 @@ class PartitionedModule:
         rows = [row for report in reports for row in report.rows]
         self._time(cut, inputs)
         counts = ", ".join(f"{k} {op}" for op, k in Counter(map(_short, cut.left)).most_common())
-        why = f"not for the engine: {counts}"
+        why = f"not for the engine: {counts}: {reasons(cut.lacking + cut.failed, 100)}"
         rows.append(
             LayerRow(
                 "the rest", "pytorch", "pytorch", "", why, "dense", "dense",
@@ -301,7 +306,8 @@ def _torch_parts(module: fx.GraphModule) -> list[fx.GraphModule]:
 
 
 def _operators(part: fx.GraphModule) -> list[str]:
-    return [str(n.target) for n in part.graph.nodes if n.op == "call_function"]
+    calls = [n.target for n in part.graph.nodes if n.op == "call_function"]
+    return [str(target) for target in calls if target is not operator.getitem]
 
 
 def _short(target: str) -> str:

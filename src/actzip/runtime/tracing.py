@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from actzip.activations import eval_mode
-from actzip.errors import ActzipWarning, InputError, UnsupportedError
+from actzip.errors import InputError, UnsupportedError, told
 from actzip.quantize.model import marked
 from actzip.runtime import graph as g
 from actzip.runtime.effects import (
@@ -128,11 +128,7 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = True) -> g.Graph:
     with eval_mode(model), plain_attention(), torch.no_grad(), marked(model):
         traced = trace(model, args, kwargs, batch, dynamic=dynamic)
         if traced.left:
-            warnings.warn(
-                f"the model writes into {', '.join(traced.left)} as it runs; compiled it does not",
-                ActzipWarning,
-                stacklevel=4,
-            )
+            told(f"the model writes into {', '.join(traced.left)} as it runs; compiled it does not")
         try:
             return graph_of(model, traced)  # reads the parameters
         except UnsupportedError as error:
