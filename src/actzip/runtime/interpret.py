@@ -219,6 +219,8 @@ def _source(size: int, out: int, coordinates: str, scale: float) -> Tensor:
 
 def _resize(n: ops.Resize, x: Tensor) -> Tensor:
     aten, scales = torch.ops.aten, n.scale or (None, None)
+    if n.mode == "given":
+        return x[:, :, list(n.rows)][..., list(n.columns)]
     if n.mode == "nearest_exact" or (n.mode == "nearest" and n.coordinates == "asymmetric"):
         exact = n.mode == "nearest_exact"
         made: Tensor = (aten._upsample_nearest_exact2d if exact else aten.upsample_nearest2d)(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actzip.errors import UnsupportedError
+from actzip.errors import InputError, UnsupportedError
 from actzip.runtime.graph import Array, Node, Shape, check_integers, check_rank, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.linear import Linear
@@ -37,12 +37,15 @@ class Resize(Node):
     i * (in - 1) / (out - 1); asymmetric i / scale. PyTorch's "nearest" is ``nearest`` with ``coordinates``
     asymmetric, the floor of i / scale, its "nearest-exact" ``nearest_exact`` with half_pixel, that of
     (i + 0.5) / scale; both as float32 has them there. ``nearest`` with others rounds halves down.
+    With ``mode`` given the pixels are said one by one: output (y, x) is pixel (``rows[y]``, ``columns[x]``).
     """
 
     size: tuple[int, int] = field(kw_only=True)
     mode: str = "nearest"
     coordinates: str = "asymmetric"
     scale: tuple[float, float] | None = None
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
 
     op = "resize"
     layout = "map"
@@ -50,6 +53,14 @@ class Resize(Node):
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         check_rank(shapes[0], 4)
         check_integers("size", self.size, 2, 1)
+        if self.mode == "given":
+            for what, at, dim, out in zip(
+                ("rows", "columns"), (self.rows, self.columns), shapes[0][2:], self.size, strict=True
+            ):
+                check_integers(what, at, out, 0)
+                if max(at) >= static(dim, "a size"):
+                    raise InputError(f"{what} {max(at)} of {dim}")
+            return (shapes[0][0], shapes[0][1], *self.size)
         if self.mode not in ("nearest", "nearest_exact", "bilinear"):
             raise UnsupportedError(f"interpolation {self.mode!r}")
         known = ("half_pixel", "align_corners", "asymmetric")
@@ -181,7 +192,7 @@ def onnx_resize(imp: Importer, node: OnnxNode) -> Any:
         raise node.wrong(f"an output of {' x '.join(map(str, out))}")
     imp.check_size((1, shape[1], *out), node.where)
     if coordinates == "align_corners" and any(
-        abs(s * f - o) > 1e-6 for s, f, o in zip(dims, factors, out, strict=True)
+        abs(s * f - o) > _TIE * o for s, f, o in zip(dims, factors, out, strict=True)
     ):
         raise node.refuse("align_corners with a scale that does not give a whole size")
     if coordinates == "pytorch_half_pixel" and min(out) > 1:
@@ -213,6 +224,8 @@ _ONNX_SOURCE: dict[str, Callable[[Any, int, int, Any], Any]] = {
         i * np.float32(size - 1) / np.float32(out - 1) if out > 1 else i * 0
     ),
     "asymmetric": lambda i, size, out, scale: i / scale,
+    # of an older ONNX; TensorFlow's converter writes it still
+    "tf_half_pixel_for_nn": lambda i, size, out, scale: (i + np.float32(0.5)) / scale,
 }
 _TIE = 1e-6  # what float32 makes of a half: ONNX Runtime takes it for one
 _ONNX_ROUND: dict[str, Callable[[Any], Any]] = {
@@ -255,6 +268,9 @@ def _onnx_nearest(
         ours = Resize("", ("",), "", size=(1, 1), mode=mode, coordinates=where)
         if all(_table(dims[k], size[k], ours, scale[k])[0] == indices[k] for k in axes):
             return _resized(imp, x, size, scale, mode=mode, coordinates=where)
+    if len(size) < 3:
+        rows, columns = map(tuple, indices if len(size) == 2 else ([0], *indices))
+        return _resized(imp, x, size, None, mode="given", rows=rows, columns=columns)
     for axis, at in enumerate(indices, 2):
         if at != list(range(dims[axis - 2])):
             x = take(imp, node, x, axis, [int(i) for i in at])
@@ -318,7 +334,12 @@ def _as_torch(size: int, out: int, exact: bool, scale: float | None) -> Array:
     return found
 
 
-def _table(size: int, out: int, n: Resize, scale: float | None) -> tuple[list[int], list[int], Array]:
+def _table(
+    size: int, out: int, n: Resize, scale: float | None, given: Sequence[int] = ()
+) -> tuple[list[int], list[int], Array]:
+    """For each output the two inputs, and the share of the second."""
+    if n.mode == "given":
+        return list(given), list(given), np.zeros(out, np.float32)
     if n.mode == "nearest_exact" or (n.mode == "nearest" and n.coordinates == "asymmetric"):
         low = np.clip(_as_torch(size, out, n.mode == "nearest_exact", scale), 0, size - 1).astype(np.int64)
         return low.tolist(), low.tolist(), np.zeros(out, np.float32)
@@ -343,7 +364,7 @@ def lower_resize(low: Lowering, n: Resize) -> None:
     h, w = low.graph.shape(n.inputs[0])[2:]
     assert isinstance(h, int) and isinstance(w, int)
     sy, sx = n.scale if n.scale else (None, None)
-    yl, yh, yp = _table(h, n.size[0], n, sy)
-    xl, xh, xp = _table(w, n.size[1], n, sx)
+    yl, yh, yp = _table(h, n.size[0], n, sy, n.rows)
+    xl, xh, xp = _table(w, n.size[1], n, sx, n.columns)
     ints = {"y_low": yl, "y_high": yh, "x_low": xl, "x_high": xh}
     low.simple(n, "resize", "map", ints=ints, arrays={"y_part": yp, "x_part": xp})

@@ -16,6 +16,7 @@ from actzip.runtime.passes.fold import (
     fold_affine_forward,
     fold_batch_norm,
     fold_constants,
+    fold_crops,
     fold_padding,
     sink_affine,
     spread_batch_norm,
@@ -31,6 +32,7 @@ from actzip.runtime.passes.moves import (
 from actzip.runtime.passes.norms import recompose_norms
 from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
+from actzip.runtime.passes.repeats import repeats_as_resizes
 from actzip.runtime.passes.shared import share_weights
 from actzip.runtime.passes.signals import signals_as_channels
 from actzip.runtime.passes.transposed import split_transposed
@@ -46,6 +48,7 @@ __all__ = [
     "fold_affine_forward",
     "fold_batch_norm",
     "fold_constants",
+    "fold_crops",
     "fold_padding",
     "fuse_activations",
     "fuse_residuals",
@@ -58,6 +61,7 @@ __all__ = [
     "pool_means",
     "recompose_activations",
     "recompose_norms",
+    "repeats_as_resizes",
     "scale_activations",
     "share_weights",
     "signals_as_channels",
@@ -75,6 +79,7 @@ PASSES: tuple[Pass, ...] = (
     merge_moves,
     recompose_activations,
     recompose_norms,
+    repeats_as_resizes,
     channels_last,
     recompose_activations,  # what transposes stood in
     recompose_norms,
@@ -82,6 +87,7 @@ PASSES: tuple[Pass, ...] = (
     volumes_as_frames,
     channel_affine,
     fold_padding,
+    fold_crops,
     spread_batch_norm,
     fold_batch_norm,
     scale_activations,

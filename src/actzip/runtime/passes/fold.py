@@ -243,6 +243,31 @@ def fold_padding(graph: g.Graph) -> g.Graph:
     return drop_dead(graph)
 
 
+def fold_crops(graph: g.Graph) -> g.Graph:
+    """What is cut from the borders of a transposed convolution's output goes into its padding."""
+    graph = graph.copy()
+    producers = graph.producers()
+    readers = uses(graph)
+    for i, node in enumerate(graph.nodes):
+        before = producers.get(node.inputs[0]) if node.inputs else None
+        if (
+            not isinstance(before, ops.ConvTranspose2d)
+            or readers[before.output] != 1
+            or not isinstance(node, ops.Slice)
+            or node.axis % 4 < 2
+            or node.step != 1
+            or node.start == node.stop
+        ):
+            continue
+        padding, at, size = list(before.padding), node.axis % 4 - 2, graph.shape(before.output)[node.axis]
+        assert isinstance(size, int)
+        padding[at] += node.start
+        padding[at + 2] += size - node.stop
+        whole = dataclasses.replace(before, padding=tuple(padding), output=node.output)  # type: ignore[arg-type]
+        graph.nodes[i] = producers[node.output] = whole
+    return drop_dead(graph)
+
+
 def fold_affine_forward(graph: g.Graph) -> g.Graph:
     """A BatchNorm that only convolutions without padding read goes into them: their weights are scaled and
     its shift, seen through them, is added to their bias."""

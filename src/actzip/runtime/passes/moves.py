@@ -9,12 +9,14 @@ import numpy as np
 
 from actzip.runtime import graph as g
 from actzip.runtime import ops
+from actzip.runtime.ops.reduce import ArgMax
 from actzip.runtime.ops.volume import Regroup
-from actzip.runtime.passes.edit import drop_dead, prune
+from actzip.runtime.passes.edit import drop_dead, prune, uses
 
 
 def merge_moves(graph: g.Graph) -> g.Graph:
-    """Reshapes and transposes in a row become one, or none; those that change nothing go."""
+    """Reshapes and transposes in a row become one, or none; those that change nothing go, as do slices
+    and pads of nothing."""
     graph = graph.copy()
     producers = graph.producers()
     for i, node in enumerate(graph.nodes):
@@ -40,8 +42,10 @@ def merge_moves(graph: g.Graph) -> g.Graph:
     for node in graph.nodes:
         node.inputs = tuple(names.get(v, v) for v in node.inputs)
         same = g.same_shape(graph.shape(node.inputs[0]), graph.shape(node.output)) if node.inputs else False
-        identity = (isinstance(node, ops.Reshape) and same) or (
-            isinstance(node, ops.Transpose) and node.perm == tuple(range(len(node.perm)))
+        identity = (
+            (isinstance(node, (ops.Reshape, ops.Slice)) and same)
+            or (isinstance(node, ops.Transpose) and node.perm == tuple(range(len(node.perm))))
+            or (isinstance(node, ops.Pad) and not any(node.before) and not any(node.after))
         )
         if identity and node.output not in graph.outputs:
             names[node.output] = node.inputs[0]
@@ -94,59 +98,86 @@ def flatten_linear(graph: g.Graph) -> g.Graph:
     return drop_dead(graph)
 
 
-_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def channels_last(graph: g.Graph) -> g.Graph:
     """What a model computes on maps that it transposed to (N, H, W, C) itself is said on (N, C, H, W).
 
-    Linear layers become 1x1 convolutions, layer norms over C become norms of channels, elementwise
-    nodes stay; a transpose moves behind each until it meets its inverse. (The engine stores
-    channels last anyway.)
+    Linear layers become 1x1 convolutions, layer norms over C become norms of channels, axes and
+    paddings are those of the other order; a transpose moves behind each node until it meets its
+    inverse. One to (N, C, H, W) moves in front of what a model does to its input first. (The engine
+    stores channels last anyway.)
     """
     graph = graph.copy()
-    for _ in range(len(graph.nodes)):
-        if not _sink_transpose(graph):
-            break
+    for move in (_sink_transpose, _raise_transpose):
+        for _ in range(len(graph.nodes)):
+            if not move(graph):
+                break
     return merge_moves(graph)
 
 
-def _before_transpose(
-    graph: g.Graph, node: g.Node, source: Callable[[str], str | None]
-) -> ops.Conv2d | ops.LayerNorm | ops.Activation | ops.Binary | None:
+def _before_transpose(graph: g.Graph, node: g.Node, source: Callable[[str], str | None]) -> g.Node | None:
     """``node`` as said of (N, C, H, W), where ``source`` knows what its inputs are views of; its
     output is to be set."""
     act = getattr(node, "act", None)
     if act is not None and act.param is not None and act.param.size > 1:
         return None  # one number a channel, of dimension 1
-    at = source(node.inputs[0]) if node.inputs else None
-    if isinstance(node, ops.Linear) and len(graph.shape(node.inputs[0])) == 4:
-        found = [s for s in map(source, node.inputs) if s is not None]
-        weight = node.weight.reshape(*node.weight.shape, 1, 1)
-        if len(found) == len(node.inputs):
-            return ops.Conv2d(
-                node.name, tuple(found), "", weight=weight, bias=node.bias, act=node.act, source=node.source
-            )
-    elif isinstance(node, ops.LayerNorm) and len(node.shape) == 1 and not node.channels:
-        if at is not None and len(graph.shape(at)) == 4:
-            return dataclasses.replace(node, inputs=(at,), channels=True)
-    elif isinstance(node, ops.Activation) and at is not None:
-        return dataclasses.replace(node, inputs=(at,))
-    elif isinstance(node, ops.Binary) and len(graph.shape(node.output)) == 4:
-        if any(source(v) is None and v not in graph.constants for v in node.inputs):
+    rank = len(graph.shape(node.inputs[0])) if node.inputs else 0
+    found = tuple(s for s in map(source, node.inputs) if s is not None)
+    if isinstance(node, ops.Binary):
+        if len(graph.shape(node.output)) != 4 or not found:
             return None
-        if all(source(v) is None for v in node.inputs):
+        if any(source(v) is None and v not in graph.constants for v in node.inputs):
             return None
         inputs = tuple(source(v) or _channels_first(graph, v) for v in node.inputs)
         return dataclasses.replace(node, inputs=inputs)
+    if rank != 4 or len(found) != len(node.inputs):
+        return None
+    if isinstance(node, ops.Linear):
+        weight = node.weight.reshape(*node.weight.shape, 1, 1)
+        return ops.Conv2d(node.name, found, "", weight=weight, bias=node.bias, act=act, source=node.source)
+    if isinstance(node, ops.LayerNorm):
+        alone = len(node.shape) == 1 and not node.channels
+        return dataclasses.replace(node, inputs=found, channels=True) if alone else None
+    if isinstance(node, ops.Activation):
+        return dataclasses.replace(node, inputs=found)
+    if isinstance(node, (ops.Concat, ops.Slice, ops.Softmax)):
+        return dataclasses.replace(node, inputs=found, axis=TO_LAST[node.axis % 4])
+    if isinstance(node, ops.Pad):
+        ends = [tuple(side[k] for k in TO_FIRST) for side in (node.before, node.after)]
+        return dataclasses.replace(node, inputs=found, before=ends[0], after=ends[1])
+    if isinstance(node, (ops.Reduce, ArgMax)):
+        return _reduced(node, found)
     return None
+
+
+def _reduced(node: ops.Reduce | ArgMax, found: tuple[str, ...]) -> g.Node | None:
+    axes = [a % 4 for a in (node.axes if isinstance(node, ops.Reduce) else (node.axis,))]
+    left = [TO_LAST[k] for k in range(4) if k not in axes]
+    if not node.keepdims and left != sorted(left):
+        return None
+    if isinstance(node, ArgMax):
+        return dataclasses.replace(node, inputs=found, axis=TO_LAST[axes[0]])
+    return dataclasses.replace(node, inputs=found, axes=tuple(sorted(TO_LAST[a] for a in axes)))
 
 
 def _channels_first(graph: g.Graph, constant: str) -> str:
     """A constant that broadcasts along (N, H, W, C) as one along (N, C, H, W)."""
     a = graph.constants[constant]
-    a = a.reshape([1] * (4 - a.ndim) + list(a.shape)).transpose(_TO_FIRST)
+    a = a.reshape([1] * (4 - a.ndim) + list(a.shape)).transpose(TO_FIRST)
     return graph.add_constant(np.ascontiguousarray(a), constant + "_nchw")
+
+
+def _turned(graph: g.Graph, node: g.Node | None) -> str | None:
+    """The maps (N, C, H, W) that ``node`` gives as (N, H, W, C)."""
+    if isinstance(node, ops.Transpose):
+        return node.inputs[0] if node.perm == TO_LAST else None
+    if isinstance(node, ops.Reshape):  # of one pixel, or one channel
+        shape, out = graph.shape(node.inputs[0]), graph.shape(node.output)
+        if len(shape) == 4 and (shape[1] == 1 or shape[2:] == (1, 1)):
+            return node.inputs[0] if g.same_shape(tuple(shape[k] for k in TO_LAST), out) else None
+    return None
 
 
 def _sink_transpose(graph: g.Graph) -> bool:
@@ -154,8 +185,7 @@ def _sink_transpose(graph: g.Graph) -> bool:
     producers = graph.producers()
 
     def source(v: str) -> str | None:
-        p = producers.get(v)
-        return p.inputs[0] if isinstance(p, ops.Transpose) and p.perm == _TO_LAST else None
+        return _turned(graph, producers.get(v))
 
     changed = False
     nodes: list[g.Node] = []
@@ -164,16 +194,59 @@ def _sink_transpose(graph: g.Graph) -> bool:
         if new is None:
             nodes.append(node)
             continue
-        n, h, w, c = graph.shape(node.output)
-        mid = graph.fresh(node.output + "_nchw")
-        graph.values[mid] = g.Value(mid, (n, c, h, w))
-        new.output = mid
-        back = ops.Transpose(node.name + ":nhwc", (mid,), node.output, perm=_TO_LAST, source=node.source)
+        changed = True
+        shape = graph.shape(node.output)
+        if len(shape) != 4:
+            new.output = node.output
+            nodes.append(new)
+            continue
+        new.output = graph.fresh(node.output + "_nchw")
+        graph.values[new.output] = dataclasses.replace(
+            graph.values[node.output], name=new.output, shape=tuple(shape[k] for k in TO_FIRST)
+        )
+        back = ops.Transpose(
+            node.name + ":nhwc", (new.output,), node.output, perm=TO_LAST, source=node.source
+        )
         while any(back.name == x.name for x in nodes):
             back.name += "_"
         nodes += [new, back]
-        producers[mid], producers[node.output] = new, back
+        producers[new.output], producers[node.output] = new, back
+    graph.nodes = nodes
+    prune(graph)
+    return changed
+
+
+def _raise_transpose(graph: g.Graph) -> bool:
+    """In place: one sweep in which transposes to (N, C, H, W) are put before the node that they
+    alone read."""
+    producers, readers = graph.producers(), uses(graph)
+    nodes: list[g.Node] = []
+    changed = False
+    for node in graph.nodes:
+        before = producers.get(node.inputs[0]) if node.inputs else None
+        new = None
+        if (
+            isinstance(node, ops.Transpose)
+            and node.perm == TO_FIRST
+            and before
+            and readers[before.output] == 1
+        ):
+            given = {v for v in before.inputs if v not in graph.constants}
+            v = given.pop() if len(given) == 1 else ""
+            if v and len(graph.shape(v)) == 4:
+                turned = graph.fresh(v + "_nchw")
+                new = _before_transpose(graph, before, {v: turned}.get)
+        if new is None or before is None:
+            nodes.append(node)
+            continue
         changed = True
+        shape = tuple(graph.shape(v)[k] for k in TO_FIRST)
+        graph.values[turned] = dataclasses.replace(graph.values[v], name=turned, shape=shape)
+        first = ops.Transpose(node.name, (v,), turned, perm=TO_FIRST, source=node.source)
+        new.output = node.output
+        nodes.remove(before)
+        nodes += [first, new]
+        producers[turned], producers[new.output] = first, new
     graph.nodes = nodes
     prune(graph)
     return changed
