@@ -18,7 +18,7 @@ from torch import nn
 
 import actzip
 from actzip.errors import InputError
-from actzip.runtime import sizes
+from actzip.runtime import load, sizes
 from crowd import at_once
 from torches import needs_2_6
 
@@ -403,3 +403,79 @@ def test_sizes_that_torch_cannot_solve_for_leave_its_log_empty(capfd: pytest.Cap
         x = torch.randn(shape)
         close(fast(x), model(x).detach())
     assert not capfd.readouterr().err
+
+
+class WithConstants(nn.Module):
+    """Outputs that are the same for every input, of large weights and of the size, in other types."""
+
+    def __init__(self, places: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 4200, 3, padding=1)
+        self.places = places
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        w = self.b.weight
+        out = {"y": self.b(self.a(x).relu()).mean(1), "double": w.double(), "half": w.half(), "own": w}
+        out |= {"best": w.argmax(1), "positive": w > 0, "sum": w.sum(), "high": x.shape[2]}
+        return out | ({"places": torch.arange(x.shape[-1])} if self.places else {})
+
+
+def same_outputs(got: dict[str, Any], want: dict[str, Any]) -> None:
+    assert got.keys() == want.keys()
+    for k, v in want.items():
+        if isinstance(v, torch.Tensor):
+            torch.testing.assert_close(got[k], v, atol=1e-4, rtol=1e-5)
+        else:
+            assert got[k] == v, k
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("places", [False, True])
+def test_constant_outputs_of_other_types_are_the_models_at_every_size(places: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WithConstants(places).eval()
+    small, other = torch.randn(1, 3, 8, 10), torch.randn(2, 3, 12, 9)
+    fast = actzip.compile(model, small, tune=False, cache=False)
+    assert sum(p.numel() for p in model.parameters()) * 4 > 8 << 20  # weights go to a temporary file
+    for x in (small, other, small):
+        same_outputs(fast(x), model(x))
+    fast.save(tmp_path / "m.actzip")
+    for twin in (load(tmp_path / "m.actzip"), pickle.loads(pickle.dumps(fast))):
+        same_outputs(twin(small), model(small))
+        if places:  # for numbers of an array there is no rule
+            with pytest.raises(InputError, match="compiled for"):
+                twin(other)
+        else:
+            same_outputs(twin(other), model(other))
+
+
+def test_constant_outputs_of_files_are_the_files_at_every_size(tmp_path: Path) -> None:
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(0)
+    wide, half = rng.standard_normal((70, 3, 5, 5)), rng.standard_normal((70, 70)).astype(np.float16)
+    make, kind = onnx.helper.make_node, onnx.TensorProto
+    nodes = [
+        make("Cast", ["wide"], ["w"], to=kind.FLOAT),
+        make("Conv", ["x", "w"], ["y"]),
+        make("Identity", ["wide"], ["own"]),
+        make("Identity", ["half"], ["small"]),
+        make("ArgMax", ["half"], ["best"], axis=1),
+        make("Cast", ["half"], ["positive"], to=kind.BOOL),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    names = {"y": kind.FLOAT, "own": kind.DOUBLE, "small": kind.FLOAT16, "best": kind.INT64}
+    outputs = [info(n, t, None) for n, t in {**names, "positive": kind.BOOL}.items()]
+    given = [onnx.numpy_helper.from_array(a, n) for n, a in (("wide", wide), ("half", half))]
+    x = info("x", kind.FLOAT, ["n", 3, "h", "w"])
+    graph = onnx.helper.make_graph(nodes, "g", [x], outputs, given)
+    path = str(tmp_path / "m.onnx")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path
+    )
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    first = rng.standard_normal((1, 3, 9, 9)).astype(np.float32)
+    fast = actzip.compile(path, first, tune=False, cache=False)
+    for a in (first, rng.standard_normal((2, 3, 12, 7)).astype(np.float32)):
+        for got, want in zip(fast(a), session.run(None, {"x": a}), strict=True):
+            assert got.dtype == want.dtype
+            np.testing.assert_allclose(got, want, atol=1e-4)

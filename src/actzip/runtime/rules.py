@@ -20,12 +20,13 @@ from actzip.errors import DataError, InputError, UnsupportedError
 from actzip.runtime import graph as g
 from actzip.runtime.acts import Act
 from actzip.runtime.origin import Shapes
-from actzip.runtime.sizes import Resizer
+from actzip.runtime.sizes import Resizer, digest
 
 __all__ = ["Rules", "find_rules"]
 
 _PROBES = 14
 _STEPS = (1, 2, 4, 8, 16, 32, 64)  # sizes may have to be multiples of
+_OUTPUTS = ""  # stands for a node in the place of outputs that are numbers
 _SKETCH = 997  # every so many-th number of an array is compared
 
 
@@ -98,6 +99,12 @@ def _outline(graph: g.Graph) -> _Outline:
         for _, v in n.fields():
             if isinstance(v, np.ndarray):
                 sketch.append([v.shape, np.array(v.flat[::_SKETCH]).tobytes()])
+    for i, slot in enumerate(graph.meta.get("out_slots", ())):
+        if isinstance(slot, int):
+            continue
+        if isinstance(slot[0], np.ndarray):  # the same for every input
+            sketch.append(digest(slot[0]))
+        rows.append(_numbers(slot[0], (_OUTPUTS, i), numbers))
     shapes = {v: value.shape for v, value in graph.values.items()}
     return _Outline(repr(rows), numbers, shapes, sketch)
 
@@ -173,9 +180,9 @@ def _rule(graph: g.Graph, name: str, column: list[Any], outlines: list[_Outline]
     numbers = [d.mul if isinstance(d, g.Sym) else d for d in column]
     if any(isinstance(d, float) for d in numbers):
         return None
-    node = next(n for n in graph.nodes if n.name == name)
-    before = list(itertools.takewhile(lambda n: n is not node, graph.nodes))
-    near = [v for v in node.inputs if v not in graph.constants]
+    before = list(itertools.takewhile(lambda n: n.name != name, graph.nodes))
+    reads = () if name == _OUTPUTS else graph.nodes[len(before)].inputs
+    near = [v for v in reads if v not in graph.constants]
     others = [v for v in [*graph.inputs, *(n.output for n in reversed(before))] if v not in near]
     for value in [*near, *others]:
         sides = [[d.mul if isinstance(d, g.Sym) else d for d in o.shapes[value]] for o in outlines]
@@ -215,6 +222,8 @@ class Rules:
         """
         self._check(shapes)
         graph = self.graph.copy()
+        if "out_slots" in graph.meta:
+            graph.meta["out_slots"] = list(graph.meta["out_slots"])
         for v, shape in zip(graph.inputs, shapes, strict=True):
             dims = zip(graph.shape(v), shape, strict=True)
             graph.values[v].shape = tuple(d if isinstance(d, g.Sym) else n for d, n in dims)
@@ -222,6 +231,8 @@ class Rules:
             for at, rule in self._of(n.name):
                 setattr(n, at[1], _put(getattr(n, at[1]), at[2:], rule.number(graph)))
             graph.values[n.output].shape = graph.infer(n)
+        for at, rule in self._of(_OUTPUTS):
+            graph.meta["out_slots"][at[1]] = [rule.number(graph)]
         graph.validate()
         return graph
 
@@ -267,7 +278,10 @@ class Rules:
             for key, top, bottom, batch, value, axes in data["rules"]:
                 rule = Rule(int(top), int(bottom), bool(batch), str(value), tuple(map(int, axes)))
                 rule.number(graph)
-                _put(nodes[key[0]][key[1]], key[2:], 0)
+                if key[0] == _OUTPUTS:
+                    graph.meta["out_slots"][key[1]][0] + 0
+                else:
+                    _put(nodes[key[0]][key[1]], key[2:], 0)
                 rules[tuple(key)] = rule
             if len(shapes) != len(graph.inputs) or any(b[2] < 1 for b in free.values()):
                 raise DataError("the rules of sizes are damaged")

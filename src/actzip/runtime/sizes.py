@@ -28,7 +28,7 @@ from actzip.runtime.passes import optimize
 from actzip.runtime.passes.copies import add_copies, add_copy, drop_copies
 from actzip.runtime.storage import choose_storage, is_map
 
-__all__ = ["MOST_SIZES", "Resizer", "Sizes", "as_stored", "owned", "shelved", "unstored"]
+__all__ = ["MOST_SIZES", "Resizer", "Sizes", "as_stored", "digest", "owned", "shelved", "unstored"]
 
 #: Sizes beside the compiled one whose plans are kept, the last that were used.
 MOST_SIZES = 8
@@ -117,7 +117,16 @@ def _with_arrays(graph: g.Graph, visit: Callable[[tuple[Any, ...], g.Array], g.A
         for name, value in n.fields():
             setattr(n, name, _walk(value, (n.name, name), visit))
     graph.constants = {k: visit(("", k), a) for k, a in graph.constants.items()}
+    if "out_slots" in graph.meta:
+        slots = enumerate(graph.meta["out_slots"])
+        graph.meta["out_slots"] = [_walk_slot(s, i, visit) for i, s in slots]
     return graph
+
+
+def _walk_slot(slot: Any, i: int, visit: Callable[[tuple[Any, ...], g.Array], g.Array]) -> Any:
+    """An output of the model; one that is the same for every input is ``[array]``."""
+    constant = not isinstance(slot, int) and isinstance(slot[0], np.ndarray)
+    return type(slot)([visit((f"output {i}",), slot[0])]) if constant else slot
 
 
 def _arrays(graph: g.Graph) -> dict[tuple[Any, ...], g.Array]:
@@ -131,6 +140,8 @@ def _arrays(graph: g.Graph) -> dict[tuple[Any, ...], g.Array]:
         for name, value in n.fields():
             _walk(value, (n.name, name), visit)
     found.update({("", k): a for k, a in graph.constants.items()})
+    for i, slot in enumerate(graph.meta.get("out_slots", ())):
+        _walk_slot(slot, i, visit)
     return found
 
 
@@ -161,7 +172,8 @@ def shelved(*graphs: g.Graph) -> list[g.Graph]:
     return [_with_arrays(graph, lambda _, a: there.get(id(a), a)) for graph in graphs]
 
 
-def _digest(a: g.Array) -> tuple[Any, ...]:
+def digest(a: g.Array) -> tuple[Any, ...]:
+    """Shape, type and a hash of an array's numbers."""
     data = np.ascontiguousarray(a)
     return (a.shape, str(a.dtype), hashlib.sha256(data.reshape(-1).view(np.uint8).data).digest())
 
@@ -285,7 +297,7 @@ class Resizer:
         fresh: list[tuple[Any, ...]] = []
 
         def put(at: tuple[Any, ...], a: g.Array) -> g.Array:
-            if base.digests.get(at) == _digest(a):
+            if base.digests.get(at) == digest(a):
                 return ours[at]
             fresh.append(at)
             return a
@@ -330,7 +342,7 @@ class Resizer:
                 values.update({v: w for v, w in zip(a.inputs, b.inputs, strict=True) if v in made.constants})
             found = _arrays(_renamed(made, values, nodes))
             ours = _arrays(self.plain)
-            digests = {k: _digest(a) for k, a in found.items() if k in ours and ours[k].shape == a.shape}
+            digests = {k: digest(a) for k, a in found.items() if k in ours and ours[k].shape == a.shape}
             self._base = _Base(values, nodes, digests)
         return self._base
 
@@ -341,5 +353,5 @@ class Resizer:
         """
         mine, others = _arrays(graph), _arrays(other)
         for at in fresh:
-            if at not in others or _digest(mine[at]) != _digest(others[at]):
+            if at not in others or digest(mine[at]) != digest(others[at]):
                 raise UnsupportedError(f"the weights of {at[0] or at[1]!r} are other ones at this size")
