@@ -54,7 +54,15 @@
   row(div) \
   row(max) \
   row(min) \
-  row(pow)
+  row(pow) \
+  row(gt) \
+  row(ge) \
+  row(lt) \
+  row(le) \
+  row(eq) \
+  row(ne) \
+  row(keep) \
+  row(drop)
 // clang-format on
 
 namespace actzip::engine {

@@ -357,6 +357,32 @@ void min(const Pairs& p) {
 void pow(const Pairs& p) {
   for (int64_t i = 0; i < p.n; ++i) p.out[i] = powf(p.a[i * p.sa], p.b[i * p.sb]);
 }
+// Comparisons give 1 or 0.
+void gt(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x > y ? splat(1.0f) : vf{}; });
+}
+void ge(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x >= y ? splat(1.0f) : vf{}; });
+}
+void lt(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x < y ? splat(1.0f) : vf{}; });
+}
+void le(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x <= y ? splat(1.0f) : vf{}; });
+}
+void eq(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x == y ? splat(1.0f) : vf{}; });
+}
+void ne(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x != y ? splat(1.0f) : vf{}; });
+}
+// y where x is not 0 (keep) or where it is (drop), else 0.
+void keep(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x != 0.0f ? y : vf{}; });
+}
+void drop(const Pairs& p) {
+  two(p, [](vf x, vf y) { return x != 0.0f ? vf{} : y; });
+}
 
 }  // namespace binary_fn
 

@@ -10,9 +10,10 @@ PyTorch makes 0 of a NaN there, which the engine keeps.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +27,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.acts import Act
 from actzip.runtime.effects import draws
-from actzip.runtime.registry import TORCH, Absent, Compare, Ref, Stacked
+from actzip.runtime.registry import PROBES, TORCH, Absent, Compare, Probed, Ref, Stacked
 
 __all__ = ["Builder", "from_exported", "refused_nodes"]
 
@@ -64,15 +65,20 @@ class _Broken:
     """A value of an operator that was refused, or that reads one."""
 
 
+_MOST_PROBED = 1 << 22  # elements of a constant that depends on the batch
 _MOST_SAID = 6  # refusals of one model
+
+
+def _same_or_probed(values: Sequence[Tensor]) -> Any:
+    """A tensor where all are the same, else :class:`Probed`."""
+    first = values[0]
+    return first if all(torch.equal(v, first) for v in values) else Probed(tuple(values))
 
 
 def _said(value: Any) -> str:
     """Why an output or argument cannot be had."""
     if isinstance(value, Absent):
         return f"{value.what} are not computed by the engine"
-    if isinstance(value, Compare):
-        return "gives torch.bool; the engine computes in float32"
     return "a size that depends on the batch is an output"
 
 
@@ -96,6 +102,7 @@ class Builder:
         self.node: Any = None
         self.symbol: Any = None
         self.interned: dict[int, tuple[Tensor, Ref]] = {}
+        self.masks: dict[int, tuple[Compare, Ref]] = {}
         self.node_names: set[str] = set()
 
     # shapes
@@ -130,6 +137,10 @@ class Builder:
     def shape(self, x: Any) -> g.Shape:
         if isinstance(x, Ref):
             return self.graph.shape(x.name)
+        if isinstance(x, Compare):
+            return g.broadcast([self.shape(x.x), tuple(x.t.shape)])
+        if isinstance(x, Probed):
+            return ops.probed_shape(x)
         return tuple(x.shape)
 
     # building
@@ -139,6 +150,7 @@ class Builder:
 
     def ref(self, x: Any) -> str:
         """The value's name; a constant tensor becomes one."""
+        x = self.expanded(x) if isinstance(x, Probed) else self.compared(x)
         if isinstance(x, Ref):
             return x.name
         if isinstance(x, (int, float)) and not isinstance(x, bool):
@@ -155,12 +167,9 @@ class Builder:
     def array(self, t: Any) -> g.Array:
         if not isinstance(t, Tensor):
             raise self.refuse("a parameter that is computed from the input")
-        if t.is_floating_point():
-            t = t.to(torch.float32)
-        elif t.dtype == torch.bool or t.is_complex():
+        if t.is_complex():
             raise self.refuse(f"a constant of type {t.dtype}")
-        else:
-            t = t.to(torch.float32)
+        t = t.to(torch.float32)
         return np.ascontiguousarray(t.detach().numpy())
 
     def maybe(self, t: Any) -> g.Array | None:
@@ -191,8 +200,43 @@ class Builder:
             return x
         return self.emit(ops.Reshape, x, shape=shape)
 
+    def compared(self, x: Any) -> Any:
+        """A comparison as the engine's value of 1 and 0; others as they are."""
+        if not isinstance(x, Compare):
+            return x
+        known = self.masks.get(id(x))
+        if known is None:
+            known = self.masks[id(x)] = (x, self.emit(ops.Binary, x.x, x.t, kind=x.op, dtype="bool"))
+        return known[1]
+
+    def expanded(self, x: Probed) -> Ref:
+        """A constant that depends on the batch by its size alone, as the engine's."""
+        shape = ops.probed_shape(x)
+        first = x.values[0]
+        for axis, d in enumerate(shape):
+            if isinstance(d, g.Sym):
+                first = first.narrow(axis, 0, 1)
+        if any(not torch.equal(first.expand(v.shape), v) for v in x.values):
+            raise self.refuse("numbers that depend on the batch are used as a tensor")
+        return self.emit(ops.Expand, first, shape=shape, dtype=str(first.dtype).removeprefix("torch."))
+
+    def is_bool(self, x: Any) -> bool:
+        """Whether a value, or the result of a node, is of type bool."""
+        if isinstance(x, Ref):
+            return self.graph.values[x.name].dtype == "bool"
+        if isinstance(x, torch.fx.Node):
+            x = x.meta.get("val")
+        return isinstance(x, Compare) or (isinstance(x, Tensor) and x.dtype == torch.bool)
+
+    def as_bool(self, x: Any) -> Any:
+        """Where a value is not 0."""
+        if isinstance(x, Tensor):
+            return x != 0
+        return x if self.is_bool(x) else self.emit(ops.Binary, x, 0.0, kind="ne", dtype="bool")
+
     def as_float(self, x: Any) -> Any:
         """A value of integers as one of float32; others as they are."""
+        x = self.compared(x)
         integers = isinstance(x, Ref) and self.graph.values[x.name].dtype != "float32"
         return self.emit(ops.Reshape, x, shape=self.shape(x), dtype="float32") if integers else x
 
@@ -270,6 +314,8 @@ class Builder:
             o = n
             if isinstance(n, torch.fx.Node):
                 self.node, o = n, self.env[n]
+            if isinstance(o, (Compare, Probed)):
+                o = Ref(self.ref(o))
             if isinstance(o, Tensor) and o.dtype == torch.float32 and o.ndim == 0:
                 o = self.emit(ops.Reshape, o, shape=())
             if isinstance(o, Tensor) and o.dtype != torch.float32:
@@ -279,7 +325,7 @@ class Builder:
                 if name not in self.graph.outputs:
                     self.graph.outputs.append(name)
                 slots.append(self.graph.outputs.index(name))
-            elif isinstance(o, (Absent, Compare, g.Sym)):
+            elif isinstance(o, (Absent, g.Sym)):
                 raise self.refuse(_said(o))
             elif o is None or isinstance(o, (int, float, str)):
                 slots.append([o])
@@ -331,8 +377,12 @@ class Builder:
         for a in leaves:
             if isinstance(a, Absent):
                 raise self.refuse(_said(a))
-        if not any(isinstance(a, (Ref, Compare, Stacked, g.Sym)) for a in leaves):
-            return self.evaluate(target, args, kwargs)
+        if not any(isinstance(a, (Ref, Compare, Stacked)) for a in leaves):
+            if not any(isinstance(a, (Probed, g.Sym)) for a in leaves):
+                return self.evaluate(target, args, kwargs)
+            found = self.probed(node, args, kwargs)
+            if found is not None:
+                return found
         schema = getattr(target, "_schema", None)
         if schema is None:
             raise self.refuse(f"operator {target} is not supported")
@@ -368,6 +418,30 @@ class Builder:
             return
         if str(val.dtype) != f"torch.{self.graph.values[result.name].dtype}":
             raise self.refuse(f"gives {val.dtype}; the engine computes in float32")
+
+    def probed(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """What depends on the batch alone, at a few batches; None where that cannot be had."""
+        vals = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+        try:
+            shapes = [tuple(self.dim(d) for d in v.shape) for v in vals]
+            if any(math.prod(g.concrete(s, PROBES[-1])) > _MOST_PROBED for s in shapes):
+                return None
+
+            def at(k: int) -> Any:
+                def number(a: Any) -> Any:
+                    return a.values[k] if isinstance(a, Probed) else a.mul * PROBES[k]
+
+                filled = pytree.tree_map_only((Probed, g.Sym), number, (args, kwargs))
+                return self.evaluate(node.target, *filled)
+
+            results = [at(k) for k in range(len(PROBES))]
+        except UnsupportedError:
+            return None
+        if isinstance(results[0], Tensor):
+            return _same_or_probed(results)
+        if isinstance(results[0], (tuple, list)) and all(isinstance(t, Tensor) for t in results[0]):
+            return tuple(_same_or_probed(each) for each in zip(*results, strict=True))
+        return None
 
     def evaluate(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         names = [a.name for a in getattr(getattr(target, "_schema", None), "arguments", ())]

@@ -161,6 +161,14 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max": lambda a, b: torch.maximum(a, b),
     "min": lambda a, b: torch.minimum(a, b),
     "pow": lambda a, b: torch.pow(a, b),
+    "gt": lambda a, b: (a > b).to(torch.float32),
+    "ge": lambda a, b: (a >= b).to(torch.float32),
+    "lt": lambda a, b: (a < b).to(torch.float32),
+    "le": lambda a, b: (a <= b).to(torch.float32),
+    "eq": lambda a, b: (a == b).to(torch.float32),
+    "ne": lambda a, b: (a != b).to(torch.float32),
+    "keep": lambda a, b: torch.where(a != 0, b, torch.zeros_like(b)),
+    "drop": lambda a, b: torch.where(a != 0, torch.zeros_like(b), b),
 }
 
 

@@ -32,7 +32,7 @@ class Ref:
 
 @dataclass
 class Compare:
-    """``x <op> t`` with a constant ``t``, kept until the ``where`` that makes a threshold of it."""
+    """``x <op> t`` with a constant ``t``, kept in case a ``where`` makes a threshold of it."""
 
     op: str
     x: Ref
@@ -73,9 +73,9 @@ PROBES = (1, 2, 3, 7)
 @dataclass(frozen=True)
 class Probed:
     """A tensor that depends on the batch and nothing else, a Shape and what is computed of it: its
-    value at each of PROBES."""
+    value at each of PROBES: arrays of ONNX's front end, tensors of PyTorch's."""
 
-    values: tuple[Array, ...]
+    values: tuple[Any, ...]
 
 
 #: ``builder, arguments by the schema's names -> Ref``, or a tuple of them for several outputs.

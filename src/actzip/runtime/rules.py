@@ -103,7 +103,7 @@ def _outline(graph: g.Graph) -> _Outline:
         if isinstance(slot, int):
             continue
         if isinstance(slot[0], np.ndarray):  # the same for every input
-            sketch.append(digest(slot[0]))
+            sketch.append(list(digest(slot[0])))
         rows.append(_numbers(slot[0], (_OUTPUTS, i), numbers))
     shapes = {v: value.shape for v, value in graph.values.items()}
     return _Outline(repr(rows), numbers, shapes, sketch)

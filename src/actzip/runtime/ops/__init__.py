@@ -17,6 +17,7 @@ from actzip.runtime.ops.reduce import REDUCE_KINDS, Reduce, Softmax
 from actzip.runtime.ops.reshape import Expand, Reshape, Transpose
 from actzip.runtime.ops.resize import Resize
 from actzip.runtime.ops.select import Concat, Pad, Slice
+from actzip.runtime.ops.shapes import probed_shape
 
 __all__ = [
     "BINARY_KINDS",
@@ -43,6 +44,7 @@ __all__ = [
     "Slice",
     "Softmax",
     "Transpose",
+    "probed_shape",
 ]
 
 for _family in iter_modules(__path__):

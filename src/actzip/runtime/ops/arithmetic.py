@@ -15,14 +15,18 @@ from actzip.runtime.graph import Node, Shape, broadcast
 from actzip.runtime.onnx_node import OnnxNode, floats_only
 from actzip.runtime.ops.reshape import Reshape
 from actzip.runtime.ops.threshold import onnx_masked
-from actzip.runtime.registry import Compare, Mask, Ref, TorchHandler, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Mask, Ref, TorchHandler, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
     from actzip.runtime.from_torch import Builder
     from actzip.runtime.lower import Lowering
 
-BINARY_KINDS = ("add", "sub", "mul", "div", "max", "min", "pow")
+#: Comparisons give 1 or 0; ``keep`` is b where a is not 0, else 0, ``drop`` is b where a is 0, else 0.
+BINARY_KINDS = (
+    *("add", "sub", "mul", "div", "max", "min", "pow"),
+    *("gt", "ge", "lt", "le", "eq", "ne", "keep", "drop"),
+)
 
 
 @dataclass(eq=False)
@@ -45,7 +49,9 @@ class Binary(Node):
 
 def torch_binary(kind: str) -> TorchHandler:
     def handler(b: Builder, a: dict[str, Any]) -> Any:
-        x, y = a["self"], a["other"]
+        x, y = (b.compared(v) for v in (a["self"], a["other"]))
+        if b.is_bool(b.node):
+            return b.emit(Binary, x, y, kind={"mul": "mul", "add": "max"}.get(kind, kind), dtype="bool")
         alpha = a.get("alpha")
         mode = a.get("rounding_mode")
         if mode:
@@ -55,8 +61,6 @@ def torch_binary(kind: str) -> TorchHandler:
             return b.act(b.emit(Binary, x, number, kind="div"), mode)
         if alpha is not None and alpha != 1:
             y = b.emit(Binary, y, float(alpha), kind="mul") if isinstance(y, Ref) else y * alpha
-        if isinstance(x, Compare) or isinstance(y, Compare):
-            raise b.refuse("arithmetic on a comparison is not supported")
         if kind in ("add", "sub") and _all_are(y, 0.0, b.shape(x) if isinstance(x, Ref) else None):
             return x
         if kind in ("mul", "div") and _all_are(y, 1.0, b.shape(x) if isinstance(x, Ref) else None):

@@ -102,7 +102,8 @@ def torch_reduce(kind: str) -> TorchHandler:
         keep = bool(a.get("keepdim"))
         if isinstance(x, Stacked) and x.apart and axes == (0,) and kind in _FOLDS:
             return _folded(b, x, kind, keep)
-        y = b.emit(Reduce, x, kind=kind, axes=axes, keepdims=keep)
+        counts = kind == "sum" and b.is_bool(x)
+        y = b.emit(Reduce, x, kind=kind, axes=axes, keepdims=keep, dtype="int64" if counts else "")
         if not isinstance(b.node.meta["val"], (tuple, list)):
             return y
         return y, b.emit(ArgMax, x, kind=kind, axis=axes[0], keepdims=keep)

@@ -96,7 +96,14 @@ def torch_same(b: Builder, a: dict[str, Any]) -> Any:
     x = a["self"] if "self" in a else a["input"]
     if b.node.target._schema.name == "aten::native_dropout":
         return x, Absent("the mask of a dropout")
-    return b.as_float(x) if b.node.meta["val"].is_floating_point() else x
+    if b.is_bool(b.node):
+        return b.as_bool(x)
+    kind = b.node.meta["val"].dtype
+    if kind.is_floating_point:
+        return b.as_float(x)
+    if b.is_bool(x):  # 1 and 0 in any type of integers
+        return b.emit(Reshape, x, shape=b.shape(x), dtype=str(kind).removeprefix("torch."))
+    return x
 
 
 @torch_op("copy")

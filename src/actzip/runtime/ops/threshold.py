@@ -9,7 +9,7 @@ import numpy as np
 from actzip.runtime.graph import broadcast, same_shape
 from actzip.runtime.onnx_node import OnnxNode, float32_of
 from actzip.runtime.ops.reshape import Expand
-from actzip.runtime.registry import Compare, Mask, Ref, onnx_op, torch_op
+from actzip.runtime.registry import Compare, Mask, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -23,45 +23,25 @@ def torch_threshold(b: Builder, a: dict[str, Any]) -> Any:
     return b.act(a["self"], "threshold", param=np.array([float(a["threshold"])], np.float32))
 
 
-@torch_op("gt", "ge", "lt", "le")
-def torch_compare(b: Builder, a: dict[str, Any]) -> Any:
+def as_threshold(b: Builder, c: Compare, yes: Any, no: Any) -> Any:
+    """``where(c, yes, no)`` as a threshold, ``where(x <= t, 0, x)``; None of others."""
     import torch
-
-    name = b.node.target._schema.name.partition("::")[2]
-    x, t = a["self"], a["other"]
-    if not isinstance(x, Ref) and isinstance(t, Ref):
-        x, t = t, x
-        name = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge"}[name]
-    t = torch.tensor(float(t)) if isinstance(t, (int, float)) else t
-    if not isinstance(x, Ref) or not isinstance(t, torch.Tensor):
-        raise b.refuse("a comparison of two values is not supported")
-    return Compare(name, x, t)
-
-
-@torch_op("where")
-def torch_where(b: Builder, a: dict[str, Any]) -> Any:
-    import torch
-
-    c, yes, no = a["condition"], a["self"], a["other"]
 
     def zero(t: Any) -> bool:
         return isinstance(t, torch.Tensor) and not bool((t != 0).any())
 
-    if isinstance(c, Compare):
-        if c.op in ("lt", "le"):
-            yes, no = no, yes
-        kept = yes == c.x and zero(no)
-        if kept and c.op in ("gt", "le"):
-            t = c.t.to(torch.float32)
-            flat = t.reshape(-1)
-            shape = b.shape(c.x)
-            channels = t.numel() > 1 and list(t.shape) == [1] * (t.ndim - len(shape) + 1) + [
-                t.numel(),
-                *[1] * (len(shape) - 2),
-            ]
-            if t.numel() == 1 or channels:
-                return b.act(c.x, "threshold", param=flat.numpy())
-    raise b.refuse("`where` is supported only as a threshold, where(x <= t, 0, x)")
+    if c.op in ("lt", "le"):
+        yes, no = no, yes
+    if not (yes == c.x and zero(no) and c.op in ("gt", "le")):
+        return None
+    t = c.t.to(torch.float32)
+    shape = b.shape(c.x)
+    if not same_shape(shape, b.out_shape):
+        return None
+    along = [1] * (t.ndim - len(shape) + 1) + [t.numel(), *[1] * (len(shape) - 2)]
+    if t.numel() == 1 or list(t.shape) == along:
+        return b.act(c.x, "threshold", param=t.reshape(-1).numpy())
+    return None
 
 
 @onnx_op("ThresholdedRelu")
