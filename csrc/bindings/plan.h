@@ -114,6 +114,16 @@ inline void bind_plan(nanobind::module_& m) {
           "Arrays (N, H, W, C): what these maps, which nodes read, hold in one run.")
       .def("shape", &Plan::shape, "value"_a, "batch"_a)
       .def("arena_bytes", &Plan::arena_bytes, "batch"_a, "threads"_a = 1)
+      .def(
+          "memory",
+          [](const Plan& p, int64_t batch, int threads) {
+            nb::list rows;
+            for (const auto& row : p.memory(batch, threads))
+              rows.append(nb::make_tuple(row.name, row.values, row.scratch));
+            return rows;
+          },
+          "batch"_a, "threads"_a = 1,
+          "(name, bytes of values, bytes of scratch) that every node needs of one arena while it runs.")
       .def("weight_bytes", &Plan::weight_bytes)
       .def("spilled_bytes", &Plan::spilled_bytes)
       .def("release", &Plan::release, "Frees the memory of idle contexts.");

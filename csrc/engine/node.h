@@ -51,10 +51,12 @@ struct View {
 
 struct Context {
   int64_t batch = 0;
+  int threads = 1;
   std::vector<View> views;
   std::vector<std::unique_ptr<PackedMap>> maps;  // by root value, null for others
   struct Region {
     size_t index = 0, values = 0, capacity = 0;  // offsets in the arena
+    int slots = -1;  // a packed map whose segments have places of their own: the root where those lie
   };
   std::vector<Region> regions;
   struct Free {
@@ -62,12 +64,16 @@ struct Context {
   };
   std::unique_ptr<unsigned char, Free> arena;
   size_t arena_bytes = 0;
-  std::unique_ptr<unsigned char, Free> scratch;
-  size_t scratch_bytes = 0, scratch_stride = 0;
-  int scratch_threads = 0;
+  // Of each node: where its scratch begins in the arena, bytes of each worker's, and how many there should be
+  // at most.
+  struct Scratch {
+    size_t begin = 0, stride = 0, limit = 0;
+  };
+  std::vector<Scratch> scratches;
+  size_t node = 0;  // that runs now
 
   unsigned char* scratch_of(int worker) const {
-    return scratch.get() + static_cast<size_t>(worker) * scratch_stride;
+    return arena.get() + scratches[node].begin + static_cast<size_t>(worker) * scratches[node].stride;
   }
 };
 
@@ -83,7 +89,7 @@ class Node {
  public:
   NodeSpec spec;  // arrays that are packed elsewhere are emptied
   virtual ~Node() = default;
-  // Bytes of scratch each worker needs.
+  // Bytes of scratch each worker needs: no more than the context's limit for the node, where it can.
   virtual size_t scratch(const Context&, int threads) const {
     (void)threads;
     return 0;

@@ -54,17 +54,17 @@ std::vector<BlockOf> blocks_of(const View& v) {
 
 Plan::~Plan() = default;
 
-std::unique_ptr<Context> Plan::acquire(int64_t batch) const {
+std::unique_ptr<Context> Plan::acquire(int64_t batch, int threads) const {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = idle_.size(); i-- > 0;)
-      if (idle_[i]->batch == batch) {
+      if (idle_[i]->batch == batch && idle_[i]->threads == threads) {
         auto c = std::move(idle_[i]);
         idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(i));
         return c;
       }
   }
-  return make_context(batch);
+  return make_context(batch, threads);
 }
 
 void Plan::give_back(std::unique_ptr<Context> context) const {
@@ -83,9 +83,9 @@ void Plan::release() const {
 }
 
 size_t Plan::arena_bytes(int64_t batch, int threads) const {
+  if (threads <= 0) threads = default_threads();
   const Shares s = shares(batch, threads);
-  if (s.count > 0) batch = s.images;
-  auto c = acquire(batch);
+  auto c = s.count > 0 ? acquire(s.images, 1) : acquire(batch, threads);
   const size_t bytes = c->arena_bytes;
   give_back(std::move(c));
   return bytes * static_cast<size_t>(std::clamp<int64_t>(s.count, 1, threads));
@@ -116,21 +116,6 @@ void Plan::place_operands(Context& c, const std::vector<const float*>& inputs,
       const auto root = static_cast<size_t>(roots_[i]);
       if (values_[root].data.empty()) c.views[i].data = c.views[root].data + ats_[i];
     }
-}
-
-void Plan::reserve_scratch(Context& c, int threads) const {
-  if (c.scratch_threads == threads) return;  // fewer threads may mean larger work items
-  size_t most = 0;
-  for (const auto& n : nodes_) most = std::max(most, n->scratch(c, threads));
-  c.scratch_stride = rounded(most + kAlign);
-  const size_t bytes = c.scratch_stride * static_cast<size_t>(threads);
-  if (bytes > c.scratch_bytes) {
-    c.scratch.reset();
-    c.scratch.reset(static_cast<unsigned char*>(std::aligned_alloc(kAlign, bytes)));
-    if (c.scratch == nullptr) throw std::bad_alloc();
-    c.scratch_bytes = bytes;
-  }
-  c.scratch_threads = threads;
 }
 
 namespace {
@@ -178,17 +163,22 @@ void Plan::check_call(int64_t batch, const std::vector<const float*>& inputs,
 }
 
 void Plan::execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
-                   int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities,
+                   std::vector<NodeTiming>* timings, std::vector<double>* densities,
                    std::map<int, std::vector<float>>* captured) const {
-  if (threads <= 0) threads = default_threads();
   place_operands(c, inputs, outputs);
-  reserve_scratch(c, threads);
+  const int threads = c.threads;
   const FlushSubnormals flush;
   for (size_t i = 0; i < nodes_.size(); ++i) {
+    c.node = i;
     for (int root : binds_[i]) {
       const Context::Region& r = c.regions[static_cast<size_t>(root)];
       PackedMap& map = *c.maps[static_cast<size_t>(root)];
-      map.bind(map.layout().n, c.arena.get() + r.index, c.arena.get() + r.values, r.capacity);
+      unsigned char* const index = c.arena.get() + r.index;
+      if (r.slots < 0)
+        map.bind(map.layout().n, index, c.arena.get() + r.values, r.capacity);
+      else
+        map.bind_slots(map.layout().n, index,
+                       c.arena.get() + c.regions[static_cast<size_t>(r.slots)].values);
     }
     if (captured != nullptr)
       for (int v : nodes_[i]->spec.inputs)
@@ -240,11 +230,11 @@ void Plan::run_in_shares(int64_t batch, const std::vector<const float*>& inputs,
     return all;
   };
   const auto some = [&](int64_t first, int64_t images, int by, std::vector<NodeTiming>* times) {
-    auto c = acquire(images);  // one that threw is dropped, not kept
+    auto c = acquire(images, by);  // one that threw is dropped, not kept
     if (first == 0)
-      execute(*c, inputs, outputs, by, times, nullptr);
+      execute(*c, inputs, outputs, times, nullptr);
     else
-      execute(*c, from(inputs, inputs_, first), from(outputs, outputs_, first), by, times, nullptr);
+      execute(*c, from(inputs, inputs_, first), from(outputs, outputs_, first), times, nullptr);
     give_back(std::move(c));
   };
   const Shares s = shares(batch, threads);
@@ -274,8 +264,8 @@ std::vector<double> Plan::densities(int64_t batch, const std::vector<const float
                                     const std::vector<float*>& outputs, int threads) const {
   check_call(batch, inputs, outputs);
   std::vector<double> d(values_.size(), -1.0);
-  auto c = acquire(batch);
-  execute(*c, inputs, outputs, threads, nullptr, &d);
+  auto c = acquire(batch, threads > 0 ? threads : default_threads());
+  execute(*c, inputs, outputs, nullptr, &d);
   give_back(std::move(c));
   return d;
 }
@@ -292,8 +282,8 @@ std::vector<std::vector<float>> Plan::capture(int64_t batch, const std::vector<c
       fail("plan: value '" + spec.name + "' has no four dimensions, or is never there as a whole");
     captured[v];
   }
-  auto c = acquire(batch);
-  execute(*c, inputs, outputs, threads, nullptr, nullptr, &captured);
+  auto c = acquire(batch, threads > 0 ? threads : default_threads());
+  execute(*c, inputs, outputs, nullptr, nullptr, &captured);
   give_back(std::move(c));
   std::vector<std::vector<float>> all;
   for (int v : values) all.push_back(captured[v]);

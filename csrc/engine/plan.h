@@ -14,10 +14,12 @@
 // the sizes equal, another shape for the same memory). Inputs and outputs are plain, without parent; the
 // caller's memory is used directly. Constants are plain values with data.
 //
-// Memory. Per batch size there is a context: one arena in which every value that is not the caller's lies,
-// placed by liveness (the output of a convolution takes over its residual's, where nobody else reads that
-// afterwards), the packed maps, and scratch for each thread. Contexts are made on first use and kept
-// (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
+// Memory. Per batch size and number of threads there is a context: one arena in which every value that is not
+// the caller's lies, and every node's scratch, placed by liveness, and the packed maps. The output of a
+// convolution takes over its residual's place, where nobody else reads that afterwards; a packed one where
+// that makes the arena smaller, for then every segment has the place that it would have dense. Scratch is
+// less than kernels would like where that is what the arena's size hangs on. Contexts are made on first use
+// and kept (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
 // calibrated `density` with some room; a run with more non-zeros takes more from the heap (spill).
 //
 // Threads. Where no node lets images of a batch meet, and there is one for each thread at least, a thread
@@ -93,6 +95,11 @@ struct NodeTiming {
   double seconds = 0;  // of the last run
 };
 
+struct NodeMemory {
+  std::string name;
+  size_t values = 0, scratch = 0;  // bytes of what is read or kept for later, and of all workers' scratch
+};
+
 class Node;
 struct Context;
 
@@ -124,8 +131,10 @@ class Plan {
   std::vector<int64_t> shape(int value, int64_t batch) const;
   const std::vector<int>& inputs() const { return inputs_; }
   const std::vector<int>& outputs() const { return outputs_; }
-  // Bytes of the arenas of a run; the most heap that packed maps have spilled to so far.
+  // Bytes of the arenas of a run, scratch included; the most heap that packed maps have spilled to so far.
   size_t arena_bytes(int64_t batch, int threads) const;
+  // What each node needs of one arena while it runs.
+  std::vector<NodeMemory> memory(int64_t batch, int threads) const;
   size_t weight_bytes() const;
   size_t spilled_bytes() const;
   // Frees the idle contexts.
@@ -134,16 +143,29 @@ class Plan {
  private:
   friend class PlanBuilder;
   Plan() = default;
-  std::unique_ptr<Context> acquire(int64_t batch) const;
-  std::unique_ptr<Context> make_context(int64_t batch) const;
+  std::unique_ptr<Context> acquire(int64_t batch, int threads) const;
+  std::unique_ptr<Context> make_context(int64_t batch, int threads) const;
   bool in_arena(size_t value) const;
   void take_over(size_t node);
-  void set_view(Context& c, size_t value, float* base) const;
+  void set_view(Context& c, size_t value) const;
+  // A part of an arena, and while which nodes run it is used.
+  struct Piece {
+    size_t size;
+    int first, last;
+    size_t* offset_of;  // what wants to know where it is
+    size_t offset = 0;
+  };
+  std::unique_ptr<Context> lay_out(int64_t batch, int threads, std::vector<Piece>* pieces) const;
+  std::vector<Piece> value_pieces(Context& c) const;
+  std::vector<size_t> live(const std::vector<Piece>& pieces) const;
+  void choose_slots(Context& c) const;
+  void set_scratch(Context& c, size_t limit) const;
+  void limit_scratch(Context& c) const;
+  static size_t place(std::vector<Piece>& pieces);
   void place_operands(Context& c, const std::vector<const float*>& inputs,
                       const std::vector<float*>& outputs) const;
   void check_call(int64_t batch, const std::vector<const float*>& inputs,
                   const std::vector<float*>& outputs) const;
-  void reserve_scratch(Context& c, int threads) const;
   static int64_t share_of(size_t weight_bytes);
   // Images of a share, and how many shares; none where the threads share each node.
   struct Shares {
@@ -154,7 +176,7 @@ class Plan {
                      const std::vector<float*>& outputs, int threads, std::vector<NodeTiming>* timings) const;
   void give_back(std::unique_ptr<Context> context) const;
   void execute(Context& c, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
-               int threads, std::vector<NodeTiming>* timings, std::vector<double>* densities,
+               std::vector<NodeTiming>* timings, std::vector<double>* densities,
                std::map<int, std::vector<float>>* captured = nullptr) const;
 
   Isa isa_ = Isa::baseline;
@@ -165,6 +187,7 @@ class Plan {
   std::vector<std::vector<int>> binds_;  // node -> packed roots that it is the first to write
   std::vector<int> first_, last_;        // root -> first and last node that touch it
   std::vector<int> heir_of_;             // root -> the root in whose memory it lies instead; -1
+  std::vector<int> slot_heir_of_;        // packed root -> the one in whose memory its segments may lie; -1
   std::vector<int> inputs_, outputs_;
   int64_t share_ = 0;  // most images of one; 0: images of a batch meet
   mutable std::mutex mutex_;

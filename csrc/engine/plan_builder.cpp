@@ -196,6 +196,7 @@ std::unique_ptr<Plan> PlanBuilder::build(const std::function<void(size_t)>& pack
   }
   plan->values_ = std::move(values_);
   plan->heir_of_.assign(plan->values_.size(), -1);
+  plan->slot_heir_of_.assign(plan->values_.size(), -1);
   for (size_t i = 0; i < plan->nodes_.size(); ++i) plan->take_over(i);
   if (apart) plan->share_ = Plan::share_of(plan->weight_bytes());
   *this = PlanBuilder();

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "common/thread_pool.h"
 #include "engine/node.h"
 
 #if defined(__linux__)
@@ -15,6 +16,8 @@ namespace {
 constexpr size_t kLargePage = size_t{2} << 20;
 // Room above the calibrated density of a packed map, as a factor and as a share of the elements.
 constexpr double kRoomFactor = 1.1, kRoomShare = 0.02;
+// Scratch is cut where the arena is this much smaller then.
+constexpr double kWorth = 0.9;
 // Readable and writable bytes behind every dense value (kernels work in whole vectors).
 constexpr size_t kSlack = 64;
 
@@ -22,38 +25,8 @@ int64_t dim(const ValueSpec& v, size_t i, int64_t batch) {
   return v.batch[i] ? v.dims[i] * batch : v.dims[i];
 }
 
-struct Piece {
-  size_t size;
-  int first, last;  // nodes
-  size_t offset = 0;
-};
-
-// Offsets such that pieces whose lives overlap do not: the largest first, each at the lowest place that is
-// free. Returns the bytes needed.
-size_t place(std::vector<Piece>& pieces) {
-  std::vector<size_t> order(pieces.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return pieces[a].size > pieces[b].size; });
-  std::vector<size_t> placed;
-  size_t total = 0;
-  for (size_t i : order) {
-    Piece& p = pieces[i];
-    std::vector<std::pair<size_t, size_t>> taken;
-    for (size_t j : placed)
-      if (pieces[j].first <= p.last && p.first <= pieces[j].last)
-        taken.emplace_back(pieces[j].offset, pieces[j].offset + pieces[j].size);
-    std::sort(taken.begin(), taken.end());
-    size_t at = 0;
-    for (const auto& [from, to] : taken) {
-      if (at + p.size <= from) break;
-      at = std::max(at, to);
-    }
-    p.offset = at;
-    total = std::max(total, at + p.size);
-    placed.push_back(i);
-  }
-  return total;
+std::vector<ChannelBlock> blocks_of_map(const ValueSpec& v) {
+  return v.parts.empty() ? split_channels(v.dims[1]) : split_channels(v.parts);
 }
 
 PackedLayout packed_layout(const ValueSpec& v, int64_t batch) {
@@ -62,7 +35,7 @@ PackedLayout packed_layout(const ValueSpec& v, int64_t batch) {
   l.c = v.dims[1];
   l.h = v.dims[2];
   l.w = v.dims[3];
-  l.blocks = v.parts.empty() ? split_channels(l.c) : split_channels(v.parts);
+  l.blocks = blocks_of_map(v);
   l.type = v.type;
   int64_t first = 0;
   for (size_t p = 0; p < v.scales.size(); ++p) {
@@ -71,6 +44,16 @@ PackedLayout packed_layout(const ValueSpec& v, int64_t batch) {
     first += count;
   }
   return l;
+}
+
+// Whether each segment of the packed map `to` may lie where the same pixels of `from` do, which are read
+// before it is written: all of a dense row that it touches, or the segment of the same block.
+bool in_slots_of(const ValueSpec& from, const ValueSpec& to) {
+  const std::vector<ChannelBlock> blocks = blocks_of_map(to);
+  if (from.layout == Layout::map) return blocks.size() == 1;
+  const std::vector<ChannelBlock> before = blocks_of_map(from);
+  return std::equal(blocks.begin(), blocks.end(), before.begin(), before.end(),
+                    [](const ChannelBlock& a, const ChannelBlock& b) { return a.width == b.width; });
 }
 
 void set_map_strides(View& w, int64_t pixel) {
@@ -100,6 +83,34 @@ void allocate_arena(Context& c, size_t bytes) {
 
 }  // namespace
 
+// Offsets such that pieces whose lives overlap do not: the largest first, each at the lowest place that is
+// free. Returns the bytes needed.
+size_t Plan::place(std::vector<Piece>& pieces) {
+  std::vector<size_t> order(pieces.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return pieces[a].size > pieces[b].size; });
+  std::vector<size_t> placed;
+  size_t total = 0;
+  for (size_t i : order) {
+    Piece& p = pieces[i];
+    std::vector<std::pair<size_t, size_t>> taken;
+    for (size_t j : placed)
+      if (pieces[j].first <= p.last && p.first <= pieces[j].last)
+        taken.emplace_back(pieces[j].offset, pieces[j].offset + pieces[j].size);
+    std::sort(taken.begin(), taken.end());
+    size_t at = 0;
+    for (const auto& [from, to] : taken) {
+      if (at + p.size <= from) break;
+      at = std::max(at, to);
+    }
+    p.offset = at;
+    total = std::max(total, at + p.size);
+    placed.push_back(i);
+  }
+  return total;
+}
+
 int64_t elements(const ValueSpec& v, int64_t batch) {
   int64_t k = 1;
   for (size_t i = 0; i < v.dims.size(); ++i) {
@@ -127,7 +138,7 @@ bool Plan::in_arena(size_t i) const {
   return v.parent < 0 && v.data.empty() && first_[i] >= 0 && !listed(inputs_) && !listed(outputs_);
 }
 
-// Whether the output of a node takes over the memory of an input that it is the last to read.
+// Whether the output of a node takes over the memory of an input that it is the last to read, or may.
 void Plan::take_over(size_t node) {
   const Node& n = *nodes_[node];
   const int input = n.in_place(), now = static_cast<int>(node);
@@ -136,8 +147,8 @@ void Plan::take_over(size_t node) {
              y = static_cast<size_t>(n.spec.output);
   const ValueSpec &from = values_[x], &to = values_[y];
   const auto whole = [&](size_t i) {
-    return roots_[i] == static_cast<int>(i) && in_arena(i) && values_[i].layout == Layout::map &&
-           values_[i].band == 0;
+    return roots_[i] == static_cast<int>(i) && in_arena(i) && values_[i].layout != Layout::plain &&
+           values_[i].type == ValueType::f32 && values_[i].band == 0;
   };
   const auto times = std::count_if(n.spec.inputs.begin(), n.spec.inputs.end(), [&](int v) {
     return roots_[static_cast<size_t>(v)] == static_cast<int>(x);
@@ -145,54 +156,170 @@ void Plan::take_over(size_t node) {
   if (!whole(x) || !whole(y) || first_[y] != now || last_[x] != now || times != 1 || from.dims != to.dims ||
       from.batch != to.batch)
     return;
-  const size_t first = heir_of_[x] < 0 ? x : static_cast<size_t>(heir_of_[x]);
-  heir_of_[y] = static_cast<int>(first);
-  last_[first] = last_[y];
+  if (to.layout == Layout::map && from.layout == Layout::map) {
+    const size_t first = heir_of_[x] < 0 ? x : static_cast<size_t>(heir_of_[x]);
+    heir_of_[y] = static_cast<int>(first);
+    last_[first] = last_[y];
+  } else if (to.layout == Layout::packed && in_slots_of(from, to)) {
+    const int first = from.layout == Layout::map ? heir_of_[x] : slot_heir_of_[x];
+    slot_heir_of_[y] = first < 0 ? static_cast<int>(x) : first;
+  }
 }
 
-std::unique_ptr<Context> Plan::make_context(int64_t batch) const {
+// The pieces of the values, as c.regions' slots say.
+std::vector<Plan::Piece> Plan::value_pieces(Context& c) const {
+  // A dense value is one piece, a packed map two: its index and its values.
+  std::vector<Piece> pieces;
+  std::vector<int> last = last_;
+  for (size_t i = 0; i < values_.size(); ++i)
+    if (const int at = c.regions[i].slots; at >= 0)
+      last[static_cast<size_t>(at)] = std::max(last[static_cast<size_t>(at)], last_[i]);
+  for (size_t i = 0; i < values_.size(); ++i) {
+    const ValueSpec& v = values_[i];
+    const int64_t all = elements(v, c.batch);
+    if (!in_arena(i) || heir_of_[i] >= 0) continue;
+    Context::Region& r = c.regions[i];
+    if (v.layout == Layout::packed) {
+      const PackedLayout& l = c.maps[i]->layout();
+      const double share = r.slots >= 0 ? 1.0 : std::min(1.0, v.density * kRoomFactor + kRoomShare);
+      r.capacity = l.value_bytes(share);
+      pieces.push_back({l.index_bytes(), first_[i], last_[i], &r.index});
+      if (r.slots < 0 || r.slots == static_cast<int>(i))
+        pieces.push_back({r.capacity, first_[i], last[i], &r.values});
+    } else {
+      const int64_t count = v.band > 0 ? v.band * v.dims[1] * v.dims[3] : all;
+      const size_t bytes = rounded(static_cast<size_t>(count) * sizeof(float) + kSlack);
+      pieces.push_back({bytes, first_[i], last[i], &r.values});
+    }
+  }
+  return pieces;
+}
+
+// Bytes that are used while each node runs.
+std::vector<size_t> Plan::live(const std::vector<Piece>& pieces) const {
+  std::vector<size_t> bytes(nodes_.size() + 1);
+  for (const Piece& p : pieces) {
+    bytes[static_cast<size_t>(p.first)] += p.size;
+    bytes[static_cast<size_t>(p.last) + 1] -= p.size;  // modulo 2^64, until summed
+  }
+  for (size_t i = 1; i < bytes.size(); ++i) bytes[i] += bytes[i - 1];
+  bytes.resize(nodes_.size());
+  return bytes;
+}
+
+// Packed maps in the place of residuals: all that may, then none of those without which the most that is used
+// at a time is no more.
+void Plan::choose_slots(Context& c) const {
+  std::vector<size_t> roots;
+  const auto set = [&](size_t root, bool on) {
+    for (size_t i = 0; i < values_.size(); ++i)
+      if (slot_heir_of_[i] == static_cast<int>(root) ||
+          (i == root && values_[i].layout == Layout::packed))
+        c.regions[i].slots = on ? static_cast<int>(root) : -1;
+  };
+  for (const int heir : slot_heir_of_)
+    if (heir >= 0) roots.push_back(static_cast<size_t>(heir));
+  std::sort(roots.begin(), roots.end());
+  roots.erase(std::unique(roots.begin(), roots.end()), roots.end());
+  const auto most = [&] {
+    const std::vector<size_t> bytes = live(value_pieces(c));
+    size_t found = 0;
+    for (size_t i = 0; i < bytes.size(); ++i)
+      found = std::max(found, bytes[i] + c.scratches[i].stride * static_cast<size_t>(c.threads));
+    return found;
+  };
+  for (const size_t root : roots) set(root, true);
+  size_t least = most();
+  for (const size_t root : roots) {
+    set(root, false);
+    const size_t now = most();
+    if (now > least) set(root, true);
+    least = std::min(least, now);
+  }
+}
+
+// Of all nodes, where each gets at most so much; 0: as much as it likes.
+void Plan::set_scratch(Context& c, size_t limit) const {
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    c.node = i;
+    c.scratches[i].limit = limit;
+    c.scratches[i].stride = rounded(nodes_[i]->scratch(c, c.threads));
+  }
+}
+
+// Nodes that the arena's size hangs on get less scratch, where it is a tenth smaller for that.
+void Plan::limit_scratch(Context& c) const {
+  const auto threads = static_cast<size_t>(c.threads);
+  const std::vector<size_t> values = live(value_pieces(c));
+  std::vector<Context::Scratch> full = c.scratches;
+  set_scratch(c, 1);
+  size_t most = 0, least = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    most = std::max(most, values[i] + full[i].stride * threads);
+    least = std::max(least, values[i] + c.scratches[i].stride * threads);
+  }
+  const bool pays = static_cast<double>(least) < kWorth * static_cast<double>(most);
+  for (size_t i = 0; i < values.size(); ++i) {
+    Context::Scratch& s = c.scratches[i];
+    if (pays && values[i] + full[i].stride * threads > least) {
+      c.node = i;
+      s.limit = (least - values[i]) / threads / kAlign * kAlign;
+      s.stride = rounded(nodes_[i]->scratch(c, c.threads));
+    } else {
+      s = full[i];
+    }
+  }
+}
+
+// A context without memory, and the pieces of what it is to have.
+std::unique_ptr<Context> Plan::lay_out(int64_t batch, int threads, std::vector<Piece>* pieces) const {
   auto c = std::make_unique<Context>();
   c->batch = batch;
+  c->threads = threads;
   c->views.resize(values_.size());
   c->maps.resize(values_.size());
   c->regions.resize(values_.size());
-  // A dense value is one piece, a packed map two: its index and its values.
-  std::vector<Piece> pieces;
-  std::vector<size_t*> offset_of;
-  std::vector<size_t> dense(values_.size(), 0);
-  const auto piece = [&](size_t i, size_t bytes, size_t* offset) {
-    pieces.push_back({bytes, first_[i], last_[i]});
-    offset_of.push_back(offset);
-  };
-  for (size_t i = 0; i < values_.size(); ++i) {
-    const ValueSpec& v = values_[i];
-    const int64_t all = elements(v, batch);
-    if (!in_arena(i) || heir_of_[i] >= 0) continue;
-    if (v.layout == Layout::packed) {
-      const PackedLayout l = packed_layout(v, batch);
-      Context::Region& r = c->regions[i];
-      r.capacity = l.value_bytes(std::min(1.0, v.density * kRoomFactor + kRoomShare));
-      c->maps[i] = std::make_unique<PackedMap>(l);
-      piece(i, l.index_bytes(), &r.index);
-      piece(i, r.capacity, &r.values);
-    } else {
-      const int64_t count = v.band > 0 ? v.band * v.dims[1] * v.dims[3] : all;
-      piece(i, rounded(static_cast<size_t>(count) * sizeof(float) + kSlack), &dense[i]);
-    }
-  }
-  allocate_arena(*c, rounded(place(pieces) + kAlign));
-  for (size_t k = 0; k < pieces.size(); ++k) *offset_of[k] = pieces[k].offset;
-  for (size_t i = 0; i < values_.size(); ++i) {
-    auto root = static_cast<size_t>(roots_[i]);
-    if (heir_of_[root] >= 0) root = static_cast<size_t>(heir_of_[root]);
-    const bool ours = values_[root].layout != Layout::packed && in_arena(root);
-    set_view(*c, i, ours ? reinterpret_cast<float*>(c->arena.get() + dense[root]) : nullptr);
+  c->scratches.resize(nodes_.size());
+  for (size_t i = 0; i < values_.size(); ++i)
+    if (in_arena(i) && values_[i].layout == Layout::packed)
+      c->maps[i] = std::make_unique<PackedMap>(packed_layout(values_[i], batch));
+  for (size_t i = 0; i < values_.size(); ++i) set_view(*c, i);
+  set_scratch(*c, 0);
+  choose_slots(*c);
+  limit_scratch(*c);
+  *pieces = value_pieces(*c);
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    Context::Scratch& s = c->scratches[i];
+    const auto now = static_cast<int>(i);
+    if (s.stride > 0) pieces->push_back({s.stride * static_cast<size_t>(threads), now, now, &s.begin});
   }
   return c;
 }
 
-// The view of value i, whose root lies at `base` (null: not in the arena).
-void Plan::set_view(Context& c, size_t i, float* base) const {
+std::unique_ptr<Context> Plan::make_context(int64_t batch, int threads) const {
+  std::vector<Piece> pieces;
+  auto c = lay_out(batch, threads, &pieces);
+  allocate_arena(*c, rounded(place(pieces) + kAlign));
+  for (const Piece& p : pieces) *p.offset_of = p.offset;
+  for (size_t i = 0; i < values_.size(); ++i) set_view(*c, i);
+  return c;
+}
+
+std::vector<NodeMemory> Plan::memory(int64_t batch, int threads) const {
+  if (threads <= 0) threads = default_threads();
+  std::vector<Piece> pieces;
+  const auto c = lay_out(batch, threads, &pieces);
+  const std::vector<size_t> bytes = live(pieces);
+  std::vector<NodeMemory> rows;
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    const size_t scratch = c->scratches[i].stride * static_cast<size_t>(threads);
+    rows.push_back({nodes_[i]->spec.name, bytes[i] - scratch, scratch});
+  }
+  return rows;
+}
+
+// The view of value i; where it is, once there is an arena.
+void Plan::set_view(Context& c, size_t i) const {
   const ValueSpec& v = values_[i];
   const auto root = static_cast<size_t>(roots_[i]);
   View& w = c.views[i];
@@ -213,8 +340,10 @@ void Plan::set_view(Context& c, size_t i, float* base) const {
     set_plain_strides(w);
   if (!values_[root].data.empty())
     w.data = const_cast<float*>(values_[root].data.data());
-  else if (base != nullptr)
-    w.data = base + ats_[i];
+  else if (in_arena(root) && c.arena != nullptr) {
+    const size_t at = heir_of_[root] < 0 ? root : static_cast<size_t>(heir_of_[root]);
+    w.data = reinterpret_cast<float*>(c.arena.get() + c.regions[at].values) + ats_[i];
+  }
 }
 
 }  // namespace actzip::engine

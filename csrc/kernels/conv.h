@@ -102,6 +102,9 @@ struct ConvArgs {
   // The part of the output to compute: rows [first_row, first_row + rows) of images [first_image, first_image
   // + images); -1: to the last. `out` stays where row 0 of image 0 would be.
   int64_t first_image = 0, images = -1, first_row = 0, rows = -1;
+
+  // Bytes of scratch that a kernel should do with, where it can at some cost in time; 0: as it likes.
+  size_t scratch_limit = 0;
 };
 
 // What of the output a work item computes: channels [first, first + width) of whole rows of one image, or of

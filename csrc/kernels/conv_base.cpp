@@ -232,7 +232,7 @@ void ConvBase::pack(const ConvArgs& a, const Cut& c, const Finish& f, const RowP
                                                     map.masks(part.n, part.y, to) + part.x0, staged + before);
   f.counts[slot] = total;
   if (part.x0 + part.count != c.ow) return;
-  void* dst = map.allocate(static_cast<size_t>(total) * value_size(type));
+  void* dst = map.allocate(part.n, part.y, to, static_cast<size_t>(total) * value_size(type));
   kernels_->store_values(staged, total, static_cast<int>(type), dst);
   map.segment(part.n, part.y, to) = dst;
 }

@@ -70,9 +70,15 @@ void PackedMap::bind(int64_t n, void* index, void* values, size_t capacity) {
                                        round64(segments * static_cast<size_t>(layout_.w) * 8));
   values_ = static_cast<unsigned char*>(values);
   capacity_ = values == nullptr || capacity < kPackedSlack ? 0 : capacity - kPackedSlack;
+  slots_ = false;
   used_.store(0);
   for (Chunk& c : chunks_) c.used = 0;
   spilled_ = 0;
+}
+
+void PackedMap::bind_slots(int64_t n, void* index, void* values) {
+  bind(n, index, values, 0);
+  slots_ = true;
 }
 
 void PackedMap::resize(int64_t h, int64_t w) {
@@ -80,8 +86,12 @@ void PackedMap::resize(int64_t h, int64_t w) {
   layout_.w = w;
 }
 
-void* PackedMap::allocate(size_t bytes) {
+void* PackedMap::allocate(int64_t n, int64_t h, int64_t block, size_t bytes) {
   if (bytes == 0) return const_cast<unsigned char*>(kNothing);
+  if (slots_) {
+    const int64_t row = n * layout_.h + h, first = layout_.blocks[static_cast<size_t>(block)].first;
+    return values_ + static_cast<size_t>((row * layout_.c + first) * layout_.w) * value_size(layout_.type);
+  }
   bytes = (bytes + 3) & ~size_t{3};
   // While a reservation that failed is not yet given back, used_ is beyond the capacity and every other one
   // fails too: no two successful ones can overlap.
@@ -146,7 +156,7 @@ void pack_row(PackedMap& map, int64_t n, int64_t h, int64_t block, const float* 
   row.count = l.w;
   row.width = cb.width;
   const int64_t count = o.compress(row, type, cb.scale, cb.top, map.masks(n, h, block), staged);
-  void* dst = map.allocate(static_cast<size_t>(count) * value_size(l.type));
+  void* dst = map.allocate(n, h, block, static_cast<size_t>(count) * value_size(l.type));
   o.store_values(staged, count, type, dst);
   map.segment(n, h, block) = dst;
 }

@@ -89,6 +89,9 @@ class PackedMap {
   // replaces layout().n. index: index_bytes() of that layout; values: `capacity` bytes, of which the last
   // kPackedSlack are slack (capacity 0 and values null: everything spills).
   void bind(int64_t n, void* index, void* values, size_t capacity);
+  // The same, but every segment gets a place of its own, as large as it can be: `values` has room for all
+  // elements, and the order in which segments are written does not matter.
+  void bind_slots(int64_t n, void* index, void* values);
   // Other height and width for the next bind (dynamic shapes).
   void resize(int64_t h, int64_t w);
 
@@ -102,9 +105,9 @@ class PackedMap {
     return segments_[(n * layout_.h + h) * blocks() + block];
   }
 
-  // `bytes` of the value region or of a spill chunk, aligned to 4. Never null, 0 bytes included; throws
-  // std::bad_alloc. Safe from several threads.
-  void* allocate(size_t bytes);
+  // Where the `bytes` of a segment are to be: in the value region or a spill chunk, aligned to 4. Never null,
+  // 0 bytes included; throws std::bad_alloc. Safe from several threads.
+  void* allocate(int64_t n, int64_t h, int64_t block, size_t bytes);
 
   size_t used_bytes() const;     // of the value region, since bind
   size_t spilled_bytes() const;  // beyond it, since bind
@@ -118,6 +121,7 @@ class PackedMap {
   void** segments_ = nullptr;
   unsigned char* values_ = nullptr;
   size_t capacity_ = 0;
+  bool slots_ = false;
   std::atomic<size_t> used_{0};
   struct Chunk {
     unsigned char* data;

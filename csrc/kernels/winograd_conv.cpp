@@ -88,7 +88,16 @@ class WinogradConv final : public ConvBase {
     int64_t span, most;     // tiles of a span; of an item at once
     int64_t shares;
   };
+  // Of as many tiles at once as share the weights' way from memory, or as scratch is to hold.
   Tiling tile(const ConvArgs& a, int threads) const {
+    const int64_t least = variant_.tile * kLeast / 8;
+    for (int64_t budget = variant_.tile;; budget -= variant_.tile / 8) {
+      const Tiling t = tiles_of(a, threads, budget);
+      if (a.scratch_limit == 0 || budget - variant_.tile / 8 < least || bytes_of(t, a) <= a.scratch_limit)
+        return t;
+    }
+  }
+  Tiling tiles_of(const ConvArgs& a, int threads, int64_t budget) const {
     Tiling t{};
     t.cut = whole_or_part(problem_, a);
     t.cut.segment = t.cut.ow;
@@ -98,7 +107,7 @@ class WinogradConv final : public ConvBase {
     t.wide = ceil_div(ceil_div(t.cut.ow, problem_.dw), out_);
     t.high = t.tall * std::min(height, problem_.dh);
     t.across = t.wide * std::min(t.cut.ow, problem_.dw);
-    const int64_t budget = variant_.tile, units = static_cast<int64_t>(units_.size());
+    const auto units = static_cast<int64_t>(units_.size());
     const int64_t spans = std::max<int64_t>(1, (t.across + budget / 2) / budget);
     t.span = round_up(ceil_div(t.across, spans), 2);
     t.group = std::clamp<int64_t>(budget / std::max<int64_t>(1, t.high * t.across), 1,
@@ -187,10 +196,13 @@ class WinogradConv final : public ConvBase {
     const Tiling t = tile(a, threads);
     return t.groups * t.bands * t.shares;
   }
-  size_t scratch_bytes(const ConvArgs& a, int threads) const override {
+  size_t bytes_of(const Tiling& t, const ConvArgs& a) const {
     Carver carver{nullptr};
-    carve(carver, tile(a, threads), a);
+    carve(carver, t, a);
     return carver.used;
+  }
+  size_t scratch_bytes(const ConvArgs& a, int threads) const override {
+    return bytes_of(tile(a, threads), a);
   }
 
   // What an item computes: images and tile rows [first, last), units.
@@ -453,6 +465,7 @@ class WinogradConv final : public ConvBase {
   void direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0, const Sub& sub,
               const WinogradOutput& to) const;
 
+  static constexpr int64_t kLeast = 4;    // eighths of the tiles at once that scratch is never cut below
   static constexpr int64_t kApart = 16;  // keeps the places of a tile out of one set of the cache
   const int m_, a_, places_;
   const int64_t out_;   // pixels that come out of a tile's side

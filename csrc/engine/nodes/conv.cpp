@@ -34,6 +34,7 @@ class ConvNode final : public KernelNode {
     a.n = x.n();
     a.ih = x.h();
     a.iw = x.w();
+    a.scratch_limit = c.scratches[c.node].limit;
     if (x.layout == Layout::packed) {
       a.in_map = x.packed;
       a.in_first_block = x.first_block;

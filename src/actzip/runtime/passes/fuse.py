@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from actzip.runtime import graph as g
 from actzip.runtime import ops
@@ -59,8 +60,9 @@ def fuse_activations(graph: g.Graph) -> g.Graph:
 def fuse_residuals(graph: g.Graph) -> g.Graph:
     """``conv(x) + y`` (then an activation) becomes the convolution's epilogue; also for linear layers.
 
-    The operand that is computed last takes the other one as its residual. It moves to the place of
-    the addition.
+    Of two, that with more taps takes the other one as its residual, else the one that is computed
+    last. It moves to the place of the addition: a 3x3 convolution, whose kernels need most scratch,
+    runs when what the 1x1 one beside it reads is gone.
     """
     graph = graph.copy()
     producers = graph.producers()
@@ -71,7 +73,7 @@ def fuse_residuals(graph: g.Graph) -> g.Graph:
         if not isinstance(node, ops.Binary) or node.kind != "add" or node.inputs[0] == node.inputs[1]:
             continue
         out = graph.shape(node.output)
-        best: tuple[int, ops.Conv2d | ops.Linear, str] | None = None
+        best: tuple[tuple[int, int], ops.Conv2d | ops.Linear, str] | None = None
         for v, other in (node.inputs, node.inputs[::-1]):
             p = producers.get(v)
             if (
@@ -83,8 +85,9 @@ def fuse_residuals(graph: g.Graph) -> g.Graph:
                 continue
             if not g.same_shape(graph.shape(other), out) or other in graph.constants:
                 continue
-            if best is None or at[v] > best[0]:
-                best = (at[v], p, other)
+            rank = (math.prod(p.weight.shape[2:]), at[v])
+            if best is None or rank > best[0]:
+                best = (rank, p, other)
         if best is None:
             continue
         _, conv, other = best
