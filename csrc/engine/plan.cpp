@@ -177,8 +177,7 @@ void Plan::execute(Context& c, const std::vector<const float*>& inputs, const st
       if (r.slots < 0)
         map.bind(map.layout().n, index, c.arena.get() + r.values, r.capacity);
       else
-        map.bind_slots(map.layout().n, index,
-                       c.arena.get() + c.regions[static_cast<size_t>(r.slots)].values);
+        map.bind_slots(map.layout().n, index, c.arena.get() + c.regions[static_cast<size_t>(r.slots)].values);
     }
     if (captured != nullptr)
       for (int v : nodes_[i]->spec.inputs)

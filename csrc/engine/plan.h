@@ -19,8 +19,9 @@
 // convolution takes over its residual's place, where nobody else reads that afterwards; a packed one where
 // that makes the arena smaller, for then every segment has the place that it would have dense. Scratch is
 // less than kernels would like where that is what the arena's size hangs on. Contexts are made on first use
-// and kept (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is sized by its
-// calibrated `density` with some room; a run with more non-zeros takes more from the heap (spill).
+// and kept (at most kMaxContexts idle ones); concurrent runs use one each. A packed map's value region is
+// sized by its calibrated `density` with some room; a run with more non-zeros takes more from the heap
+// (spill).
 //
 // Threads. Where no node lets images of a batch meet, and there is one for each thread at least, a thread
 // takes a share of some images through all nodes, in a context of their own, then the next. Otherwise threads
@@ -161,7 +162,8 @@ class Plan {
   void choose_slots(Context& c) const;
   void set_scratch(Context& c, size_t limit) const;
   void limit_scratch(Context& c) const;
-  static size_t place(std::vector<Piece>& pieces);
+  static size_t place(std::vector<Piece>& pieces, const std::vector<size_t>& order);
+  size_t place(std::vector<Piece>& pieces) const;
   void place_operands(Context& c, const std::vector<const float*>& inputs,
                       const std::vector<float*>& outputs) const;
   void check_call(int64_t batch, const std::vector<const float*>& inputs,

@@ -1,7 +1,9 @@
 // The memory of a plan: where its values lie in the arena of a context.
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <new>
+#include <utility>
 
 #include "common/thread_pool.h"
 #include "engine/node.h"
@@ -18,6 +20,7 @@ constexpr size_t kLargePage = size_t{2} << 20;
 constexpr double kRoomFactor = 1.1, kRoomShare = 0.02;
 // Scratch is cut where the arena is this much smaller then.
 constexpr double kWorth = 0.9;
+constexpr int kTries = 16;  // to place the pieces of an arena in the order at hand
 // Readable and writable bytes behind every dense value (kernels work in whole vectors).
 constexpr size_t kSlack = 64;
 
@@ -83,13 +86,8 @@ void allocate_arena(Context& c, size_t bytes) {
 
 }  // namespace
 
-// Offsets such that pieces whose lives overlap do not: the largest first, each at the lowest place that is
-// free. Returns the bytes needed.
-size_t Plan::place(std::vector<Piece>& pieces) {
-  std::vector<size_t> order(pieces.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return pieces[a].size > pieces[b].size; });
+// Each piece, in this order, at the lowest place that is free while it lives. Returns the bytes needed.
+size_t Plan::place(std::vector<Piece>& pieces, const std::vector<size_t>& order) {
   std::vector<size_t> placed;
   size_t total = 0;
   for (size_t i : order) {
@@ -109,6 +107,41 @@ size_t Plan::place(std::vector<Piece>& pieces) {
     placed.push_back(i);
   }
   return total;
+}
+
+// Offsets such that pieces whose lives overlap do not: the best of some orders. By size, or from the nodes at
+// which most is used to those at which least is; then, again and again, with what lies highest first. Returns
+// the bytes needed.
+size_t Plan::place(std::vector<Piece>& pieces) const {
+  if (pieces.empty()) return 0;
+  const std::vector<size_t> used = live(pieces);
+  const size_t least = used.empty() ? 0 : *std::max_element(used.begin(), used.end());
+  const auto size = [](const Piece& p) { return p.size; };
+  const auto most = [&](const Piece& p) {
+    return *std::max_element(used.begin() + p.first, used.begin() + p.last + 1);
+  };
+  std::vector<Piece> best;
+  size_t bytes = SIZE_MAX;
+  for (const std::function<size_t(const Piece&)>& rank :
+       {std::function<size_t(const Piece&)>(size), {most}}) {
+    std::vector<size_t> order(pieces.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      return std::pair(rank(pieces[a]), pieces[a].size) > std::pair(rank(pieces[b]), pieces[b].size);
+    });
+    for (int i = 0; i < kTries && bytes > least; ++i) {
+      const size_t now = place(pieces, order);
+      if (now < bytes) {
+        bytes = now;
+        best = pieces;
+      }
+      const auto top = std::find_if(order.begin(), order.end(),
+                                    [&](size_t k) { return pieces[k].offset + pieces[k].size == now; });
+      std::rotate(order.begin(), top, top + 1);
+    }
+  }
+  pieces = std::move(best);
+  return bytes;
 }
 
 int64_t elements(const ValueSpec& v, int64_t batch) {
@@ -213,8 +246,7 @@ void Plan::choose_slots(Context& c) const {
   std::vector<size_t> roots;
   const auto set = [&](size_t root, bool on) {
     for (size_t i = 0; i < values_.size(); ++i)
-      if (slot_heir_of_[i] == static_cast<int>(root) ||
-          (i == root && values_[i].layout == Layout::packed))
+      if (slot_heir_of_[i] == static_cast<int>(root) || (i == root && values_[i].layout == Layout::packed))
         c.regions[i].slots = on ? static_cast<int>(root) : -1;
   };
   for (const int heir : slot_heir_of_)

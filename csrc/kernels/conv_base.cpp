@@ -161,7 +161,8 @@ bool ConvBase::touched(int64_t r, int64_t rows) const {
   return false;
 }
 
-ConvBase::Finish ConvBase::take_finish(Carver& carver, const Cut& c, int64_t units_at_once) const {
+ConvBase::Finish ConvBase::take_finish(Carver& carver, const ConvArgs& a, const Cut& c,
+                                       int64_t units_at_once) const {
   Finish f{};
   int64_t blocks = 1;
   for (const Unit& u : units_) blocks = std::max(blocks, u.blocks);
@@ -169,7 +170,7 @@ ConvBase::Finish ConvBase::take_finish(Carver& carver, const Cut& c, int64_t uni
   f.staged_stride = c.ow * 64 + 16;
   f.staged = carver.take<float>(problem_.out_packed ? blocks * f.staged_stride : 0);
   f.counts = carver.take<int64_t>(blocks);
-  f.residual = carver.take<float>(c.segment * 64 + 16);
+  f.residual = carver.take<float>(a.residual_map != nullptr ? c.segment * 64 + 16 : 0);
   return f;
 }
 

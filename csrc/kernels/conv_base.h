@@ -73,7 +73,7 @@ class ConvBase : public Conv {
     int64_t* counts;  // per block, of the row so far
     float* residual;  // [segment][64]
   };
-  Finish take_finish(Carver& carver, const Cut& c, int64_t units_at_once) const;
+  Finish take_finish(Carver& carver, const ConvArgs& a, const Cut& c, int64_t units_at_once) const;
   // Residual, activation, and to where the output goes. Segments of a row come from left to right. `slot`: of
   // the unit's first block in the staging.
   void finish(const ConvArgs& a, const Cut& c, const Unit& u, const Finish& f, const RowPart& part,

@@ -171,7 +171,7 @@ CookToomConv::Scratch CookToomConv::carve(Carver& carver, const Cut& c, const Co
   s.product = carver.take<float>(kPlaces * s.out_stride);
   s.table = carver.take<const float*>((at_once * tiles + kernels::kMaxMr) * groups_);
   s.acc = carver.take<float>(lines * count * widest_unit());
-  s.finish = take_finish(carver, c, 1);
+  s.finish = take_finish(carver, a, c, 1);
   return s;
 }
 

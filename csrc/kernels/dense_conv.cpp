@@ -131,7 +131,7 @@ DenseConv::Scratch DenseConv::carve(Carver& carver, const Cut& c, const ConvArgs
   s.taps = carver.take<int32_t>(c.rows * c.segment * (1 + steps_));
   s.row_stride = merged_ ? (a.iw + p.pad_left + p.pad_right) * p.ic + 16 : a.iw * p.ic + 16;
   s.rows = carver.take<float>(copied() ? c.in_rows * s.row_stride : 0);
-  s.finish = take_finish(carver, c, shared_);
+  s.finish = take_finish(carver, a, c, shared_);
   return s;
 }
 

@@ -32,7 +32,7 @@ class DepthwiseConv final : public ConvBase {
     s.acc = carver.take<float>(c.segment * 64);
     s.rows = carver.take<float>(problem_.in_packed ? problem_.kh * a.iw * 64 : 0);
     s.pointers = carver.take<const float*>(problem_.kh);
-    s.finish = take_finish(carver, c, 1);
+    s.finish = take_finish(carver, a, c, 1);
     return s;
   }
   Cut cut_rows(const ConvArgs& a) const {

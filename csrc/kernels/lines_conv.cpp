@@ -113,7 +113,7 @@ LinesConv::Scratch LinesConv::carve(Carver& carver, const Cut& c, const ConvArgs
   s.in = carver.take<const float*>(p.ic * across_);
   s.offsets = carver.take<int64_t>(along_.taps);
   s.acc = carver.take<float>((columns_ ? c.rows : 1) * c.ow * widest_unit());
-  s.finish = take_finish(carver, c, 1);
+  s.finish = take_finish(carver, a, c, 1);
   return s;
 }
 

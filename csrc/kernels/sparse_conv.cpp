@@ -155,7 +155,7 @@ SparseConv::Scratch SparseConv::carve(Carver& carver, const Cut& c, const ConvAr
   s.pointers = carver.take<const float*>(c.in_rows * a.iw);
   const bool values = expanded() || (a.in_map != nullptr && a.in_map->layout().type != ValueType::f32);
   s.values = carver.take<float>(values ? c.in_rows * (a.iw * 64 + 16) : 0);
-  s.finish = take_finish(carver, c, 1);
+  s.finish = take_finish(carver, a, c, 1);
   return s;
 }
 

@@ -187,8 +187,8 @@ class WinogradConv final : public ConvBase {
     const bool packed = problem_.in_packed;
     s.none = carver.take<uint64_t>(packed ? a.iw + 8 : 0);
     s.decoded = carver.take<float>(decodes(a) ? a_ * decoded_row(t, a) : 0);
-    s.redo = carver.take<float>(a_ * a_ * 64 + m_ * m_ * floats + 16);
-    s.finish = take_finish(carver, t.cut, 1);
+    s.redo = carver.take<float>(a_ * a_ * 64 + (problem_.pool == 1 ? 0 : m_ * m_ * floats) + 16);
+    s.finish = take_finish(carver, a, t.cut, 1);
     return s;
   }
 
@@ -465,7 +465,7 @@ class WinogradConv final : public ConvBase {
   void direct(const ConvArgs& a, const Scratch& s, int64_t n, int64_t y0, int64_t x0, const Sub& sub,
               const WinogradOutput& to) const;
 
-  static constexpr int64_t kLeast = 4;    // eighths of the tiles at once that scratch is never cut below
+  static constexpr int64_t kLeast = 4;   // eighths of the tiles at once that scratch is never cut below
   static constexpr int64_t kApart = 16;  // keeps the places of a tile out of one set of the cache
   const int m_, a_, places_;
   const int64_t out_;   // pixels that come out of a tile's side

@@ -625,7 +625,7 @@ class CompiledModel:
         return found
 
     def arena_bytes(self, batch: int = 1) -> int:
-        """Bytes of activations (the arenas of one call) at this batch size."""
+        """Bytes of activations and scratch (the arenas of one call) at this batch size."""
         return int(self._plan.arena_bytes(batch, self.threads))
 
     def weight_bytes(self) -> int:

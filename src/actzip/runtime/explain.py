@@ -155,7 +155,7 @@ class Explanation:
             f"{self.macs / 1e6:.0f} MMACs, {self.effective_macs / 1e6:.0f} effective (theoretical speed-up "
             f"{self.theoretical_speedup:.2f}); what multiplies runs at "
             f"{100 * self.peak_share:.0f} % of the peak",
-            f"activations {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB "
+            f"activations and scratch {self.arena_bytes / 1e6:.2f} MB ({self.dense_arena_bytes / 1e6:.2f} MB "
             f"if all were dense), weights {self.weight_bytes / 1e6:.1f} MB",
         ]
         if self.note:
@@ -168,7 +168,8 @@ class Explanation:
 
 
 def dense_arena_bytes(graph: g.Graph, batch: int, threads: int = 1) -> int:
-    """Bytes of the arena at this batch size, were every map of ``graph`` stored dense."""
+    """Bytes of the arena at this batch size, scratch included, were every map of ``graph`` stored
+    dense."""
     plain = graph.copy()
     for value in plain.values.values():
         value.storage = "dense"

@@ -52,6 +52,7 @@ _ENOUGH = 0.15  # seconds of a run, or of runs together, that say what one takes
 QUICK = 8.0  # seconds of trials that ``tune=True`` spends, beside one of each storage
 _MARGIN = 0.98  # another storage or kernel must be this much quicker than the simpler choice
 _WORTH = 0.96  # more weights must make a layer this much quicker
+_LARGE = 0.25  # of the largest map: what an arena's size hangs on
 _ALIKE = 0.99  # whole plans: the one with less memory is taken
 
 
@@ -329,8 +330,8 @@ def _by_trials(
     search: Callable[[g.Graph], _Search],
     run: Callable[[Sequence[_Search]], None],
 ) -> tuple[g.Graph, dict[str, str], dict[str, str]]:
-    """The quickest of all packed, all dense, each group as its readers ran quicker, and the same
-    without those that cost their writers more; kernels; reasons."""
+    """The quickest of all packed, all dense, each group as its readers ran quicker, the same without
+    those that cost their writers more, and that with the large maps packed; kernels; reasons."""
     dense = set(keep_dense)
     why: dict[str, str] = {}
     first = [search(packed), search(plain)]
@@ -356,6 +357,12 @@ def _by_trials(
         for s in searches[1:]:
             searches[0].learn(s)
         run(searches[:1])
+    small = choose_storage(packed, keep_dense | _little(searches[0].graph, groups))
+    if small.values != searches[0].graph.values:
+        searches.insert(0, search(small))
+        for s in searches[1:]:
+            searches[0].learn(s)
+        run(searches[:1])
     for n in last.graph.nodes:
         p, q = sc.get(n.name), dc.get(n.name)
         if isinstance(n, ops.Conv2d) and p is not None and q is not None:
@@ -367,6 +374,13 @@ def _by_trials(
     for name, note in chosen.notes().items():
         why[name] = f"{why.get(name, 'trials')}; {note}"
     return chosen.graph, chosen.variants(), why
+
+
+def _little(graph: g.Graph, groups: Mapping[str, Sequence[str]]) -> set[str]:
+    """Values that are dense in ``graph`` and no reason for a large arena."""
+    sizes = {v: g.numel(graph.shape(v))[0] for members in groups.values() for v in members}
+    largest = max(sizes.values(), default=0)
+    return {v for v, n in sizes.items() if n < _LARGE * largest and graph.values[v].storage == "dense"}
 
 
 def _unpaid(
@@ -552,7 +566,7 @@ def _plan_key(
     ]
     text += [str(threads), str(batch), str(trials), *sorted(keep_dense)]
     text += [f"{name}:{','.join(sorted(kernels))}" for name, kernels in sorted(exact.items())]
-    return "plan-" + hashlib.sha256("\n".join(text).encode()).hexdigest()
+    return "plan-small-" + hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
 def _decision(
