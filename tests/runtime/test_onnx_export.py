@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import actzip  # noqa: E402
 from actzip.activations import set_thresholds  # noqa: E402
-from actzip.errors import InputError, UnsupportedError  # noqa: E402
+from actzip.errors import InputError  # noqa: E402
 from actzip.runtime.from_onnx import from_onnx  # noqa: E402
 from actzip.runtime.onnx_export import export_onnx  # noqa: E402
 
@@ -108,13 +108,42 @@ def test_comparisons_that_make_a_threshold(op, swapped, limit):
     [
         [("Greater", ["x", "t"], ["m"]), ("Where", ["m", "t", "x"], ["y"])],
         [("Less", ["x", "t"], ["m"]), ("Where", ["m", "x", "zero"], ["y"])],
-        [("Greater", ["x", "x"], ["m"]), ("Where", ["m", "x", "zero"], ["y"])],
-        [("Greater", ["x", "t"], ["m"]), ("Relu", ["m"], ["y"])],
-        [("Greater", ["x", "t"], ["y"])],
+        [("LessOrEqual", ["x", "t"], ["m"]), ("Where", ["m", "t", "inf"], ["y"])],
+        [("GreaterOrEqual", ["x", "x"], ["m"]), ("Where", ["m", "x", "zero"], ["y"])],
+        [("Greater", ["x", "t"], ["m"]), ("Where", ["m", "zero", "zero"], ["y"])],
         [("Greater", ["x", "w"], ["m"]), ("Where", ["m", "x", "zero"], ["y"])],
+        [("Greater", ["x", "w"], ["m"]), ("Where", ["on", "x", "w"], ["y"])],
+        [("Relu", ["x"], ["r"]), ("Equal", ["r", "x"], ["m"]), ("Where", ["m", "x", "w"], ["y"])],
+        [("Greater", ["x", "t"], ["m"]), ("Cast", ["m"], ["f"], 1), ("Sub", ["f", "x"], ["y"])],
+        [("Greater", ["x", "w"], ["m"]), ("Cast", ["m"], ["f"], 1), ("Mul", ["x", "f"], ["y"])],
+        [("Cast", ["x"], ["m"], 9), ("Not", ["m"], ["k"]), ("Where", ["k", "t", "x"], ["y"])],
+        [
+            ("Greater", ["x", "t"], ["a"]),
+            ("Less", ["x", "w"], ["b"]),
+            ("And", ["a", "b"], ["c"]),
+            ("Or", ["b", "on"], ["d"]),
+            ("Xor", ["c", "d"], ["e"]),
+            ("Cast", ["e"], ["y"], 1),
+        ],
+        [("Log", ["x"], ["l"]), ("IsNaN", ["l"], ["m"]), ("Where", ["m", "t", "l"], ["y"])],
     ],
 )
-def test_other_comparisons_are_refused_by_name(nodes):
-    made = [helper.make_node(op, i, o, name="here") for op, i, o in nodes]
-    with pytest.raises(UnsupportedError, match=r"here|output 'y'"):
-        from_onnx(graph_of(made, {"t": 0.5, "zero": 0.0, "w": np.full((1, 1, 4, 4), 0.5)}))
+def test_other_comparisons_logic_and_choices_are_computed(nodes):
+    made = [helper.make_node(op, i, o, **({"to": to[0]} if to else {})) for op, i, o, *to in nodes]
+    wide = np.linspace(0, 1, 16).reshape(1, 1, 4, 4)
+    model = graph_of(made, {"t": 0.5, "zero": 0.0, "w": wide, "inf": np.inf})
+    model.graph.initializer.append(numpy_helper.from_array(wide > 0.3, "on"))
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    x[0, 0, 0, :3] = 0.5, 0, np.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        (want,) = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})
+    fast = actzip.compile(from_onnx(model), x, tune=False, cache=False)
+    np.testing.assert_allclose(fast(x), want, atol=1e-6)
+
+
+def test_a_mask_is_an_output_of_type_bool(tmp_path):
+    model = graph_of([helper.make_node("Greater", ["x", "t"], ["y"])], {"t": 0.5})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.BOOL
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    got = actzip.compile(from_onnx(model), x, tune=False, cache=False)(x)
+    assert got.dtype == np.bool_ and np.array_equal(got, x > 0.5)

@@ -138,17 +138,20 @@ def test_a_region_without_a_convolution_stays_with_onnx_runtime(tmp_path):
     assert "4 of 6 nodes" in repr(fast)
 
 
-def test_a_comparison_that_the_rest_reads_is_computed_there(tmp_path):
+def test_a_comparison_is_read_in_other_parts(tmp_path):
     nodes = [
         N("Conv", ["x", "w"], ["c"]),
         N("Greater", ["c", "zero"], ["g"]),
-        N("Where", ["g", "c", "five"], ["h"]),
+        N("CumSum", ["c", "axis"], ["s"]),
+        N("Not", ["g"], ["k"]),
+        N("Where", ["k", "s", "five"], ["h"]),
         N("Conv", ["h", "v"], ["y"]),
     ]
     constants = {
         "w": normal(4, 3, 3, 3),
         "v": normal(2, 4, 1, 1),
         "zero": np.float32(0),
+        "axis": np.int64(1),
         "five": np.float32(5),
     }
     path, x = save(tmp_path, nodes, constants, ["n", 3, 9, 9]), normal(2, 3, 9, 9)

@@ -153,6 +153,7 @@ class Importer:
         self.node_names: set[str] = set()
         self.opset = max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
         self.interned: dict[int, tuple[Array, str]] = {}
+        self.masks: dict[int, tuple[Mask, str]] = {}
         self.current: OnnxNode | None = None
         self.blockers: list[Blocker] = []
         self.assumed = self.strict = False
@@ -216,9 +217,10 @@ class Importer:
             return (out,)
         if isinstance(out, Foreign):
             return -1  # its blocker is known
-        if isinstance(out, (Probed, Mask)):
-            what = "a shape that depends on the batch" if isinstance(out, Probed) else "a comparison"
-            raise UnsupportedError(f"output {value.name!r} is {what}")
+        if isinstance(out, Probed):
+            raise UnsupportedError(f"output {value.name!r} is a shape that depends on the batch")
+        if isinstance(out, Mask):
+            out = self.ref(out)
         if out in self.inexact:
             raise UnsupportedError(
                 f"output {value.name!r}: integers of an input, which float32 does not hold above 2^24"
@@ -345,7 +347,7 @@ class Importer:
             return x
         where = self.current.where if self.current else "the graph"
         if isinstance(x, Mask):
-            raise UnsupportedError(f"{where}: a comparison is used as a tensor of numbers")
+            return self._compared(x)
         if isinstance(x, Probed):
             return self._expanded(x)
         a = np.asarray(x)
@@ -353,6 +355,14 @@ class Importer:
         if known is None:
             known = (a, self.graph.add_constant(float32_of(a, where), "const"))
             self.interned[id(x)] = known
+        return known[1]
+
+    def _compared(self, x: Mask) -> str:
+        """A comparison as the engine's value of 1 and 0."""
+        known = self.masks.get(id(x))
+        if known is None:
+            kind = "le" if x.inverse else "gt"
+            known = self.masks[id(x)] = (x, self.emit(ops.Binary, x.x, x.limit, kind=kind, dtype=x.dtype))
         return known[1]
 
     def _expanded(self, x: Probed) -> str:
@@ -374,7 +384,7 @@ class Importer:
         if isinstance(x, Probed):
             return probed_shape(x)
         if isinstance(x, Mask):
-            return self.graph.shape(x.x)
+            return g.broadcast([self.graph.shape(x.x), tuple(x.limit.shape)])
         return tuple(int(d) for d in np.asarray(x).shape)
 
     def dtype(self, x: str) -> str:

@@ -28,7 +28,6 @@ from actzip.runtime.graph import Array, Graph
 from actzip.runtime.onnx_file import inputs_of, load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
-from actzip.runtime.registry import Mask
 
 __all__ = [
     "PartitionedModel",
@@ -444,7 +443,8 @@ class Plan:
         raise UnsupportedError("nothing is left for the engine")
 
     def _misplaced(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> dict[int, str]:
-        """Nodes of the engine that had better be elsewhere: comparisons read there, regions without work."""
+        """Nodes of the engine that had better be elsewhere: integers that it does not hold, regions
+        without work."""
         outputs = {o.name for o in self.model.graph.output}
         stage_of = {o: k for k, (_, nodes) in enumerate(stages) for n in nodes for o in n.proto.output}
         maker = {o: n for _, nodes in stages for n in nodes for o in n.proto.output}
@@ -454,10 +454,6 @@ class Plan:
             out[node.index] = str(node.refuse("its result is needed elsewhere"))
 
         for k, (engine, nodes) in enumerate(stages):
-            for n in nodes:
-                for name in reads(n.proto):
-                    if isinstance(survey.env.get(name), Mask) and stage_of.get(name) != k:
-                        needed(maker[name])
             if engine:
                 for o in outputs:
                     if stage_of.get(o) == k and self._no_output(survey, o):
@@ -469,7 +465,7 @@ class Plan:
 
     def _no_output(self, survey: _Survey, name: str) -> bool:
         value = survey.env.get(name)
-        return isinstance(value, Mask) or (isinstance(value, str) and value in survey.inexact)
+        return isinstance(value, str) and value in survey.inexact
 
     def _finished(self, survey: _Survey, stages: list[tuple[bool, list[OnnxNode]]]) -> list[_Part]:
         outputs = [o.name for o in self.model.graph.output]

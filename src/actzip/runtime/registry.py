@@ -58,12 +58,13 @@ class Absent:
 
 @dataclass(frozen=True)
 class Mask:
-    """``x > limit``, kept until the Where or Mul that makes a threshold of it; ``inverse``: where
-    that is false."""
+    """``x > limit``, kept in case a Where or Mul makes a threshold of it; ``inverse``: where x is at
+    most that. ``dtype``: bool, or float32 behind a Cast."""
 
     x: str
     limit: Array
     inverse: bool
+    dtype: str = "bool"
 
 
 #: Batches at which values that depend on the batch are worked out.

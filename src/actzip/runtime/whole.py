@@ -83,8 +83,10 @@ class _Importer(Importer):
         names, constants = [], {}
         for n in dict.fromkeys(reads(node.proto)):
             value = self.env.get(n)
-            if isinstance(value, (Mask, Probed)):
-                self._force(self.makers[n], node.refuse(f"reads the comparison {n!r}"))
+            if isinstance(value, Mask):
+                self.env[n] = value = self.ref(value)
+            if isinstance(value, Probed):
+                self._force(self.makers[n], node.refuse(f"reads the shape {n!r}"))
             if isinstance(value, str):
                 names.append(n)
             else:
@@ -116,7 +118,7 @@ class _Importer(Importer):
 
 
 class _Again(Exception):
-    """A comparison has to be computed elsewhere: the model is read again."""
+    """A shape has to be computed elsewhere: the model is read again."""
 
 
 def _alone(

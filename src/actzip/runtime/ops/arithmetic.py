@@ -14,7 +14,7 @@ from actzip.runtime.acts import Act, act_fields
 from actzip.runtime.graph import Node, Shape, broadcast
 from actzip.runtime.onnx_node import OnnxNode, floats_only
 from actzip.runtime.ops.reshape import Reshape
-from actzip.runtime.ops.threshold import onnx_masked
+from actzip.runtime.ops.threshold import onnx_threshold
 from actzip.runtime.registry import Mask, Ref, TorchHandler, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
@@ -130,7 +130,10 @@ _ONNX = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow"}
 def onnx_binary(imp: Importer, node: OnnxNode) -> Any:
     a, b = node.need(0), node.need(1)
     if node.op == "Mul" and (isinstance(a, Mask) or isinstance(b, Mask)):
-        return onnx_masked(imp, node, *((a, b) if isinstance(a, Mask) else (b, a)))
+        mask, x = (a, b) if isinstance(a, Mask) else (b, a)
+        found = onnx_threshold(imp, mask, x, ())
+        if found is not None:
+            return found
     if node.op != "Pow":
         floats_only(node, a, b)
     elif isinstance(a, str) and isinstance(b, np.ndarray) and b.size == 1 and b.ndim <= len(imp.shape(a)):

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from actzip.runtime.graph import same_shape
+import numpy as np
+
+from actzip.runtime.graph import Array, broadcast, same_shape
+from actzip.runtime.onnx_node import OnnxNode, float32_of, floats_only
 from actzip.runtime.ops.arithmetic import Binary
 from actzip.runtime.ops.reduce import Reduce, torch_axes
-from actzip.runtime.ops.reshape import Expand
-from actzip.runtime.ops.threshold import as_threshold
-from actzip.runtime.registry import Compare, Ref, torch_op
+from actzip.runtime.ops.reshape import Expand, Reshape
+from actzip.runtime.ops.threshold import as_threshold, onnx_threshold
+from actzip.runtime.registry import Compare, Mask, Ref, onnx_op, torch_op
 
 if TYPE_CHECKING:
+    from actzip.runtime.from_onnx import Importer
     from actzip.runtime.from_torch import Builder
 
 _TURNED = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
@@ -97,3 +101,77 @@ def torch_any(b: Builder, a: dict[str, Any]) -> Any:
     x = b.as_bool(a["self"])
     axes = torch_axes(a, len(b.shape(x)))
     return b.emit(Reduce, x, kind=kind, axes=axes, keepdims=bool(a.get("keepdim")), dtype="bool")
+
+
+_ONNX = {"Greater": "gt", "GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le", "Equal": "eq"}
+
+
+@onnx_op(*_ONNX)
+def onnx_compare(imp: Importer, node: OnnxNode) -> Any:
+    """``x > t`` of a value and a constant is kept for a threshold; ``x >= t`` is ``x >`` the next
+    lower number."""
+    x, limit, kind = node.need(0), node.need(1), _ONNX[node.op]
+    if isinstance(limit, str) and isinstance(x, np.ndarray):
+        x, limit, kind = limit, x, _TURNED[kind]
+    if kind == "eq" or not isinstance(x, str) or not isinstance(limit, np.ndarray):
+        return imp.emit(Binary, _numbers(imp, x), _numbers(imp, limit), kind=kind, dtype="bool")
+    t = float32_of(limit, node.where)
+    if kind in ("ge", "lt"):
+        t = np.nextafter(t, np.float32(-np.inf))
+    return Mask(x, t, kind in ("lt", "le"))
+
+
+def _numbers(imp: Importer, x: Any) -> Any:
+    """A mask as float32; other values as they are."""
+    if isinstance(x, np.ndarray):
+        return x.astype(np.float32) if x.dtype == np.bool_ else x
+    name = imp.ref(x)
+    return (
+        imp.emit(Reshape, name, shape=imp.shape(name), dtype="float32") if imp.dtype(name) == "bool" else name
+    )
+
+
+@onnx_op("And", "Or", "Xor")
+def onnx_logic(imp: Importer, node: OnnxNode) -> Any:
+    kind = {"And": "mul", "Or": "max", "Xor": "ne"}[node.op]
+    x, y = (_numbers(imp, node.need(i)) for i in (0, 1))
+    return imp.emit(Binary, x, y, kind=kind, dtype="bool")
+
+
+@onnx_op("Not")
+def onnx_not(imp: Importer, node: OnnxNode) -> Any:
+    return imp.emit(Binary, _numbers(imp, node.need(0)), np.float32(0), kind="eq", dtype="bool")
+
+
+@onnx_op("IsNaN")
+def onnx_isnan(imp: Importer, node: OnnxNode) -> Any:
+    return imp.emit(Binary, node.need(0), node.need(0), kind="ne", dtype="bool")
+
+
+@onnx_op("Where")
+def onnx_where(imp: Importer, node: OnnxNode) -> Any:
+    c, yes, no = node.need(0), node.need(1), node.need(2)
+    floats_only(node, yes, no)
+    if isinstance(c, Mask):
+        kept, other = (no, yes) if c.inverse else (yes, no)
+        if isinstance(other, np.ndarray) and not (other != 0).any():
+            found = onnx_threshold(imp, Mask(c.x, c.limit, False), kept, other.shape)
+            if found is not None:
+                return found
+    shape = broadcast([imp.shape(v) for v in (c, yes, no)])
+    c = _numbers(imp, c)
+    parts = [p for p in (_onnx_part(imp, "keep", c, yes), _onnx_part(imp, "drop", c, no)) if p is not None]
+    if len(parts) == 2:
+        return imp.emit(Binary, *parts, kind="add")
+    out = parts[0] if parts else imp.emit(Binary, c, np.float32(0), kind="keep")
+    return out if same_shape(imp.shape(out), shape) else imp.emit(Expand, out, shape=shape)
+
+
+def _onnx_part(imp: Importer, kind: str, c: str | Array, x: Any) -> Any:
+    """What Where takes of ``x``, else 0; None where that is 0 all over."""
+    if isinstance(x, np.ndarray):
+        if not (x != 0).any():
+            return None
+        if isinstance(c, np.ndarray):
+            return np.where((c != 0) == (kind == "keep"), x, np.zeros((), x.dtype))
+    return imp.emit(Binary, c, x, kind=kind)

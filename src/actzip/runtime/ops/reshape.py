@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from actzip.runtime.graph import TYPES, Dim, Node, Shape, Sym, broadcast, numel,
 from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.select import Concat
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
-from actzip.runtime.registry import Absent, Mask, Stacked, lowers, onnx_op, torch_op
+from actzip.runtime.registry import Absent, Mask, Stacked, lowers, node_classes, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -365,8 +365,10 @@ def onnx_cast(imp: Importer, node: OnnxNode) -> Any:
         other = node.need(1)
         name = imp.dtype(other) if isinstance(other, str) else str(getattr(other, "dtype", "unknown"))
     name = {"float": "float32", "float16": "float32", "bfloat16": "float32"}.get(name, name)
-    if isinstance(x, Mask) and name == "float32":
-        return x
+    if isinstance(x, Mask):
+        if name in ("float32", "bool"):
+            return replace(x, dtype=name)
+        x = imp.ref(x)
     if isinstance(x, np.ndarray) and name in TYPES:
         return x.astype(name)
     if not isinstance(x, str):
@@ -393,7 +395,10 @@ def _converted(imp: Importer, node: OnnxNode, x: str, to: str) -> Any:
     of, shape = imp.dtype(x), imp.shape(x)
     if to == "float32":
         return imp.emit(Reshape, x, shape=shape, dtype="float32")
-    if to not in _BITS or to == "bool":
+    if to == "bool":
+        x = imp.emit(Reshape, x, shape=shape, dtype="float32") if of != "float32" else x
+        return imp.emit(node_classes()["binary"], x, np.float32(0), kind="ne", dtype="bool")
+    if to not in _BITS:
         raise node.refuse(f"a conversion to {to}")
     if of == "float32":
         if _BITS[to] < 31:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actzip.runtime.graph import broadcast, same_shape
-from actzip.runtime.onnx_node import OnnxNode, float32_of
+from actzip.runtime.onnx_node import OnnxNode
 from actzip.runtime.ops.reshape import Expand
 from actzip.runtime.registry import Compare, Mask, onnx_op, torch_op
 
@@ -50,52 +50,19 @@ def onnx_thresholded(imp: Importer, node: OnnxNode) -> Any:
     return imp.act(node.need(0), "threshold", param=theta)
 
 
-@onnx_op("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-def onnx_compare(imp: Importer, node: OnnxNode) -> Any:
-    """``x > t`` of a value and a constant; ``x >= t`` is ``x >`` the next lower number."""
-    x, limit, op = node.need(0), node.need(1), node.op
-    if isinstance(limit, str) and not isinstance(x, str):
-        x, limit = limit, x
-        op = op.replace("Greater", "?").replace("Less", "Greater").replace("?", "Less")
-    if not isinstance(x, str) or not isinstance(limit, np.ndarray):
-        raise node.refuse(
-            "a comparison of two values (of a value and a constant is supported, for a threshold)"
-        )
-    t = float32_of(limit, node.where)
-    if op in ("GreaterOrEqual", "Less"):
-        t = np.nextafter(t, np.float32(-np.inf))
-    return Mask(x, t, op.startswith("Less"))
-
-
-@onnx_op("Where")
-def onnx_where(imp: Importer, node: OnnxNode) -> Any:
-    mask, yes, no = node.need(0), node.need(1), node.need(2)
-    if not isinstance(mask, Mask):
-        raise node.refuse("a condition that is no comparison with a constant")
-    if mask.inverse:
-        yes, no = no, yes
-    if not isinstance(no, np.ndarray) or no.size == 0 or bool((no != 0).any()):
-        raise node.refuse("only a threshold is supported: Where(x > t, x, 0)")
-    out = onnx_masked(imp, node, Mask(mask.x, mask.limit, False), yes)
-    return _broadcast(imp, out, no.shape)
-
-
-def _broadcast(imp: Importer, x: str, other: tuple[int, ...]) -> str:
-    """``x`` in the shape that it and ``other`` broadcast to."""
-    shape = broadcast([imp.shape(x), other])
-    return x if same_shape(shape, imp.shape(x)) else imp.emit(Expand, x, shape=shape)
-
-
-def onnx_masked(imp: Importer, node: OnnxNode, mask: Mask, x: Any) -> Any:
-    """``x`` where the mask is, else 0: a thresholded ReLU."""
+def onnx_threshold(imp: Importer, mask: Mask, x: Any, other: tuple[int, ...]) -> str | None:
+    """``x`` where the mask is, else 0, as a thresholded ReLU of the shape that these and ``other``
+    broadcast to; None where it is none."""
+    if mask.inverse or x != mask.x:
+        return None
     shape, limit = imp.shape(x), mask.limit
     while limit.ndim > len(shape) and limit.shape[0] == 1:
         limit = limit[0]
     dims = [1] * (len(shape) - limit.ndim) + list(limit.shape)
     channels = len(dims) == len(shape) > 1 and dims == [1, limit.size, *[1] * (len(shape) - 2)]
     channels = channels and limit.size == shape[1]
-    if mask.inverse or x != mask.x or not (mask.limit.size == 1 or channels):
-        raise node.refuse(
-            "only a threshold is supported: x where x > t (one number, or one a channel), else 0"
-        )
-    return _broadcast(imp, imp.act(x, "threshold", param=limit.reshape(-1)), mask.limit.shape)
+    if not (limit.size == 1 or channels):
+        return None
+    out = imp.act(x, "threshold", param=limit.reshape(-1))
+    whole = broadcast([shape, tuple(mask.limit.shape), other])
+    return out if same_shape(whole, shape) else imp.emit(Expand, out, shape=whole)
