@@ -49,6 +49,7 @@ from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, shelved, unst
 from actzip.runtime.tree import class_of, is_plain, plain_outputs, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 from actzip.runtime.whole import file_behind
+from actzip.training import heap
 
 __all__ = ["CompiledModel", "advice", "compile", "compile_graph", "load", "peak_gflops"]
 
@@ -181,6 +182,7 @@ def _whole(model: Any, example: Any, chosen: _Chosen) -> CompiledModel:
     graph.meta["storage"], graph.meta["pack"] = chosen.storage, chosen.pack
     graph.meta["winograd"] = chosen.winograd
     (graph,) = shelved(owned(optimize(graph), memory_of(model)))
+    heap.give_back()
     batch = batch_of(graph, inputs)
     if chosen.calibration is not None:
         inputs = arrays_of(graph, chosen.calibration, "calibration")

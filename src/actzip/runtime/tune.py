@@ -44,6 +44,7 @@ from actzip.runtime.winograd import (
     transforms,
     weights_share,
 )
+from actzip.training import heap
 
 __all__ = ["Tuned", "tune"]
 
@@ -53,6 +54,7 @@ QUICK = 8.0  # seconds of trials that ``tune=True`` spends, beside one of each s
 _MARGIN = 0.98  # another storage or kernel must be this much quicker than the simpler choice
 _WORTH = 0.96  # more weights must make a layer this much quicker
 _LARGE = 0.25  # of the largest map: what an arena's size hangs on
+_FAR = 0.9  # whole plans: one whose nodes take longer than that would have it is no candidate
 _ALIKE = 0.99  # whole plans: the one with less memory is taken
 
 
@@ -407,9 +409,11 @@ def _unpaid(
 
 def _quickest(searches: Sequence[_Search]) -> _Search:
     """Whose plan is the quickest: each against the best before it, so that two are there at a time; what
-    they have in common is packed once."""
+    they have in common is packed once. Those whose nodes took much longer one by one are not asked."""
     store = _engine.WeightStore()
-    best, *others = searches
+    expected = {id(s): sum(s.costs().values()) for s in searches}
+    least = min(expected.values())
+    best, *others = [s for s in searches if expected[id(s)] * _FAR <= least]
     plan = lower(best.graph, best.variants(), store=store)
     for other in others:
         if other.decides_as(best):
@@ -547,6 +551,8 @@ def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
     maps = read_maps(graph, low, wanted, arrays, batch, threads)
     del low  # and its weights
     measured = errors(graph, wanted, maps, threads)
+    del maps
+    heap.give_back()
     return {n: {k: e for k, e in kernels.items() if e <= TOLERANCE} for n, kernels in measured.items()}
 
 
