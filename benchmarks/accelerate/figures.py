@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import actzip
 from actzip import cpu
+from actzip.activations.hooks import Hooks
 from actzip.files import write_text
 from actzip.profile.rates import measure_rates
 from actzip.sparsify import measure
@@ -65,9 +66,14 @@ def judge(
     labels: Tensor | None,
     base: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What the model does on images that chose nothing; the original itself where there is no ``base``."""
-    after = outputs(model, batches) if base is not None else reference
-    m = measure(model, batches)
+    """What the model does on images that chose nothing; the original itself where there is no ``base``:
+    its outputs become the ``reference``."""
+    after: list[Any] = []
+    with Hooks() as hooks:
+        hooks.after(model, lambda module, inputs, out: after.append(out))
+        m = measure(model, batches)
+    if base is None:
+        reference.extend(after)
     found: dict[str, Any] = {
         "density": m.density,
         "macs": m.macs,
@@ -180,7 +186,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         model, calibration, per="channel", repair=not args.plain, samples=network.calibrate, projections=4
     )
     weighed = time.perf_counter() - started, time.process_time() - cpu_started
-    reference = outputs(model, batches)
+    reference: list[Any] = []
     base = judge(model, reference, batches, labels, None)
     info = cpu.info()
     told: dict[str, Any] = {

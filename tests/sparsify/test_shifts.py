@@ -255,13 +255,26 @@ def trials(model):
     return Trials(model, [X], table, dict.fromkeys(table.unit, 1.0), repaired=True)
 
 
+def near_the_limit(model):
+    """Two channels of the first map lie there."""
+    with torch.no_grad():
+        (model.stem if isinstance(model.norm, nn.Identity) else model.norm).bias[-2:] += 3.0
+    return model
+
+
+def down(shift):
+    """By how much, in flipped channels from their limit."""
+    return torch.where(shift.scale < 0, shift.top - shift.by, shift.by)
+
+
 def test_shifts_lie_between_those_of_candidates_and_below_the_threshold():
-    made = trials(Dense())
+    made = trials(near_the_limit(Dense()))
     a, b = made.thresholds(0.8), made.thresholds(0.5)
     found = [made.table.shifts(t) for t in (a, blend(a, b, 0.4), b)]
     assert made.table.shifts({}) == {}
     for name, by in found[1].items():
-        assert bool((by.by <= blend(a, b, 0.4)[name].double()).all()) and bool((by.by >= 0).all())
+        t = blend(a, b, 0.4)[name].double()
+        assert bool((down(by) <= t).all()) and bool((down(by) >= 0).all())
     for t, by in zip((a, b), (found[0], found[2]), strict=True):
         for name in by:
             at = [
@@ -269,13 +282,13 @@ def test_shifts_lie_between_those_of_candidates_and_below_the_threshold():
                 for r in t[name] / made.table.unit[name]
             ]
             want = made.table.shift[name][range(len(at)), at].clamp(max=t[name].double())
-            torch.testing.assert_close(by[name].by, want, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(down(by[name]), want, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_zeros_are_where_the_threshold_was(folded):
     """In the first map, which nothing before it moves."""
-    model = Dense(folded=folded, pointwise=True)
+    model = near_the_limit(Dense(folded=folded, pointwise=True))
     made = trials(model)
     made.wanted.targets.values.clear()  # moments alone: the first layers are as they were
     thresholds = made.thresholds(0.5)
@@ -289,7 +302,10 @@ def test_zeros_are_where_the_threshold_was(folded):
         with torch.no_grad(), ActivationTap(each, see, layers="act"):
             run_model(each, X)
         if each is model:
-            want = seen.pop("act") > thresholds["act"].reshape(1, -1, 1, 1)
+            y, flipped = seen.pop("act"), made.table.flipped["act"].reshape(1, -1, 1, 1)
+            t = thresholds["act"].reshape(1, -1, 1, 1)
+            want = torch.where(flipped & (t > 0), 6 - y, y) > t
+            assert bool((flipped & (t > 0)).any())
     assert float(((seen["act"] > 0) == want).float().mean()) > 0.999
 
 
@@ -320,6 +336,46 @@ def test_dense_channels_cost_less_shifted(folded, monkeypatch):
     assert shifted < 0.85 * error()
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_what_is_denser_above_is_flipped_but_not_in_front_of_maxima(pool):
+    """A channel that is at its limit mostly: half of it is removed from there, for next to nothing."""
+    torch.manual_seed(0)
+    stem, norm = nn.Conv2d(3, 4, 1), used(nn.BatchNorm2d(4), 1.0, 1.0)
+    norm.bias.data[1] = 6.5
+    between = [nn.MaxPool2d(2)] if pool else []
+    model = nn.Sequential(stem, norm, nn.ReLU6(), *between, nn.Conv2d(4, 3, 1), used(nn.BatchNorm2d(3)))
+    model.eval()
+    table = Table(model, [X], per="channel", repaired=True)
+    assert table.flipped["2"].tolist() == [False, not pool, False, False]
+    if pool:
+        return
+    at_zero, at_limit = [], []
+    with ActivationTap(model, lambda site, y: at_limit.append((y[:, 1] >= 6).float().mean())):
+        run_model(model, X)
+    thresholds = {"2": torch.tensor([0.0, 0.01, 0.0, 0.0])}
+    made = Trials(model, [X], table, dict.fromkeys(table.unit, 1.0), repaired=True).put(thresholds)
+    with ActivationTap(made, lambda site, y: at_zero.append((y[:, 1] == 0).float().mean())):
+        out = run_model(made, X)
+    assert float(at_zero[0]) >= float(at_limit[0]) > 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(out, model(X), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+def test_what_is_left_is_what_the_table_counts(act):
+    """Flipped channels lose the zeros that they had."""
+    made = trials(near_the_limit(Dense(act, pointwise=True)))
+    made.wanted.targets.values.clear()
+    thresholds = {"act": made.thresholds(0.4)["act"]}
+    nonzero = []
+    with ActivationTap(made.put(thresholds), lambda site, y: nonzero.append(torch.count_nonzero(y))):
+        run_model(made.work, X)
+    levels = (torch.tensor(LEVELS) - (thresholds["act"] / made.table.unit["act"])[:, None]).abs().argmin(1)
+    removed = made.table.removed["act"].gather(1, levels[:, None]).sum()
+    assert int(nonzero[0]) == pytest.approx(made.table.nonzeros["act"] - float(removed), rel=2e-3)
+    assert bool(made.table.flipped["act"].any()) == (act is nn.ReLU6)
+
+
 def test_a_limit_that_values_reach_stays():
     where = shiftable(Dense(), X)["act"]
     by, full = torch.tensor([1.0, 1.0, 3.0]), torch.tensor([0.0, 0.1, 0.1])
@@ -327,6 +383,9 @@ def test_a_limit_that_values_reach_stays():
     assert shiftable(Dense(nn.ReLU), X)["act"].shift(by, full).scale.tolist() == [1, 1, 1]
     x = torch.tensor([6.0, 6.0, 6.0])
     assert where.shift(by, full)(x)[1:].tolist() == [6, 6]
+    flipped = where.shift(by, full, torch.tensor([True, True, False]))
+    assert flipped(torch.tensor([5.0, 5.0, 3.0])).tolist() == [0, 0, 0] and flipped(0 * x)[1] == 6
+    assert flipped.threshold(torch.tensor([2.0, 2.0, 4.0])).tolist() == pytest.approx([1, 1.2, 2])
 
 
 def test_thresholds_alone_shift_nothing():

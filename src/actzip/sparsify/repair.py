@@ -47,13 +47,11 @@ class Moments:
         norms: BatchNorm modules by name: of their input.
         convs: convolutions and linear layers that no BatchNorm reads: of their output.
         targets: what convolutions give at some positions, for those that are to be fitted.
-        views: so many inputs, the first, are for the fits alone.
     """
 
     norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     convs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     targets: Targets = field(default_factory=Targets)
-    views: int = 0
 
 
 def _of(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,13 +86,13 @@ def moments(model: nn.Module, inputs: Any, *, fitted: bool = False, views: int =
     """Moments of ``model`` in eval mode over ``inputs`` (one batch), of all layers that can be
     repaired.
 
-    With ``fitted``, also what :mod:`actzip.sparsify.reconstruct` fits convolutions to. So many
-    ``views`` in front (:func:`with_views`) are for the fits alone.
+    With ``fitted``, also what :mod:`actzip.sparsify.reconstruct` fits convolutions to; so many
+    ``views`` in front (:func:`with_views`) do not choose how strongly weights are pulled.
 
     Left out are layers that run more than once a pass, that share a parameter, whose weights are
     made by a parametrization, and those with fewer than 8 values a channel.
     """
-    found, calls = Moments(views=views), dict[str, int]()
+    found, calls = Moments(), dict[str, int]()
     made: dict[int, tuple[str, Tensor]] = {}
 
     def norm(name: str, module: nn.Module, x: Tensor) -> None:
@@ -102,14 +100,14 @@ def moments(model: nn.Module, inputs: Any, *, fitted: bool = False, views: int =
         source = made.get(id(x))
         if source is not None and source[1] is x:
             found.convs.pop(source[0], None)
-        if _values(x[views:]) >= FEWEST:
-            found.norms[name] = _of(x[views:])
+        if _values(x) >= FEWEST:
+            found.norms[name] = _of(x)
 
     def conv(name: str, module: nn.Module, out: Tensor) -> None:
         calls[name] = calls.get(name, 0) + 1
         made.clear()  # only what runs right behind it counts; the tensor is not kept alive longer
         made[id(out)] = (name, out)
-        out = _by_channel(module, out[views:])
+        out = _by_channel(module, out)
         if _values(out) >= FEWEST:
             found.convs[name] = _of(out)
 
@@ -200,7 +198,7 @@ class _Repair:
         """Mean and variance put right in the convolution itself, if no BatchNorm reads it."""
         if name not in self.wanted.convs:
             return None
-        seen, wanted = _by_channel(module, out[self.wanted.views :]), self.wanted.convs[name]
+        seen, wanted = _by_channel(module, out), self.wanted.convs[name]
         if name in self.shifts.convs:
             shift = self.shifts.convs[name]
             wanted = shift(wanted[0]), wanted[1] * shift.scale.square()
@@ -214,9 +212,8 @@ class _Repair:
             if self.made.shift is not None:
                 module.running_mean.sub_(self.made.shift)
         elif name in self.wanted.norms:
-            ratio, mean, mean0 = _change(
-                self.wanted.norms[name], x[self.wanted.views :], max(float(module.eps), 1e-12)
-            )
+            eps = max(float(module.eps), 1e-12)
+            ratio, mean, mean0 = _change(self.wanted.norms[name], x, eps)
             _repair_norm(module, ratio, mean, mean0)
 
     def normed(self, module: Any, x: Tensor, out: Tensor) -> None:

@@ -7,6 +7,9 @@ to (T - s) * c tells all that lies above the threshold exactly, and a zero stand
 put back by the repair (:mod:`actzip.sparsify.repair`). c = high / (high - s) keeps the upper limit
 of a ReLU6 where it was; it is 1 where values do not reach that. Where a reader pads its map, the
 padding stands for s too, which is charged.
+
+Channels of a ReLU6 that are denser near the limit than near 0 are flipped first: 6 - clip(x, 0, 6) is
+clip(6 - x, 0, 6), and what reads it takes the other sign.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from actzip.activations.calls import CONVOLUTIONS, LINEARS
 from actzip.activations.hooks import Hooks
 from actzip.training.batches import output_tensors
 
-__all__ = ["MOST", "Shift", "Shiftable", "Shifts", "shared", "shiftable"]
+__all__ = ["MOST", "Shift", "Shiftable", "Shifts", "denser_above", "shared", "shiftable"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
 _READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -37,6 +40,10 @@ _READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 MOST = 0.5
 #: A channel of whose values more are at the upper limit keeps that limit.
 FULL = 1e-4
+#: Values of a channel that tell from which end they are removed.
+PLACES = 4096
+#: A channel is flipped where that leaves this share of what is lost otherwise.
+CLEARLY = 0.9
 #: Inputs that tell how maps are read; values a channel that a mean is put back by, at least.
 FEW, FEWEST = 8, 8
 #: Methods that give a tensor's values as no tensor.
@@ -53,6 +60,7 @@ class Shiftable:
         readers: the convolutions that read it, and nothing else does.
         high: its upper limit, inf for none.
         padding: the share of what they read that is padding.
+        pooled: whether maxima are read.
     """
 
     producer: str
@@ -60,22 +68,37 @@ class Shiftable:
     readers: tuple[str, ...]
     high: float
     padding: float
+    pooled: bool = False
 
-    def shift(self, by: Tensor, full: Tensor) -> Shift:
-        """By so much; ``full`` is the share of each channel's values that is at the upper limit."""
-        one = torch.ones_like(by)
-        return Shift(by, torch.where(full > FULL, self.high / (self.high - by), one) if self.limited else one)
+    def shift(self, by: Tensor, full: Tensor, flipped: Tensor | None = None) -> Shift:
+        """By so much, in ``flipped`` channels down from the upper limit; ``full`` is the share of each
+        channel's values that is at that limit, in those at 0."""
+        one, top = torch.ones_like(by), torch.zeros_like(by)
+        if not math.isfinite(self.high):
+            return Shift(by, one, top)
+        scale = torch.where(full > FULL, self.high / (self.high - by), one)
+        if flipped is None or not self.flips:
+            return Shift(by, scale, top)
+        top = torch.where(flipped, self.high, top)
+        return Shift(torch.where(flipped, top - by, by), torch.where(flipped, -scale, scale), top)
 
     @property
-    def limited(self) -> bool:
-        return math.isfinite(self.high)
+    def flips(self) -> bool:
+        """Whether channels can be flipped: high less a ReLU6 is a ReLU6 too, but no maximum is."""
+        return math.isfinite(self.high) and not self.pooled
 
 
 class Shift(NamedTuple):
-    """x becomes (x - by) * scale, channel by channel."""
+    """x becomes (x - by) * scale, channel by channel. Thresholds of flipped channels, whose scale is
+    negative, are of top - x."""
 
     by: Tensor
     scale: Tensor
+    top: Tensor
+
+    def threshold(self, t: Tensor) -> Tensor:
+        """What a threshold becomes."""
+        return self(torch.where(self.scale < 0, self.top - t, t)).clamp(min=0)
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self.by.to(x.dtype)) * self.scale.to(x.dtype)
@@ -119,6 +142,24 @@ def _divide(reader: Any, scale: Tensor) -> None:
     w.copy_((parts / scale.to(w.dtype).reshape(groups, 1, -1, 1)).reshape(w.shape))
 
 
+def denser_above(y: Tensor, place: Shiftable) -> Tensor:
+    """The channels of a map that had better be flipped: half of their values, and padding, are nearer to
+    their mean, which can be shifted by, if removed from the upper limit down."""
+    if not place.flips:
+        return torch.zeros(int(y.shape[1]), dtype=torch.bool)
+    v = y.detach().transpose(0, 1).flatten(1)
+    v = v[:, :: max(1, v.shape[1] // PLACES)].sort(1).values.double()
+    half = max(1, v.shape[1] // 2)
+
+    def lost(part: Tensor) -> Tensor:
+        """With padding at the mean."""
+        return part.var(1, unbiased=False) / 2 + place.padding * part.mean(1).square()
+
+    upper, lower = v[:, -half:], v[:, :half]
+    near = place.high - upper.mean(1) <= MOST * place.high
+    return near & (v[:, half] > 0) & (lost(upper) < CLEARLY * lost(lower))
+
+
 def shared(model: nn.Module) -> set[str]:
     """Layers whose parameters are another's too, or are computed."""
     owners: dict[int, list[str]] = {}
@@ -155,11 +196,13 @@ class _Map:
     Attributes:
         ones: what of it is no padding, of one channel.
         readers: convolutions that read it and the share of padding there; "" for anything else.
+        pools: how many poolings read it.
     """
 
     value: Tensor
     ones: Tensor
     readers: list[tuple[str, float]] = field(default_factory=list)
+    pools: Counter[str] = field(default_factory=Counter)
 
 
 class _Operators(TorchDispatchMode):
@@ -219,7 +262,8 @@ class _Flow(TorchFunctionMode):
         name = self.weights.get(id(args[1] if len(args) > 1 else kwargs.get("weight")), "")
         passes = func is F.max_pool2d or (func is F.pad and _zeros(x, args, kwargs))
         if first and passes and isinstance(out, Tensor):  # the shift passes too
-            self.maps[id(out)] = _Map(out, func(m.ones, *args[1:], **kwargs), m.readers)
+            m.pools["max"] += func is F.max_pool2d
+            self.maps[id(out)] = _Map(out, func(m.ones, *args[1:], **kwargs), m.readers, m.pools)
         elif first and name and (func in CONVOLUTIONS or func in LINEARS):
             m.readers.append((name, _padding(self.modules[name], m.ones)))
         else:
@@ -262,7 +306,8 @@ class _Flow(TorchFunctionMode):
             if all(self._absorbs(r, m.value, unfit) for r, _ in m.readers):
                 norm = isinstance(self.modules[producer], _Norm)
                 readers = tuple(r for r, _ in m.readers)
-                made[name] = Shiftable(producer, norm, readers, high, max(p for _, p in m.readers))
+                padding, pooled = max(p for _, p in m.readers), bool(m.pools["max"])
+                made[name] = Shiftable(producer, norm, readers, high, padding, pooled)
         return made
 
     def _passed(self, m: _Map) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, Site, eval_mode, run_model
 from actzip.sparsify.judge import are_scores
-from actzip.sparsify.shifts import MOST, Shift, Shiftable, shiftable
+from actzip.sparsify.shifts import MOST, Shift, denser_above, shiftable
 from actzip.training.batches import output_tensors
 
 __all__ = ["LEVELS", "Table"]
@@ -35,7 +35,8 @@ class Table:
     mean of what is removed counts for nothing, for :func:`actzip.sparsify.repair.repair` puts it
     back, and maps of few values count more, for it is estimated on them; and what their units cost
     is drawn to the mean over all units, for a gradient of few inputs misses what others feel. Then
-    channels may be shifted too (:mod:`actzip.sparsify.shifts`), where that costs less.
+    channels may be shifted too (:mod:`actzip.sparsify.shifts`), where that costs less, and flipped:
+    their thresholds, and all that is told of them here, are of what is missing to the upper limit.
 
     Args:
         model: without thresholds.
@@ -49,8 +50,8 @@ class Table:
         removed: elements that each threshold removes, by site: units x levels.
         cost: mean square of what that pushes the outputs by, likewise.
         elements, nonzeros: of each site, of all samples.
-        shiftable: where channels can be shifted; shift: what each threshold shifts them by, units x
-            levels.
+        shiftable: where channels can be shifted; flipped: which of them are flipped; shift: what
+            each threshold shifts them by, units x levels.
     """
 
     def __init__(
@@ -70,11 +71,10 @@ class Table:
         self.unit: dict[str, Tensor] = {}
         self.elements: dict[str, int] = {}
         self._channels: dict[str, int] = {}
+        self.shiftable = shiftable(model, batches[0]) if repaired and per == "channel" else {}
+        self.flipped: dict[str, Tensor] = {}
         self._scale(model, batches[0], layers, ignore)
-        self.shiftable: dict[str, Shiftable] = {}
-        if repaired and per == "channel" and self.unit:
-            every = shiftable(model, batches[0])
-            self.shiftable = {name: every[name] for name in self.unit if name in every}
+        self.shiftable = {k: v for k, v in self.shiftable.items() if k in self.unit}
         shape = {k: (u.numel(), len(LEVELS)) for k, u in self.unit.items()}
         self.removed = {k: torch.zeros(s, dtype=torch.float64) for k, s in shape.items()}
         self.nonzeros = dict.fromkeys(self.unit, 0)
@@ -98,6 +98,9 @@ class Table:
         def see(site: Site, y: Tensor) -> None:
             if not site.sparse or y.dim() < 2:
                 return
+            if site.name in self.shiftable:
+                self.flipped[site.name] = denser_above(y, self.shiftable[site.name])
+                y = self._turned(site.name, y, self.shiftable[site.name].high)
             dims = [d for d in range(y.dim()) if d != 1 or self.per == "layer"]
             total, count = y.sum(dims), (y != 0).sum(dims)
             whole = y.sum() / (y != 0).sum().clamp(min=1)
@@ -107,6 +110,16 @@ class Table:
 
         with ActivationTap(model, see, layers=layers, ignore=ignore), eval_mode(model), torch.no_grad():
             run_model(model, x)
+
+    def _turned(self, name: str, y: Tensor, high: float) -> Tensor:
+        """A map whose flipped channels are ``high`` less what they were; with 0, gradients of that."""
+        flipped = self.flipped.get(name)
+        if flipped is None or not bool(flipped.any()):
+            return y
+        return torch.where(flipped.reshape(1, -1, *([1] * (y.dim() - 2))), high - y, y)
+
+    def _high(self, name: str) -> float:
+        return self.shiftable[name].high if name in self.shiftable else math.inf
 
     def _add(self, model: nn.Module, x: Tensor, projections: int, generator: torch.Generator) -> None:
         """Counts one batch: forward, and a backward pass a projection of the outputs."""
@@ -122,15 +135,16 @@ class Table:
 
         with ActivationTap(model, see), eval_mode(model), torch.enable_grad():
             outs = [(are_scores(t), t.flatten(1)) for t in output_tensors(run_model(model, x))]
-            bins = [self._sorted(name, y.detach()) for name, y in maps]
+            seen = [self._turned(name, y.detach(), self._high(name)) for name, y in maps]
+            bins = [self._sorted(name, v) for (name, _), v in zip(maps, seen, strict=True)]
             for r in range(projections):
                 value: Any = sum(_projection(t, scores, generator) for scores, t in outs)
                 grads = torch.autograd.grad(
                     value, [y for _, y in maps], retain_graph=r + 1 < projections, allow_unused=True
                 )
-                for (name, y), grad, sorted_ in zip(maps, grads, bins, strict=True):
+                for (name, _), v, grad, sorted_ in zip(maps, seen, grads, bins, strict=True):
                     if grad is not None:
-                        cost, terms = self._pushes(name, y.detach(), grad, sorted_)
+                        cost, terms = self._pushes(name, v, self._turned(name, grad, 0.0), sorted_)
                         self.cost[name] += cost / projections
                         if terms is not None:
                             self._moved[name] += terms / projections
@@ -138,13 +152,18 @@ class Table:
     def _sorted(self, name: str, v: Tensor) -> _Bins:
         """Counts what each threshold removes of ``v``; gives where its elements fall."""
         made = _Bins(v, self.unit[name])
-        self.removed[name] += made.up_to(None).sum(0)
+        removed = made.up_to(None).sum(0)
         self.elements[name] += v.numel()
         self.nonzeros[name] += int(torch.count_nonzero(v))
         if name in self.shiftable:
             counts = made.up_to(None, zeros=True).sum(0)
             self._below[name] += torch.stack([counts, made.up_to(v).sum(0)])
-            self._full[name] += (v >= self.shiftable[name].high).transpose(0, 1).flatten(1).sum(1)
+            full = (v >= self.shiftable[name].high).transpose(0, 1).flatten(1).sum(1)
+            self._full[name] += full
+            flipped = self.flipped[name]  # what was 0 there is at the limit
+            removed[flipped, 1:] = (counts - full[:, None])[flipped, 1:]
+            self.nonzeros[name] += int((counts[:, 0] - full)[flipped].sum())
+        self.removed[name] += removed
         return made
 
     def _pushes(self, name: str, v: Tensor, grad: Tensor, bins: _Bins) -> tuple[Tensor, Tensor | None]:
@@ -157,10 +176,14 @@ class Table:
             m, g2 = bins.mean(v), (grad * grad).double()
             mixed, total, total2 = bins.up_to(g2 * v), bins.total(grad), bins.total(g2)
             if name in self.shiftable:
-                padded = self.shiftable[name].padding
+                padded, flipped = self.shiftable[name].padding, self.flipped[name]
                 border = (padded * total).square() + padded * total2
                 gone, gone2 = bins.up_to(grad, zeros=True), bins.up_to(g2, zeros=True)
                 terms = self._terms(sums, squares, gone, mixed, gone2 + border)
+                # padding of what is flipped stands for the limit less m
+                high = self._high(name) if bool(flipped.any()) else 0.0
+                edge = high * border[:, flipped].sum(0)
+                terms[:2, flipped] += torch.stack([high * edge, edge])
             sums = sums - m * total
             squares = squares - 2 * m * mixed + m.square() * total2
         return (sums.square() + squares.clamp(min=0)).sum(0), terms
@@ -172,12 +195,16 @@ class Table:
         return torch.stack([sums.square() + squares, sums * gone + mixed, gone.square() + gone2]).sum(1)
 
     def _choose_shifts(self, name: str) -> None:
-        """Shifts by the mean of what goes, where that costs less than leaving the channel where it is."""
+        """Shifts by the mean of what goes, where that costs less than leaving the channel where it is;
+        what is flipped is always shifted."""
         count, total = self._below[name]
-        by = total / count.clamp(min=1)
+        by, most = total / count.clamp(min=1), MOST * self._high(name)
+        flipped = self.flipped[name][:, None]
+        by = torch.where(flipped, by.clamp(max=most), by)
         flat, mixed, square = self._moved[name]
         cost = flat - 2 * by * mixed + by.square() * square
-        better = (cost < self.cost[name]) & (by <= MOST * self.shiftable[name].high)
+        better = flipped | (cost < self.cost[name]) & (by <= most)
+        better[:, 0] = False
         self.cost[name] = torch.where(better, cost, self.cost[name])
         self.shift[name] = torch.where(better, by, 0.0)
 
@@ -186,16 +213,17 @@ class Table:
         levels = torch.tensor(LEVELS, dtype=torch.float64)
         made = {}
         for name, t in thresholds.items():
-            if name not in self.shift or not bool((self.shift[name] > 0).any()):
+            if name not in self.shift:
                 continue
             scaled = torch.as_tensor(t, dtype=torch.float64) / self.unit[name].double().clamp(min=1e-30)
             above = torch.searchsorted(levels, scaled).clamp(1, len(levels) - 1)
             share = ((scaled - levels[above - 1]) / (levels[above] - levels[above - 1])).clamp(0, 1)
             low, high = (self.shift[name].gather(1, i[:, None])[:, 0] for i in (above - 1, above))
             by = torch.minimum(low + share * (high - low), torch.as_tensor(t, dtype=torch.float64))
-            if bool((by > 0).any()):
+            flipped = self.flipped[name] & (scaled > 0)
+            if bool((flipped | (by > 0)).any()):
                 full = self._full[name] * len(by) / self.elements[name]
-                made[name] = self.shiftable[name].shift(by, full)
+                made[name] = self.shiftable[name].shift(by, full, flipped)
         return made
 
     def _shrunk(self, name: str, share: float) -> Tensor:
@@ -203,6 +231,8 @@ class Table:
         levels = torch.tensor(LEVELS, dtype=torch.float64)
         middle = (levels + levels.roll(1)) / 2
         gone = self.removed[name]
+        if name in self.flipped:  # what else it removes is zero already
+            gone = torch.where(self.flipped[name][:, None], self._below[name][0], gone)
         counts = gone.diff(dim=1, prepend=gone[:, :1])  # between a threshold and the one before
         places: Tensor | float = self.elements[name] / len(gone)
         if name in self.shift:  # those that stay are as they were

@@ -31,8 +31,8 @@ from actzip.training.batches import batches_in, check_finite, samples_of
 
 __all__ = ["LEVELS", "Calibration", "Calibrator", "agreement", "calibrate_thresholds"]
 
-#: Inputs that layers are fitted on, where there are fewer: views of them are added.
-INPUTS = 64
+#: Inputs that layers are repaired on, where there are fewer: views of them are added.
+INPUTS = 96
 
 
 @dataclass
@@ -217,16 +217,18 @@ class Trials:
         return self.table.choose(high, self.worth)
 
     def put(self, thresholds: dict[str, float | Tensor]) -> nn.Module:
-        """The working copy with these thresholds, shifted and repaired; of what is shifted it has other
-        thresholds (:func:`actzip.activations.get_thresholds`)."""
+        """The working copy with these thresholds, shifted, flipped and repaired; of what is shifted it has
+        other thresholds (:func:`actzip.activations.get_thresholds`)."""
         clear_thresholds(self.work)
         for m in self.biasless:
             m.bias = None  # type: ignore[assignment]
         self.work.load_state_dict(self.state)
         by = self.table.shifts(thresholds) if self.wanted is not None else {}
         shifts = Shifts.put(self.work, self.table.shiftable, by)
-        moved = {name: shift(torch.as_tensor(thresholds[name])) for name, shift in shifts.sites.items()}
-        set_thresholds(self.work, thresholds | {name: t.clamp(min=0) for name, t in moved.items()})
+        moved = dict(thresholds)
+        for name, shift in shifts.sites.items():
+            moved[name] = shift.threshold(torch.as_tensor(thresholds[name]))
+        set_thresholds(self.work, moved)
         if self.wanted is not None and thresholds:
             repair(self.work, self.wanted, self.sample, shifts)
         return self.work
