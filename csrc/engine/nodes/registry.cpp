@@ -29,6 +29,7 @@
   row(resize) \
   row(slice) \
   row(softmax) \
+  row(take) \
   row(topk) \
   row(transpose)
 // clang-format on

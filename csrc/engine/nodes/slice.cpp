@@ -1,5 +1,7 @@
-// slice: every steps[d]-th index of dimension d from starts[d] on. dilate, its reverse: the input at those
-// indices of the output, zeros elsewhere.
+// slice: every steps[d]-th index of dimension d from starts[d] on, backwards where that is negative. dilate,
+// its reverse, forwards alone: the input at those indices of the output, zeros elsewhere.
+#include <algorithm>
+
 #include "engine/nodes/strided.h"
 
 namespace actzip::engine {
@@ -7,12 +9,13 @@ namespace {
 
 class Lattice : public DenseNode {
  protected:
-  Lattice(NodeSpec s, const Values& values, Isa isa) : DenseNode(std::move(s), values, isa) {
+  Lattice(NodeSpec s, const Values& values, Isa isa, int64_t least)
+      : DenseNode(std::move(s), values, isa) {
     arity(spec, 1, 1);
     const size_t rank = value(values, spec.output).dims.size();
     if (value(values, spec.inputs[0]).dims.size() != rank) fail(spec, "ranks differ");
     starts_ = list(spec, "starts", rank, 0);
-    steps_ = list(spec, "steps", rank, 1);
+    steps_ = list(spec, "steps", rank, least);
   }
   void check(const ValueSpec& small, const ValueSpec& large) const {
     for (size_t d = 0; d < starts_.size(); ++d) {
@@ -20,7 +23,9 @@ class Lattice : public DenseNode {
                          small.batch[d] == large.batch[d];
       if (whole) continue;
       if (small.batch[d] || large.batch[d]) fail(spec, "the batch cannot be cut");
-      if (small.dims[d] > 0 && starts_[d] + (small.dims[d] - 1) * steps_[d] >= large.dims[d])
+      const int64_t last = starts_[d] + (small.dims[d] - 1) * steps_[d];
+      if (steps_[d] == 0) fail(spec, "a step of 0");
+      if (small.dims[d] > 0 && (std::min(starts_[d], last) < 0 || std::max(starts_[d], last) >= large.dims[d]))
         fail(spec, "outside the tensor");
     }
   }
@@ -29,7 +34,8 @@ class Lattice : public DenseNode {
 
 class SliceNode final : public Lattice {
  public:
-  SliceNode(NodeSpec s, const Values& values, Isa isa) : Lattice(std::move(s), values, isa) {
+  SliceNode(NodeSpec s, const Values& values, Isa isa)
+      : Lattice(std::move(s), values, isa, -(int64_t{1} << 30)) {
     check(value(values, spec.output), value(values, spec.inputs[0]));
   }
   void run(Context& c, int threads) const override {
@@ -46,7 +52,7 @@ class SliceNode final : public Lattice {
 
 class DilateNode final : public Lattice {
  public:
-  DilateNode(NodeSpec s, const Values& values, Isa isa) : Lattice(std::move(s), values, isa) {
+  DilateNode(NodeSpec s, const Values& values, Isa isa) : Lattice(std::move(s), values, isa, 1) {
     check(value(values, spec.inputs[0]), value(values, spec.output));
   }
   void run(Context& c, int threads) const override {

@@ -226,6 +226,8 @@ class Builder:
             return self.graph.values[x.name].dtype == "bool"
         if isinstance(x, torch.fx.Node):
             x = x.meta.get("val")
+        if isinstance(x, Probed):
+            x = x.values[0]
         return isinstance(x, Compare) or (isinstance(x, Tensor) and x.dtype == torch.bool)
 
     def as_bool(self, x: Any) -> Any:

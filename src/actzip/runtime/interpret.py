@@ -173,6 +173,8 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _slice(n: ops.Slice, x: Tensor) -> Tensor:
+    if n.step < 0:
+        return x.index_select(n.axis, torch.arange(n.stop - 1, n.start - 1, n.step))
     index = [slice(None)] * x.ndim
     index[n.axis] = slice(n.start, n.stop, n.step)
     return x[tuple(index)]
@@ -330,6 +332,7 @@ _MEANING: dict[type[g.Node], Callable[..., Tensor]] = {
     ops.Binary: lambda n, a, b: apply_act(n.act, _BINARY[n.kind](a, b)),
     ops.Concat: lambda n, *parts: torch.cat(parts, n.axis),
     ops.Slice: _slice,
+    ops.Take: lambda n, x: x.index_select(n.axis, torch.as_tensor(n.index)),
     ops.Pad: _pad,
     ops.Transpose: lambda n, x: x.permute(n.perm),
     ops.Reduce: _reduce,

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -27,26 +28,28 @@ __all__ = ["Rules", "find_rules"]
 _PROBES = 14
 _STEPS = (1, 2, 4, 8, 16, 32, 64)  # sizes may have to be multiples of
 _OUTPUTS = ""  # stands for a node in the place of outputs that are numbers
-_SKETCH = 997  # every so many-th number of an array is compared
+_SKETCH = 997  # every so many-th number of a large array is compared
+_WHOLE = 1 << 16  # numbers of an array that is compared whole
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A number is ``top / bottom`` times the product of some dimensions of ``value``; ``batch``: and
-    that many times the batch."""
+    """A number is ``top / bottom`` times the product of some dimensions of ``value``, ``plus`` another;
+    ``batch``: and that many times the batch."""
 
     top: int
     bottom: int
     batch: bool
     value: str
     axes: tuple[int, ...]
+    plus: int = 0
 
     def number(self, graph: g.Graph) -> g.Dim:
         dims = [graph.shape(self.value)[a] for a in self.axes]
         n = int(np.prod([d.mul if isinstance(d, g.Sym) else d for d in dims])) * self.top
         if n % self.bottom:
             raise InputError(f"{self.bottom} does not divide {n}, a size within the network")
-        return g.Sym(n // self.bottom) if self.batch else n // self.bottom
+        return g.Sym(n // self.bottom) if self.batch else n // self.bottom + self.plus
 
 
 # -- the numbers of a node, by place
@@ -89,16 +92,21 @@ class _Outline:
     sketch: list[Any]
 
 
+def _sketch(a: g.Array) -> list[Any]:
+    """What is compared of an array."""
+    return [a.shape, np.array(a.flat[:: _SKETCH if a.size > _WHOLE else 1]).tobytes()]
+
+
 def _outline(graph: g.Graph) -> _Outline:
     numbers: dict[tuple[Any, ...], Any] = {}
     rows: list[Any] = [graph.inputs, graph.outputs, sorted(graph.constants)]
-    sketch = [[a.shape, np.array(a.flat[::_SKETCH]).tobytes()] for _, a in sorted(graph.constants.items())]
+    sketch = [_sketch(a) for _, a in sorted(graph.constants.items())]
     for n in graph.nodes:
         fields = [(k, _numbers(v, (n.name, k), numbers)) for k, v in n.fields()]
         rows.append([n.op, n.name, n.inputs, n.output, fields])
         for _, v in n.fields():
             if isinstance(v, np.ndarray):
-                sketch.append([v.shape, np.array(v.flat[::_SKETCH]).tobytes()])
+                sketch.append(_sketch(v))
     for i, slot in enumerate(graph.meta.get("out_slots", ())):
         if isinstance(slot, int):
             continue
@@ -190,12 +198,26 @@ def _rule(graph: g.Graph, name: str, column: list[Any], outlines: list[_Outline]
         for count in (1, 2) if value in near else (1,):
             for axes in itertools.combinations(range(rank), count):
                 products = [int(np.prod([s[a] for a in axes])) for s in sides]
-                factors = {n / p for n, p in zip(numbers, products, strict=True)}
-                if len(factors) == 1 and len(set(products)) > 1:
-                    top, bottom = factors.pop().as_integer_ratio()
-                    if max(top, bottom) <= 1 << 20 and all(p * top % bottom == 0 for p in products):
-                        return Rule(top, bottom, batch, value, axes)
+                found = _line(numbers, products)
+                if found is not None and not (batch and found[2]):
+                    return Rule(found[0], found[1], batch, value, axes, found[2])
     return None
+
+
+def _line(numbers: list[int], products: list[int]) -> tuple[int, int, int] | None:
+    """Top, bottom and what is added, where each number is ``top / bottom`` times its product and that;
+    None where there are none."""
+    first = products[0]
+    other = next((k for k, p in enumerate(products) if p != first), None)
+    if other is None:
+        return None
+    factor = Fraction(numbers[other] - numbers[0], products[other] - first)
+    rest = numbers[0] - factor * first
+    top, bottom, plus = factor.numerator, factor.denominator, rest.numerator
+    if rest.denominator != 1 or max(abs(top), bottom, abs(plus)) > 1 << 20:
+        return None
+    fits = all(p * top % bottom == 0 and p * top // bottom + plus == n for n, p in zip(numbers, products))
+    return (top, bottom, plus) if fits else None
 
 
 # -- using
@@ -275,8 +297,10 @@ class Rules:
             free = {(int(i), int(a)): (int(lo), int(hi), int(s)) for i, a, lo, hi, s in data["free"]}
             rules = {}
             nodes = {n.name: dict(n.fields()) for n in graph.nodes}
-            for key, top, bottom, batch, value, axes in data["rules"]:
-                rule = Rule(int(top), int(bottom), bool(batch), str(value), tuple(map(int, axes)))
+            for key, top, bottom, batch, value, axes, *plus in data["rules"]:
+                rule = Rule(
+                    int(top), int(bottom), bool(batch), str(value), tuple(map(int, axes)), *map(int, plus)
+                )
                 rule.number(graph)
                 if key[0] == _OUTPUTS:
                     graph.meta["out_slots"][key[1]][0] + 0

@@ -16,7 +16,7 @@ from actzip.runtime.ops.pool import AdaptivePool, Pool
 from actzip.runtime.ops.reduce import REDUCE_KINDS, Reduce, Softmax
 from actzip.runtime.ops.reshape import Expand, Reshape, Transpose
 from actzip.runtime.ops.resize import Resize
-from actzip.runtime.ops.select import Concat, Pad, Slice
+from actzip.runtime.ops.select import Concat, Pad, Slice, Take
 from actzip.runtime.ops.shapes import probed_shape
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Resize",
     "Slice",
     "Softmax",
+    "Take",
     "Transpose",
     "probed_shape",
 ]

@@ -25,7 +25,7 @@ from actzip.runtime.graph import (
 from actzip.runtime.onnx_node import OnnxNode, float32_of
 from actzip.runtime.ops.arithmetic import Binary
 from actzip.runtime.ops.reduce import Reduce, Softmax
-from actzip.runtime.ops.reshape import Transpose
+from actzip.runtime.ops.reshape import Expand, Transpose
 from actzip.runtime.registry import Ref, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
@@ -132,21 +132,44 @@ def torch_baddbmm(b: Builder, a: dict[str, Any]) -> Any:
 def torch_attention(b: Builder, a: dict[str, Any]) -> Any:
     import torch
 
-    q, k, v = a["query"], a["key"], a["value"]
-    if a["is_causal"] or a.get("enable_gqa"):
-        raise b.refuse("causal or grouped attention is not supported")
+    q, k, v, mask = a["query"], a["key"], a["value"], a["attn_mask"]
+    if a.get("enable_gqa"):
+        k, v = (_repeated_heads(b, t, b.shape(q)[-3]) for t in (k, v))
     head = b.shape(q)[-1]
     assert isinstance(head, int)
     scale = float(a["scale"]) if a["scale"] is not None else head**-0.5
     perm = list(range(len(b.shape(k))))
     perm[-1], perm[-2] = perm[-2], perm[-1]
     s = b.emit(MatMul, b.emit(Binary, q, scale, kind="mul"), b.emit(Transpose, k, perm=tuple(perm)))
-    mask = a["attn_mask"]
-    if mask is not None:
-        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-        s = b.emit(Binary, s, mask, kind="add")
-    return b.emit(MatMul, b.emit(Softmax, s, axis=-1), v)
+    if a["is_causal"]:
+        rows, columns = b.shape(s)[-2:]
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            raise b.refuse("causal attention over the batch is not supported")
+        mask = torch.ones(rows, columns, dtype=torch.bool).tril()
+    if mask is None:
+        return b.emit(MatMul, b.emit(Softmax, s, axis=-1), v)
+    if not b.is_bool(mask):
+        return b.emit(MatMul, b.emit(Softmax, b.emit(Binary, s, mask, kind="add"), axis=-1), v)
+    if isinstance(mask, torch.Tensor) and bool(mask.any(-1).all()):
+        closed = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+        return b.emit(MatMul, b.emit(Softmax, b.emit(Binary, s, closed, kind="add"), axis=-1), v)
+    closed = b.emit(Binary, mask, float("-inf"), kind="drop")
+    s = b.emit(Binary, b.emit(Binary, mask, s, kind="keep"), closed, kind="add")
+    # where nothing may be seen PyTorch gives 0
+    return b.emit(MatMul, b.emit(Binary, mask, b.emit(Softmax, s, axis=-1), kind="keep"), v)
+
+
+def _repeated_heads(b: Builder, x: Any, heads: Any) -> Any:
+    """Keys or values (..., H, L, E) of grouped attention, each head for some of the queries'."""
+    *before, own, length, size = b.shape(x)
+    if not isinstance(own, int) or not isinstance(heads, int):
+        raise b.refuse("the batch in the place of heads is not supported")
+    wide = b.emit(
+        Expand,
+        b.reshape(x, (*before, own, 1, length, size)),
+        shape=(*before, own, heads // own, length, size),
+    )
+    return b.reshape(wide, (*before, heads, length, size))
 
 
 @onnx_op("Gemm")

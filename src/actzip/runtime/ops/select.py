@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actzip.errors import InputError, UnsupportedError
-from actzip.runtime.graph import Dim, Node, Shape, Sym, normal_axis, same_shape, static
+from actzip.runtime.graph import Array, Dim, Node, Shape, Sym, normal_axis, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode, floats_only
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
 from actzip.runtime.registry import Ref, Stacked, lowers, onnx_op, torch_op
@@ -53,7 +54,8 @@ class Concat(Node):
 
 @dataclass(eq=False)
 class Slice(Node):
-    """``x[start:stop:step]`` along ``axis``, bounds inside the tensor, step >= 1."""
+    """``x[start:stop]`` along ``axis``, bounds inside the tensor: every ``step``-th element, from the
+    last one backwards where that is negative."""
 
     axis: int = field(kw_only=True)
     start: int = field(kw_only=True)
@@ -68,9 +70,30 @@ class Slice(Node):
         x = shapes[0]
         axis = normal_axis(self.axis, len(x))
         size = static(x[axis], "a sliced dimension")
-        if not 0 <= self.start <= self.stop <= size or self.step < 1:
+        if not 0 <= self.start <= self.stop <= size or self.step == 0:
             raise InputError(f"slice {self.start}:{self.stop}:{self.step} of a dimension of {size}")
-        return (*x[:axis], -(-(self.stop - self.start) // self.step), *x[axis + 1 :])
+        return (*x[:axis], -(-(self.stop - self.start) // abs(self.step)), *x[axis + 1 :])
+
+
+@dataclass(eq=False)
+class Take(Node):
+    """Elements ``index`` (int64) along ``axis``, in that order."""
+
+    axis: int = field(kw_only=True)
+    index: Array = field(kw_only=True)
+
+    op = "take"
+    dtype = ""
+    layout = "either"
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        x = shapes[0]
+        axis = normal_axis(self.axis, len(x))
+        size = static(x[axis], "a dimension that is indexed")
+        at = np.asarray(self.index)
+        if at.ndim != 1 or at.dtype != np.int64 or not at.size or at.min() < 0 or at.max() >= size:
+            raise InputError(f"indices of type {at.dtype} and shape {at.shape} of a dimension of {size}")
+        return (*x[:axis], at.size, *x[axis + 1 :])
 
 
 @dataclass(eq=False)
@@ -220,27 +243,57 @@ def torch_roll(b: Builder, a: dict[str, Any]) -> Any:
 
 @torch_op("index", "index_select")
 def torch_index(b: Builder, a: dict[str, Any]) -> Any:
-    import torch
-
     x = a["self"]
+    shape = b.shape(x)
     if "dim" in a:
-        axis, index = int(a["dim"]) % len(b.shape(x)), a["index"]
+        used = [(int(a["dim"]) % len(shape), a["index"])]
     else:
         used = [(i, t) for i, t in enumerate(a["indices"]) if t is not None]
-        if len(used) != 1:
-            raise b.refuse("indexing by several tensors is not supported")
-        axis, index = used[0]
-    if (
-        not isinstance(index, torch.Tensor)
-        or index.dtype == torch.bool
-        or index.ndim != 1
-        or not isinstance(x, Ref)
-    ):
-        raise b.refuse("indexing by anything but a constant list of integers is not supported")
-    d = b.shape(x)[axis]
-    if not isinstance(d, int):
+    first, last = used[0][0], used[-1][0]
+    if not isinstance(x, Ref) or last - first + 1 != len(used):
+        raise b.refuse("indexing by tensors of dimensions that are apart is not supported")
+    sizes = shape[first : last + 1]
+    if not all(isinstance(d, int) for d in sizes):
         raise b.refuse("indexing the batch is not supported")
-    return _taken(b, x, axis, [int(i) % d for i in index.tolist()])
+    at = _flat_index(b, [t for _, t in used], [int(d) for d in sizes])  # type: ignore[arg-type]
+    if len(used) > 1:
+        x = b.reshape(x, (*shape[:first], math.prod(map(int, sizes)), *shape[last + 1 :]))  # type: ignore
+    out = _taken(b, x, first, at.reshape(-1).tolist())
+    return b.reshape(out, (*shape[:first], *at.shape, *shape[last + 1 :]))
+
+
+def _flat_index(b: Builder, tensors: Sequence[Any], sizes: Sequence[int]) -> Array:
+    """Indices of neighbouring dimensions of these sizes as those of one dimension."""
+    import torch
+
+    if not all(isinstance(t, torch.Tensor) for t in tensors):
+        raise b.refuse("indexing by what depends on the input is not supported")
+    if any(t.dtype == torch.bool for t in tensors):
+        raise b.refuse("indexing by a mask is not supported")
+    parts = np.broadcast_arrays(*(t.numpy() % d for t, d in zip(tensors, sizes, strict=True)))
+    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    found: Array = sum(p.astype(np.int64) * s for p, s in zip(parts, strides, strict=True))  # type: ignore
+    return found
+
+
+@torch_op("unfold")
+def torch_unfold(b: Builder, a: dict[str, Any]) -> Any:
+    """Tensor.unfold: windows along a dimension, their elements in a last one."""
+    x, size, step = a["self"], int(a["size"]), int(a["step"])
+    shape = b.shape(x)
+    axis = int(a["dimension"]) % len(shape)
+    d = shape[axis]
+    if not isinstance(d, int):
+        raise b.refuse("windows along the batch are not supported")
+    starts = range(0, d - size + 1, step)
+    taken = _taken(b, x, axis, [s + k for s in starts for k in range(size)])
+    windows = b.reshape(taken, (*shape[:axis], len(starts), size, *shape[axis + 1 :]))
+    perm = [i for i in range(len(shape) + 1) if i != axis + 1]
+    if perm[-1] == axis:
+        return windows
+    from actzip.runtime.ops.reshape import Transpose  # which imports this file
+
+    return b.emit(Transpose, windows, perm=(*perm, axis + 1))
 
 
 @torch_op("flip")
@@ -250,21 +303,27 @@ def torch_flip(b: Builder, a: dict[str, Any]) -> Any:
         d = b.shape(x)[axis]
         if not isinstance(d, int):
             raise b.refuse("turning the batch round is not supported")
-        x = _taken(b, x, int(axis) % len(b.shape(x)), list(range(d - 1, -1, -1)))
+        x = b.emit(Slice, x, axis=int(axis) % len(b.shape(x)), start=0, stop=d, step=-1)
     return x
 
 
-def _taken(b: Builder, x: Any, axis: int, at: list[int]) -> Any:
-    """Elements ``at`` of a dimension, in that order: a slice for each run of neighbours."""
+_MOST_RUNS = 4  # slices that are joined again; of more each element is taken
+
+
+def _taken(b: Builder | Importer, x: Any, axis: int, at: list[int]) -> Any:
+    """Elements ``at`` of a dimension, in that order: slices where they are few runs of neighbours."""
+    whole = b.shape(x)[axis]
+    if at == list(range(int(whole))):  # type: ignore[arg-type]
+        return x
     runs: list[list[int]] = []
     for i in at:
         if runs and runs[-1][1] == i:
             runs[-1][1] = i + 1
         else:
             runs.append([i, i + 1])
-    if len(runs) > 64:
-        raise b.refuse(f"indexing in {len(runs)} pieces is not supported")
-    parts = [_slice_of(b, x, axis, s, e) for s, e in runs]
+    if len(runs) > _MOST_RUNS:
+        return b.emit(Take, x, axis=axis, index=np.array(at, np.int64))
+    parts = [b.emit(Slice, x, axis=axis, start=s, stop=e) for s, e in runs]
     return parts[0] if len(parts) == 1 else b.emit(Concat, *parts, axis=axis)
 
 
@@ -383,24 +442,21 @@ def _onnx_slice(imp: Importer, node: OnnxNode, x: Any, axis: int, start: Dim, en
         raise node.refuse("bounds that depend on the batch")
     first, last, _ = slice(start, end, step).indices(size)
     if step < 0:
-        return take(imp, node, x, axis, list(range(first, last, step)))
+        count = len(range(first, last, step))
+        if not count:
+            raise node.refuse("an empty tensor")
+        least = first + (count - 1) * step
+        return imp.emit(Slice, x, axis=axis, start=least, stop=first + 1, step=step)
     if len(range(first, last, step)) == size:
         return x
     return imp.emit(Slice, x, axis=axis, start=first, stop=max(first, last), step=step)
 
 
 def take(imp: Importer, node: OnnxNode, x: Any, axis: int, at: list[int]) -> Any:
-    """Elements ``at`` of a dimension, in that order: a slice for each run of neighbours."""
-    if not at or len(at) > 4096:
-        raise node.refuse(f"{len(at)} indices")
-    parts, start = [], 0
-    while start < len(at):
-        stop = start + 1
-        while stop < len(at) and at[stop] == at[stop - 1] + 1:
-            stop += 1
-        parts.append(imp.emit(Slice, x, axis=axis, start=at[start], stop=at[stop - 1] + 1))
-        start = stop
-    return parts[0] if len(parts) == 1 else imp.emit(Concat, *parts, axis=axis)
+    """Elements ``at`` of a dimension, in that order."""
+    if not at:
+        raise node.refuse("no indices")
+    return _taken(imp, x, axis, at)
 
 
 @onnx_op("Gather")
@@ -512,7 +568,7 @@ def lower_slice(low: Lowering, n: Slice) -> None:
         )
         return
     starts, steps = [0] * len(shape), [1] * len(shape)
-    starts[axis], steps[axis] = n.start, n.step
+    starts[axis], steps[axis] = n.start if n.step > 0 else n.stop - 1, n.step
     low.node(
         "slice",
         n.name,
@@ -521,6 +577,13 @@ def lower_slice(low: Lowering, n: Slice) -> None:
         n.name,
         {"starts": starts, "steps": steps},
     )
+
+
+@lowers(Take)
+def lower_take(low: Lowering, n: Take) -> None:
+    axis = n.axis % len(low.graph.shape(n.inputs[0]))
+    ints = {"axis": [axis], "index": [int(i) for i in n.index]}
+    low.node("take", n.name, [low.dense(n.inputs[0])], low.declare(n.output), n.name, ints)
 
 
 @lowers(Pad)

@@ -43,7 +43,8 @@ def merge_moves(graph: g.Graph) -> g.Graph:
         node.inputs = tuple(names.get(v, v) for v in node.inputs)
         same = g.same_shape(graph.shape(node.inputs[0]), graph.shape(node.output)) if node.inputs else False
         identity = (
-            (isinstance(node, (ops.Reshape, ops.Slice)) and same)
+            (isinstance(node, ops.Reshape) and same)
+            or (isinstance(node, ops.Slice) and same and node.step > 0)
             or (isinstance(node, ops.Transpose) and node.perm == tuple(range(len(node.perm))))
             or (isinstance(node, ops.Pad) and not any(node.before) and not any(node.after))
         )
@@ -142,7 +143,7 @@ def _before_transpose(graph: g.Graph, node: g.Node, source: Callable[[str], str 
         return dataclasses.replace(node, inputs=found, channels=True) if alone else None
     if isinstance(node, ops.Activation):
         return dataclasses.replace(node, inputs=found)
-    if isinstance(node, (ops.Concat, ops.Slice, ops.Softmax)):
+    if isinstance(node, (ops.Concat, ops.Slice, ops.Take, ops.Softmax)):
         return dataclasses.replace(node, inputs=found, axis=TO_LAST[node.axis % 4])
     if isinstance(node, ops.Pad):
         ends = [tuple(side[k] for k in TO_FIRST) for side in (node.before, node.after)]
