@@ -9,8 +9,7 @@ namespace {
 
 class Lattice : public DenseNode {
  protected:
-  Lattice(NodeSpec s, const Values& values, Isa isa, int64_t least)
-      : DenseNode(std::move(s), values, isa) {
+  Lattice(NodeSpec s, const Values& values, Isa isa, int64_t least) : DenseNode(std::move(s), values, isa) {
     arity(spec, 1, 1);
     const size_t rank = value(values, spec.output).dims.size();
     if (value(values, spec.inputs[0]).dims.size() != rank) fail(spec, "ranks differ");
@@ -25,7 +24,8 @@ class Lattice : public DenseNode {
       if (small.batch[d] || large.batch[d]) fail(spec, "the batch cannot be cut");
       const int64_t last = starts_[d] + (small.dims[d] - 1) * steps_[d];
       if (steps_[d] == 0) fail(spec, "a step of 0");
-      if (small.dims[d] > 0 && (std::min(starts_[d], last) < 0 || std::max(starts_[d], last) >= large.dims[d]))
+      if (small.dims[d] > 0 &&
+          (std::min(starts_[d], last) < 0 || std::max(starts_[d], last) >= large.dims[d]))
         fail(spec, "outside the tensor");
     }
   }
