@@ -106,10 +106,11 @@ fuzz-onnx: ## N thousand damaged ONNX models, compiled and run with the native m
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/asan-python/site python tests/fuzz/onnx_models.py $$(( $(N) * 1000 )) $(SEED)
 
-fuzz-interop: ## N thousand Zarr arrays beside Zstandard's, ONNX graphs beside ONNX Runtime, N hundred PyTorch modules, thousand training steps
+fuzz-interop: ## N thousand Zarr arrays beside Zstandard's, ONNX graphs beside ONNX Runtime, N hundred PyTorch modules and hybrid networks, thousand training steps
 	python tests/fuzz/zarr_arrays.py --cases $$(( $(N) * 1000 )) --seed $(SEED)
 	python tests/fuzz/onnx_graphs.py --cases $$(( $(N) * 1000 )) --seed $(SEED)
 	python tests/fuzz/torch_modules.py --cases $$(( $(N) * 100 )) --seed $(SEED)
+	python tests/fuzz/hybrids.py --cases $$(( $(N) * 100 )) --seed $(SEED)
 	python tests/fuzz/training_steps.py --cases $$(( $(N) * 1000 )) --seed $(SEED)
 
 native: ## developer build: the extension modules beside the sources, incremental (use with PYTHONPATH=src)

@@ -1,12 +1,14 @@
-"""A few of the random hybrid networks; ``make fuzz-interop`` runs many."""
+"""A short round of random hybrid networks; `make fuzz-interop N=...` runs hundreds."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 import hybrids
-import pytest
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_hybrids_are_float64s(seed: int) -> None:
-    tally = hybrids.run(1000 + seed, 1)
-    assert not tally["faults"] and tally["whole"] + tally["parts"] + tally["refused"] == 1
+def test_hybrids_are_as_in_float64() -> None:
+    tally = hybrids.run(1000, 6)
+    assert not tally["faults"] and tally["whole"] >= 3

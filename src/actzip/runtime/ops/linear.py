@@ -153,8 +153,8 @@ def torch_attention(b: Builder, a: dict[str, Any]) -> Any:
     if isinstance(mask, torch.Tensor) and bool(mask.any(-1).all()):
         closed = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
         return b.emit(MatMul, b.emit(Softmax, b.emit(Binary, s, closed, kind="add"), axis=-1), v)
-    closed = b.emit(Binary, mask, float("-inf"), kind="drop")
-    s = b.emit(Binary, b.emit(Binary, mask, s, kind="keep"), closed, kind="add")
+    rest = b.emit(Binary, mask, float("-inf"), kind="drop")
+    s = b.emit(Binary, b.emit(Binary, mask, s, kind="keep"), rest, kind="add")
     # where nothing may be seen PyTorch gives 0
     return b.emit(MatMul, b.emit(Binary, mask, b.emit(Softmax, s, axis=-1), kind="keep"), v)
 
