@@ -435,3 +435,27 @@ def test_linear_resizes_of_signals_and_volumes(coordinates, shape, tmp_path):
     sizes = [(2 * d, d // 2, d + 3)[k % 3] for k, d in enumerate(shape[2:])]
     node = N("Resize", ["x", "", "", "s"], ["y"], mode="linear", coordinate_transformation_mode=coordinates)
     check(make([node], {"s": np.int64([*shape[:2], *sizes])}, ["n", *shape[1:]]), normal(*shape), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("opset", "scale"),
+    [
+        (k, s)
+        for k in (7, 9, 10)
+        for s in ((2.0, 2.0), (1.5, 3.0), (0.5, 0.6), (0.4, 0.7))
+        if k > 9 or min(s) > 1
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resizes_of_old_opsets_keep_their_coordinates(opset, mode, scale, tmp_path):
+    """onnx's converter leaves them to the defaults of opset 11, which are half pixels."""
+    scales = np.float32([1, 1, *scale])
+    if opset == 7:
+        node, constants = N("Upsample", ["x"], ["y"], mode=mode, scales=scales.tolist()), {}
+    else:
+        node, constants = (
+            N("Upsample" if opset == 9 else "Resize", ["x", "s"], ["y"], mode=mode),
+            {"s": scales},
+        )
+    check(make([node], constants, ["n", 3, 8, 10], opset=opset), normal(2, 3, 8, 10), tmp_path)

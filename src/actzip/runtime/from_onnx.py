@@ -114,10 +114,32 @@ def at_least_opset(model: Any) -> Any:
     from onnx import version_converter
 
     try:
-        return version_converter.convert_version(model, _OLDEST_READ)
+        converted = version_converter.convert_version(model, _OLDEST_READ)
     except Exception as error:
         why = f"onnx.version_converter cannot make {_OLDEST_READ} of it: {str(error).splitlines()[0]}"
         raise UnsupportedError(f"opset {versions[-1]}, and {why}") from error
+    _resize_as_before(converted)
+    return converted
+
+
+def _resize_as_before(model: Any) -> None:
+    """In place: Resize nodes that were Upsample, or Resize of opset 10, say how these interpolated; the
+    converter leaves them to the defaults of 11, which are others. Nearest pixels are ONNX Runtime's."""
+    onnx = onnx_package()
+    known = {t.name: t for t in model.graph.initializer}
+    known |= {n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute}
+    for node in model.graph.node:
+        if node.op_type != "Resize" or any(
+            a.name == "coordinate_transformation_mode" for a in node.attribute
+        ):
+            continue
+        scales = known.get(node.input[2]) if len(node.input) > 2 else None
+        smaller = scales is not None and (tensor_array(onnx, scales, "the scales") < 1).any()
+        for name, value in (
+            ("coordinate_transformation_mode", "asymmetric"),
+            ("nearest_mode", "ceil" if smaller else "floor"),
+        ):
+            node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ class _Rewriter:
         self.node: Any = None
         self.attributes: dict[str, Any] = {}
         names = {v for n in model.graph.node for v in (*n.input, *n.output)} | set(self.ranks)
+        self.taken = {n.name for n in model.graph.node}
         self.free = (name for k in range(1 << 30) if (name := f"fused_{k}") not in names)
 
     def run(self) -> None:
@@ -109,7 +111,9 @@ class _Rewriter:
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         """A node more; the name of what it gives."""
         out = next(self.free)
-        name = f"{self.node.name or self.node.output[0]}:{op}"
+        base = f"{self.node.name or self.node.output[0]}:{op}"
+        name = next(n for k in count() if (n := f"{base}{k or ''}") not in self.taken)
+        self.taken.add(name)
         self.nodes.append(self.helper.make_node(op, list(inputs), [out], name, **attributes))
         return out
 
