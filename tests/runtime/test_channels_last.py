@@ -120,3 +120,29 @@ def test_an_input_of_last_channels_that_others_read_stays_as_it_is(tmp_path):
     ]
     constants = {"s": np.float32(0.5), "w": normal(4, 4, 1, 1)}
     compiled(model_of(nodes, constants, ["n", 6, 5, 4]), normal(1, 6, 5, 4), tmp_path)
+
+
+def test_a_view_that_torch_writes_as_a_gather_of_every_number_keeps_the_batch_open(tmp_path):
+    """torch.onnx' ``as_strided`` of a mean, whose indices it computes of the batch."""
+    nodes = [
+        N("Relu", ["x"], ["r"]),
+        N("ReduceMean", ["r"], ["m"], axes=[-1, -2]),
+        N("Reshape", ["m", "all"], ["flat"]),
+        N("Shape", ["x"], ["n"], start=0, end=1),
+        N("Squeeze", ["n"], ["count"]),
+        N("Range", ["zero", "count", "one"], ["r0"]),
+        N("Mul", ["r0", "six"], ["r1"]),
+        N("Unsqueeze", ["r1", "behind"], ["r2"]),
+        N("Add", ["r2", "channels"], ["at"]),
+        N("Gather", ["flat", "at"], ["y"], axis=0),
+    ]
+    constants = {
+        "all": np.int64([-1]),
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "six": np.int64(6),
+        "behind": np.int64([1, 2, 3]),
+        "channels": np.arange(6).reshape(1, 6, 1, 1),
+    }
+    fast = compiled(model_of(nodes, constants, ["n", 6, 5, 4], 17), normal(1, 6, 5, 4), tmp_path)
+    assert "slice" not in kinds(fast)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actzip.errors import InputError, UnsupportedError
-from actzip.runtime.graph import Array, Dim, Node, Shape, Sym, normal_axis, same_shape, static
+from actzip.runtime.graph import Array, Dim, Node, Shape, Sym, concrete, normal_axis, same_shape, static
 from actzip.runtime.onnx_node import OnnxNode, floats_only
-from actzip.runtime.ops.shapes import dims_of, onnx_axes
-from actzip.runtime.registry import Ref, Stacked, lowers, onnx_op, torch_op
+from actzip.runtime.ops.shapes import dims_of, onnx_axes, probed_shape
+from actzip.runtime.registry import PROBES, Probed, Ref, Stacked, lowers, onnx_op, torch_op
 
 if TYPE_CHECKING:
     from actzip.runtime.from_onnx import Importer
@@ -459,9 +459,23 @@ def take(imp: Importer, node: OnnxNode, x: Any, axis: int, at: list[int]) -> Any
     return _taken(imp, x, axis, at)
 
 
+def _all_in_order(shape: Shape, indices: Probed) -> bool:
+    """Whether indices that depend on the batch take all numbers of a tensor of one dimension in their
+    order, as torch.onnx writes ``as_strided``."""
+    if len(shape) != 1:
+        return False
+    sizes = [concrete(shape, n)[0] for n in PROBES]
+    return all(
+        np.array_equal(v.reshape(-1), np.arange(n)) for v, n in zip(indices.values, sizes, strict=True)
+    )
+
+
 @onnx_op("Gather")
 def onnx_gather(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)
+    given = node.input(1)
+    if isinstance(given, Probed) and _all_in_order(imp.shape(x), given):
+        return imp.reshape(x, probed_shape(given))
     indices = node.required(1, "the indices")
     if indices.dtype.kind not in "iu":
         raise node.wrong(f"indices of type {indices.dtype}")
