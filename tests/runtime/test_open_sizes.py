@@ -294,3 +294,23 @@ def test_what_needs_parts_is_compiled_without_an_example_too(tmp_path: Path) -> 
         fast = actzip.compile(path, tune=False, cache=False, threads=1)
     x = rng.standard_normal((1, 3, 20, 12), np.float32)
     np.testing.assert_array_equal(fast(x), session(path).run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("height", [32, 48])
+def test_readers_of_lines_of_text_load_without_an_example(height: int, tmp_path: Path) -> None:
+    """Height and width are open, but only one height is squeezed to 1."""
+    from exported import N, model_of, normal
+
+    nodes = [
+        N("Conv", ["x", "w"], ["a"], strides=[4, 2], pads=[1] * 4),
+        N("Relu", ["a"], ["b"]),
+        N("MaxPool", ["b"], ["c"], kernel_shape=[height // 4, 1], strides=[height // 4, 1]),
+        N("Squeeze", ["c", "two"], ["d"]),
+        N("Transpose", ["d"], ["y"], perm=[0, 2, 1]),
+    ]
+    model = model_of(nodes, {"w": normal(8, 3, 4, 3), "two": np.int64([2])}, ["n", 3, "h", "w"])
+    onnx.save(model, tmp_path / "reader.onnx")
+    net = actzip.load(tmp_path / "reader.onnx")
+    x = torch.rand(2, 3, height, 200)
+    (want,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(net(x).detach().numpy(), want, rtol=0, atol=1e-5)

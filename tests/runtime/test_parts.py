@@ -182,7 +182,11 @@ def test_boxes_are_selected_behind_the_engine(tmp_path):
 
 def test_a_loop_and_what_it_reads_from_outside(tmp_path):
     body = helper.make_graph(
-        [N("Add", ["v", "c"], ["w2"]), N("Identity", ["cond"], ["more"])],
+        [
+            N("Add", ["v", "c"], ["w2"]),
+            N("ReduceMax", ["w2"], ["most"], keepdims=0),  # how many steps there are depends on the input
+            N("Less", ["most", "limit"], ["more"]),
+        ],
         "body",
         [
             helper.make_tensor_value_info("i", TensorProto.INT64, []),
@@ -199,7 +203,12 @@ def test_a_loop_and_what_it_reads_from_outside(tmp_path):
         N("Loop", ["trips", "", "c"], ["l"], body=body),
         N("Relu", ["l"], ["y"]),
     ]
-    path = save(tmp_path, nodes, {"w": normal(4, 3, 3, 3), "trips": np.int64(3)}, ["n", 3, 9, 9])
+    path = save(
+        tmp_path,
+        nodes,
+        {"w": normal(4, 3, 3, 3), "trips": np.int64(9), "limit": np.float32(30)},
+        ["n", 3, 9, 9],
+    )
     x = normal(2, 3, 9, 9)
     close(compiled(path, x)(x), theirs(path, x)[0])
 

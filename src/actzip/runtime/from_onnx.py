@@ -29,7 +29,8 @@ from actzip.runtime import ops
 from actzip.runtime.acts import Act
 from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import MAX_ELEMENTS, NeedsConstant, load_onnx, onnx_package, tensor_array
-from actzip.runtime.onnx_node import OnnxNode, dequantized, float32_of
+from actzip.runtime.onnx_loop import unrolled
+from actzip.runtime.onnx_node import OnnxNode, dequantized, float32_of, reads
 from actzip.runtime.onnx_plain import plain
 from actzip.runtime.ops.shapes import SHAPE_OPS, probed, probed_shape
 from actzip.runtime.registry import ONNX, PROBES, Mask, Probed
@@ -481,7 +482,7 @@ class Importer:
         return Foreign()
 
     def knows(self, node: OnnxNode) -> bool:
-        known = node.op in ONNX or node.op in ("Constant", "ConstantOfShape", "Range", "If")
+        known = node.op in ONNX or node.op in ("Constant", "ConstantOfShape", "Range", "If", "Loop")
         return known and node.proto.domain in ("", "ai.onnx")
 
     def _unknown(self, node: OnnxNode) -> str:
@@ -495,6 +496,8 @@ class Importer:
             raise node.refuse(self._unknown(node))
         if node.op == "If" and isinstance(inputs[0], np.ndarray):
             return self._branch(node, bool(inputs[0].reshape(-1)[0]))
+        if node.op == "Loop":
+            return unrolled(self, node, inputs)
         for a in node.attributes.values():
             if a.HasField("g") or len(a.graphs):
                 raise node.refuse("control flow is not supported by the engine")
@@ -590,18 +593,6 @@ class Importer:
         made = ReferenceEvaluator(model)
         self._reference_of = (node, made)
         return made
-
-
-def reads(node: Any) -> list[str]:
-    """Names that an ONNX node reads, those of the graphs inside it included."""
-    names = [n for n in node.input if n]
-    for attribute in node.attribute:
-        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
-            own |= {o for inner in graph.node for o in inner.output}
-            inside = [n for inner in graph.node for n in reads(inner)] + [v.name for v in graph.output]
-            names += [n for n in inside if n not in own]
-    return names
 
 
 def refusal(blockers: Sequence[Blocker], most: int = 12) -> UnsupportedError:

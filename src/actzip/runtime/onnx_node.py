@@ -183,3 +183,15 @@ def dequantized(node: OnnxNode, x: Any, scale: Any = None, zero: Any = None) -> 
         scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
     whole = x.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
     return np.asarray(whole.astype(np.float32) * scale, np.float32)
+
+
+def reads(node: Any) -> list[str]:
+    """Names that an ONNX node reads, those of the graphs inside it included."""
+    names = [n for n in node.input if n]
+    for attribute in node.attribute:
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+            own |= {o for inner in graph.node for o in inner.output}
+            inside = [n for inner in graph.node for n in reads(inner)] + [v.name for v in graph.output]
+            names += [n for n in inside if n not in own]
+    return names

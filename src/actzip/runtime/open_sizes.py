@@ -19,9 +19,13 @@ T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 
 #: Height and width of images, width of lines of text, lengths of signals: the most usual first.
-_IMAGES = ((224, 224), (320, 320), (640, 640), (64, 64), (512, 512), (128, 128), (256, 256), (112, 112))
-_WIDTHS = (320, 640, 224, 100, 128, 512, 64, 256)
-_LENGTHS = (128, 16000, 512, 576, 1, 64, 2048, 32)
+#: The last two images are lines of text.
+_IMAGES = (
+    (224, 224), (320, 320), (640, 640), (64, 64), (512, 512), (128, 128), (256, 256), (112, 112), (48, 320),
+    (32, 320),
+)  # fmt: skip
+_WIDTHS = (320, 640, 224, 100, 128, 512, 64, 256, 96, 32)
+_LENGTHS = (128, 16000, 512, 576, 1, 64, 2048, 32, 256, 1024)
 _BEFORE_CONV = {"Cast", "Sub", "Add", "Mul", "Div", "Identity", "Pad", "Clip"}
 
 

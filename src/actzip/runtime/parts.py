@@ -23,10 +23,10 @@ from actzip.runtime.binding import no_memory
 from actzip.runtime.blame import MOST_CUTS, first_failing, reasons
 from actzip.runtime.drawn import drawn as drawn_of
 from actzip.runtime.explain import Explanation, LayerRow, together
-from actzip.runtime.from_onnx import Importer, at_least_opset, reads
+from actzip.runtime.from_onnx import Importer, at_least_opset
 from actzip.runtime.graph import Array, Graph
 from actzip.runtime.onnx_file import inputs_of, load_onnx, onnx_package, tensor_array
-from actzip.runtime.onnx_node import OnnxNode
+from actzip.runtime.onnx_node import OnnxNode, reads
 from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
 
 __all__ = [

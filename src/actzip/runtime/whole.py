@@ -15,7 +15,7 @@ from actzip.runtime import graph as g
 from actzip.runtime.from_onnx import Importer, reads
 from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import inputs_of, onnx_package
-from actzip.runtime.onnx_node import OnnxNode
+from actzip.runtime.onnx_node import OnnxNode, reads
 from actzip.runtime.ops.elsewhere import Elsewhere
 from actzip.runtime.origin import Shapes
 from actzip.runtime.parts import run_whole, usual_inputs

@@ -459,6 +459,23 @@ def take(imp: Importer, node: OnnxNode, x: Any, axis: int, at: list[int]) -> Any
     return _taken(imp, x, axis, at)
 
 
+@onnx_op("ReverseSequence")
+def onnx_reverse_sequence(imp: Importer, node: OnnxNode) -> Any:
+    """Sequences of the full length, turned round; TensorFlow's exporter writes every flip so."""
+    x = node.need(0)
+    shape, lengths = imp.shape(x), node.need(1)
+    time, batch = node.integer("time_axis", 0), node.integer("batch_axis", 1)
+    if sorted((time, batch)) != [0, 1] or len(shape) < 2:
+        raise node.wrong(f"time axis {time} and batch axis {batch} of a tensor of shape {shape}")
+    steps = shape[time]
+    if not isinstance(steps, int):
+        raise node.refuse("turning the batch round")
+    values = lengths.values if isinstance(lengths, Probed) else (node.required(1, "the lengths"),)
+    if any((v != steps).any() for v in values):
+        raise node.refuse("sequences of several lengths")
+    return take(imp, node, x, time, list(range(steps))[::-1])
+
+
 def _all_in_order(shape: Shape, indices: Probed) -> bool:
     """Whether indices that depend on the batch take all numbers of a tensor of one dimension in their
     order, as torch.onnx writes ``as_strided``."""
