@@ -12,7 +12,7 @@ import numpy as np
 
 from actzip.errors import ActzipError, UnsupportedError
 from actzip.runtime import graph as g
-from actzip.runtime.from_onnx import Importer, reads
+from actzip.runtime.from_onnx import Importer
 from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import inputs_of, onnx_package
 from actzip.runtime.onnx_node import OnnxNode, reads
