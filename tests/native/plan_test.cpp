@@ -1,5 +1,6 @@
 // Plans under sanitizers: a network of convolutions (packed and dense), pools, a concatenation, a residual
-// sum, a linear layer and a softmax, on every instruction set of this CPU.
+// sum, a linear layer and a softmax; residual blocks by direct and Winograd kernels; on every instruction set
+// of this CPU.
 //
 //   plan_test             all checks, each small
 //   plan_test concurrent  only many threads on one plan, with different batches (for thread sanitizer)
@@ -70,17 +71,15 @@ struct Net {
   Layout storage() const { return packed ? Layout::packed : Layout::map; }
   void node(NodeSpec s) { b.node(std::move(s)); }
   void conv(const std::string& name, std::vector<int> in, int out, int64_t ic, int64_t oc, int64_t k,
-            int64_t stride, int64_t groups = 1) {
+            int64_t stride, int64_t groups = 1, const std::string& variant = "", int64_t pool = 1) {
     NodeSpec s;
     s.op = "conv";
     s.name = name;
     s.inputs = std::move(in);
     s.output = out;
-    s.ints = {{"kernel", {k, k}},
-              {"stride", {stride, stride}},
-              {"padding", {k / 2, k / 2, k / 2, k / 2}},
-              {"dilation", {1, 1}},
-              {"groups", {groups}}};
+    s.ints = {{"kernel", {k, k}},   {"stride", {stride, stride}}, {"padding", {k / 2, k / 2, k / 2, k / 2}},
+              {"dilation", {1, 1}}, {"groups", {groups}},         {"pool", {pool}}};
+    s.strings["variant"] = variant;
     s.arrays["weight"] =
         numbers(oc * (ic / groups) * k * k, 1.4f / std::sqrt(static_cast<float>(ic / groups * k * k)));
     s.arrays["bias"] = numbers(oc, 0.1f);
@@ -157,6 +156,46 @@ std::unique_ptr<Plan> network(bool packed, double density, int64_t images = 0) {
   return n.b.build();
 }
 
+// A residual block, a convolution and the pool behind it, which tiles write at once, by `variant` where it is
+// not empty. Density 1: packed outputs lie where their residuals did.
+std::unique_ptr<Plan> residual(bool packed, const std::string& variant) {
+  Net n(packed, 1.0);
+  const Layout s = n.storage();
+  const bool tiles = !variant.empty();
+  const int x = n.value("x", {1, kC, kH, kW}, Layout::plain);
+  const int xm = n.value("xm", {1, kC, kH, kW}, Layout::map);
+  const int a = n.value("a", {1, 64, kH, kW}, s);
+  const int b = n.value("b", {1, 64, kH, kW}, s);
+  const int c = n.value("c", {1, 64, kH, kW}, s);
+  const int d = n.value("d", {1, 64, kH, kW}, s);
+  const int e = n.value("e", {1, 64, kH, kW}, s);
+  const int whole = n.value("whole", {1, 96, kH, kW}, s);
+  const int p = n.value("p", {1, 96, kH / 2, kW / 2}, s);
+  const int g = n.value("g", {1, 96, 1, 1}, Layout::map);
+  const int flat = n.value("flat", {1, 96}, Layout::plain, {}, g, 0);
+  const int logits = n.value("logits", {1, kClasses}, Layout::plain);
+  n.b.input(x);
+  n.simple("copy", x, xm);
+  n.conv("r0", {xm}, a, kC, 64, 3, 1);
+  n.conv("r1", {a}, b, 64, 64, 3, 1, 1, variant);
+  n.conv("r2", {b, a}, c, 64, 64, 3, 1, 1, variant);
+  n.conv("r3", {c}, d, 64, 64, 3, 1, 1, variant);
+  n.conv("r4", {d, c}, e, 64, 64, 3, 1, 1, variant);
+  n.conv("r5", {e}, tiles ? p : whole, 64, 96, 3, 1, 1, variant, tiles ? 2 : 1);
+  if (!tiles) n.pool("max", "max", whole, p, 2, 2, 0);
+  n.simple("adaptive_pool", p, g, {}, {{"kind", "avg"}});
+  NodeSpec fc;
+  fc.op = "linear";
+  fc.name = "fc";
+  fc.inputs = {flat};
+  fc.output = logits;
+  fc.arrays["weight"] = n.numbers(kClasses * 96, 0.3f);
+  fc.arrays["bias"] = n.numbers(kClasses, 0.1f);
+  n.node(std::move(fc));
+  n.b.output(logits);
+  return n.b.build();
+}
+
 std::vector<float> image(int64_t batch, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> d;
@@ -227,6 +266,34 @@ void agreement() {
     expect(std::fabs(a[i] - b[i]) < 1e-3, "densities of value " + std::to_string(i));
 }
 
+void tiles() {
+  const auto direct = residual(false, "");
+  for (const char* variant : {"", "winograd-2x2", "winograd-4x4", "winograd-6x6"})
+    for (bool packed : {false, true}) {
+      const auto plan = residual(packed, variant);
+      const std::string what = std::string(packed ? " packed " : " dense ") + variant;
+      for (int64_t batch : {1, 3, 5}) {
+        const auto x = image(batch, 5);
+        const auto want = run(*direct, x, batch, 1), got = run(*plan, x, batch, 1);
+        float worst = 0, most = 0;
+        for (size_t i = 0; i < got.size(); ++i) {
+          worst = std::max(worst, std::fabs(got[i] - want[i]));
+          most = std::max(most, std::fabs(want[i]));
+        }
+        expect(worst < 1e-4f * most, "residual blocks differ by " + std::to_string(worst) + what);
+        for (int threads : {2, 3}) expect(same(run(*plan, x, batch, threads), got), "threads change" + what);
+      }
+      size_t values = 0, all = 0;
+      for (const NodeMemory& row : plan->memory(1, 1)) {
+        values = std::max(values, row.values);
+        all = std::max(all, row.values + row.scratch);
+      }
+      const size_t map = 64 * kH * kW * 4;
+      expect(plan->arena_bytes(1, 1) >= all, "an arena without room for scratch" + what);
+      expect(variant[0] == 0 || 10 * values < 26 * map, "a residual's place is not used again" + what);
+    }
+}
+
 template <class F>
 void refuses(const std::string& what, F f) {
   try {
@@ -294,7 +361,10 @@ int main(int argc, char** argv) {
   for (Isa isa : supported_isas()) {
     force_isa(isa_name(isa));
     std::printf("%s\n", isa_name(isa));
-    if (mode != "concurrent") agreement();
+    if (mode != "concurrent") {
+      agreement();
+      tiles();
+    }
     concurrent();
   }
   force_isa("");

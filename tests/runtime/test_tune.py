@@ -121,6 +121,19 @@ def test_of_plans_that_hardly_differ_the_smaller_is_taken() -> None:
     assert t._quicker(bench, plans[::2]) == 0
 
 
+def test_a_much_smaller_arena_may_cost_a_little_time() -> None:
+    """Weights, of which there are many times more, decided alone."""
+
+    def plan(weights: int, arena: int) -> Any:
+        return SimpleNamespace(plan=SimpleNamespace(weight_bytes=lambda: weights), arena=arena)
+
+    plans = [plan(1000, 60), plan(1100, 40), plan(1000, 55)]
+    seconds = dict(zip(map(id, plans), (1.0, 1.012, 1.012), strict=True))
+    bench: Any = SimpleNamespace(times=lambda p: {"n": seconds[id(p)]}, arena_bytes=lambda p: p.arena)
+    assert t._quicker(bench, plans[:2]) == 1
+    assert t._quicker(bench, plans[::2]) == 0  # hardly smaller
+
+
 def test_without_time_each_storage_is_run_once(search: Any) -> None:
     a, b = search(chain(1)), search(chain(1))
     t._search([a[0], b[0]], 0.0, None)

@@ -39,7 +39,6 @@ from actzip.runtime.fallback import check_fallback, quicker
 from actzip.runtime.graph_data import all_to_data, from_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
-from actzip.runtime.mapped import give_back
 from actzip.runtime.model_file import read_model_file, write_model_file
 from actzip.runtime.origin import Shapes
 from actzip.runtime.parts import compile_parts
@@ -671,8 +670,6 @@ class CompiledModel:
             "sizes": None if rules is None else {**rules.to_data(), "graph": more[0]},
         }
         written = write_model_file(path, text, {**arrays, **sample}, self._store.used())
-        for a in arrays.values():
-            give_back(a)
         if not is_plain(spec):
             told(
                 f"{written} gives the fields of {class_of(spec)} in a dict or tuple: a file holds no classes"
@@ -683,7 +680,9 @@ class CompiledModel:
         """What a file or a pickle needs for other sizes; None where that cannot be said."""
         if isinstance(self._resizer, Resizer):
             if self._ruled is None:
+                heap.give_back()
                 self._ruled = (find_rules(self._resizer),)
+                heap.give_back()
             return self._ruled[0]
         return self._resizer
 

@@ -170,6 +170,9 @@ class Builder:
         if t.is_complex():
             raise self.refuse(f"a constant of type {t.dtype}")
         t = t.to(torch.float32)
+        overlaps = 0 not in t.stride() and t.untyped_storage().nbytes() < t.element_size() * t.numel()
+        if overlaps:  # a pattern in the place of a weight, which takes no memory: see origin.pattern
+            return t.detach().numpy()
         return np.ascontiguousarray(t.detach().numpy())
 
     def maybe(self, t: Any) -> g.Array | None:

@@ -24,6 +24,7 @@ from actzip._native import _codec
 from actzip.errors import DataError
 from actzip.files import write_with
 from actzip.runtime.graph import Array
+from actzip.runtime.mapped import give_back
 
 __all__ = ["MODEL_FORMAT", "MappedTensors", "read_model_file", "write_model_file"]
 
@@ -51,7 +52,10 @@ def write_model_file(
     tensors = {f"packed/{k}": _padded(a) for k, a in packed.items()}
     tensors |= {f"graph/{k}": np.asarray(a, order="C") for k, a in arrays.items()}
     order = sorted(tensors, key=lambda k: (not k.startswith("packed/"), -tensors[k].itemsize, k))
-    crcs = {k: _codec.crc32c(_bytes(tensors[k])) for k in order}
+    crcs = {}
+    for k in order:
+        crcs[k] = _codec.crc32c(_bytes(tensors[k]))
+        give_back(tensors[k])
     body = json.dumps({**text, "format": MODEL_FORMAT, "crc32c": crcs}, allow_nan=False)
     header: dict[str, Any] = {
         "__metadata__": {"actzip": body, "crc32c": f"{_codec.crc32c(body.encode()):08x}"}
@@ -72,14 +76,17 @@ def write_model_file(
         file.write(struct.pack("<Q", len(head)) + head)
         for k in order:
             file.write(_bytes(tensors[k]))
+            give_back(tensors[k])
 
     return write_with(path, write)
 
 
 def _padded(a: Array) -> Array:
-    """Packed weights with zeros behind, so that the next tensor begins at a cache line."""
+    """Packed weights with zeros behind, so that the next tensor begins at a cache line; most end at
+    one and are not copied."""
     flat = np.ascontiguousarray(a, "<f4").reshape(-1)
-    return np.pad(flat, (0, -flat.size % (_ALIGN // 4)))
+    missing = -flat.size % (_ALIGN // 4)
+    return np.pad(flat, (0, missing)) if missing else flat
 
 
 def _bytes(a: Array) -> memoryview:

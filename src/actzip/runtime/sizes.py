@@ -292,8 +292,7 @@ class Resizer:
         Raises:
             InputError, UnsupportedError: the size does not fit the model.
         """
-        new, base = self.outline(shapes), self._known()
-        ours = _arrays(self.plain)
+        base, ours = self._known(), _arrays(self.plain)
         fresh: list[tuple[Any, ...]] = []
 
         def put(at: tuple[Any, ...], a: g.Array) -> g.Array:
@@ -302,7 +301,7 @@ class Resizer:
             fresh.append(at)
             return a
 
-        graph = _with_arrays(new, put)
+        graph = _with_arrays(self.outline(shapes), put)
         if fresh:
             self._check(fresh, graph, _renamed(self._made(shapes, 1), base.values, base.nodes))
         meta = self.plain.meta
@@ -322,11 +321,15 @@ class Resizer:
         return _renamed(self._made(shapes, 0, quick), base.values, base.nodes)
 
     def _made(self, shapes: Shapes, seed: int, quick: bool = False) -> g.Graph:
+        # no name for the graph before the passes: its arrays go with the first of them
+        return self.passes(self._raw(shapes, seed, quick))
+
+    def _raw(self, shapes: Shapes, seed: int, quick: bool) -> g.Graph:
         with self._lock:
             graph = self.origin.graph(shapes, seed, quick=quick)
         meta = self.plain.meta
         graph.meta.update({k: meta[k] for k in ("storage", "pack", "winograd") if k in meta})
-        return self.passes(graph)
+        return graph
 
     def _known(self) -> _Base:
         if self._base is None:

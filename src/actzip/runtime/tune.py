@@ -56,6 +56,7 @@ _WORTH = 0.96  # more weights must make a layer this much quicker
 _LARGE = 0.25  # of the largest map: what an arena's size hangs on
 _FAR = 0.9  # whole plans: one whose nodes take longer than that would have it is no candidate
 _ALIKE = 0.99  # whole plans: the one with less memory is taken
+_CLOSE, _SMALLER = 0.985, 0.8  # the one with an arena that is so much smaller
 
 
 @dataclass
@@ -429,15 +430,19 @@ def _quickest(searches: Sequence[_Search]) -> _Search:
 
 def _quicker(bench: _Bench, plans: Sequence[Lowered], rounds: int = 3) -> int:
     """Which plan's nodes take least together, each by the least of its times, the plans by turns; of
-    those that hardly differ the one with the least memory."""
-    best: list[dict[str, float]] = [{} for _ in plans]
+    those that hardly differ the one with the least memory, or one that needs a much smaller arena."""
+    least: list[dict[str, float]] = [{} for _ in plans]
     for _ in range(rounds):
-        for found, low in zip(best, plans, strict=True):
+        for found, low in zip(least, plans, strict=True):
             for k, t in bench.times(low).items():
                 found[k] = min(found.get(k, t), t)
-    times = [sum(found.values()) for found in best]
-    close = [i for i, t in enumerate(times) if t * _ALIKE <= min(times)]
-    return min(close, key=lambda i: plans[i].plan.weight_bytes() + bench.arena_bytes(plans[i]))
+    times = [sum(found.values()) for found in least]
+    arenas = [bench.arena_bytes(low) for low in plans]
+    memory = [low.plan.weight_bytes() + arena for low, arena in zip(plans, arenas, strict=True)]
+    quickest = min(times)
+    best = min((i for i, t in enumerate(times) if t * _ALIKE <= quickest), key=memory.__getitem__)
+    small = min((i for i, t in enumerate(times) if t * _CLOSE <= quickest), key=arenas.__getitem__)
+    return small if arenas[small] <= _SMALLER * arenas[best] else best
 
 
 def _by_density(
