@@ -87,6 +87,7 @@ CASES: dict[str, Callable[[T, T], Any]] = {
     "ones of the batch": lambda x, y: torch.cat([y, torch.ones(x.shape[0], 1, *x.shape[2:])], 1),
     "places": lambda x, y: y + torch.arange(x.shape[2]).view(-1, 1) * torch.linspace(-1, 1, x.shape[3]),
     "a mask of channels": lambda x, y: y * (y.mean((2, 3), keepdim=True) > 0),
+    "clamps": lambda x, y: y.clamp(x.mean(1, keepdim=True), torch.tensor([0.1, 0.2, 0.3, 0.4]).view(4, 1, 1)),
     "flips": lambda x, y: y.flip(3) + x.flip((1, 2)) * y.flip(2),
     "roll": lambda x, y: torch.roll(y, (1, -2), (2, 3)) + y.roll(3, 1),
     "circular": lambda x, y: F.pad(y, (5, 3, 2, 1), mode="circular"),

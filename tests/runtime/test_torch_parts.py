@@ -208,7 +208,7 @@ class Overlapping(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv3d(3, 8, 3, padding=1), nn.Conv3d(8, 4, 3, padding=1)
-        self.up = nn.ConvTranspose3d(8, 8, 3, 2, 1, 1)
+        self.up = nn.ConvTranspose3d(8, 8, (1, 3, 3), 2, (0, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.b(self.up(self.a(x).relu()).relu()).relu()

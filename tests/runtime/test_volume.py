@@ -68,6 +68,26 @@ def test_transposed_convolutions_whose_windows_do_not_overlap_along_the_depth(ke
     agrees(nn.ConvTranspose3d(16, 8, kernel, stride, padding, extra, groups=2), 16, 4, 7, 6)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "extra", "dilation"),
+    [
+        (3, 2, 1, 1, 1),  # a U-Net's
+        (3, 1, 1, 0, 1),
+        (4, 2, 1, 0, 1),
+        (2, 2, 1, 0, 1),
+        ((5, 1, 1), (2, 1, 1), (3, 0, 0), (1, 0, 0), 1),
+        ((3, 2, 2), (3, 2, 2), 0, (2, 1, 1), 1),
+        ((3, 2, 2), 1, 0, 0, (2, 1, 1)),
+        ((2, 3, 3), 2, 0, 0, (3, 1, 1)),
+    ],
+)
+def test_transposed_convolutions_whose_windows_overlap_along_the_depth(
+    kernel, stride, padding, extra, dilation
+):
+    agrees(nn.ConvTranspose3d(16, 8, kernel, stride, padding, extra, 2, dilation=dilation), 16, 4, 7, 6)
+    agrees(nn.ConvTranspose3d(3, 8, kernel, stride, padding, extra, 1, False, dilation), 3, 5, 4, 6)
+
+
 class Block(nn.Module):
     """A residual block of (2+1)-dimensional convolutions, a whole one, a concatenation, a head."""
 

@@ -155,6 +155,8 @@ class Builder:
             return x.name
         if isinstance(x, (int, float)) and not isinstance(x, bool):
             x = torch.tensor(float(x))
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(x)
         if isinstance(x, Tensor):
             known = self.interned.get(id(x))
             if known is None:

@@ -80,12 +80,13 @@ def torch_gelu(b: Builder, a: dict[str, Any]) -> Any:
 def torch_clamp(b: Builder, a: dict[str, Any]) -> Any:
     import torch
 
-    lo, hi = a.get("min"), a.get("max")
-    for t in (lo, hi):
-        if isinstance(t, Ref) or (isinstance(t, torch.Tensor) and t.numel() > 1):
-            raise b.refuse("clamping by a tensor is not supported")
+    x, lo, hi = a["self"], a.get("min"), a.get("max")
+    if any(isinstance(t, Ref) or (isinstance(t, torch.Tensor) and t.numel() > 1) for t in (lo, hi)):
+        for limit, kind in ((lo, "max"), (hi, "min")):
+            x = x if limit is None else b.emit(Binary, x, limit, kind=kind)
+        return x
     return b.act(
-        a["self"],
+        x,
         "clip",
         lo=-float("inf") if lo is None else float(lo),
         hi=float("inf") if hi is None else float(hi),

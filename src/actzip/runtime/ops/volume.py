@@ -187,12 +187,11 @@ def conv_transpose3d(
     as :func:`conv3d` has them, ``extra`` the output padding.
 
     Raises:
-        UnsupportedError: what frames become overlaps along D.
+        UnsupportedError: frames of the output that nothing reaches.
     """
     kd = weight.shape[2]
-    if kd != stride[0] or pads[0] or pads[3] or extra[0] or (kd > 1 and dilation[0] != 1):
-        raise UnsupportedError("transposed convolution whose windows overlap along the depth")
-    n = b.shape(x)[0]
+    apart = kd == stride[0] and not (pads[0] or pads[3] or extra[0]) and (kd == 1 or dilation[0] == 1)
+    n, _, depth, _, _ = b.shape(x)
     flat: dict[str, Any] = {
         "stride": (stride[1], stride[2]),
         "padding": (pads[1], pads[2], pads[4], pads[5]),
@@ -202,12 +201,50 @@ def conv_transpose3d(
     }
     frames = _frames(b, x)
     weights = [np.ascontiguousarray(weight[:, :, t]) for t in range(kd)]
-    made = [b.emit(ConvTranspose2d, frames, weight=w, bias=bias, **flat) for w in weights]
+    own = bias if apart else None
+    made = [b.emit(ConvTranspose2d, frames, weight=w, bias=own, **flat) for w in weights]
+    if not apart:
+        length = (static(depth, "the depth") - 1) * stride[0] - pads[0] - pads[3] + extra[0]
+        length += dilation[0] * (kd - 1) + 1
+        y = _overlapping(b, made, n, stride[0], dilation[0], pads[0], length)
+        return y if bias is None else b.emit(Binary, y, bias.reshape(-1, 1, 1, 1), kind="add")
     if kd == 1:
         return _volume(b, made[0], n)
     k, c, h, w = b.shape(made[0])
     above = b.emit(Concat, *made, axis=2)
     return _volume(b, _regrouped(b, above, (times(k, kd), c, h, w)), n)
+
+
+def _overlapping(
+    b: Maker, taps: Sequence[Any], n: Dim, stride: int, dilation: int, front: int, length: int
+) -> Any:
+    """The volume of ``length`` frames in which frame i of tap t is added to frame
+    ``i * stride + t * dilation - front``: frames of one remainder by ``stride`` at a time."""
+    _, _, h, w = b.shape(taps[0])
+    columns = [_columns(b, tap, n) for tap in taps]
+    depth = static(b.shape(columns[0])[2], "the depth")
+    each = -(-(front + length) // stride)
+    phases = []
+    for phase in range(stride):
+        total: Any = None
+        for t, column in enumerate(columns):
+            before, rest = divmod(t * dilation, stride)
+            if rest != phase:
+                continue
+            after = each - depth - before
+            part = b.emit(Pad, column, before=(0, 0, before, 0), after=(0, 0, after, 0))
+            total = part if total is None else b.emit(Binary, total, part, kind="add")
+        if total is None:
+            raise UnsupportedError("transposed convolution with frames that no window reaches")
+        phases.append(_of_columns(b, total, h, w))
+    whole = phases[0]
+    if stride > 1:
+        k, c, _, _ = b.shape(whole)
+        above = b.emit(Concat, *phases, axis=2)
+        whole = _regrouped(b, above, (times(k, stride), c, h, w))
+    columns = [_columns(b, whole, n)]
+    cut = b.emit(Slice, columns[0], axis=2, start=front, stop=front + length)
+    return _volume(b, _of_columns(b, cut, h, w), n)
 
 
 def pool3d(
