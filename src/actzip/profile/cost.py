@@ -29,7 +29,7 @@ from actzip.runtime.winograd import is_winograd, tile_size, transforms
 
 __all__ = ["Conv", "CostModel", "Sample", "calibrate", "is_small"]
 
-_FORMAT = 11
+_FORMAT = 12
 #: Networks of at most so many bytes of weights and MACs an image stay in the CPU's caches from call to call.
 SMALL_BYTES, SMALL_MACS = 16 << 20, 100e6
 #: Walking over masks costs this share of the work at density 1.
@@ -45,8 +45,8 @@ _AREAS = {2: 1.5, 4: 2.1, 6: 2.4}
 #: Densities that Winograd kernels are timed at, with zeros in patches of so many pixels, so that whole tiles
 #: are zero.
 _TILED, _PATCH = (1.0, 0.5, 0.25), 8
-#: MACs of a small plan.
-_LITTLE = 24e6
+#: MACs and weights of a small plan.
+_LITTLE, _FEW_WEIGHTS = 24e6, 1.1e6
 
 #: Kernels of lines: at most so many output channels. One-dimensional transforms: taps and channels at least.
 _FEW_OUTPUTS, _LONG, _LONG_CHANNELS = 8, 12, 16
@@ -619,24 +619,34 @@ def _tiled(shapes: Sequence[Shape], threads: int, small: bool) -> list[Sample]:
     return _Plan(fit, threads).tiled(small) if fit else []
 
 
+def _little(grid: Sequence[Shape]) -> list[list[Shape]]:
+    """Layers that small networks have, some in each plan: their weights stay in the caches from call
+    to call, however many MACs use them."""
+    plans: list[list[Shape]] = []
+    room: list[tuple[float, float]] = []
+    for shape in grid:
+        ic, oc, size, kernel, stride, groups = shape
+        weights = ic * oc // groups * math.prod(kernel)
+        macs = weights * math.prod(-(-d // stride) for d in size)
+        if macs > _LITTLE or weights > _FEW_WEIGHTS:
+            continue
+        fits = (i for i, (m, w) in enumerate(room) if macs <= m and weights <= w)
+        at = next(fits, len(plans))
+        if at == len(plans):
+            plans.append([])
+            room.append((_LITTLE, _FEW_WEIGHTS))
+        plans[at].append(shape)
+        room[at] = room[at][0] - macs, room[at][1] - weights
+    return plans
+
+
 def calibrate(
     threads: int, on_step: Callable[[int, int], None] | None = None
 ) -> tuple[list[Sample], dict[str, float]]:
     """Times the grid of convolutions, and other operators, in the engine: (samples, milliseconds an
     element)."""
     grid = _grid()
-    plans = [(grid, False)]
-    macs = _LITTLE
-    for shape in grid:  # little ones, a few layers in each
-        ic, oc, size, kernel, stride, groups = shape
-        work = ic * oc // groups * math.prod(kernel) * math.prod(-(-d // stride) for d in size)
-        if work > _LITTLE / 2 or ic * oc // groups * math.prod(kernel) > 1.1e6:
-            continue
-        if macs + work > _LITTLE:
-            plans.append(([], True))
-            macs = 0
-        plans[-1][0].append(shape)
-        macs += work
+    plans = [(grid, False), *((shapes, True) for shapes in _little(grid))]
     total = len(plans) * (2 + len(_DENSITIES)) + 1
     done = 0
 
