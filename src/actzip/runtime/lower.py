@@ -29,7 +29,7 @@ __all__ = ["Lowered", "Lowering", "can_pack", "choose_storage", "lower", "packab
 
 _BAND_BYTES = 768 << 10  # of a banded map: what stays in the second-level cache
 _WHOLE_BYTES = 2 << 20  # of a map that is left whole: bands would cost more than they save
-# Winograd kernels: rows of whole tiles, as many as share the weights' way from memory.
+# Winograd kernels: rows of whole tiles, about as many as share the weights' way from memory.
 _TILED_BYTES = 3 << 20
 _TILES = {2: 98, 4: 56, 6: 56}  # by the pixels of a tile's side
 
@@ -129,10 +129,8 @@ class Lowering:
         kernel = self.variants.get(self.producers[name].name, "")
         if is_winograd(kernel):
             tile = tile_size(kernel)
-            rows = tile * max(
-                -(-_TILES[tile] // -(-w // tile)),  # so many tiles are side by side
-                -(-step * pool.stride[0] // tile),
-            )
+            wide = -(-w // tile)
+            rows = tile * max(1, round(_TILES[tile] / wide), -(-reach // tile))
             if 4 * c * w * rows <= _TILED_BYTES:
                 step = rows // pool.stride[0]
         return min(h, (step - 1) * pool.stride[0] + reach) if h > reach else reach
