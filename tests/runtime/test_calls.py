@@ -223,3 +223,12 @@ def test_the_module_of_an_exported_program_compiles():
 def test_a_scripted_module_is_a_typed_error():
     with pytest.raises((InputError, UnsupportedError)):
         compiled(torch.jit.trace(packed_net(), X), X)
+
+
+@torch.no_grad()
+def test_a_place_within_an_argument_is_named_as_people_write_it():
+    fast = actzip.compile(torch.nn.Conv2d(3, 4, 1).eval(), torch.rand(1, 3, 5, 5), tune=False, cache=False)
+    with pytest.raises(InputError, match=r"^'input\[0\]' is 1.0: this model was compiled without it"):
+        fast(input=[1.0, 2.0])
+    with pytest.raises(InputError, match=r"^'scale' is 3: this model was compiled without it"):
+        fast(torch.rand(1, 3, 5, 5), scale=3)

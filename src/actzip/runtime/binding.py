@@ -140,7 +140,7 @@ def bind(graph: g.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[
         elif not (
             _same(leaf, constants[key]) if key in constants else _same(leaf, defaults.get(key, _Nothing))
         ):
-            what = f"{key.strip('[]')} is {_short(leaf)}"
+            what = f"{_shown(key)} is {_short(leaf)}"
             if key in constants:
                 raise InputError(f"argument {what}; this model was compiled with {constants[key]!r}")
             known = ", ".join(map(repr, graph.inputs))
@@ -156,6 +156,12 @@ def bind(graph: g.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[
         if name not in given and not _same(defaults.get(key, _Nothing), value):
             raise InputError(f"argument {name!r} is missing; this model was compiled with {value!r}")
     return [found[v] for v in graph.inputs]
+
+
+def _shown(key: str) -> str:
+    """The place ``['x'][0]`` of an argument as people write it: ``'x'``, ``'x[0]'``."""
+    name, _, rest = key.removeprefix("['").partition("']")
+    return f"'{name}{rest}'"
 
 
 class _Nothing:
