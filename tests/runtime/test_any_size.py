@@ -479,3 +479,26 @@ def test_constant_outputs_of_files_are_the_files_at_every_size(tmp_path: Path) -
         for got, want in zip(fast(a), session.run(None, {"x": a}), strict=True):
             assert got.dtype == want.dtype
             np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_pickles_of_files_take_sizes_without_rules(tmp_path: Path) -> None:
+    """A constant that the size makes has no rule: the pickle holds the file's graph."""
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 64), nn.Conv2d(64, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x) + torch.arange(x.shape[3]).float().sin())
+
+    torch.manual_seed(0)
+    model, x, path = Placed().eval(), torch.randn(1, 3, 8, 10), str(tmp_path / "m.onnx")
+    axes = {0: "n", 2: "h", 3: "w"}
+    torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": axes})
+    fast = actzip.compile(path, x, tune=False, cache=False)
+    twin = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(fast))))
+    with torch.no_grad():
+        for shape in ((1, 3, 8, 10), (2, 3, 12, 9), (1, 3, 90, 7)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(twin(x), model(x), atol=1e-4, rtol=1e-5)

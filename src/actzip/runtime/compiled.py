@@ -687,9 +687,12 @@ class CompiledModel:
         return self._resizer
 
     def __getstate__(self) -> dict[str, Any]:
+        sizes: Resizer | Rules | None = self._rules()
+        if sizes is None and isinstance(self._resizer, Resizer) and self._resizer.origin.is_data:
+            sizes = self._resizer
         return {
             "format": _FORMAT,
-            "sizes": self._rules(),
+            "sizes": sizes,
             "tunes": self._tunes,
             "note": self.note,
             "graph": self.graph,
@@ -705,6 +708,8 @@ class CompiledModel:
         graph, sizes = state["graph"], state.get("sizes")
         if sizes is None:
             (graph,) = shelved(graph)
+        elif isinstance(sizes, Resizer):
+            graph, sizes.plain = shelved(graph, sizes.plain)
         else:
             graph, other = shelved(graph, sizes.graph)
             sizes = dataclasses.replace(sizes, graph=other)

@@ -174,7 +174,8 @@ class Builder:
         t = t.to(torch.float32)
         overlaps = 0 not in t.stride() and t.untyped_storage().nbytes() < t.element_size() * t.numel()
         if overlaps:  # a pattern in the place of a weight, which takes no memory: see origin.pattern
-            return t.detach().numpy()
+            pattern: g.Array = t.detach().numpy()
+            return pattern
         return np.ascontiguousarray(t.detach().numpy())
 
     def maybe(self, t: Any) -> g.Array | None:

@@ -32,7 +32,11 @@ _LARGE = 4096  # elements of a weight that is not kept
 
 
 class Origin(Protocol):
-    """A model without its large weights."""
+    """A model without its large weights. ``is_data``: it is pickled with a compiled model for which no
+    rules of sizes are found."""
+
+    @property
+    def is_data(self) -> bool: ...
 
     def graph(self, shapes: Shapes, seed: int = 0, *, quick: bool = False) -> g.Graph:
         """The graph for these inputs, with patterns of ``seed``; not optimised. ``quick``: only if it
@@ -65,6 +69,8 @@ def pattern(name: str, shape: Sequence[int], seed: int) -> Array:
 
 class OnnxOrigin:
     """An ONNX model: read again for every size."""
+
+    is_data = True
 
     def __init__(self, model: Any, label: str, compiled: Shapes) -> None:
         """Takes ``model`` (a ``ModelProto``) over: its large weights are cut out. ``compiled``: the
@@ -135,6 +141,8 @@ class TorchOrigin:
     The module is copied without its large weights; one that cannot be copied, or that carries
     hooks, is kept as it is.
     """
+
+    is_data = False
 
     def __init__(self, model: nn.Module, example: Any, dynamic: bool) -> None:
         from torch import Tensor

@@ -286,6 +286,13 @@ class Resizer:
         self._base: _Base | None = None
         self._lock = threading.RLock()  # an origin makes one graph at a time
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
     def at(self, shapes: Shapes) -> g.Graph:
         """The graph for inputs of these shapes, storages not chosen.
 

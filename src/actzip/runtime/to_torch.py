@@ -547,6 +547,8 @@ class NetOrigin:
     """A :class:`GraphNet` without its large weights: its origin, with the small parameters and the
     thresholds that it has now."""
 
+    is_data = False
+
     def __init__(self, net: GraphNet) -> None:
         assert net.origin is not None
         self.origin = net.origin

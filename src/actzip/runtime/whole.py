@@ -145,6 +145,8 @@ def _alone(
 class WholeOrigin:
     """An ONNX model of which the engine lacks nodes, weights and all: read for every size."""
 
+    is_data = False
+
     def __init__(self, model: Any, label: str) -> None:
         self.model = model
         self.label = label
