@@ -47,7 +47,12 @@ std::unique_ptr<Conv> Conv::make(const ConvProblem& p, const std::string& varian
                                  const float* bias, const std::shared_ptr<const void>& owner) {
   p.check();
   const Isa isa = active_isa();
-  const std::string name = variant.empty() ? conv_variants(p).front() : variant;
+  std::string name = variant;
+  if (name.empty()) {
+    const std::vector<std::string> able = conv_variants(p);
+    if (able.empty()) bad("no kernel computes this problem");
+    name = able.front();
+  }
   for (const Variant& v : variants(isa)) {
     if (name != v.row.name) continue;
     if (!computes(v, p)) bad("kernel " + name + " cannot compute this problem");

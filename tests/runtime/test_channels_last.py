@@ -3,8 +3,15 @@ ends is left, and the numbers are ONNX Runtime's."""
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto
 
+from actzip.runtime import graph as g
+from actzip.runtime import ops
+from actzip.runtime.explain import dense_arena_bytes
+from actzip.runtime.interpret import interpret
+from actzip.runtime.lower import lower
+from actzip.runtime.ops.copy import Copy
 from exported import FIRST, LAST, RNG, N, compiled, kinds, model_of, normal, onnx
 
 
@@ -146,3 +153,18 @@ def test_a_view_that_torch_writes_as_a_gather_of_every_number_keeps_the_batch_op
     }
     fast = compiled(model_of(nodes, constants, ["n", 6, 5, 4], 17), normal(1, 6, 5, 4), tmp_path)
     assert "slice" not in kinds(fast)
+
+
+def test_a_copy_of_what_a_transpose_gives_is_a_map_where_all_is_dense():
+    """explain() lowers a network once more with all maps dense, where such a copy was taken for a map
+    and the plan crashed."""
+    graph = g.Graph("g")
+    x = graph.add_input("x", (24, 4, 10, 14))
+    turned = graph.add(ops.Transpose("t", (x,), "turned", perm=(1, 0, 2, 3)))
+    copied = graph.add(Copy("c", (turned,), "copied"))
+    graph.outputs = [graph.add(ops.Conv2d("k", (copied,), "y", weight=normal(8, 24, 3, 3)))]
+    given = normal(24, 4, 10, 14)
+    assert dense_arena_bytes(graph, 1) > 0
+    y = np.empty((4, 8, 8, 12), np.float32)
+    lower(graph).plan.run(1, [given], [y], 1)
+    np.testing.assert_allclose(y, interpret(graph, {"x": torch.from_numpy(given)})[0][0], atol=1e-4)

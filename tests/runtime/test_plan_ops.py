@@ -832,3 +832,14 @@ def test_the_page_lists_every_operator_and_activation() -> None:
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == _engine.operators()
     listed = activations.split("(", 1)[1].split(")")[0]
     assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(_engine.activations())
+
+
+def test_a_convolution_that_no_kernel_computes_is_refused() -> None:
+    """One of planes, whose taps and channels together are no short row: a crash before."""
+    p = Plan()
+    x, y = p.input((1, 24, 10, 14)), p.value((1, 24, 8, 12), "map")
+    ints = {"kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [0] * 4, "groups": [1]}
+    p.b.node("conv", "c", [x], y, ints, {}, {"weight": sparse(24, 24, 3, 3)}, {})
+    p.output(y, (1, 24, 8, 12), "map")
+    with pytest.raises(ValueError, match=r"'c'.*no kernel"):
+        p.build()

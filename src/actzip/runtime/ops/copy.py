@@ -32,10 +32,10 @@ class Copy(Node):
 
 @lowers(Copy)
 def lower_copy(low: Lowering, n: Copy) -> None:
-    """Nothing where both are dense: the same memory under another name."""
+    """Nothing where both are dense and lie alike: the same memory under another name."""
     (x,) = n.inputs
     if low.graph.values[n.output].storage == "dense":
-        low.native[n.output] = low.declare(x)
+        low.native[n.output] = low.read(x, low.kind[n.output])
         low.aliased.add(n.output)
         return
     low.node("copy", n.name, [low.read(x, "map")], low.declare(n.output), n.name)
