@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ class Network:
         calibrate: images for thresholds and repair; images: judged on, at most; batch: a pass.
         labelled: labels are of the network's classes, so top-1 is counted.
         bits: the maps are also coded, as integers of so many bits, of ``coded`` images, at the
-            densities ``coded_at``.
+            densities of ``coded_at``, which has for each how wide steps are (quantize's ``widen``).
     """
 
     make: Callable[[], nn.Module]
@@ -48,7 +48,7 @@ class Network:
     images: int = 10_000
     bits: tuple[int, ...] = ()
     coded: int = 32
-    coded_at: tuple[float, ...] = ()
+    coded_at: dict[float, float] = field(default_factory=dict)
 
 
 def own(name: str, weights: str) -> Callable[[], nn.Module]:
@@ -133,7 +133,7 @@ NETWORKS = {
         crops(224, 224 / 256, 127, 128),
         density=(0.46, 0.44, 0.42),
         bits=(16, 8),
-        coded_at=(0.44,),
+        coded_at={0.46: 1.3, 0.44: 1.0},
     ),
     "mobilenet-v2": Network(
         mobilenet_v2, photographs(256, 224, *_IMAGENET), density=(0.57, 0.52, 0.47, 0.41)

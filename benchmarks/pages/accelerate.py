@@ -69,7 +69,7 @@ def accelerate_draws() -> list[str]:
                         percent(same),
                         f"{divergence:.4f}",
                         f"{error:.3f}",
-                        *(bits or ["", ""]),
+                        *[*bits, "", ""][:2],
                     )
                 )
     head = "network | draw | density | less work | points | agreement | divergence | output error"
@@ -99,5 +99,6 @@ def accelerate_coded() -> list[str]:
             for c in p.get("coded", []):
                 gains = [f"{c['codecs'][k]['gain_float32']:.2f}x" for k in ("seg", "rans", "best")]
                 change = f"{100 * c['top1_change']['value']:+.2f}" if "top1_change" in c else ""
-                rows.append((d["network"], f"{c['density']:.3f}", c["bits"], *gains, change))
-    return grid("network | density | bits | seg | rans | best, map by map | points", "lrrrrrr", rows)
+                what = d["network"], f"{c['density']:.3f}", c["bits"], f"{c.get('widen', 1):g}"
+                rows.append((*what, *gains, change))
+    return grid("network | density | bits | steps | seg | rans | best, map by map | points", "lrrrrrrr", rows)

@@ -229,6 +229,33 @@ def test_thresholds_act_before_the_quantizer(net, batches):
     assert quantization(q).info["relu"]["density"] < 0.5
 
 
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_wider_steps_use_fewer_integers_and_stay_within_half_of_one(net, batches, observer, per):
+    plain = actzip.quantize(net, batches, bits=8, per=per, observer=observer)
+    wide = actzip.quantize(net, batches, bits=8, per=per, observer=observer, widen=1.7)
+    for name, q in quantization(wide).sites.items():
+        before = quantization(plain).sites[name]
+        torch.testing.assert_close(q.scale, 1.7 * before.scale)
+        top = float((before.scale.detach() * before.range.qmax).min())
+        x = torch.linspace(0, top, 1000).reshape(1, 1, -1, 1)
+        x = x.expand(1, len(q.scale), -1, 1)
+        error = (q(x) - x).abs().amax((0, 2, 3))
+        assert (error <= q.scale * 0.501).all() and q(torch.zeros_like(x)).eq(0).all()
+    if observer == "minmax":
+        for x in batches:
+            of = x[0] if isinstance(x, tuple) else x
+            assert all(int(m.values.abs().max()) <= 255 / 1.7 + 1 for m in integers(wide, of).values())
+
+
+@pytest.mark.parametrize("widen", [0.5, 0, -1, float("nan"), float("inf"), "2"])
+def test_steps_are_never_narrower_than_the_range(net, batches, widen):
+    with pytest.raises(InputError, match="widen"):
+        actzip.quantize(net, batches, widen=widen)
+    with pytest.raises(InputError, match="widen"):
+        actzip.quantize(net, batches, bits="auto", budget=1e6, widen=2)
+
+
 def test_auto_bits_meet_a_budget_and_prefer_what_matters(net, batches):
     q16 = actzip.quantize(net, batches, bits=16)
     elements = {n: quantization(q16).info[n]["elements"] for n in quantization(q16).sites}

@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
         bits: int = typer.Option(8, help="4 to 16."),
         per: str = typer.Option("tensor", help="One scale a map (tensor) or a channel (channel)."),
         observer: str = typer.Option("mse", help="minmax, percentile, mse or entropy."),
+        widen: float = typer.Option(1.0, help="Steps so many times as wide: codecs need fewer bits."),
         calibration: int = typer.Option(
             500, help="Training images to calibrate on; as many others to compare on."
         ),
@@ -68,7 +69,7 @@ def register(app: typer.Typer) -> None:
         elif has_random_weights(network):
             complain("warning", RANDOM_WEIGHTS, "yellow")
         used, others = _batches(inputs, network, shape, mean, std, data, folder, image_size, calibration)
-        quantized = run(network, used, bits=bits, per=per, observer=observer)
+        quantized = run(network, used, bits=bits, per=per, observer=observer, widen=widen)
         agreement, error, count = _compared(network, quantized, others)
         save_quantization(quantized, target)
         scales = quantization_to_dict(quantization(quantized))

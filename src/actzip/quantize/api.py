@@ -42,6 +42,7 @@ def quantize(
     ignore: Selector | Iterable[Selector] | None = None,
     inputs: Selector | Iterable[Selector] | None = None,
     weights: int | None = None,
+    widen: float = 1.0,
     percentile: float = 99.99,
     saturation: float = 0.01,
     budget: float | None = None,
@@ -73,6 +74,8 @@ def quantize(
             negatives: the network's input, residual sums, pooled maps. ``"all"`` for every one.
             None by default.
         weights: bits of weights, per output channel and symmetric; None leaves them float.
+        widen: steps so many times as wide as ``observer`` has them, 1 or more. Fewer integers are
+            used, which codecs gain from: about log2(widen) bits for each value that is not zero.
         percentile: for ``observer="percentile"``, of the non-zero elements.
         saturation: share of non-zero elements of a layer above which its clipping is warned of.
         budget: bits an image that all quantized maps together may take, for ``bits="auto"``.
@@ -97,6 +100,9 @@ def quantize(
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     _check(bits, per, observer, percentile, saturation, weights)
     _check_target(bits, budget, floor, evaluate)
+    number(widen, "widen", 1)
+    if isinstance(bits, str) and widen != 1:
+        raise InputError("bits='auto' chooses the steps itself: give widen with bits of your own")
     one_of(cost, "cost", ("raw", "entropy"))
     if batches is not None:
         whole(batches, "batches", 1)
@@ -126,7 +132,8 @@ def quantize(
         sites = []
         for name, o in found.observers.items():
             r = QuantRange(chosen[name], signs[name])
-            sites.append(SiteQuantizer(name, r, o.scales(r, observer, percentile), found.sites[name].kind))
+            scales = o.scales(r, observer, percentile) * widen
+            sites.append(SiteQuantizer(name, r, scales, found.sites[name].kind))
         return Quantization(sites, weight_quantizers)
 
     if isinstance(bits, str):
