@@ -29,9 +29,9 @@ struct Rows {
   void (*accumulate_max)(float* acc, const float* in, int64_t n);  // acc = max(acc, in), NaN wins
   void (*lerp4)(float* out, const float* a, const float* b, const float* c, const float* d, float wa,
                 float wb, float wc, float wd, int64_t n);
-  // out[0 .. n) = sum over k < depth of a[k * sa] * b[k * ldb + 0 .. n)
-  void (*vec_mat)(float* out, const float* a, int64_t sa, const float* b, int64_t ldb, int64_t depth,
-                  int64_t n);
+  // out (rows, n) = a (rows, depth) times b (depth, n), rows ldo, lda and ldb apart
+  void (*mat_mat)(float* out, int64_t ldo, const float* a, int64_t lda, const float* b, int64_t ldb,
+                  int64_t rows, int64_t depth, int64_t n);
   void (*softmax)(float* x, int64_t n, bool log);
   // of every column of x (n, kSoftmaxColumns)
   void (*softmax_columns)(float* x, int64_t n, bool log);

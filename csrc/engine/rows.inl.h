@@ -57,27 +57,53 @@ void lerp4(float* out, const float* a, const float* b, const float* c, const flo
   for (int64_t i = 0; i < n; ++i) out[i] = (a[i] * wa + b[i] * wb) + (c[i] * wc + d[i] * wd);
 }
 
-void vec_mat(float* out, const float* a, int64_t sa, const float* b, int64_t ldb, int64_t depth, int64_t n) {
-  constexpr int64_t kChunk = 64;
-  for (int64_t i = 0; i < n; i += kChunk) {
-    const int64_t m = n - i < kChunk ? n - i : kChunk;
-    float acc[kChunk];
-    for (int64_t j = 0; j < kChunk; ++j) acc[j] = 0.0f;
-    if (m == kChunk) {
-      for (int64_t k = 0; k < depth; ++k) {
-        const float x = a[k * sa];
-        const float* row = b + k * ldb + i;
-        for (int64_t j = 0; j < kChunk; ++j) acc[j] += x * row[j];
-      }
-    } else {
-      for (int64_t k = 0; k < depth; ++k) {
-        const float x = a[k * sa];
-        const float* row = b + k * ldb + i;
-        for (int64_t j = 0; j < m; ++j) acc[j] += x * row[j];
-      }
+// R rows of out, V vectors of columns (of the last one `last` columns): the sums stay in registers, and each
+// vector of b serves all rows. However many rows there are, a sum is of the same products in the same order.
+template <int R, int V>
+AZ_INLINE void mat_tile(float* out, int64_t ldo, const float* a, int64_t lda, const float* b, int64_t ldb,
+                        int64_t depth, int64_t last) {
+  vf sums[R][V] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    vf row[V];
+    for (int v = 0; v < V - 1; ++v) row[v] = load(b + k * ldb + v * VL);
+    const float* end = b + k * ldb + (V - 1) * VL;
+    row[V - 1] = last == VL ? load(end) : load_part(end, last);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      const vf x = splat(a[r * lda + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[r][v] += x * row[v];
     }
-    for (int64_t j = 0; j < m; ++j) out[i + j] = acc[j];
   }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V - 1; ++v) store(out + r * ldo + v * VL, sums[r][v]);
+    float* end = out + r * ldo + (V - 1) * VL;
+    if (last == VL)
+      store(end, sums[r][V - 1]);
+    else
+      store_part(end, sums[r][V - 1], last);
+  }
+}
+
+// V vectors of columns of all rows: R at once, then four, then one.
+template <int R, int V>
+void mat_panel(float* out, int64_t ldo, const float* a, int64_t lda, const float* b, int64_t ldb,
+               int64_t rows, int64_t depth, int64_t last) {
+  int64_t i = 0;
+  for (; i + R <= rows; i += R) mat_tile<R, V>(out + i * ldo, ldo, a + i * lda, lda, b, ldb, depth, last);
+  for (; i + 4 <= rows; i += 4) mat_tile<4, V>(out + i * ldo, ldo, a + i * lda, lda, b, ldb, depth, last);
+  for (; i < rows; ++i) mat_tile<1, V>(out + i * ldo, ldo, a + i * lda, lda, b, ldb, depth, last);
+}
+
+void mat_mat(float* out, int64_t ldo, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
+             int64_t depth, int64_t n) {
+  constexpr int kWide = VL == 16 ? 4 : 2;  // six rows of so many vectors: 24 or 12 sums
+  int64_t j = 0;
+  for (; j + kWide * VL <= n; j += kWide * VL)
+    mat_panel<6, kWide>(out + j, ldo, a, lda, b + j, ldb, rows, depth, VL);
+  for (; j < n; j += VL)
+    mat_panel<12, 1>(out + j, ldo, a, lda, b + j, ldb, rows, depth, n - j < VL ? n - j : VL);
 }
 
 // f over vectors of n numbers, the last filled with `rest`, folded by g, beginning at `first`.
@@ -180,7 +206,7 @@ int64_t count_nonzero(const float* x, int64_t n) {
 
 extern const Rows kRows;
 const Rows kRows = {ACTZIP_ISA_ID, activate,        binary,         max_rows,  sum_rows,
-                    affine,        accumulate,      accumulate_max, lerp4,     vec_mat,
+                    affine,        accumulate,      accumulate_max, lerp4,     mat_mat,
                     softmax,       softmax_columns, layer_norm,     transpose, count_nonzero};
 
 }  // namespace ACTZIP_ISA_NS

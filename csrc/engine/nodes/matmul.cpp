@@ -1,4 +1,6 @@
 // matmul: of plain matrices, leading sizes broadcast.
+#include <algorithm>
+
 #include "common/thread_pool.h"
 #include "engine/nodes/strided.h"
 
@@ -44,12 +46,16 @@ class MatMulNode final : public DenseNode {
       }
       return at;
     };
-    parallel_for(outer * m, threads, [&](int64_t i, int) {
-      const int64_t o = i / m, row = i % m;
-      rows_.vec_mat(y.data + offset(y, ry, o) + row * n, a.data + offset(a, ra, o) + row * k, 1,
-                    b.data + offset(b, rb, o), n, k, n);
+    const int64_t blocks = (m + kRows - 1) / kRows;
+    parallel_for(outer * blocks, threads, [&](int64_t i, int) {
+      const int64_t o = i / blocks, row = i % blocks * kRows;
+      rows_.mat_mat(y.data + offset(y, ry, o) + row * n, n, a.data + offset(a, ra, o) + row * k, k,
+                    b.data + offset(b, rb, o), n, std::min(kRows, m - row), k, n);
     });
   }
+
+ private:
+  static constexpr int64_t kRows = 48;  // at once: a multiple of what the kernels take, few enough to share
 };
 
 }  // namespace
