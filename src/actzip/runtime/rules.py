@@ -121,15 +121,20 @@ def _outline(graph: g.Graph) -> _Outline:
 
 
 def find_rules(resizer: Resizer) -> Rules | None:
-    """The rules of a network, checked at :data:`_PROBES` sizes from a quarter of its own to eight times; None
-    where there are none."""
+    """The rules of a network, checked at :data:`_PROBES` sizes from a quarter of its own to eight times, or
+    from half where it does not take a quarter; None where there are none."""
     free = _free(resizer)
     if not free:
         return None
     for step in _STEPS:
-        found = _at_step(resizer, free, step)
-        if found is not None:
-            return found
+        for least in (4, 2):
+            try:
+                found = _at_step(resizer, free, step, least)
+            except (InputError, UnsupportedError):
+                continue  # the network does not take one of the sizes
+            if found is not None:
+                return found
+            break
     return None
 
 
@@ -150,13 +155,18 @@ def _changed(shapes: Shapes, sizes: dict[tuple[int, int], int]) -> list[tuple[in
     return [tuple(sizes.get((i, a), d) for a, d in enumerate(s)) for i, s in enumerate(shapes)]
 
 
-def _at_step(resizer: Resizer, free: list[tuple[int, int]], step: int) -> Rules | None:
+def _at_step(resizer: Resizer, free: list[tuple[int, int]], step: int, least: int) -> Rules | None:
+    """Rules for multiples of ``step`` from the own size over ``least``.
+
+    Raises:
+        InputError, UnsupportedError: one of these sizes is refused.
+    """
     rng = np.random.default_rng(step)
     bounds = {}
     probes: list[dict[tuple[int, int], int]] = []
     for i, axis in free:
         own = resizer.shapes[i][axis]
-        low = max(1, own // 4 // step)
+        low = max(1, own // least // step)
         high = max(own * 8 // step, low + 4)
         bounds[i, axis] = (low * step, high * step)
     corners = [{k: b[e] for k, b in bounds.items()} for e in (0, 1)]
@@ -164,11 +174,8 @@ def _at_step(resizer: Resizer, free: list[tuple[int, int]], step: int) -> Rules 
         drawn = {k: int(rng.integers(b[0] // step, b[1] // step + 1)) * step for k, b in bounds.items()}
         probes.append(drawn)
     all_shapes = [_changed(resizer.shapes, sizes) for sizes in [*probes, *corners]]
-    try:
-        outlines = [_outline(resizer.outline(s, quick=True)) for s in all_shapes]
-        graph = resizer.at(all_shapes[0])
-    except (InputError, UnsupportedError):
-        return None
+    outlines = [_outline(resizer.outline(s, quick=True)) for s in all_shapes]
+    graph = resizer.at(all_shapes[0])
     first = outlines[0]
     if any(o.structure != first.structure or o.sketch != first.sketch for o in outlines):
         return None
