@@ -12,7 +12,7 @@ import numpy as np
 from actzip.errors import InputError, UnsupportedError
 from actzip.runtime.graph import TYPES, Dim, Node, Shape, Sym, broadcast, numel, same_shape
 from actzip.runtime.onnx_node import OnnxNode
-from actzip.runtime.ops.select import Concat
+from actzip.runtime.ops.select import Concat, taken
 from actzip.runtime.ops.shapes import dims_of, onnx_axes
 from actzip.runtime.registry import Absent, Mask, Stacked, lowers, node_classes, onnx_op, torch_op
 
@@ -441,3 +441,21 @@ def lower_transpose(low: Lowering, n: Transpose) -> None:
 @lowers(Expand)
 def lower_expand(low: Lowering, n: Expand) -> None:
     low.node("expand", n.name, [low.dense(n.inputs[0])], low.declare(n.output), n.name)
+
+
+@torch_op("unfold")
+def torch_unfold(b: Builder, a: dict[str, Any]) -> Any:
+    """Tensor.unfold: windows along a dimension, their elements in a last one."""
+    x, size, step = a["self"], int(a["size"]), int(a["step"])
+    shape = b.shape(x)
+    axis = int(a["dimension"]) % len(shape)
+    d = shape[axis]
+    if not isinstance(d, int):
+        raise b.refuse("windows along the batch are not supported")
+    starts = range(0, d - size + 1, step)
+    places = taken(b, x, axis, [s + k for s in starts for k in range(size)])
+    windows = b.reshape(places, (*shape[:axis], len(starts), size, *shape[axis + 1 :]))
+    perm = [i for i in range(len(shape) + 1) if i != axis + 1]
+    if perm[-1] == axis:
+        return windows
+    return b.emit(Transpose, windows, perm=(*perm, axis + 1))

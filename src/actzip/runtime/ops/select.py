@@ -258,7 +258,7 @@ def torch_index(b: Builder, a: dict[str, Any]) -> Any:
     at = _flat_index(b, [t for _, t in used], [int(d) for d in sizes])  # type: ignore[arg-type]
     if len(used) > 1:
         x = b.reshape(x, (*shape[:first], math.prod(map(int, sizes)), *shape[last + 1 :]))  # type: ignore
-    out = _taken(b, x, first, at.reshape(-1).tolist())
+    out = taken(b, x, first, at.reshape(-1).tolist())
     return b.reshape(out, (*shape[:first], *at.shape, *shape[last + 1 :]))
 
 
@@ -276,26 +276,6 @@ def _flat_index(b: Builder, tensors: Sequence[Any], sizes: Sequence[int]) -> Arr
     return found
 
 
-@torch_op("unfold")
-def torch_unfold(b: Builder, a: dict[str, Any]) -> Any:
-    """Tensor.unfold: windows along a dimension, their elements in a last one."""
-    x, size, step = a["self"], int(a["size"]), int(a["step"])
-    shape = b.shape(x)
-    axis = int(a["dimension"]) % len(shape)
-    d = shape[axis]
-    if not isinstance(d, int):
-        raise b.refuse("windows along the batch are not supported")
-    starts = range(0, d - size + 1, step)
-    taken = _taken(b, x, axis, [s + k for s in starts for k in range(size)])
-    windows = b.reshape(taken, (*shape[:axis], len(starts), size, *shape[axis + 1 :]))
-    perm = [i for i in range(len(shape) + 1) if i != axis + 1]
-    if perm[-1] == axis:
-        return windows
-    from actzip.runtime.ops.reshape import Transpose  # which imports this file
-
-    return b.emit(Transpose, windows, perm=(*perm, axis + 1))
-
-
 @torch_op("flip")
 def torch_flip(b: Builder, a: dict[str, Any]) -> Any:
     x = a["self"]
@@ -310,7 +290,7 @@ def torch_flip(b: Builder, a: dict[str, Any]) -> Any:
 _MOST_RUNS = 4  # slices that are joined again; of more each element is taken
 
 
-def _taken(b: Builder | Importer, x: Any, axis: int, at: list[int]) -> Any:
+def taken(b: Builder | Importer, x: Any, axis: int, at: list[int]) -> Any:
     """Elements ``at`` of a dimension, in that order: slices where they are few runs of neighbours."""
     whole = b.shape(x)[axis]
     if at == list(range(int(whole))):  # type: ignore[arg-type]
@@ -349,7 +329,7 @@ def torch_pad(b: Builder, a: dict[str, Any]) -> Any:
             if front or behind:
                 d = static(b.shape(x)[axis], "a padded dimension")
                 at = [(i - front) % d for i in range(d + front + behind)]
-                x = _taken(b, x, axis, at)
+                x = taken(b, x, axis, at)
         return x
     value = float(a.get("value") or 0.0)
     return b.emit(Pad, x, before=tuple(before), after=tuple(after), mode=mode, value=value)
@@ -456,7 +436,7 @@ def take(imp: Importer, node: OnnxNode, x: Any, axis: int, at: list[int]) -> Any
     """Elements ``at`` of a dimension, in that order."""
     if not at:
         raise node.refuse("no indices")
-    return _taken(imp, x, axis, at)
+    return taken(imp, x, axis, at)
 
 
 @onnx_op("ReverseSequence")
