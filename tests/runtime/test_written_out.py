@@ -5,23 +5,13 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import helper  # noqa: E402
 
 import actzip  # noqa: E402
+from exported import kinds, model_of  # noqa: E402
 
 N = helper.make_node
 F = np.float32
-
-
-def model_of(nodes, constants, shape, opset=17):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def compiled(model, x, tmp_path):
@@ -32,10 +22,6 @@ def compiled(model, x, tmp_path):
     (want,) = session.run(None, {"x": x})
     np.testing.assert_allclose(fast(x), want, rtol=0, atol=2e-5 * float(np.abs(want).max()))
     return fast
-
-
-def kinds(fast):
-    return [n.op for n in fast.graph.nodes]
 
 
 def normal(*shape):
@@ -75,7 +61,7 @@ def written_norm(axes, square, root, affine, shape):
 )
 def test_layer_norms_of_exporters(shape, axes, square, root, affine, tmp_path):
     nodes, constants = written_norm(axes, square, root, affine, shape)
-    fast = compiled(model_of(nodes, constants, ["n", *shape[1:]]), normal(*shape) + 0.5, tmp_path)
+    fast = compiled(model_of(nodes, constants, ["n", *shape[1:]], 17), normal(*shape) + 0.5, tmp_path)
     assert [k for k in kinds(fast) if k not in ("transpose", "reshape", "copy")] == ["layer_norm"]
 
 
@@ -107,7 +93,7 @@ def test_layer_norms_of_tensorflow(axes, affine, negative, tmp_path):
         nodes += [N("Sub", ["b", "t"], ["s"]), N("Add", ["p", "s"], ["y"])] if affine else []
         nodes += [] if affine else [N("Sub", ["p", "t"], ["y"])]
     constants = {"eps": F(1e-3), "g": normal(*size), "b": normal(*size) + 1}
-    fast = compiled(model_of(nodes, constants, ["n", 6, 5, 6]), x, tmp_path)
+    fast = compiled(model_of(nodes, constants, ["n", 6, 5, 6], 17), x, tmp_path)
     assert [k for k in kinds(fast) if k not in ("transpose", "reshape", "copy")] == ["layer_norm"]
 
 
@@ -124,7 +110,7 @@ def test_what_only_resembles_a_layer_norm_keeps_its_meaning(fault, tmp_path):
     else:  # the middle is read once more
         nodes[-1].output[0] = "last"
         nodes.append(N("Add", ["last", nodes[-3].output[0]], ["y"]))
-    fast = compiled(model_of(nodes, constants, ["n", *shape[1:]]), normal(*shape), tmp_path)
+    fast = compiled(model_of(nodes, constants, ["n", *shape[1:]], 17), normal(*shape), tmp_path)
     assert ("layer_norm" in kinds(fast)) == (fault in ("weight", "reader"))
 
 
