@@ -6,7 +6,8 @@ the answer on it goes), ``threads``, and what the engine needs: ``model`` (a nam
 ``actzip bench``) with
 ``state`` (its state dict) and ``thresholds`` (site -> number or list) where there are any,
 ``onnx``, ``int8`` (an ONNX file of quantized operators), ``ncnn`` (without .param and .bin),
-``compiled`` (an ``.actzip`` file), ``calibration`` (a .npy).
+``compiled`` (an ``.actzip`` file), ``calibration`` (a .npy), ``fallback`` (as of ``actzip.compile``;
+False where it is left out).
 
 Answers one JSON object a line: first {"ready": true, "version": ...} or {"skip": reason}; then for
 each line ``run N SECONDS`` on standard input the milliseconds of N runs, or of as many as SECONDS
@@ -166,7 +167,8 @@ def _compile(spec: dict[str, Any]) -> tuple[Any, ...]:
     xs = _inputs(spec)
     calibration = np.load(spec["calibration"]) if spec.get("calibration") else None
     model = spec["model"] if spec["model"].endswith(".onnx") else _network(spec)
-    fast = actzip.compile(model, tuple(xs), threads=spec["threads"], calibration=calibration)
+    chosen = {"threads": spec["threads"], "fallback": spec.get("fallback", False)}
+    fast = actzip.compile(model, tuple(xs), calibration=calibration, **chosen)
     return lambda: fast(*xs), lambda: first_output(fast(*xs)), actzip.__version__, fast
 
 
@@ -249,7 +251,8 @@ def main() -> None:
         text = str(error).strip().partition("\n")[0]
         say(skip=f"{type(error).__name__}: {text}")
         return
-    say(ready=True, version=version, seconds=seconds, peak_bytes=_peak_bytes())
+    note = getattr(made[3], "note", "") if len(made) > 3 else ""
+    say(ready=True, version=version, note=note, seconds=seconds, peak_bytes=_peak_bytes())
     took = 0.0
     for line in sys.stdin:
         words = line.split()

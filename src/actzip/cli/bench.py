@@ -11,6 +11,7 @@ import typer
 from actzip.cli._inputs import takes_inputs
 from actzip.cli._workers import DENSE, Worker, export_ncnn, export_onnx, take_turns
 from actzip.cli.common import (
+    FALLBACK,
     IMAGES,
     JSON,
     MODEL,
@@ -61,6 +62,7 @@ def register(app: typer.Typer) -> None:
         seconds: float = typer.Option(
             120.0, min=0.0, help="No other round begins once the rounds took so long."
         ),
+        fallback: bool | None = FALLBACK,
         trust: bool = TRUST,
         json: bool = JSON,
         *,
@@ -70,7 +72,20 @@ def register(app: typer.Typer) -> None:
         they are installed."""
         names = [e.strip() for e in engines.split(",") if e.strip()]
         result = run(
-            model, data, weights, batch, size, threads, names, rounds, runs, seconds, trust, json, inputs
+            model,
+            data,
+            weights,
+            batch,
+            size,
+            threads,
+            names,
+            rounds,
+            runs,
+            seconds,
+            trust,
+            json,
+            inputs,
+            fallback,
         )
         if json:
             print_json(result)
@@ -113,6 +128,8 @@ def _print(result: dict[str, Any]) -> None:
     if result["advice"]:
         out.print(result["advice"])
     for r in result["engines"]:
+        if r.get("note"):
+            out.print(f"{r['engine']}: {r['note']}")
         if "skip" in r:
             errors.print(f"{r['engine']} left out: {r['skip']}")
 
@@ -131,6 +148,7 @@ def run(
     trust: bool,
     quiet: bool,
     form: Form | None = None,
+    fallback: bool | None = None,
 ) -> dict[str, Any]:
     """Times of every engine in interleaved rounds, as a dict of plain values; the first engine is actzip."""
     import numpy as np
@@ -158,6 +176,7 @@ def run(
             "input": str(file),
             "threads": n_threads,
             "trust": trust,
+            "fallback": fallback,
         }
         lacks = _written(spec, found, net, x, folder, "ncnn" in engines)
         with torch.no_grad():
@@ -235,6 +254,7 @@ def _row(worker: Worker, want: Any, batch: int) -> dict[str, Any]:
     return {
         "engine": worker.engine,
         "version": worker.info["version"],
+        "note": worker.info.get("note", ""),
         "ready_seconds": worker.info["seconds"],
         "median_ms": statistics.median(ms),
         "fastest_ms": min(ms),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from actzip.data.form import Form
 
 __all__ = [
+    "FALLBACK",
     "IMAGES",
     "JSON",
     "MODEL",
@@ -83,6 +84,11 @@ IMAGES: str | None = typer.Option(
 SIZE: int | None = typer.Option(None, "--size", min=1, help="Images are resized and cropped to this square.")
 TRUST: bool = typer.Option(
     False, "--trust", help="Run code that the given file holds: a .pt2, or a recipe that names Python code."
+)
+FALLBACK: bool | None = typer.Option(
+    None,
+    help="Let ONNX Runtime run an ONNX file that it is quicker with here; where not given, a quantized one.",
+    show_default=False,
 )
 THREADS: int | None = typer.Option(
     None, "--threads", min=1, help="Threads of each engine; all CPUs where not given."

@@ -9,6 +9,7 @@ import typer
 
 from actzip.cli._inputs import takes_inputs
 from actzip.cli.common import (
+    FALLBACK,
     IMAGES,
     JSON,
     MODEL,
@@ -46,9 +47,7 @@ def register(app: typer.Typer) -> None:
             False, "--thorough", help="Time every kernel, not the likely best alone."
         ),
         cache: bool = typer.Option(True, help="Keep what was timed for the next time."),
-        fallback: bool = typer.Option(
-            False, "--fallback", help="Let ONNX Runtime run an ONNX file that it is quicker with here."
-        ),
+        fallback: bool | None = FALLBACK,
         runs: int = typer.Option(10, min=1, help="Runs that the table's times are medians of."),
         output: Path | None = typer.Option(
             None,

@@ -35,13 +35,13 @@ from actzip.runtime.binding import (
 from actzip.runtime.cache import TuningCache
 from actzip.runtime.drawn import drawn
 from actzip.runtime.explain import Explanation, explain
-from actzip.runtime.fallback import check_fallback, quicker
+from actzip.runtime.fallback import FallbackModel, check_fallback, quicker, untimed
 from actzip.runtime.graph_data import all_to_data, from_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
 from actzip.runtime.model_file import read_model_file, write_model_file
 from actzip.runtime.origin import Shapes
-from actzip.runtime.parts import compile_parts
+from actzip.runtime.parts import PartitionedModel, compile_parts
 from actzip.runtime.passes import optimize
 from actzip.runtime.rules import Rules, find_rules
 from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, shelved, unstored
@@ -72,7 +72,7 @@ def compile(
     pack: str = "auto",
     winograd: bool = True,
     parts: bool = True,
-    fallback: bool = False,
+    fallback: bool | None = None,
 ) -> CompiledModel:
     """The network as one native plan that skips zeros: ``fast = compile(model, example)``, then ``fast(x)``.
 
@@ -104,7 +104,9 @@ def compile(
         fallback: time an ONNX file with ONNX Runtime too, by turns, for about a second, and let that
             run it where it takes less than 0.95 of the engine's time: the result is then a
             :class:`~actzip.runtime.fallback.FallbackModel`, and a warning has both times. Either way
-            ``explain()`` has them.
+            ``explain()`` has them. None: of quantized files, which the engine computes in float32
+            and ONNX Runtime in integers; where nothing is timed (without ONNX Runtime, or with
+            ``tune=False``) a warning says so. False: never.
 
     Raises:
         InputError: model or example of a wrong kind, type or shape.
@@ -122,10 +124,9 @@ def compile(
         "dynamic": dynamic,
         "winograd": winograd,
         "parts": parts,
-        "fallback": fallback,
     }
-    if progress is not None:
-        flags["progress"] = progress
+    optional = {"progress": progress, "fallback": fallback}
+    flags |= {k: v for k, v in optional.items() if v is not None}
     for name, value in flags.items():
         flag(value, name)
     advise()
@@ -133,10 +134,28 @@ def compile(
         raise InputError(f"tune must be True, False or 'thorough', not {shown(tune)}")
     if fallback:
         check_fallback(model)
-        more: dict[str, Any] = {"calibration": calibration, "tune": tune, "storage": storage, "pack": pack}
-        made = compile(model, example, threads=threads, **more, **flags | {"fallback": False})
-        return cast(CompiledModel, quicker(made, model, example, n_threads))
     chosen = _Chosen(n_threads, calibration, tune, cache, progress, dynamic, storage, pack, winograd)
+    made: Any = _whole_or_parts(model, example, chosen, threads, parts)
+    if fallback is None and made.on_engine and made.quantized and not isinstance(model, g.Graph):
+        made.note = untimed(model, bool(tune))
+        fallback = not made.note
+        if made.note:
+            told(made.note)
+    if fallback and made.on_engine:
+        made = quicker(made, model, example, n_threads)
+    if isinstance(made, PartitionedModel) and not isinstance(made, FallbackModel):
+        told(made.says())
+    return cast(CompiledModel, made)
+
+
+def _whole_or_parts(
+    model: Any, example: Any, chosen: _Chosen, threads: int | None, parts: bool
+) -> CompiledModel:
+    """The network on the engine, or what the engine has of it there.
+
+    Raises:
+        InputError, UnsupportedError, DataError: as :func:`compile`.
+    """
     try:
         return _whole(model, example, chosen)
     except UnsupportedError as error:
@@ -144,16 +163,16 @@ def compile(
             raise
         options: dict[str, Any] = {
             "calibration": None,
-            "storage": storage,
-            "pack": pack,
-            "winograd": winograd,
+            "storage": chosen.storage,
+            "pack": chosen.pack,
+            "winograd": chosen.winograd,
         }
-        options |= {"threads": threads, "tune": tune, "cache": cache}
+        options |= {"threads": threads, "tune": chosen.tune, "cache": chosen.cache}
         source = model if isinstance(model, (str, os.PathLike)) else file_behind(model)
         if source is None:
-            return cast(CompiledModel, _in_parts(model, example, options, n_threads, error))
+            return cast(CompiledModel, _in_parts(model, example, options, chosen.threads, error))
         regions = Regions(options)
-        return cast(CompiledModel, compile_parts(source, example, regions, n_threads, error))
+        return cast(CompiledModel, compile_parts(source, example, regions, chosen.threads, error))
 
 
 @dataclass(frozen=True)
@@ -349,10 +368,11 @@ class CompiledModel:
     Attributes:
         graph: the optimised :class:`~actzip.runtime.graph.Graph`, densities and storages in its values.
         threads: threads of a call.
-        note: what :func:`compile` measured with ``fallback=True``.
+        note: what :func:`compile` measured with ONNX Runtime, or why it did not.
     """
 
     note = ""
+    on_engine = True
 
     def __init__(
         self,
@@ -364,6 +384,7 @@ class CompiledModel:
         store: Any = None,
         *,
         resizer: Resizer | Rules | None = None,
+        rests: bool = False,
     ) -> None:
         self.graph = graph
         self.threads = threads
@@ -377,7 +398,9 @@ class CompiledModel:
         self._tuning = threading.Lock()
         self._ruled: tuple[Rules | None] | None = None
         self._sizes: Sizes[CompiledModel] | None = None if resizer is None else Sizes(self._resized, _fits)
-        self._finish()
+        self._rests = rests
+        if not rests:
+            self._finish()
 
     def _finish(self) -> None:
         try:
@@ -603,6 +626,26 @@ class CompiledModel:
         self._low, self._plan, self._run = made._low, made._plan, made._run
         return self
 
+    @property
+    def quantized(self) -> bool:
+        """Whether it is made of an ONNX file that computes in integers."""
+        return bool(self.graph.meta.get("quantized"))
+
+    def rest(self) -> None:
+        """Gives the memory of packed weights and plans back; nothing runs until :meth:`wake`."""
+        if self._sizes is not None:
+            self._sizes = Sizes(self._resized, _fits)
+        self._store = _engine.WeightStore()
+        del self._low, self._plan, self._run
+        self._rests = True
+        heap.give_back()
+
+    def wake(self) -> None:
+        """The plan again, with the kernels that were chosen."""
+        if self._rests:
+            self._finish()
+            self._rests = False
+
     def explain(self, x: Any = None, *, runs: int = 10) -> Explanation:
         """What runs where and why, measured now on ``x``, of any size (or on one image of the
         calibration)."""
@@ -694,6 +737,7 @@ class CompiledModel:
             "format": _FORMAT,
             "sizes": sizes,
             "tunes": self._tunes,
+            "rests": self._rests,
             "note": self.note,
             "graph": self.graph,
             "variants": self._variants,
@@ -714,7 +758,13 @@ class CompiledModel:
             graph, other = shelved(graph, sizes.graph)
             sizes = dataclasses.replace(sizes, graph=other)
         self.__init__(  # type: ignore[misc]
-            graph, state["variants"], state["why"], state["threads"], state["sample"], resizer=sizes
+            graph,
+            state["variants"],
+            state["why"],
+            state["threads"],
+            state["sample"],
+            resizer=sizes,
+            rests=state.get("rests", False),
         )
         self._tunes = state.get("tunes", False)
         self.note = state.get("note", "")

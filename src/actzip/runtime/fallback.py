@@ -19,7 +19,7 @@ from actzip.runtime.graph import Array
 from actzip.runtime.onnx_file import inputs_of, load_onnx
 from actzip.runtime.parts import PartitionedModel, Plan, RefusedInput, line_of, runtime, types_of
 
-__all__ = ["FallbackModel", "check_fallback", "quicker"]
+__all__ = ["FallbackModel", "check_fallback", "quicker", "untimed"]
 
 MARGIN = 0.95  # of the engine's time: ONNX Runtime has to take less, by the median and by the minimum
 _LEAST, _MOST, _SECONDS = 5, 200, 1.0  # turns, and how long more than the least go on
@@ -42,6 +42,20 @@ def check_fallback(model: Any) -> None:
         raise UnsupportedError(
             "fallback=True needs ONNX Runtime to time the file with: `pip install onnxruntime`"
         ) from error
+
+
+def untimed(model: Any, tune: bool) -> str:
+    """Why a quantized model is not timed with ONNX Runtime; "" where it can be."""
+    what = (
+        "this file is quantized and the engine computes it in float32: ONNX Runtime's integers may be quicker"
+    )
+    if not isinstance(model, (str, os.PathLike)):
+        return f"{what}; give compile() the file itself, and both are timed"
+    try:
+        runtime()
+    except UnsupportedError:
+        return f"{what}; where that is installed (`pip install onnxruntime`) both are timed"
+    return "" if tune else f"{what}; tune=False times nothing, fallback=True times both"
 
 
 def quicker(made: Any, source: str | os.PathLike[str], example: Any, threads: int) -> Any:
@@ -68,6 +82,7 @@ def quicker(made: Any, source: str | os.PathLike[str], example: Any, threads: in
         return made
     other.note = f"ONNX Runtime runs all of it, which is quicker here: {times}"
     other._sample = given
+    made.rest()
     told(other.note)
     return other
 
@@ -129,19 +144,30 @@ class FallbackModel(PartitionedModel):
     """An ONNX file that ONNX Runtime runs, because it was quicker here: called, run, explained and
     pickled as a :class:`~actzip.runtime.compiled.CompiledModel`.
 
-    The engine's is kept beside it: inputs of sizes that ONNX Runtime refuses run there, and
-    :meth:`save` writes it.
+    The engine's is made again when it is needed: inputs of sizes that ONNX Runtime refuses run there,
+    and :meth:`save` writes it.
 
     Attributes:
         threads: threads of a call.
-        engine: the same file on the engine.
         note: what runs it, and the times of both.
     """
 
     def __init__(self, model: bytes, names: Sequence[str], engine: Any, threads: int) -> None:
-        self.engine = engine
+        self._engine = engine
         super().__init__(model, names, None, threads)
         self._plans[()] = Plan.elsewhere(model, names, self._outputs, threads)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the file computes in integers."""
+        return bool(self._engine.quantized)
+
+    @property
+    def engine(self) -> Any:
+        """The same file on the engine, which takes memory from here on."""
+        with self._lock:
+            self._engine.wake()
+        return self._engine
 
     def _open(self) -> None:
         super()._open()
@@ -185,10 +211,15 @@ class FallbackModel(PartitionedModel):
         return f"quicker than the engine here: {counts}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the engine's model as a ``.actzip`` file: where it is loaded, the engine runs it.
+        """Writes the engine's model as a ``.actzip`` file, with a warning: where it is loaded, the
+        engine runs it.
 
         Raises:
             DataError, UnsupportedError: as of the engine's own model.
         """
         written: Path = self.engine.save(path)
+        told(
+            f"{written} holds the engine's model, in float32, which was slower here: ONNX Runtime is in "
+            "no .actzip file; pickle the model, or compile the ONNX file where it runs, to keep it"
+        )
         return written

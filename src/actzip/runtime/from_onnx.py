@@ -32,6 +32,7 @@ from actzip.runtime.onnx_file import MAX_ELEMENTS, NeedsConstant, load_onnx, onn
 from actzip.runtime.onnx_loop import unrolled
 from actzip.runtime.onnx_node import OnnxNode, dequantized, float32_of, reads
 from actzip.runtime.onnx_plain import plain
+from actzip.runtime.onnx_quantized import is_quantized
 from actzip.runtime.ops.shapes import SHAPE_OPS, probed, probed_shape
 from actzip.runtime.registry import ONNX, PROBES, Mask, Probed
 
@@ -204,6 +205,8 @@ class Importer:
             self.graph.meta["out_slots"] = slots
         self.graph.meta["out_names"] = [v.name for v in proto.output]
         self.graph.meta["in_names"] = list(self.graph.inputs)
+        if is_quantized(self.model):
+            self.graph.meta["quantized"] = True
         self.graph.validate()
         loose = [
             v for v in self.graph.outputs if not any(isinstance(d, g.Sym) for d in self.graph.shape(v)[:1])

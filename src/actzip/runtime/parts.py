@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actzip.errors import ActzipError, InputError, UnsupportedError, told
+from actzip.errors import ActzipError, InputError, UnsupportedError
 from actzip.runtime.binding import no_memory
 from actzip.runtime.blame import MOST_CUTS, first_failing, reasons
 from actzip.runtime.drawn import drawn as drawn_of
@@ -27,6 +27,7 @@ from actzip.runtime.from_onnx import Importer, at_least_opset
 from actzip.runtime.graph import Array, Graph
 from actzip.runtime.onnx_file import inputs_of, load_onnx, onnx_package, tensor_array
 from actzip.runtime.onnx_node import OnnxNode, reads
+from actzip.runtime.onnx_quantized import is_quantized
 from actzip.runtime.open_sizes import open_inputs, settled, usual_shapes
 
 __all__ = [
@@ -79,7 +80,6 @@ def compile_parts(
     arrays = _example(model, names, inputs)
     made = PartitionedModel(model.SerializeToString(), names, compiler, threads)
     made.prepare(arrays)
-    told(made.says())
     return made
 
 
@@ -554,7 +554,7 @@ class PartitionedModel:
 
     Attributes:
         threads: threads of a call.
-        note: what :func:`actzip.compile` measured with ``fallback=True``.
+        note: what :func:`actzip.compile` measured with ONNX Runtime, or why it did not.
     """
 
     note = ""
@@ -572,6 +572,24 @@ class PartitionedModel:
         self._model = onnx_package().ModelProto.FromString(self._bytes)
         self._outputs = [o.name for o in self._model.graph.output]
         self._dtypes = types_of(self._model)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the file computes in integers."""
+        return is_quantized(self._model)
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether the engine runs a part of it."""
+        return any(p.engine for plan in self._plans.values() for p in plan.parts)
+
+    def rest(self) -> None:
+        """Gives the memory of the parts back; the next call makes those that it needs again."""
+        self._plans.clear()
+
+    def wake(self) -> None:
+        """The parts for the example again."""
+        self._plan(self._sample)
 
     def prepare(self, arrays: Sequence[Array]) -> None:
         """Makes the parts for these inputs, which are the sample of :meth:`explain`."""

@@ -134,6 +134,8 @@ class PartitionedModule:
         threads: threads of a call of the engine's parts.
     """
 
+    on_engine, quantized = True, False
+
     def __init__(
         self,
         model: nn.Module,
