@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #if ACTZIP_VL > 4
@@ -43,6 +44,28 @@ AZ_INLINE void keep(vf& v) {
 #elif defined(__aarch64__)
   __asm__("" : "+w"(v));
 #endif
+}
+
+// f(0), f(1), ... f(N - 1) with numbers known to the compiler: unrolled whatever f holds, where GCC's pragma
+// may not and arrays then stay in memory.
+#define AZ_LAMBDA __attribute__((always_inline))
+template <int... I, class F>
+AZ_INLINE void unroll(std::integer_sequence<int, I...>, F&& f) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+AZ_INLINE void unrolled(F&& f) {
+  unroll(std::make_integer_sequence<int, N>{}, f);
+}
+
+// p + stride, of which the compiler knows nothing: it keeps no register for every place that is stepped to.
+template <class T>
+AZ_INLINE T* step(T* p, int64_t stride) {
+  p += stride;
+#if defined(__GNUC__)
+  __asm__("" : "+r"(p));
+#endif
+  return p;
 }
 
 // The first n < VL lanes, `rest` in the others; nothing beyond them is touched.

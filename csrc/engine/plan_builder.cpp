@@ -126,12 +126,14 @@ void PlanBuilder::check_node(size_t i, std::vector<bool>* written, Plan* plan) c
   const auto now = static_cast<int>(i);
   if (known(n.output, who).band > 0) fail(who + ": writes what is kept in bands only");
   if (const auto mid = n.ints.find("band"); mid != n.ints.end()) {
-    if (mid->second.size() != 1 || mid->second[0] < 0 ||
-        mid->second[0] >= static_cast<int64_t>(values_.size()) || known(mid->second[0], who).band < 1)
-      fail(who + ": names no value that is kept in bands");
-    const auto b = static_cast<size_t>(mid->second[0]);
-    if (plan->first_[b] >= 0) fail(who + ": '" + values_[b].name + "' belongs to another node");
-    plan->first_[b] = plan->last_[b] = now;
+    if (mid->second.empty() || mid->second.size() > (n.op == "conv_depthwise" ? 2 : 1))
+      fail(who + ": names no value that is kept in bands, or too many");
+    for (int64_t v : mid->second) {
+      if (known(v, who).band < 1) fail(who + ": '" + known(v, who).name + "' is not kept in bands");
+      const auto b = static_cast<size_t>(v);
+      if (plan->first_[b] >= 0) fail(who + ": '" + values_[b].name + "' belongs to another node");
+      plan->first_[b] = plan->last_[b] = now;
+    }
   }
   for (int v : n.inputs) {
     const ValueSpec& x = known(v, who);

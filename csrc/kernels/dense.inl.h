@@ -95,6 +95,37 @@ void dense_tile(const DenseTile& tile) {
     for (int j = 0; j < NV; ++j) store(t.acc + m * t.acc_stride + j * VL, a[m][j]);
 }
 
+// Vector J of the three that a vector of pixels makes. Its lanes are, with four of them:
+//
+//   a0 b0 c0 a1   b1 c1 a2 b2   c2 a3 b3 c3
+template <int J, int... L>
+AZ_INLINE vf interleaved(vf a, vf b, vf c, std::integer_sequence<int, L...>) {
+#define AZ_PIXEL ((J * VL + L) / 3)
+#define AZ_PLANE ((J * VL + L) % 3)
+#if defined(__clang__) || __GNUC__ >= 12
+  const vf ab = __builtin_shufflevector(a, b, (AZ_PLANE == 1 ? VL + AZ_PIXEL : AZ_PIXEL)...);
+  return __builtin_shufflevector(ab, c, (AZ_PLANE == 2 ? VL + AZ_PIXEL : L)...);
+#else
+  const vf ab = __builtin_shuffle(a, b, vi{(AZ_PLANE == 1 ? VL + AZ_PIXEL : AZ_PIXEL)...});
+  return __builtin_shuffle(ab, c, vi{(AZ_PLANE == 2 ? VL + AZ_PIXEL : L)...});
+#endif
+#undef AZ_PIXEL
+#undef AZ_PLANE
+}
+
+void interleave3(const float* src, int64_t plane, int64_t count, float* dst) {
+  constexpr auto lanes = std::make_integer_sequence<int, VL>{};
+  int64_t x = 0;
+  for (; x + VL <= count; x += VL, dst += 3 * VL) {
+    const vf a = load(src + x), b = load(src + plane + x), c = load(src + 2 * plane + x);
+    store(dst, interleaved<0>(a, b, c, lanes));
+    store(dst + VL, interleaved<1>(a, b, c, lanes));
+    store(dst + 2 * VL, interleaved<2>(a, b, c, lanes));
+  }
+  for (; x < count; ++x, dst += 3)
+    for (int64_t c = 0; c < 3; ++c) dst[c] = src[c * plane + x];
+}
+
 }  // namespace
 }  // namespace ACTZIP_ISA_NS
 }  // namespace actzip::kernels

@@ -92,6 +92,7 @@ class DenseConv final : public ConvBase {
   void run_tiles(const Band& b, const Sub& sub, kernels::DenseTile t, float* acc) const;
   void tabulate(const Band& b) const;
   void tabulate_pixels(const Band& b, const float* base, int64_t row_stride, int64_t pixel_stride) const;
+  void tabulate_runs(const Band& b, const float* base, int64_t row_stride, int64_t pixel_stride) const;
 
   bool merged_ = false, by_columns_ = false;
   int64_t steps_ = 1, depth_ = 1, slice_ = 1, shared_ = 1, bunches_ = 1;  // shared_: units of an item
@@ -193,14 +194,7 @@ void DenseConv::read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) c
   if (p.in_planes) {
     const int64_t plane = a.ih * a.iw;
     const float* src = a.in + n * p.ic * plane + iy * a.iw;
-    if (p.ic == 3) {
-      for (int64_t x = 0; x < a.iw; ++x, dst += 3) {
-        dst[0] = src[x];
-        dst[1] = src[plane + x];
-        dst[2] = src[2 * plane + x];
-      }
-      return;
-    }
+    if (p.ic == 3) return kernels_->interleave3(src, plane, a.iw, dst);
     for (int64_t c = 0; c < p.ic; ++c)
       for (int64_t x = 0; x < a.iw; ++x) dst[x * p.ic + c] = src[c * plane + x];
     return;
@@ -300,7 +294,7 @@ void DenseConv::tabulate(const Band& b) const {
   const float* base = copied() ? b.s.rows : a.in + (b.n * a.ih + b.iy0) * a.iw * a.in_stride;
   if (taps_ == 1 && p.pad_top + p.pad_left + p.pad_bottom + p.pad_right == 0)
     return tabulate_pixels(b, base, row_stride, pixel_stride);
-  const int64_t left = merged_ ? 0 : p.pad_left, columns = merged_ ? 1 : p.kw;
+  if (merged_) return tabulate_runs(b, base, row_stride, pixel_stride);
   int64_t y = 0, x = b.x0;
   int32_t* taps = b.s.taps;
   for (int64_t first = 0; first < pixels; first += b.mr, taps += 1 + steps_) {
@@ -310,10 +304,10 @@ void DenseConv::tabulate(const Band& b) const {
     bool inner = true;                                 // no window reaches into the padding
     for (int64_t m = 0; m < here; ++m) {
       rs[m] = y * p.sh;
-      xs[m] = x * p.sw - left;
+      xs[m] = x * p.sw - p.pad_left;
       at[m] = rs[m] * row_stride + xs[m] * pixel_stride;
-      inner &= merged_ || (b.iy0 + rs[m] >= 0 && b.iy0 + rs[m] + (p.kh - 1) * p.dh < a.ih && xs[m] >= 0 &&
-                           xs[m] + (p.kw - 1) * p.dw < a.iw);
+      inner &= b.iy0 + rs[m] >= 0 && b.iy0 + rs[m] + (p.kh - 1) * p.dh < a.ih && xs[m] >= 0 &&
+               xs[m] + (p.kw - 1) * p.dw < a.iw;
       if (by_columns_) {
         if (++y == b.rows) y = 0, ++x;
       } else {
@@ -324,7 +318,7 @@ void DenseConv::tabulate(const Band& b) const {
     int32_t used = 0;
     int32_t step = 0;
     for (int64_t ky = 0; ky < p.kh; ++ky)
-      for (int64_t kx = 0; kx < columns; ++kx, ++step) {
+      for (int64_t kx = 0; kx < p.kw; ++kx, ++step) {
         const int64_t dy = ky * p.dh, dx = kx * p.dw, offset = dy * row_stride + dx * pixel_stride;
         bool any = inner;
         for (int64_t m = 0; m < here; ++m) {
@@ -353,6 +347,28 @@ void DenseConv::tabulate_pixels(const Band& b, const float* base, int64_t row_st
   }
   int32_t* taps = b.s.taps;
   for (int64_t first = 0; first < b.pixels(); first += b.mr, taps += 2) taps[0] = 1, taps[1] = 0;
+}
+
+// The same of merged taps, whose padding is there.
+void DenseConv::tabulate_runs(const Band& b, const float* base, int64_t row_stride,
+                              int64_t pixel_stride) const {
+  const ConvProblem& p = problem_;
+  const int64_t pixels = b.pixels(), down = p.dh * row_stride;
+  const float* from[kernels::kMaxMr];
+  int32_t* taps = b.s.taps;
+  for (int64_t first = 0, y = 0, x = 0; first < pixels; first += b.mr) {
+    const int64_t here = std::min(b.mr, pixels - first);
+    for (int64_t m = 0; m < here; ++m) {
+      from[m] = base + y * p.sh * row_stride + (b.x0 + x) * p.sw * pixel_stride;
+      if (++x == b.count) x = 0, ++y;
+    }
+    const float** to = b.s.table + first * steps_;
+    *taps++ = static_cast<int32_t>(steps_);
+    for (int64_t step = 0; step < steps_; ++step, to += b.mr) {
+      for (int64_t m = 0; m < here; ++m) to[m] = from[m] + step * down;
+      *taps++ = static_cast<int32_t>(step);
+    }
+  }
 }
 
 bool can(const Variant&, const ConvProblem& p) { return !p.in_planes || merges(p); }

@@ -39,38 +39,39 @@ void depthwise_pixel(const DepthwiseRow& d, int64_t i) {
   }
 }
 
-// One vector of channels of PX neighbouring pixels, of which `pixels` are wanted: their K x K windows, which
-// begin at `at` of the rows, share what they load. EDGE: columns may lie outside the map, x0 is the first.
+// One vector of channels of PX neighbouring pixels: their K x K windows, which begin at `at` of the rows,
+// share what they load. EDGE: columns may lie outside the map, x0 is the first. The sums of eight pixels hide
+// the latency of one addition behind the next; an address that steps from column to column needs one register
+// where GCC would take one a column, and spill them.
 template <int K, int SW, int PX, bool EDGE, bool PART>
 AZ_INLINE void depthwise_group(const float* const (&rows)[K], int64_t at, int64_t stride, const float* w,
                                vf bias, int64_t lanes, int64_t x0, int64_t iw, vf (&a)[PX]) {
   constexpr int COLUMNS = (PX - 1) * SW + K;
-#pragma GCC unroll 8
-  for (int j = 0; j < PX; ++j) a[j] = bias;
-#pragma GCC unroll 8
-  for (int ky = 0; ky < K; ++ky) {
-    if (rows[ky] == nullptr) continue;
+  unrolled<PX>([&](auto j) AZ_LAMBDA { a[j] = bias; });
+  unrolled<K>([&](auto ky) AZ_LAMBDA {
+    if (rows[ky] == nullptr) return;
     const float* p = rows[ky] + at;
     vf k[K];
-#pragma GCC unroll 8
-    for (int x = 0; x < K; ++x) {
+    unrolled<K>([&](auto x) AZ_LAMBDA {
       k[x] = load(w + (ky * K + x) * VL);
       keep(k[x]);
-    }
-#pragma GCC unroll 16
-    for (int x = 0; x < COLUMNS; ++x) {
-      if (EDGE && static_cast<uint64_t>(x0 + x) >= static_cast<uint64_t>(iw)) continue;
-      vf v = PART ? load_part(p + x * stride, lanes) : load(p + x * stride);
-      keep(v);
-#pragma GCC unroll 8
-      for (int j = 0; j < PX; ++j)
-        if (x - j * SW >= 0 && x - j * SW < K) a[j] += v * k[x - j * SW];
-    }
-  }
+    });
+    unrolled<COLUMNS>([&](auto x) AZ_LAMBDA {
+      if (!EDGE || static_cast<uint64_t>(x0 + x) < static_cast<uint64_t>(iw)) {
+        vf v = PART ? load_part(p, lanes) : load(p);
+        keep(v);
+        unrolled<PX>([&](auto j) AZ_LAMBDA {
+          constexpr int tap = decltype(x)::value - decltype(j)::value * SW;
+          if constexpr (tap >= 0 && tap < K) a[j] += v * k[tap];
+        });
+      }
+      p = step(p, stride);
+    });
+  });
 }
 
-// All channels of PX pixels from i on. What the loop needs is in local variables: GCC would read it again for
-// each vector, or spill it to vector registers.
+// All channels of PX pixels from i on, of which `pixels` are wanted. What the loop needs is in local
+// variables: GCC would read it again for each vector.
 template <int K, int SW, int PX, bool EDGE>
 AZ_INLINE void depthwise_pixels(const DepthwiseRow& d, int64_t i, int64_t pixels) {
   const float* rows[K];
@@ -83,31 +84,43 @@ AZ_INLINE void depthwise_pixels(const DepthwiseRow& d, int64_t i, int64_t pixels
   float* out = d.acc + i * out_stride;
   int64_t at = x0 * stride, c = 0;
   vf a[PX];
+  const auto store_all = [&](int64_t lanes) AZ_LAMBDA {
+    float* to = out;
+    unrolled<PX>([&](auto j) AZ_LAMBDA {
+      if (!EDGE || j < pixels) depthwise_store(to, lanes, a[j], lo, hi);
+      to = step(to, out_stride);
+    });
+  };
   for (; c + VL <= channels; c += VL, at += VL, w += K * K * VL, bias += VL, out += VL) {
     depthwise_group<K, SW, PX, EDGE, false>(rows, at, stride, w, load(bias), VL, x0, iw, a);
-#pragma GCC unroll 8
-    for (int j = 0; j < PX; ++j)
-      if (!EDGE || j < pixels) depthwise_store(out + j * out_stride, VL, a[j], lo, hi);
+    store_all(VL);
   }
   if (c == channels) return;
   depthwise_group<K, SW, PX, EDGE, true>(rows, at, stride, w, load(bias), channels - c, x0, iw, a);
-#pragma GCC unroll 8
-  for (int j = 0; j < PX; ++j)
-    if (!EDGE || j < pixels) depthwise_store(out + j * out_stride, channels - c, a[j], lo, hi);
+  store_all(channels - c);
 }
 
-// The last group begins earlier, where there are pixels enough, and computes some of them again.
+template <int K, int SW, int PX>
+AZ_INLINE void depthwise_at(const DepthwiseRow& d, int64_t i) {
+  const int64_t x0 = (d.first + i) * SW - d.pad_left;
+  if (x0 >= 0 && x0 + (PX - 1) * SW + K <= d.iw && i + PX <= d.count)
+    depthwise_pixels<K, SW, PX, false>(d, i, PX);
+  else
+    depthwise_pixels<K, SW, PX, true>(d, i, d.count - i);
+}
+
+// Groups of eight pixels, where the registers hold them beside a row of weights, then of four. The last group
+// begins earlier, where there are pixels enough, and computes some of them again.
 template <int K, int SW>
 void depthwise_size(const DepthwiseRow& d) {
-  constexpr int PX = 4;
-  for (int64_t at = 0; at < d.count; at += PX) {
-    const int64_t i = at + PX > d.count && d.count >= PX ? d.count - PX : at;
-    const int64_t x0 = (d.first + i) * SW - d.pad_left;
-    if (x0 >= 0 && x0 + (PX - 1) * SW + K <= d.iw && i + PX <= d.count)
-      depthwise_pixels<K, SW, PX, false>(d, i, PX);
-    else
-      depthwise_pixels<K, SW, PX, true>(d, i, d.count - i);
+  constexpr int PX = 8 + K + 1 <= kRegisters ? 8 : 4;
+  int64_t i = 0;
+  for (; i + PX <= d.count; i += PX) depthwise_at<K, SW, PX>(d, i);
+  if (PX == 8 && d.count - i > 4 && d.count >= PX) {
+    depthwise_at<K, SW, PX>(d, d.count - PX);
+    return;
   }
+  for (; i < d.count; i += 4) depthwise_at<K, SW, 4>(d, i + 4 > d.count && d.count >= 4 ? d.count - 4 : i);
 }
 
 void depthwise_row(const DepthwiseRow& d) {

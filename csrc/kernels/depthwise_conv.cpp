@@ -35,49 +35,70 @@ class DepthwiseConv final : public ConvBase {
     s.finish = take_finish(carver, a, c, 1);
     return s;
   }
-  Cut cut_rows(const ConvArgs& a) const {
+  // An item: one row, or some of a dense map, enough of them for every thread.
+  Cut cut_rows(const ConvArgs& a, int threads) const {
     Cut c = whole_or_part(problem_, a);
     c.segment = c.ow;
-    c.rows = c.segments = 1;
-    c.bands = c.end_row - c.first_row;
+    c.segments = 1;
+    const int64_t height = c.end_row - c.first_row;
+    c.rows =
+        direct(a) ? std::clamp<int64_t>(c.images * height / (threads > 1 ? 8 * threads : 1), 1, kRows) : 1;
+    c.bands = ceil_div(height, c.rows);
     c.in_rows = problem_.kh;
     return c;
   }
-  int64_t items(const ConvArgs& a, int) const override {
-    const Cut c = cut_rows(a);
+  int64_t items(const ConvArgs& a, int threads) const override {
+    const Cut c = cut_rows(a, threads);
     return c.images * c.bands;
   }
-  ConvPart part(const ConvArgs& a, int, int64_t item) const override {
-    return part_of(cut_rows(a), item, 0, units_.size());
+  ConvPart part(const ConvArgs& a, int threads, int64_t item) const override {
+    return part_of(cut_rows(a, threads), item, 0, units_.size());
   }
-  size_t scratch_bytes(const ConvArgs& a, int) const override {
+  size_t scratch_bytes(const ConvArgs& a, int threads) const override {
     Carver carver{nullptr};
-    carve(carver, cut_rows(a), a);
+    carve(carver, cut_rows(a, threads), a);
     return carver.used;
   }
 
-  void run_item(const ConvArgs& a, int, int64_t item, void* scratch) const override {
-    const Cut c = cut_rows(a);
+  void run_item(const ConvArgs& a, int threads, int64_t item, void* scratch) const override {
+    const Cut c = cut_rows(a, threads);
     Carver carver{static_cast<unsigned char*>(scratch)};
     const Scratch s = carve(carver, c, a);
-    const int64_t n = c.first_image + item / c.bands, y = c.first_row + item % c.bands;
-    if (direct(a)) {
-      for (int64_t first = 0; first < problem_.ic; first += kAtOnce) {
-        const Unit u{first, std::min(kAtOnce, problem_.ic - first), 0, 0, 0, false, {}};
-        point(a, n, y, u, s);
-        compute(a, u, s, c.ow, a.out + (n * c.oh + y) * c.ow * a.out_stride + first, a.out_stride);
-      }
-      return;
-    }
+    const int64_t n = c.first_image + item / c.bands, y = c.first_row + item % c.bands * c.rows;
+    if (direct(a)) return run_tiles(a, c, n, y, std::min(c.rows, c.end_row - y), s);
     for (const Unit& u : units_) {
       point(a, n, y, u, s);
-      compute(a, u, s, c.ow, s.acc, 64);
+      compute(a, u, s, 0, c.ow, s.acc, 64);
       finish(a, c, u, s.finish, {n, y, 0, c.ow, s.acc, 64});
     }
   }
 
  private:
-  static constexpr int64_t kAtOnce = 384;  // channels whose weights stay in the first-level cache
+  static constexpr int64_t kRows = 16;  // of an item
+  static constexpr int64_t kChannels =
+      128;  // of a tile: their weights and some pixels fit the first-level cache
+  static constexpr int64_t kNear = 4 << 20;    // bytes of a map of which much is near
+  static constexpr int64_t kWindow = 8 << 10;  // floats of the input rows that an output row of a tile reads
+
+  // Rows [y, y + rows) of a dense map: some pixels and channels of all of them, then the next, so that an
+  // input row is in the first-level cache when the rows below read it again.
+  void run_tiles(const ConvArgs& a, const Cut& c, int64_t n, int64_t y, int64_t rows,
+                 const Scratch& s) const {
+    const ConvProblem& p = problem_;
+    const int64_t channels = ceil_div(p.ic, ceil_div(p.ic, kChannels) * kernels_->vl) * kernels_->vl;
+    const bool near = a.rows >= 0 || 4 * a.ih * a.iw * p.ic <= kNear;
+    const int64_t fit = near ? kWindow / (channels * p.sw * ((p.kh - 1) * p.dh + 1)) : c.ow;
+    const int64_t pixels = round_up(ceil_div(c.ow, ceil_div(c.ow, std::max<int64_t>(fit, 16))), 8);
+    for (int64_t first = 0; first < p.ic; first += channels) {
+      const Unit u{first, std::min(channels, p.ic - first), 0, 0, 0, false, {}};
+      for (int64_t x = 0; x < c.ow; x += pixels)
+        for (int64_t r = y; r < y + rows; ++r) {
+          point(a, n, r, u, s);
+          compute(a, u, s, x, std::min(pixels, c.ow - x),
+                  a.out + ((n * c.oh + r) * c.ow + x) * a.out_stride + first, a.out_stride);
+        }
+    }
+  }
 
   // From a dense map to a dense map, without anything in between.
   bool direct(const ConvArgs& a) const {
@@ -104,7 +125,8 @@ class DepthwiseConv final : public ConvBase {
     }
   }
 
-  void compute(const ConvArgs& a, const Unit& u, const Scratch& s, int64_t count, float* to,
+  // Output pixels [x, x + count) of the row whose input rows are pointed to.
+  void compute(const ConvArgs& a, const Unit& u, const Scratch& s, int64_t x, int64_t count, float* to,
                int64_t stride) const {
     const ConvProblem& p = problem_;
     kernels::DepthwiseRow d{};
@@ -124,7 +146,7 @@ class DepthwiseConv final : public ConvBase {
     d.hi = last && p.act == ActKind::clip ? p.hi : kInfinity;
     d.acc = to;
     d.acc_stride = stride;
-    d.first = 0;
+    d.first = x;
     d.count = count;
     kernels_->depthwise(d);
   }

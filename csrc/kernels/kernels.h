@@ -213,6 +213,8 @@ struct Kernels {
 
   void (*epilogue)(const EpilogueRow&);
   void (*depthwise)(const DepthwiseRow&);
+  // Pixel i of three planes, `plane` floats apart, to dst[3 * i ...].
+  void (*interleave3)(const float* src, int64_t plane, int64_t count, float* dst);
   // Positions of a line, `stride` floats apart, to a line a channel: position i to dst[i % step * phase + i /
   // step], the next channel's `plane` further.
   void (*lines_split)(const float* src, int64_t stride, int64_t channels, int64_t count, int64_t step,

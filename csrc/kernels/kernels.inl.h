@@ -117,6 +117,7 @@ constexpr Kernels make_kernels() {
   k.lines_oc = kRegisters == 32 ? kMaxLines : 4;
   put_lines<kRegisters == 32 ? kMaxLines : 4, lines_vectors(kRegisters == 32 ? kMaxLines : 4)>(k);
   for (int oc = 1; oc <= k.lines_oc; ++oc) k.lines_nx[oc] = lines_vectors(oc);
+  k.interleave3 = interleave3;
   k.lines_split = lines_split;
   k.cook_input = cook_input;
   k.cook_output = cook_output;

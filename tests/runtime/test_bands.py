@@ -149,12 +149,74 @@ def test_expansions_and_depthwise_convolutions_by_turns(
     _check_one_band(net, x)
 
 
+class Block(Inverted):
+    """The same with a convolution of few channels in front, a residual if asked for, and an activation
+    behind."""
+
+    def __init__(self, kernel: int, stride: int, act: type[nn.Module], residual: bool, first: int) -> None:
+        super().__init__(kernel, stride, act)
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.a = nn.Conv2d(6, 70, first, padding=first // 2)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        y = self.c(self.act(self.b(self.act(self.a(x)))))
+        return torch.tanh(x + y if self.residual else y)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6, nn.Hardswish, nn.PReLU])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "residual", "first"),
+    [(3, 1, True, 1), (3, 2, False, 1), (5, 1, True, 3), (5, 2, False, 3), (7, 3, False, 1)],
+)
+def test_projections_run_by_turns_too(
+    isa: str, kernel: int, stride: int, residual: bool, first: int, act: type[nn.Module]
+) -> None:
+    torch.manual_seed(3)
+    net, x = Block(kernel, stride, act, residual, first).eval(), torch.randn(3, 3, 31, 26)
+    graph = optimize(capture(net, x))
+    fast = compile_graph(choose_storage(graph, set(graph.values)), example=x, tune=False)
+    graph = fast.graph
+    for value in graph.values.values():
+        value.storage = "dense" if value.storage == "packed" else value.storage
+    low, apart = lower(graph), lower(graph, three=False)
+    assert len(low.inside) == 2 and len(apart.inside) == 1
+    assert low.plan.arena_bytes(3) < apart.plan.arena_bytes(3)
+    with torch.no_grad():
+        want = net(x).numpy()
+    found = [np.empty_like(want) for _ in range(4)]
+    for plan, threads, y in zip([low, apart, low, low], [1, 1, 2, 5], found, strict=True):
+        plan.plan.profile(3, [x.numpy()], [y], threads)
+    assert np.abs(found[0] - want).max() <= 2e-5 * np.abs(want).max()
+    assert all(np.array_equal(y, found[0]) for y in found[1:])
+
+
+def test_a_residual_that_comes_later_keeps_the_projection_apart() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.side = Inverted(3, 1, nn.Hardswish), nn.Conv2d(5, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.block.act(self.block.b(self.block.act(self.block.a(x))))
+            return self.block.c(y) + torch.tanh(self.side(x))
+
+    torch.manual_seed(3)
+    net, x = Late().eval(), torch.randn(2, 5, 31, 26)
+    _check_one_band(net, x)
+
+
 def test_turns_are_tuned_explained_and_saved(tmp_path: Path) -> None:
     torch.manual_seed(3)
     net, x = Inverted(3, 1, nn.ReLU).eval(), torch.randn(1, 5, 31, 26)
     fast = actzip.compile(net, x, cache=False)
     assert "band" in {v.storage for v in fast.graph.values.values()}
-    assert {r.op for r in fast.explain().rows} >= {"conv2d"}
+    rows = fast.explain().rows
+    assert [r.op for r in rows].count("conv2d") == 3
+    inner = (3 * 31 - 2) * (3 * 26 - 2)  # pairs of a pixel and a tap inside the map
+    assert sum(r.macs for r in rows) == 70 * ((5 + 6) * 31 * 26 + inner)
+    assert all("by turns with" in r.why for r in rows if r.macs and r.milliseconds == 0)
     again = actzip.runtime.load(fast.save(tmp_path / "m.actzip"))
     assert torch.equal(again(x), fast(x))
 

@@ -1,6 +1,6 @@
 // A convolution and the pool or depthwise convolution that alone reads it, by turns: some rows of the one,
-// then those of the other that they allow. The map between is never there in whole: `band` rows of one image,
-// which lie in the cache.
+// then those of the other that they allow, and of a 1x1 convolution behind it. The maps between are never
+// there in whole: `band` rows of one image, which lie in the cache.
 #include <algorithm>
 #include <cstring>
 #include <iterator>
@@ -77,6 +77,8 @@ class TurnsNode : public Node {
   virtual void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1,
                          int threads) const = 0;
 
+  int64_t step() const { return step_; }  // rows of the output that a turn makes, at most
+
   std::unique_ptr<KernelNode> conv_;
   int mid_ = -1;
 
@@ -144,23 +146,30 @@ class ConvPoolNode final : public TurnsNode {
   std::unique_ptr<RowsNode> pool_;
 };
 
+// ... and, where `band` names a second map, a convolution of one tap behind them, for which the depthwise one
+// leaves its rows in that map.
 class ConvDepthwiseNode final : public TurnsNode {
  public:
   ConvDepthwiseNode(NodeSpec s, const Values& values, Isa isa) {
-    NodeSpec next;
-    next.op = "conv";
-    next.name = s.strings["next"];
-    next.inputs = {static_cast<int>(list(s, "band", 1, 0)[0])};
-    next.output = s.output;
-    next.store = s.store;
-    move(s.ints, next.ints);
-    move(s.floats, next.floats);
-    move(s.strings, next.strings);
-    move(s.arrays, next.arrays);
-    move(s.borrowed, next.borrowed);
+    const std::vector<int64_t> between = s.ints["band"];
+    NodeSpec next = behind(s, "next"), last = behind(s, "last");
+    next.inputs = {static_cast<int>(between.at(0))};
+    next.output = between.size() > 1 ? static_cast<int>(between[1]) : s.output;
     const Rows rows{list(next, "stride", 2, 1)[0], list(next, "padding", 4, 0)[0],
                     reach(list(next, "kernel", 2, 1), list(next, "dilation", 2, 1))};
-    begin(s, values, isa, rows);
+    NodeSpec first = s;
+    first.ints["band"].resize(1);
+    if (between.size() > 1) {
+      end_ = next.output;
+      last.inputs = {end_};
+      last.inputs.insert(last.inputs.end(), s.inputs.begin() + 1, s.inputs.end());  // the residual
+      first.inputs.resize(1);
+      if (reach(list(last, "kernel", 2, 1), {1}) > 1 || list(last, "stride", 2, 1)[0] > 1)
+        fail(s, "the last convolution has more than one tap");
+      last_ = make_conv_kernel(std::move(last), values, isa);
+    }
+    begin(std::move(first), values, isa, rows);
+    if (end_ >= 0 && value(values, end_).band < step()) fail(s, "the second band is lower than a turn");
     next_ = make_conv_kernel(std::move(next), values, isa);
     s.arrays.clear();
     s.borrowed.clear();
@@ -169,36 +178,64 @@ class ConvDepthwiseNode final : public TurnsNode {
   void weights(Weights* found) const override {
     conv_->weights(found);
     next_->weights(found);
+    if (last_ != nullptr) last_->weights(found);
   }
 
  private:
-  // Attributes of the second convolution: next_<name>.
-  template <class M>
-  static void move(M& from, M& to) {
-    for (auto it = from.begin(); it != from.end();) {
-      const bool mine = it->first.rfind("next_", 0) == 0;
-      if (mine) to[it->first.substr(5)] = std::move(it->second);
-      it = mine ? from.erase(it) : std::next(it);
-    }
+  // The convolution whose attributes are <prefix>_<name>, which are taken out of `s`.
+  static NodeSpec behind(NodeSpec& s, const std::string& prefix) {
+    NodeSpec n;
+    n.op = "conv";
+    n.name = s.strings[prefix];
+    n.output = s.output;
+    n.store = s.store;
+    const auto take = [&](auto& from, auto& to) {
+      for (auto it = from.begin(); it != from.end();) {
+        const bool mine = it->first.rfind(prefix + '_', 0) == 0;
+        if (mine) to[it->first.substr(prefix.size() + 1)] = std::move(it->second);
+        it = mine ? from.erase(it) : std::next(it);
+      }
+    };
+    take(s.ints, n.ints);
+    take(s.floats, n.floats);
+    take(s.strings, n.strings);
+    take(s.arrays, n.arrays);
+    take(s.borrowed, n.borrowed);
+    return n;
   }
-  size_t next_scratch(const Context& c, int64_t y0, int64_t y1, int threads) const override {
-    ConvArgs a = next_->args(c, out(c));
-    a.images = 1;
-    a.first_row = y0;
-    a.rows = y1 - y0;
-    return next_->conv().scratch_bytes(a, threads);
-  }
-  void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1, int threads) const override {
-    ConvArgs a = next_->args(c, out(c));
-    a.in = mid.data - n * mid.h() * mid.strides[2];
+  // Of rows [y0, y1) of image n.
+  static ConvArgs rows_of(ConvArgs a, int64_t n, int64_t y0, int64_t y1) {
     a.first_image = n;
     a.images = 1;
     a.first_row = y0;
     a.rows = y1 - y0;
-    next_->run_part(c, a, threads);
+    return a;
+  }
+  // Where row 0 of image n would lie, if row `first` lies at the beginning of a band.
+  static float* shifted(const View& band, int64_t n, int64_t first) {
+    return band.data - (n * band.h() + first) * band.strides[2];
   }
 
-  std::unique_ptr<KernelNode> next_;
+  size_t next_scratch(const Context& c, int64_t y0, int64_t y1, int threads) const override {
+    const View& y = end_ < 0 ? out(c) : c.views[static_cast<size_t>(end_)];
+    const size_t bytes = next_->conv().scratch_bytes(rows_of(next_->args(c, y), 0, y0, y1), threads);
+    if (last_ == nullptr) return bytes;
+    return std::max(bytes, last_->conv().scratch_bytes(rows_of(last_->args(c, out(c)), 0, y0, y1), threads));
+  }
+  void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1, int threads) const override {
+    const View& y = end_ < 0 ? out(c) : c.views[static_cast<size_t>(end_)];
+    ConvArgs a = rows_of(next_->args(c, y), n, y0, y1);
+    a.in = shifted(mid, n, 0);
+    if (last_ != nullptr) a.out = shifted(y, n, y0);
+    next_->run_part(c, a, threads);
+    if (last_ == nullptr) return;
+    a = rows_of(last_->args(c, out(c)), n, y0, y1);
+    a.in = shifted(y, n, y0);
+    last_->run_part(c, a, threads);
+  }
+
+  std::unique_ptr<KernelNode> next_, last_;
+  int end_ = -1;
 };
 
 }  // namespace

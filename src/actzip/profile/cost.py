@@ -533,7 +533,7 @@ class _Plan:
         found: dict[str, list[tuple[float, str]]] = {name: [] for name in options}
         for r in range(max(map(len, options.values()))):
             chosen = {name: o[r % len(o)] for name, o in options.items() if o}
-            times = self.times(lower(self.graphs[storage], chosen), inputs, repeats)
+            times = self.times(lower(self.graphs[storage], chosen, three=False), inputs, repeats)
             for name, o in options.items():
                 if r < len(o):
                     found[name].append((times[name], o[r]))
@@ -542,14 +542,16 @@ class _Plan:
     def samples(self, storage: str, densities: Iterable[float], small: bool, step: Any) -> list[Sample]:
         from actzip.runtime.lower import lower
 
-        options = lower(self.graphs[storage], {}, want_variants=True).variants
+        options = lower(self.graphs[storage], {}, want_variants=True, three=False).variants
         options = {n: [k for k in v if not _special(k)] for n, v in options.items() if n in self.convs}
         out = []
         for i, density in enumerate(densities):
             inputs = self.inputs(density)
             ranked = self.best(storage, inputs, options, 2 if i == 0 else 3)
             options = {name: kernels[:_KEPT] for name, kernels in ranked.items()}
-            lowered = lower(self.graphs[storage], {name: kernels[0] for name, kernels in ranked.items()})
+            lowered = lower(
+                self.graphs[storage], {name: kernels[0] for name, kernels in ranked.items()}, three=False
+            )
             times = self.times(lowered, inputs, 15 if small else 5)
             self.ratios.append(self.call(lowered, inputs) / sum(times.values()))
             for name, conv in self.convs.items():
@@ -565,7 +567,7 @@ class _Plan:
         """Kernels of lines, and those that transform along one, with dense input."""
         from actzip.runtime.lower import lower
 
-        options = lower(self.graphs["dense"], {}, want_variants=True).variants
+        options = lower(self.graphs["dense"], {}, want_variants=True, three=False).variants
         inputs, out = self.inputs(1.0), []
         for kind in (_LINES, _COOK_TOOM):
             found = {
@@ -575,7 +577,7 @@ class _Plan:
             chosen = {name: kernel for name, kernel in found.items() if kernel}
             if not chosen:
                 continue
-            times = self.times(lower(self.graphs["dense"], chosen), inputs, 9 if small else 5)
+            times = self.times(lower(self.graphs["dense"], chosen, three=False), inputs, 9 if small else 5)
             out += [Sample(self.convs[n], kind, small, 1.0, max(times[n], 1e-5)) for n in chosen]
         return out
 
@@ -588,7 +590,7 @@ class _Plan:
 
         graph = self.graphs["packed"]
         nodes = {n.name: n for n in graph.nodes if n.name in self.packed and isinstance(n, Conv2d)}
-        options = lower(graph, {}, want_variants=True).variants
+        options = lower(graph, {}, want_variants=True, three=False).variants
         inputs = [self.inputs(density, _PATCH) for density in _TILED]
         read = dict(zip(self.convs, range(len(self.convs)), strict=True))
         out = []
@@ -596,7 +598,7 @@ class _Plan:
             kernel = f"winograd-{m}x{m}"
             names = [n for n in nodes if n in self.convs and kernel in options[n]]
             plans = [
-                lower(self.graphs[storage], dict.fromkeys(names, kernel))
+                lower(self.graphs[storage], dict.fromkeys(names, kernel), three=False)
                 for storage in (("packed", "dense") if small else ("packed",))
             ]
             for arrays in inputs:

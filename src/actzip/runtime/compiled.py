@@ -409,7 +409,7 @@ class CompiledModel:
             if not self._variants:
                 raise
             # chosen on a CPU with other kernels, or for another size
-            there = lower(self.graph, want_variants=True).variants
+            there = lower(self.graph, want_variants=True, three=False).variants
             self._variants = {n: v for n, v in self._variants.items() if v in there.get(n, ())}
             self._low = lower(self.graph, self._variants, store=self._store)
         self._plan = self._low.plan

@@ -36,7 +36,8 @@ class LayerRow:
     kernel multiplies, which is less for Winograd's (those of the transformed tiles that are not
     skipped); ``tile_density``: those as a share of the transformed tiles' products, of tiles
     of 4x4 where another kernel computes what they could; ``peak_share``: 2 *
-    products / time over the measured peak of the threads used."""
+    products / time over the measured peak of the threads used. A node that runs by turns with the one
+    before it has no time of its own: that one's ``milliseconds`` and ``peak_share`` are of both."""
 
     name: str
     op: str
@@ -330,12 +331,22 @@ def explain(
         spent[owner] = spent.get(owner, 0.0) + float(t)
         if owner not in kernels or row[2]:
             kernels[owner] = (row[2], row[3])
-    rows = [
-        _row(graph, nodes[owner], t, kernels[owner], why.get(owner, ""), kept, peak * threads)
-        if owner in nodes
-        else _copy_row(graph, owner, t)
-        for owner, t in spent.items()
-    ]
+    rows = []
+    for owner, t in spent.items():
+        if owner not in nodes:
+            rows.append(_copy_row(graph, owner, t))
+            continue
+        row = _row(graph, nodes[owner], t, kernels[owner], why.get(owner, ""), kept, peak * threads)
+        note = f"by turns with {owner}, whose time it is in"
+        inside = [
+            _row(graph, nodes[name], 0.0, ("", ""), note, kept, peak)
+            for name, other in low.inside.items()
+            if other == owner
+        ]
+        if inside and t > 0:
+            done = row.products + sum(r.products for r in inside)
+            row.peak_share = 2e-9 * done / (t * peak * threads)
+        rows += [row, *inside]
     return Explanation(
         rows,
         batch,

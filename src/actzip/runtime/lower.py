@@ -22,7 +22,7 @@ from actzip.runtime import graph as g
 from actzip.runtime import ops
 from actzip.runtime.mapped import give_back
 from actzip.runtime.registry import LOWER
-from actzip.runtime.storage import can_pack, choose_storage, layouts, packable
+from actzip.runtime.storage import can_pack, choose_storage, layouts, packable, projections
 from actzip.runtime.winograd import is_winograd, tile_size
 
 __all__ = ["Lowered", "Lowering", "can_pack", "choose_storage", "lower", "packable"]
@@ -39,13 +39,15 @@ class Lowered:
     """A native plan, and what belongs to its nodes and values.
 
     ``nodes``: for each native node in order, the name of the graph's node (or of the copy that
-    lowering put in). ``values``: graph value -> index of the native value that holds it.
+    lowering put in). ``inside``: nodes that run as part of another's native node -> that other's name.
+    ``values``: graph value -> index of the native value that holds it.
     """
 
     plan: Any
     nodes: list[str] = field(default_factory=list)
     values: dict[str, int] = field(default_factory=dict)
     variants: dict[str, list[str]] = field(default_factory=dict)
+    inside: dict[str, str] = field(default_factory=dict)
 
 
 def _dims(shape: g.Shape) -> tuple[list[int], list[bool]]:
@@ -56,7 +58,12 @@ class Lowering:
     """A plan as it is built: what :data:`~actzip.runtime.registry.LOWER`'s functions work with."""
 
     def __init__(
-        self, graph: g.Graph, variants: Mapping[str, str], want_variants: bool, store: Any = None
+        self,
+        graph: g.Graph,
+        variants: Mapping[str, str],
+        want_variants: bool,
+        store: Any = None,
+        three: bool = True,
     ) -> None:
         self.graph = graph
         self.variants = variants
@@ -69,6 +76,9 @@ class Lowering:
             for n in graph.nodes
             if isinstance(n, (ops.Pool, ops.Conv2d)) and graph.values[n.inputs[0]].storage == "band"
         }
+        #: What a depthwise convolution leaves in a band -> the 1x1 convolution that takes it from there.
+        self.last = projections(graph) if three else {}
+        self.inside = {n.name for n in self.last.values()}  # by turns with two others
         self.native: dict[str, int] = {}
         self.copies: dict[tuple[str, str], int] = {}
         self.views: set[str] = set()  # channel ranges of other maps: their pixels are apart
@@ -112,6 +122,8 @@ class Lowering:
                 kw.update(self.packed_fields(name))
             elif v.storage == "band":
                 kw["band"] = self.band(name)
+            elif name in self.last:
+                kw["band"] = self.second_band(name)
             i = self.add_value(name, v.shape, layout, **kw)
         self.native[name] = i
         return i
@@ -125,7 +137,10 @@ class Lowering:
         reach = (high - 1) * pool.dilation[0] + 1
         if 4 * c * h * w <= _WHOLE_BYTES:
             return max(h, reach)
-        step = max(2, min(8, _BAND_BYTES // (4 * c * w * pool.stride[0])))
+        wide = w * pool.stride[0]
+        if pool.output in self.last:  # its rows stay in the cache too
+            wide += int(self.graph.shape(pool.output)[3])  # type: ignore[arg-type]
+        step = max(2, min(8, _BAND_BYTES // (4 * c * wide)))
         kernel = self.variants.get(self.producers[name].name, "")
         if is_winograd(kernel):
             tile = tile_size(kernel)
@@ -134,6 +149,13 @@ class Lowering:
             if 4 * c * w * rows <= _TILED_BYTES:
                 step = rows // pool.stride[0]
         return min(h, (step - 1) * pool.stride[0] + reach) if h > reach else reach
+
+    def second_band(self, name: str) -> int:
+        """Rows of what a depthwise convolution leaves in a band: all that it computes in a turn."""
+        n = self.producers[name]
+        assert isinstance(n, ops.Conv2d)
+        reach = (int(n.weight.shape[2]) - 1) * n.dilation[0] + 1
+        return (self.band(n.inputs[0]) - reach) // n.stride[0] + 1
 
     def pools_in_tiles(self, n: ops.Conv2d, pool: g.Node, kernel: str) -> bool:
         """Whether ``kernel`` writes what ``pool`` makes of its output, and never that output."""
@@ -316,6 +338,7 @@ def lower(
     *,
     want_variants: bool = False,
     store: Any = None,
+    three: bool = True,
 ) -> Lowered:
     """The native plan of ``graph`` as its values' ``storage`` and ``place`` say.
 
@@ -323,13 +346,15 @@ def lower(
         variants: node name -> kernel variant; others take the engine's first choice.
         want_variants: list the variants of every convolution in ``Lowered.variants``.
         store: an ``_engine.WeightStore`` that keeps packed weights for other plans of the same weights.
+        three: an expansion, its depthwise convolution and its projection may run by turns; False: the
+            projection is a node of its own.
 
     Raises:
         UnsupportedError: an operator, or a combination of storages, that the engine does not have.
         InputError: the graph does not fit together.
     """
     graph = _split_late_acts(graph)
-    lowering = Lowering(graph, variants or {}, want_variants, store)
+    lowering = Lowering(graph, variants or {}, want_variants, store, three)
     try:
         return lowering.lower()
     except ValueError as error:

@@ -16,12 +16,15 @@ __all__ = [
     "keeps_integers",
     "layouts",
     "packable",
+    "projections",
 ]
 
 #: A map that was filled up with zeros to so many times its size is worth a packed copy.
 _FILLED = 1.25
-#: Bytes of a map between a 1x1 and a depthwise convolution from which on they run by turns.
+#: Bytes of a map between two convolutions, one of them depthwise, from which on they run by turns.
 BAND_PAYS = 2 << 20
+#: Channels of an input so few that its convolution costs little more than writing its output.
+_FEW = 16
 
 
 def is_map(shape: g.Shape) -> bool:
@@ -147,8 +150,8 @@ def banded(graph: g.Graph) -> set[str]:
 
 
 def _expands(graph: g.Graph, p: ops.Conv2d, depthwise: ops.Conv2d) -> bool:
-    """Whether ``p`` is a 1x1 convolution to a map beyond the caches, and ``depthwise`` the depthwise one that
-    reads it."""
+    """Whether ``p`` is a 1x1 convolution, or one of few channels, to a map beyond the caches, and
+    ``depthwise`` the depthwise one that reads it."""
     value = graph.values[p.output]
     channels = p.weight.shape[0]
     if not is_map(value.shape) or value.quant is not None or p.pre_act is not None or p.groups != 1:
@@ -156,10 +159,53 @@ def _expands(graph: g.Graph, p: ops.Conv2d, depthwise: ops.Conv2d) -> bool:
     count, _ = g.numel(value.shape[1:])
     return (
         4 * count > BAND_PAYS
-        and p.weight.shape[2:] == (1, 1)
+        and (p.weight.shape[2:] == (1, 1) or p.weight.shape[1] < _FEW)
         and channels == depthwise.groups == depthwise.weight.shape[0]
         and len(depthwise.inputs) == 1
         and depthwise.pre_act is None
+    )
+
+
+def projections(graph: g.Graph) -> dict[str, ops.Conv2d]:
+    """What depthwise convolutions write that run by turns with the one before them -> the 1x1 convolution
+    that alone reads it, where the three may run by turns: it is dense, beyond the caches, and a residual
+    is there before them."""
+    when = {n.output: i for i, n in enumerate(graph.nodes)}
+    producers = graph.producers()
+    readers: dict[str, list[g.Node]] = {}
+    for n in graph.nodes:
+        for v in n.inputs:
+            readers.setdefault(v, []).append(n)
+    found: dict[str, ops.Conv2d] = {}
+    for n in graph.nodes:
+        value = graph.values[n.output]
+        if not isinstance(n, ops.Conv2d) or graph.values[n.inputs[0]].storage != "band":
+            continue
+        last = readers.get(n.output, [])
+        begin = producers[n.inputs[0]]
+        if (
+            len(last) == 1
+            and isinstance(last[0], ops.Conv2d)
+            and last[0].inputs[0] == n.output
+            and _one_tap(last[0])
+            and len(begin.inputs) == 1
+            and all(when.get(v, -1) < when[begin.output] for v in last[0].inputs[1:])
+            and n.output not in graph.outputs
+            and value.storage == "dense"
+            and value.place is None
+            and 4 * g.numel(value.shape[1:])[0] > BAND_PAYS
+        ):
+            found[n.output] = last[0]
+    return found
+
+
+def _one_tap(n: ops.Conv2d) -> bool:
+    """Whether a convolution reads one pixel for each that it writes."""
+    return (
+        n.weight.shape[2:] == n.stride == (1, 1)
+        and not any(n.padding)
+        and n.groups == 1
+        and n.pre_act is None
     )
 
 

@@ -165,7 +165,7 @@ class _Search:
 
     def __init__(self, graph: g.Graph, bench: _Bench, cache: TuningCache | None, exact: Exact) -> None:
         self.graph, self.bench, self.cache = graph, bench, cache
-        variants = lower(graph, want_variants=True).variants
+        variants = lower(graph, want_variants=True, three=False).variants
         self.keys: dict[str, str] = {}
         self.options: dict[str, list[str]] = {}  # by key
         self.asked: dict[str, ops.Conv2d] = {}  # one layer a key
@@ -236,7 +236,7 @@ class _Search:
                 variant = todo[i] if i < len(todo) else self.best(key)
                 if variant:
                     chosen[name] = variant
-        low = lower(self.graph, chosen)
+        low = lower(self.graph, chosen, three=False)
         for name, t in self.bench.times(low).items():
             if name in self.keys:
                 tried = self.tried.setdefault(self.keys[name], {})
@@ -493,7 +493,7 @@ def tune(
     bench = _Bench(graph, inputs, batch, threads)
     graph = add_copies(graph, keep_dense)
     packed = choose_storage(graph, keep_dense)
-    densities = bench.densities(lower(packed), packed)
+    densities = bench.densities(lower(packed, three=False), packed)
     if trials and trial_batch is not None and trial_batch != batch:
         batch = trial_batch
         shapes = [g.concrete(graph.shape(v), batch) for v in graph.inputs]
@@ -548,7 +548,7 @@ def tune(
 
 def _exact(graph: g.Graph, inputs: Sequence[g.Array], threads: int) -> Exact:
     """Measured on the first image of ``inputs``, where the graph takes any batch."""
-    low = lower(choose_storage(graph, set(graph.values)), want_variants=True)
+    low = lower(choose_storage(graph, set(graph.values)), want_variants=True, three=False)
     wanted = {name: {v for v in names if transforms(v)} for name, names in low.variants.items()}
     grows = all(isinstance(graph.shape(v)[0], g.Sym) for v in graph.inputs)
     arrays = [np.asarray(a[:1] if grows else a, np.float32, order="C") for a in inputs]

@@ -304,20 +304,26 @@ def _from_planes(low: Lowering, n: Conv2d) -> bool:
     return few and n.inputs[0] in low.graph.inputs
 
 
+def _residuals(low: Lowering, n: Conv2d) -> list[int]:
+    """What is added to a convolution's output. Packed, it has to be cut into the output's blocks."""
+    found = []
+    for v in n.inputs[1:]:
+        packed = low.graph.values[v].storage == "packed" and low.kind[v] == "map"
+        same = not packed or _blocks(low.parts(v)) == _blocks([n.weight.shape[0]])
+        found.append(low.read(v, "any map" if same else "map"))
+    return found
+
+
 @lowers(Conv2d)
 def lower_conv2d(low: Lowering, n: Conv2d) -> None:
     if n.pre_act is not None:
         raise UnsupportedError(f"{n.where()}: an activation before the residual")
-    if low.graph.values[n.inputs[0]].storage == "band":
+    if low.graph.values[n.inputs[0]].storage == "band" or n.name in low.inside:
         return  # the convolution before it does it
     strings, floats, arrays, ints = _conv_fields(n)
     strings["weights"] = low.keeper(n)
     inputs = [low.read(n.inputs[0], "plain" if _from_planes(low, n) else "any map")]
-    for v in n.inputs[1:]:  # a packed residual has to be cut into the blocks of the output
-        c = n.weight.shape[0]
-        packed = low.graph.values[v].storage == "packed" and low.kind[v] == "map"
-        same = not packed or _blocks(low.parts(v)) == _blocks([c])
-        inputs.append(low.read(v, "any map" if same else "map"))
+    inputs += _residuals(low, n)
     pool = low.behind.get(n.output)
     chosen = low.variants.get(n.name) or n.kernel
     if pool is not None and low.pools_in_tiles(n, pool, chosen):
@@ -348,7 +354,18 @@ def lower_conv2d(low: Lowering, n: Conv2d) -> None:
         for mine, its in zip((strings, floats, arrays, ints), _conv_fields(pool), strict=True):
             mine.update({f"next_{k}": v for k, v in its.items()})
         strings["next"] = pool.name
+        low.out.inside[pool.name] = n.name
         whole = low.declare(pool.output)
+        if (last := low.last.get(pool.output)) is not None:
+            for mine, its in zip((strings, floats, arrays, ints), _conv_fields(last), strict=True):
+                mine.update({f"last_{k}": v for k, v in its.items()})
+            low.out.inside[last.name] = n.name
+            strings["last"], strings["last_weights"] = last.name, low.keeper(last)
+            if kernel := low.variants.get(last.name) or last.kernel:
+                strings["last_variant"] = kernel
+            ints["band"].append(whole)
+            inputs += _residuals(low, last)
+            whole = low.declare(last.output)
         low.node("conv_depthwise", n.name, inputs, whole, n.name, ints, floats, arrays, strings)
         return
     ints.update(
