@@ -344,3 +344,8 @@ def test_export_writes_thresholds_that_other_engines_run(run, tmp_path):
     assert run("export", "lenet5", str(target), "--thresholds", str(cuts))[0] == 4
     cuts.write_text(json.dumps({"nowhere": 1.0}))
     assert run("export", "lenet5", str(target), "--thresholds", str(cuts))[0] == 6
+
+
+def test_python_m_actzip_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "actzip", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip()

@@ -327,3 +327,26 @@ def test_bench_times_models_with_several_inputs_and_outputs(run: Any, tmp_path: 
     rows = {r["engine"]: r for r in json.loads(out)["engines"]}
     assert rows.keys() == {"actzip", "onnxruntime"}
     assert all("skip" not in r and r["error"] < 1e-5 for r in rows.values()), rows
+
+
+def test_a_quick_profile_of_a_model_with_two_inputs(run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            make("Concat", ["a", "b"], ["c"], axis=1),
+            make("Relu", ["c"], ["r"]),
+            make("Conv", ["r", "w"], ["y"]),
+        ],
+        "g",
+        [value(n, 1, ["n", 2, 8, 8]) for n in "ab"],
+        [value("y", 1, None)],
+        [onnx.numpy_helper.from_array(np.ones((8, 4, 3, 3), np.float32), "w")],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    for n in "ab":
+        np.save(tmp_path / f"{n}.npy", np.random.default_rng(0).standard_normal((3, 2, 8, 8), np.float32))
+    given = [f"--input={n}={tmp_path / n}.npy" for n in "ab"]
+    code, out, _ = run("profile", tmp_path / "m.onnx", "--quick", *given)
+    assert code == 0 and "density 0.5" in out

@@ -470,7 +470,8 @@ def test_constant_outputs_of_files_are_the_files_at_every_size(tmp_path: Path) -
     graph = onnx.helper.make_graph(nodes, "g", [x], outputs, given)
     path = str(tmp_path / "m.onnx")
     onnx.save(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+        path,
     )
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     first = rng.standard_normal((1, 3, 9, 9)).astype(np.float32)
@@ -502,3 +503,92 @@ def test_pickles_of_files_take_sizes_without_rules(tmp_path: Path) -> None:
         for shape in ((1, 3, 8, 10), (2, 3, 12, 9), (1, 3, 90, 7)):
             x = torch.randn(shape)
             torch.testing.assert_close(twin(x), model(x), atol=1e-4, rtol=1e-5)
+
+
+class TwoImages(nn.Module):
+    """Two inputs that have to be of one size, and their batch in another dimension within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 16), conv(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = self.b(F.relu(self.a(x) - self.a(y))).flatten(2).permute(2, 0, 1)
+        return self.c(z).softmax(-1)
+
+
+def test_files_of_two_inputs_of_one_size_take_others(tmp_path: Path) -> None:
+    net = TwoImages().eval()
+    fast = actzip.compile(net, (torch.rand(2, 3, 32, 48), torch.rand(2, 3, 32, 48)), tune=False, cache=False)
+    there = load(fast.save(tmp_path / "m.actzip"))
+    for shape in ((1, 3, 17, 21), (3, 3, 64, 16)):
+        x, y = torch.rand(shape), torch.rand(shape)
+        for twin in (fast, there, pickle.loads(pickle.dumps(there))):
+            torch.testing.assert_close(twin(x, y), net(x, y).detach(), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match=r"dimension 3 of input 'y' is 22 and .* 'x' 21: they are one size"):
+        there(torch.rand(1, 3, 17, 21), torch.rand(1, 3, 17, 22))
+
+
+class Queries(nn.Module):
+    """Attention from queries of the model's own, as detectors have: numbers that the batch repeats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.queries = conv(3, 16), nn.Parameter(torch.randn(5, 16))
+        self.own, self.cross = (nn.MultiheadAttention(16, 4, batch_first=True) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        keys = self.body(x).flatten(2).transpose(1, 2)
+        q = self.queries.expand(x.shape[0], -1, -1)
+        q = q + self.own(q, q, q)[0]
+        return q + self.cross(q, keys, keys)[0]
+
+
+@pytest.mark.filterwarnings("ignore:::torch")
+@pytest.mark.parametrize("way", ["module", "file"])
+def test_attention_of_constant_queries_runs_on_the_engine_at_any_batch(way: str, tmp_path: Path) -> None:
+    net, x = Queries().eval(), torch.rand(2, 3, 8, 8)
+    source: Any = net
+    if way == "file":
+        source = tmp_path / "m.onnx"
+        axes = {"x": {0: "n"}}
+        torch.onnx.export(net, (x,), source, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    fast = actzip.compile(source, x, tune=False, cache=False)
+    assert isinstance(fast, actzip.runtime.CompiledModel)
+    for batch in (1, 2, 5):
+        x = torch.rand(batch, 3, 8, 8)
+        torch.testing.assert_close(fast(x), net(x).detach(), rtol=0, atol=1e-5)
+
+
+def test_a_network_for_one_batch_is_made_again_for_another(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper.make_node
+    nodes = [  # numbers that depend on the batch by more than its size: none that the engine keeps open
+        make("Shape", ["x"], ["s"]),
+        make("Gather", ["s", "zero"], ["n"]),
+        make("Range", ["zero", "n", "one"], ["r"]),
+        make("Cast", ["r"], ["f"], to=1),
+        make("Reshape", ["f", "column"], ["c"]),
+        make("Add", ["x", "c"], ["y"]),
+    ]
+    numbers = {"zero": np.int64(0), "one": np.int64(1), "column": np.array([-1, 1], np.int64)}
+    for declared in ("n", 2):
+        graph = onnx.helper.make_graph(
+            nodes,
+            "g",
+            [onnx.helper.make_tensor_value_info("x", 1, [declared, 4])],
+            [onnx.helper.make_tensor_value_info("y", 1, None)],
+            [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in numbers.items()],
+        )
+        path = tmp_path / f"{declared}.onnx"
+        onnx.save(
+            onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+            path,
+        )
+        fast = actzip.compile(path, np.zeros((2, 4), np.float32), tune=False, cache=False)
+        x = np.random.default_rng(0).random((3, 4), np.float32)
+        if declared == "n":
+            np.testing.assert_array_equal(fast(x), x + np.arange(3, dtype=np.float32)[:, None])
+        else:
+            with pytest.raises(InputError, match="fixes dimension 0 of 'x' at 2"):
+                fast(x)

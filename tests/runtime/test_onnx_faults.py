@@ -337,7 +337,8 @@ def test_resize_sizes_that_hold_the_batch(tmp_path):
         ("nchw,c->nhw", (3,)), ("nchw,whd->ncd", (6, 4, 2)), ("nchw,nchw->n", None), ("nchw->nwc", None),
         ("nchw->nchw", None),
         ("nchw,chw->nchw", (3, 4, 6)), ("nchw,d->nchwd", (2,)), ("nchw,nkhw->nck", None),
-        ("nchw,cd", (3, 5)),
+        ("nchw,cd", (3, 5)), ("n...w,wd->n...d", (6, 5)), ("...hw,...vw->...hv", None),
+        ("...w,w->...", (6,)), ("...w,w", (6,)),
     ],
 )  # fmt: skip
 def test_einsum(equation, other, tmp_path):
@@ -459,3 +460,35 @@ def test_resizes_of_old_opsets_keep_their_coordinates(opset, mode, scale, tmp_pa
             {"s": scales},
         )
     check(make([node], constants, ["n", 3, 8, 10], opset=opset), normal(2, 3, 8, 10), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "indices,batch",
+    [
+        ([[2], [0], [2], [1]], 0),
+        ([[[1, -1], [0, 0]]], 0),
+        ([[[1, 2, 3]], [[2, 0, 5]]], 0),
+        ([[[0], [3]], [[-1], [1]], [[2], [2]]], 1),
+    ],
+)
+def test_gather_nd_by_constants(indices, batch, tmp_path):
+    nodes = [
+        N("Transpose", ["x"], ["t"], perm=[1, 2, 3, 0]),
+        N("GatherND", ["t", "i"], ["g"], batch_dims=batch),
+        N("Relu", ["g"], ["y"]),
+    ]
+    model = make(nodes, {"i": np.array(indices, np.int64)}, ["n", 3, 4, 6])
+    check(model, normal(2, 3, 4, 6), tmp_path)
+    from actzip.runtime.from_onnx import from_onnx
+
+    from_onnx(model)  # by the engine itself
+
+
+@pytest.mark.parametrize("axis,chosen", [(1, [0, 1, 1]), (2, [1, 0, 0, 1]), (-1, [0, 1, 1, 0])])
+def test_compress_by_constants(axis, chosen, tmp_path):
+    nodes = [N("Compress", ["x", "c"], ["g"], axis=axis), N("Relu", ["g"], ["y"])]
+    model = make(nodes, {"c": np.array(chosen, bool)}, ["n", 3, 4, 6])
+    check(model, normal(2, 3, 4, 6), tmp_path)
+    from actzip.runtime.from_onnx import from_onnx
+
+    from_onnx(model)  # by the engine itself

@@ -14,7 +14,7 @@ ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import actzip  # noqa: E402
-from actzip.errors import DataError  # noqa: E402
+from actzip.errors import DataError, UnsupportedError  # noqa: E402
 from actzip.runtime.onnx_plain import plain  # noqa: E402
 
 N = helper.make_node
@@ -143,3 +143,20 @@ def test_sparse_initialisers_are_filled_up(flat: bool, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(DataError, match="sparse initialiser 'v'"):
         actzip.compile(tmp_path / "m.onnx", x, tune=False)
+
+
+@pytest.mark.parametrize("said", [{"transA": 1}, {"transB": 1, "alpha": 0.25}])
+def test_products_of_transposed_maps_that_onnx_runtime_fused(said: dict[str, Any], tmp_path: Path) -> None:
+    nodes = [
+        N("Conv", ["x", "v"], ["c"], pads=[1] * 4),
+        N("Relu", ["c"], ["r"]),
+        N("FusedMatMul", ["r", "c"], ["y"], domain=MS, **said),
+    ]
+    agrees(model_of(nodes, {"v": normal(8, 3, 3, 3)}), tmp_path)
+
+
+def test_a_file_optimized_for_one_kind_of_cpu_says_which_to_give(tmp_path: Path) -> None:
+    nodes = [N("Conv", ["x", "v"], ["a"], domain="com.microsoft.nchwc"), N("Relu", ["a"], ["y"])]
+    onnx.save(model_of(nodes, {"v": normal(16, 3, 3, 3)}), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match=r"the file that it was made of, or .* ORT_ENABLE_EXTENDED"):
+        actzip.compile(tmp_path / "m.onnx", normal(1, 3, 8, 8), parts=False)

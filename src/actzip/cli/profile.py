@@ -182,9 +182,11 @@ def look(subject: Asked, threads: int | None) -> Verdict:
     """The verdict of ``--quick``."""
     from actzip import cpu
     from actzip.profile.verdict import quick_look
+    from actzip.training.batches import arguments
 
     found = subject.open(8, 8)
-    batches = [b[0] if isinstance(b, (tuple, list)) else b for b in found.loader]
+    given = [arguments(found.model, b)[0] for b in found.loader]
+    batches = [args[0] if len(args) == 1 else args for args in given]
     return quick_look(found.model, batches, threads or int(cpu.info()["threads"]))
 
 

@@ -44,14 +44,16 @@ class Verdict:
         return dict(self.__dict__)
 
 
-def quick_look(model: nn.Module, batches: list[Tensor], threads: int) -> Verdict:
+def quick_look(model: nn.Module, batches: list[Any], threads: int) -> Verdict:
     """The verdict on ``model`` from a few inputs, in seconds: nothing is compiled.
 
     Args:
-        batches: inputs (N, C, H, W), one or two batches.
+        batches: inputs (N, C, H, W), a tuple where there are several; one or two batches.
         threads: of the engine.
     """
-    sites = find_sites(model, batches[0][:1] if getattr(model, "batch", None) is None else batches[0])[0]
+    first = batches[0]
+    one = isinstance(first, Tensor) and getattr(model, "batch", None) is None
+    sites = find_sites(model, first[:1] if one else first)[0]
     relus = sum(s.sparse for s in sites)
     work = measure_work(model, batches, CostModel.quick(threads))
     gain = work.dense_ms / work.ms if work.ms and work.dense_ms else None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Site, count_macs, eval_mode, output_size, run_model
 from actzip.profile.cost import Conv, CostModel, is_light, is_small
+from actzip.training.batches import batch_size
 
 __all__ = ["LayerWork", "Work", "measure_work", "worth_of_zeros"]
 
@@ -78,8 +79,9 @@ def geometry(call: ComputeCall) -> Conv | None:
     return Conv(inputs, outputs, height, width, kernel, call.stride[0], call.groups, call.dilation[0])
 
 
-def measure_work(model: nn.Module, batches: Sequence[Tensor], cost: CostModel | None) -> Work:
-    """MACs, densities and predicted time of ``model`` in eval mode over ``batches``."""
+def measure_work(model: nn.Module, batches: Sequence[Any], cost: CostModel | None) -> Work:
+    """MACs, densities and predicted time of ``model`` in eval mode over ``batches``, each an input or a
+    tuple of several."""
     found, shapes = Work(), dict[str, Conv | None]()
     sums: dict[str, list[float]] = {}
     maps: dict[str, list[int]] = {}
@@ -108,7 +110,7 @@ def measure_work(model: nn.Module, batches: Sequence[Tensor], cost: CostModel | 
     ):
         for x in batches:
             run_model(model, x)
-    images = sum(int(x.shape[0]) for x in batches)
+    images = sum(batch_size(x if isinstance(x, tuple) else (x,), {}) for x in batches)
     for row in found.layers:
         macs, used, nonzero, elements = sums[row.name]
         row.macs, row.effective_macs, row.density = macs / images, used / images, nonzero / max(1, elements)

@@ -257,11 +257,13 @@ def fits(graph: g.Graph, shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 def resized(graph: g.Graph, shapes: Sequence[tuple[int, ...]]) -> str:
-    """The first input that has as many dimensions as the graph's and another one than the first of
-    another size; '' where there is none."""
+    """The first input that has as many dimensions as the graph's and one of another size, a batch that
+    is symbolic not counted; '' where there is none."""
     for v, got in zip(graph.inputs, shapes, strict=True):
         want = graph.shape(v)
-        if len(want) == len(got) and 0 not in got and want[1:] != got[1:]:
+        if len(want) != len(got) or 0 in got:
+            continue
+        if any(w != d for w, d in zip(want, got, strict=True) if not isinstance(w, g.Sym)):
             return v
     return ""
 

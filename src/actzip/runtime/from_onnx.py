@@ -33,7 +33,7 @@ from actzip.runtime.onnx_loop import unrolled
 from actzip.runtime.onnx_node import OnnxNode, dequantized, float32_of, reads
 from actzip.runtime.onnx_plain import plain
 from actzip.runtime.onnx_quantized import is_quantized
-from actzip.runtime.ops.shapes import SHAPE_OPS, probed, probed_shape
+from actzip.runtime.ops.shapes import SHAPE_OPS, probed, probed_shape, repeated
 from actzip.runtime.registry import ONNX, PROBES, Mask, Probed
 
 __all__ = ["MAX_ELEMENTS", "OPERATORS", "NeedsConstant", "from_onnx", "load_onnx"]
@@ -395,14 +395,12 @@ class Importer:
         """A value that depends on the batch by its size alone, as the engine's: the same numbers
         all along that dimension."""
         shape = probed_shape(x)
-        first = x.values[0]
-        for axis, d in enumerate(shape):
-            if isinstance(d, g.Sym):
-                first = first.take([0], axis)
-        if any(not np.array_equal(np.broadcast_to(first, v.shape), v) for v in x.values):
+        found = repeated(x.values, shape)
+        if found is None:
             where = self.current.where if self.current else "the graph"
             raise UnsupportedError(f"{where}: numbers that depend on the batch are used as a tensor")
-        return self.emit(ops.Expand, first, shape=shape)
+        made = found[0] if found[0].shape == shape else self.emit(ops.Expand, found[0], shape=found[1])
+        return self.ref(self.reshape(made, shape))
 
     def shape(self, x: Any) -> g.Shape:
         if isinstance(x, str):
@@ -485,17 +483,21 @@ class Importer:
         return Foreign()
 
     def knows(self, node: OnnxNode) -> bool:
-        known = node.op in ONNX or node.op in ("Constant", "ConstantOfShape", "Range", "If", "Loop")
-        return known and node.proto.domain in ("", "ai.onnx")
+        return node.op in ONNX or node.op in ("Constant", "ConstantOfShape", "Range", "If", "Loop")
 
     def _unknown(self, node: OnnxNode) -> str:
-        if node.proto.domain not in ("", "ai.onnx"):
+        if node.proto.domain == "com.microsoft.nchwc":
+            return (
+                "ONNX Runtime has optimized this file for one kind of CPU; give the file that it was made "
+                "of, or optimize at ORT_ENABLE_EXTENDED"
+            )
+        if node.foreign:
             return f"operators of domain {node.proto.domain!r} are not known"
         return "this operator is not supported"
 
     def results(self, node: OnnxNode, inputs: list[Any]) -> list[Any]:
         """What a node gives for its outputs, in order."""
-        if node.proto.domain not in ("", "ai.onnx"):
+        if node.foreign and (node.op not in ONNX or all(isinstance(x, np.ndarray) for x in inputs)):
             raise node.refuse(self._unknown(node))
         if node.op == "If" and isinstance(inputs[0], np.ndarray):
             return self._branch(node, bool(inputs[0].reshape(-1)[0]))
@@ -504,7 +506,7 @@ class Importer:
         for a in node.attributes.values():
             if a.HasField("g") or len(a.graphs):
                 raise node.refuse("control flow is not supported by the engine")
-        folded = self.fold(node, inputs)
+        folded = None if node.foreign else self.fold(node, inputs)
         if folded is None:
             handler = ONNX.get(node.op)
             if handler is None:
@@ -656,4 +658,4 @@ def _elements(op: str, inputs: Sequence[Any]) -> float:
 
 
 #: ONNX operators that the front end knows.
-OPERATORS = tuple(sorted([*ONNX, "Constant", "ConstantOfShape", "Range"]))
+OPERATORS = tuple(sorted([*(op for op in ONNX if "." not in op), "Constant", "ConstantOfShape", "Range"]))

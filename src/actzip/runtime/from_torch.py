@@ -218,13 +218,14 @@ class Builder:
     def expanded(self, x: Probed) -> Ref:
         """A constant that depends on the batch by its size alone, as the engine's."""
         shape = ops.probed_shape(x)
-        first = x.values[0]
-        for axis, d in enumerate(shape):
-            if isinstance(d, g.Sym):
-                first = first.narrow(axis, 0, 1)
-        if any(not torch.equal(first.expand(v.shape), v) for v in x.values):
+        dtype = str(x.values[0].dtype).removeprefix("torch.")
+        numpy = (v.float() if v.dtype is torch.bfloat16 else v for v in x.values)
+        found = ops.repeated([v.detach().numpy() for v in numpy], shape)
+        if found is None:
             raise self.refuse("numbers that depend on the batch are used as a tensor")
-        return self.emit(ops.Expand, first, shape=shape, dtype=str(first.dtype).removeprefix("torch."))
+        once = torch.from_numpy(np.ascontiguousarray(found[0]))
+        whole: Ref = self.reshape(self.emit(ops.Expand, once, shape=found[1], dtype=dtype), shape)
+        return whole
 
     def is_bool(self, x: Any) -> bool:
         """Whether a value, or the result of a node, is of type bool."""

@@ -24,7 +24,8 @@ class OnnxNode:
         self.importer = importer
         self.proto = proto
         self.index = index
-        self.op = proto.op_type
+        self.foreign = proto.domain not in ("", "ai.onnx")
+        self.op = f"{proto.domain}.{proto.op_type}" if self.foreign else proto.op_type
         self.name = inside + (proto.name or f"{proto.op_type}_{index}")
         self.attributes = {a.name: a for a in proto.attribute}
 

@@ -85,11 +85,11 @@ class _Rewriter:
         self.helper = onnx_package().helper
         self.model = model
         self.opset = max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
-        self.ranks = {t.name: len(t.dims) for t in model.graph.initializer}
         self.nodes: list[Any] = []
         self.node: Any = None
         self.attributes: dict[str, Any] = {}
-        names = {v for n in model.graph.node for v in (*n.input, *n.output)} | set(self.ranks)
+        names = {v for n in model.graph.node for v in (*n.input, *n.output)}
+        names |= {t.name for t in model.graph.initializer}
         self.taken = {n.name for n in model.graph.node}
         self.free = (name for k in range(1 << 30) if (name := f"fused_{k}") not in names)
 
@@ -157,18 +157,6 @@ def _gemm(r: _Rewriter, *inputs: str) -> str | None:
     return r.activation(out, r.said("activation", ""), numbers)
 
 
-def _matmul(r: _Rewriter, a: str, b: str) -> str | None:
-    if any(r.said(k, 0) for k in ("transA", "transBatchA", "transBatchB")):
-        return None
-    if r.said("transB", 0):
-        if r.ranks.get(b) != 2:
-            return None
-        b = r.add("Transpose", b, perm=[1, 0])
-    out = r.add("MatMul", a, b)
-    alpha = float(r.said("alpha", 1.0))
-    return out if alpha == 1 else r.add("Mul", out, r.number(alpha))
-
-
 def _gelu(r: _Rewriter, x: str, bias: str = "") -> str:
     if bias:
         x = r.add("Add", x, bias)
@@ -206,7 +194,6 @@ _RULES: dict[str, Callable[..., str | None]] = {
     "FastGelu": _fast_gelu,
     "FusedConv": _conv,
     "FusedGemm": _gemm,
-    "FusedMatMul": _matmul,
     "Gelu": _gelu,
     "QuickGelu": _quick_gelu,
     "SkipLayerNormalization": _skip_layer_norm,

@@ -104,16 +104,24 @@ class OnnxOrigin:
         from actzip.runtime.from_onnx import from_onnx
 
         for name, shape, was, declared in zip(self.names, shapes, self.compiled, self.declared, strict=True):
-            self._check(name, shape, was, declared)
+            self._check(name, shape[1:], was[1:], declared[1:], 1)
         weights = {n: pattern(n, s, seed) for n, s in self.shapes.items()}
-        return from_onnx(self.model, list(shapes), constants=weights)
+        made = from_onnx(self.model, list(shapes), constants=weights)
+        for name, value, shape, was, declared in zip(
+            self.names, made.inputs, shapes, self.compiled, self.declared, strict=True
+        ):
+            if shape and not isinstance(made.shape(value)[0], g.Sym):
+                self._check(name, shape[:1], was, declared)
+        return made
 
     def simpler(self) -> bool:
         return False
 
-    def _check(self, name: str, shape: Sequence[int], was: Sequence[int], declared: list[Any]) -> None:
-        for i, (d, new, old) in enumerate(zip(declared, shape, was, strict=False)):
-            if i and d is not None and new not in (old, d):
+    def _check(
+        self, name: str, shape: Sequence[int], was: Sequence[int], declared: list[Any], start: int = 0
+    ) -> None:
+        for i, (d, new, old) in enumerate(zip(declared, shape, was, strict=False), start):
+            if d is not None and new not in (old, d):
                 raise InputError(
                     f"{self.label} fixes dimension {i} of {name!r} at {d}; export it with that "
                     "dimension dynamic (dynamic_axes), or compile it with an example of this size"

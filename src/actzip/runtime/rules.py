@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +24,9 @@ from actzip.runtime.origin import Shapes
 from actzip.runtime.sizes import Resizer, digest
 
 __all__ = ["Rules", "find_rules"]
+
+#: Dimensions of inputs, as (input, axis), that are the same number.
+Dims = tuple[tuple[int, int], ...]
 
 _PROBES = 14
 _STEPS = (1, 2, 4, 8, 16, 32, 64)  # sizes may have to be multiples of
@@ -138,41 +141,50 @@ def find_rules(resizer: Resizer) -> Rules | None:
     return None
 
 
-def _free(resizer: Resizer) -> list[tuple[int, int]]:
-    """Input and axis of every dimension that may be another one."""
-    found = []
-    for i, shape in enumerate(resizer.shapes):
-        for axis in range(1, len(shape)):
-            try:
-                resizer.outline(_changed(resizer.shapes, {(i, axis): shape[axis] + 64}), quick=True)
-            except (InputError, UnsupportedError):
-                continue
-            found.append((i, axis))
-    return found
+def _free(resizer: Resizer) -> list[Dims]:
+    """Dimensions that may be other ones: each by itself, else with the like of the other inputs."""
+    graph, shapes = resizer.plain, resizer.shapes
+
+    def takes(dims: Dims) -> bool:
+        try:
+            resizer.outline(_changed(shapes, {(i, a): shapes[i][a] + 64 for i, a in dims}), quick=True)
+        except (InputError, UnsupportedError):
+            return False
+        return True
+
+    dims = [(i, a) for i, v in enumerate(graph.inputs) for a, d in enumerate(graph.shape(v)) if d != g.Sym()]
+    found: list[Dims] = [(d,) for d in dims if takes((d,))]
+    like: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, a in dims:
+        if ((i, a),) not in found:
+            like.setdefault((a, shapes[i][a]), []).append((i, a))
+    return found + [tuple(t) for t in like.values() if len(t) > 1 and takes(tuple(t))]
 
 
 def _changed(shapes: Shapes, sizes: dict[tuple[int, int], int]) -> list[tuple[int, ...]]:
     return [tuple(sizes.get((i, a), d) for a, d in enumerate(s)) for i, s in enumerate(shapes)]
 
 
-def _at_step(resizer: Resizer, free: list[tuple[int, int]], step: int, least: int) -> Rules | None:
+def _at_step(resizer: Resizer, free: list[Dims], step: int, least: int) -> Rules | None:
     """Rules for multiples of ``step`` from the own size over ``least``.
 
     Raises:
         InputError, UnsupportedError: one of these sizes is refused.
     """
     rng = np.random.default_rng(step)
-    bounds = {}
-    probes: list[dict[tuple[int, int], int]] = []
-    for i, axis in free:
+    bounds = []
+    for (i, axis), *_ in free:
         own = resizer.shapes[i][axis]
         low = max(1, own // least // step)
-        high = max(own * 8 // step, low + 4)
-        bounds[i, axis] = (low * step, high * step)
-    corners = [{k: b[e] for k, b in bounds.items()} for e in (0, 1)]
+        bounds.append((low * step, max(own * 8 // step, low + 4) * step))
+
+    def sized(sizes: Sequence[int]) -> dict[tuple[int, int], int]:
+        return {k: n for dims, n in zip(free, sizes, strict=True) for k in dims}
+
+    corners = [sized([b[e] for b in bounds]) for e in (0, 1)]
+    probes: list[dict[tuple[int, int], int]] = []
     while len(probes) < _PROBES - len(corners):
-        drawn = {k: int(rng.integers(b[0] // step, b[1] // step + 1)) * step for k, b in bounds.items()}
-        probes.append(drawn)
+        probes.append(sized([int(rng.integers(lo // step, hi // step + 1)) * step for lo, hi in bounds]))
     all_shapes = [_changed(resizer.shapes, sizes) for sizes in [*probes, *corners]]
     outlines = [_outline(resizer.outline(s, quick=True)) for s in all_shapes]
     graph = resizer.at(all_shapes[0])
@@ -187,7 +199,8 @@ def _at_step(resizer: Resizer, free: list[tuple[int, int]], step: int, least: in
             if rule is None:
                 return None
             rules[at] = rule
-    return Rules(graph, resizer.shapes, {k: (*b, step) for k, b in bounds.items()}, rules)
+    ranges = {k: (*b, step) for dims, b in zip(free, bounds, strict=True) for k in dims}
+    return Rules(graph, resizer.shapes, ranges, rules, [dims for dims in free if len(dims) > 1])
 
 
 def _rule(graph: g.Graph, name: str, column: list[Any], outlines: list[_Outline]) -> Rule | None:
@@ -235,13 +248,15 @@ class Rules:
     """A graph and what its numbers are at other sizes.
 
     ``free``: (input, axis) -> least and greatest size that the rules were checked between, and what
-    a size is a multiple of. ``rules``: (node, field, place ...) -> rule.
+    a size is a multiple of; ``tied``: those that are one size. ``rules``: (node, field, place ...) ->
+    rule.
     """
 
     graph: g.Graph
     shapes: Shapes
     free: dict[tuple[int, int], tuple[int, int, int]]
     rules: dict[tuple[Any, ...], Rule]
+    tied: list[Dims] = field(default_factory=list)
 
     def at(self, shapes: Shapes) -> g.Graph:
         """The graph for inputs of these shapes, storages not chosen.
@@ -271,7 +286,7 @@ class Rules:
     def _check(self, shapes: Shapes) -> None:
         for i, (shape, own) in enumerate(zip(shapes, self.shapes, strict=True)):
             for axis, n in enumerate(shape):
-                if axis == 0:
+                if axis == 0 and self.graph.shape(self.graph.inputs[i])[0] == g.Sym():
                     continue
                 low, high, step = self.free.get((i, axis), (own[axis], own[axis], 1))
                 if not low <= n <= high or n % step:
@@ -282,6 +297,13 @@ class Rules:
                         f"dimension {axis} of input {self.graph.inputs[i]!r} {what}, not {n}; for "
                         "others compile the model itself"
                     )
+        for (i, axis), *more in self.tied:
+            for k, other in more:
+                if shapes[k][other] != shapes[i][axis]:
+                    raise InputError(
+                        f"dimension {other} of input {self.graph.inputs[k]!r} is {shapes[k][other]} and "
+                        f"dimension {axis} of {self.graph.inputs[i]!r} {shapes[i][axis]}: they are one size"
+                    )
 
     # as data: numbers, strings and lists
 
@@ -291,6 +313,7 @@ class Rules:
             "shapes": [list(s) for s in self.shapes],
             "free": [[*k, *b] for k, b in self.free.items()],
             "rules": [[list(k), *dataclasses.astuple(r)] for k, r in self.rules.items()],
+            "tied": [[list(d) for d in dims] for dims in self.tied],
         }
 
     @staticmethod
@@ -314,9 +337,11 @@ class Rules:
                 else:
                     _put(nodes[key[0]][key[1]], key[2:], 0)
                 rules[tuple(key)] = rule
-            if len(shapes) != len(graph.inputs) or any(b[2] < 1 for b in free.values()):
+            tied = [tuple((int(i), int(a)) for i, a in dims) for dims in data.get("tied", ())]
+            known = all(d in free for dims in tied for d in dims) and all(tied)
+            if len(shapes) != len(graph.inputs) or any(b[2] < 1 for b in free.values()) or not known:
                 raise DataError("the rules of sizes are damaged")
-            return Rules(graph, shapes, free, rules)
+            return Rules(graph, shapes, free, rules, tied)
         except DataError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, InputError) as error:

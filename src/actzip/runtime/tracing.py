@@ -476,6 +476,7 @@ def symbolic(
         return None
     guards = [guard.expr for guard in env.guards]
     guards += [a.expr for asserts in env.deferred_runtime_asserts.values() for a in asserts]
+    guards = [env.replace(guard) for guard in guards]  # symbols that were found to be equal are one
     grows = [dims[0] for dims, t in zip(inputs, vals, strict=True) if t.ndim and not isinstance(dims[0], int)]
     if len(set(grows)) > 1 or any(not d.is_Symbol for d in grows):
         return None

@@ -17,7 +17,7 @@ from actzip.runtime.ops.reduce import REDUCE_KINDS, Reduce, Softmax
 from actzip.runtime.ops.reshape import Expand, Reshape, Transpose
 from actzip.runtime.ops.resize import Resize
 from actzip.runtime.ops.select import Concat, Pad, Slice, Take
-from actzip.runtime.ops.shapes import probed_shape
+from actzip.runtime.ops.shapes import probed_shape, repeated
 
 __all__ = [
     "BINARY_KINDS",
@@ -46,6 +46,7 @@ __all__ = [
     "Take",
     "Transpose",
     "probed_shape",
+    "repeated",
 ]
 
 for _family in iter_modules(__path__):

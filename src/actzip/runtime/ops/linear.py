@@ -218,7 +218,38 @@ def onnx_gemm(imp: Importer, node: OnnxNode) -> Any:
 
 @onnx_op("MatMul")
 def onnx_matmul(imp: Importer, node: OnnxNode) -> Any:
-    a, b = node.need(0), node.need(1)
+    return _matmul(imp, node, node.need(0), node.need(1))
+
+
+@onnx_op("com.microsoft.FusedMatMul")
+def onnx_fused_matmul(imp: Importer, node: OnnxNode) -> Any:
+    """ONNX Runtime's product of transposed operands, times a number."""
+    a, b = (
+        _turned(imp, node, node.need(i), node.integer(f"trans{k}", 0), node.integer(f"transBatch{k}", 0))
+        for i, k in enumerate("AB")
+    )
+    out = _matmul(imp, node, a, b)
+    alpha = node.number("alpha", 1.0)
+    return out if alpha == 1 else imp.emit(Binary, out, np.array(alpha, np.float32), kind="mul")
+
+
+def _turned(imp: Importer, node: OnnxNode, x: Any, last: int, batch: int) -> Any:
+    """A factor with its last two dimensions exchanged, and (``batch``) the first moved behind the others
+    but the last, before that."""
+    rank = len(imp.shape(x))
+    perm = list(range(rank))
+    if batch and rank > 2:
+        perm.insert(rank - 2, perm.pop(0))
+    if last and rank > 1:
+        perm[-2:] = perm[:-3:-1]
+    if perm == list(range(rank)):
+        return x
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x.transpose(perm))
+    return imp.emit(Transpose, x, perm=tuple(perm))
+
+
+def _matmul(imp: Importer, node: OnnxNode, a: Any, b: Any) -> Any:
     sa, sb = imp.shape(a), imp.shape(b)
     if isinstance(b, np.ndarray) and b.ndim == 2 and len(sa) >= 2:
         return imp.emit(Linear, a, weight=np.ascontiguousarray(float32_of(b, node.where).T))
@@ -235,6 +266,15 @@ def onnx_matmul(imp: Importer, node: OnnxNode) -> Any:
     return imp.reshape(out, tuple(shape))
 
 
+def _without_dots(terms: list[str], out: str, ranks: list[int], arrow: bool) -> tuple[list[str], str]:
+    """Terms of an equation with labels in the place of their dots, the last dimensions together."""
+    free = [c for c in map(chr, range(ord("A"), ord("z") + 1)) if c.isalpha() and c not in "".join(terms)]
+    most = max((r - len(t) + 3 for t, r in zip(terms, ranks) if "..." in t), default=0)
+    labels = "".join(free[: max(0, most)])
+    named = [t.replace("...", labels[len(labels) - max(0, r - len(t) + 3) :]) for t, r in zip(terms, ranks)]
+    return named, out.replace("...", labels) if arrow else labels + out.replace(".", "")
+
+
 @onnx_op("Einsum")
 def onnx_einsum(imp: Importer, node: OnnxNode) -> Any:
     """Sums of products of one or two tensors, as sums, transpositions and one product of matrices."""
@@ -242,9 +282,12 @@ def onnx_einsum(imp: Importer, node: OnnxNode) -> Any:
     terms = left.split(",")
     if not arrow:  # every label that stands once, in alphabetical order
         out = "".join(sorted(c for c in left if c != "," and left.count(c) == 1))
+    values = [node.need(i) for i in range(len(node.proto.input))]
+    if "..." in left:
+        terms, out = _without_dots(terms, out, [len(imp.shape(v)) for v in values], bool(arrow))
+        left = ",".join(terms)
     if "." in left + out or any(len(set(t)) < len(t) for t in [*terms, out]):
         raise node.refuse(f"equation {node.attribute('equation', '')!r}")
-    values = [node.need(i) for i in range(len(node.proto.input))]
     if len(terms) != len(values) or any(
         len(t) != len(imp.shape(v)) for t, v in zip(terms, values, strict=True)
     ):

@@ -493,6 +493,51 @@ def onnx_gather(imp: Importer, node: OnnxNode) -> Any:
     return imp.reshape(out, (*shape[:axis], *(int(d) for d in indices.shape), *shape[axis + 1 :]))
 
 
+@onnx_op("GatherND")
+def onnx_gather_nd(imp: Importer, node: OnnxNode) -> Any:
+    """Elements of the first dimensions together, by constant indices."""
+    x, indices = node.need(0), node.required(1, "the indices")
+    shape, batch = imp.shape(x), node.integer("batch_dims", 0)
+    if indices.dtype.kind != "i" or indices.ndim == 0 or not 0 <= batch < min(indices.ndim, len(shape)):
+        raise node.wrong(f"indices of type {indices.dtype} and shape {indices.shape}, batch_dims {batch}")
+    count = batch + indices.shape[-1]
+    if not batch < count <= len(shape):
+        raise node.wrong(f"{indices.shape[-1]} indices into a tensor of shape {shape}, batch_dims {batch}")
+    if not all(isinstance(d, int) for d in shape[:count]):
+        raise node.refuse("a part of the batch")
+    sizes = [int(d) for d in shape[:count]]  # type: ignore[arg-type]
+    if list(indices.shape[:batch]) != sizes[:batch]:
+        raise node.wrong(f"indices of shape {indices.shape} for batches of a tensor of shape {shape}")
+    own = np.indices(indices.shape[:-1])[:batch]
+    parts = [*own, *np.moveaxis(indices, -1, 0)]
+    if any(((p < -d) | (p >= d)).any() for p, d in zip(parts, sizes, strict=True)):
+        raise node.wrong(f"an index outside dimensions of {sizes}")
+    at = np.ravel_multi_index(tuple(p % d for p, d in zip(parts, sizes, strict=True)), sizes)
+    x = imp.reshape(x, (math.prod(sizes), *shape[count:]))
+    out = take(imp, node, x, 0, [int(i) for i in at.reshape(-1)])
+    return imp.reshape(out, (*(int(d) for d in at.shape), *shape[count:]))
+
+
+@onnx_op("Compress")
+def onnx_compress(imp: Importer, node: OnnxNode) -> Any:
+    """Elements of a dimension, or of all in order, where a constant condition says so."""
+    x, condition = node.need(0), node.required(1, "the condition")
+    shape = imp.shape(x)
+    if "axis" not in node.attributes:
+        if not all(isinstance(d, int) for d in shape):
+            raise node.refuse("a part of the batch")
+        x, shape = imp.reshape(x, (math.prod(map(int, shape)),)), (math.prod(map(int, shape)),)  # type: ignore[arg-type]
+    axis = node.integer("axis", 0)
+    if condition.ndim != 1 or not -len(shape) <= axis < len(shape):
+        raise node.wrong(f"a condition of shape {condition.shape}, axis {axis} of a tensor of shape {shape}")
+    size = shape[axis]
+    if not isinstance(size, int):
+        raise node.refuse("a part of the batch")
+    if condition.size > size:
+        raise node.wrong(f"a condition of {condition.size} for a dimension of {size}")
+    return take(imp, node, x, axis % len(shape), [int(i) for i in np.flatnonzero(condition)])
+
+
 @onnx_op("Pad")
 def onnx_pad(imp: Importer, node: OnnxNode) -> Any:
     x = node.need(0)

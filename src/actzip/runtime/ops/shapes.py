@@ -52,6 +52,22 @@ def probed_shape(x: Probed) -> Shape:
     return tuple(dim_of([v.shape[i] for v in x.values]) for i in range(x.values[0].ndim))
 
 
+def repeated(values: Sequence[Array], shape: Shape) -> tuple[Array, Shape] | None:
+    """What arrays of ``shape`` at PROBES say again and again as the batch grows: one time, and the shape
+    that it broadcasts to, dimensions of several times the batch taken apart; None where they differ by
+    more than rounding."""
+    parted: list[Dim] = []
+    for d in shape:
+        parted += [Sym(), d.mul] if isinstance(d, Sym) and d.mul > 1 else [d]
+    first, *others = (v.reshape(concrete(tuple(parted), n)) for v, n in zip(values, PROBES, strict=True))
+    if first.dtype.kind != "f":
+        same = all(np.array_equal(np.broadcast_to(first, v.shape), v) for v in others)
+    else:
+        least = 1e-6 * float(np.abs(first[np.isfinite(first)]).max(initial=0))
+        same = all(np.allclose(first, v, 1e-5, least, equal_nan=True) for v in others)
+    return (first, tuple(parted)) if same else None
+
+
 @onnx_op("Shape")
 def onnx_shape(imp: Importer, node: OnnxNode) -> Any:
     dims = imp.shape(node.need(0))[slice(node.integer("start", 0), node.attribute("end"))]

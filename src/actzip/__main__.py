@@ -1,0 +1,6 @@
+"""``python -m actzip``: the command line."""
+
+from actzip.cli import main
+
+if __name__ == "__main__":
+    main()
