@@ -113,7 +113,8 @@ AZ_INLINE void depthwise_at(const DepthwiseRow& d, int64_t i) {
 // begins earlier, where there are pixels enough, and computes some of them again.
 template <int K, int SW>
 void depthwise_size(const DepthwiseRow& d) {
-  constexpr int PX = 8 + K + 1 <= kRegisters ? 8 : 4;
+  constexpr int kOthers = VL > 4 || kRegisters == 32 ? 1 : 2;  // a pixel, and a product where there is no FMA
+  constexpr int PX = 8 + K + kOthers <= kRegisters ? 8 : 4;
   int64_t i = 0;
   for (; i + PX <= d.count; i += PX) depthwise_at<K, SW, PX>(d, i);
   if (PX == 8 && d.count - i > 4 && d.count >= PX) {
