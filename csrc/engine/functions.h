@@ -42,6 +42,7 @@
   row(floor) \
   row(ceil) \
   row(round) \
+  row(quantize) /* alpha * min(max(round(x / alpha), lo), hi), lo and hi integers below 2^22 */ \
   row(trunc) \
   row(erf) \
   row(sin) \

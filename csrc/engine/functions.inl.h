@@ -284,6 +284,11 @@ void trunc(const Elements& e) {
 void round(const Elements& e) {
   scalar(e, [](float x) { return nearbyintf(x); });
 }
+void quantize(const Elements& e) {
+  const float step = e.act.alpha, lo = e.act.lo, hi = e.act.hi;
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds
+  each(e, [=](vf x) { return ((at_most(at_least(x / step, lo), hi) + magic) - magic) * step; });
+}
 void erf(const Elements& e) {
   each(e, [](vf x) { return erf_(x); });
 }

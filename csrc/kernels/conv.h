@@ -34,6 +34,7 @@ enum class ActKind : int {
   relu = 1,       // max(x, 0), NaN stays NaN
   clip = 2,       // min(max(x, lo), hi), NaN stays NaN
   threshold = 3,  // x if x > T else 0 (T: `lo`, or one per output channel); NaN stays NaN
+  quantize = 4,   // step * min(max(round(x / step), lo), hi), half to even; lo and hi are integers
 };
 
 struct ConvProblem {
@@ -54,7 +55,12 @@ struct ConvProblem {
 
   ActKind act = ActKind::none;
   float lo = 0.0f, hi = 0.0f;
+  float step = 1.0f;              // ActKind::quantize
+  // Before the residual: another `quantize`, with numbers of its own; 0: none.
+  float pre_step = 0.0f, pre_lo = 0.0f, pre_hi = 0.0f;
   std::vector<float> thresholds;  // ActKind::threshold: oc values, or empty for `lo`
+  // Whether what follows the sums is an addition and a lower and an upper bound, at most.
+  bool bounds() const { return act != ActKind::threshold && act != ActKind::quantize && pre_step == 0; }
 
   // Where packed weights are kept and found, and the layer's name there; null: by the Conv alone.
   WeightStore* store = nullptr;

@@ -199,6 +199,10 @@ void ConvBase::finish(const ConvArgs& a, const Cut& c, const Unit& u, const Fini
     e.act = static_cast<int>(p.act);
     e.lo = p.lo;
     e.hi = p.hi;
+    e.step = p.step;
+    e.pre_lo = p.pre_lo;
+    e.pre_hi = p.pre_hi;
+    e.pre_step = p.pre_step;
     e.thresholds = thresholds_ ? thresholds_.get() + cb.first : nullptr;
     if (a.residual != nullptr) {
       e.residual = a.residual + pixel * a.residual_stride + cb.first;

@@ -86,7 +86,7 @@ class DenseConv final : public ConvBase {
   void read_rows(const Band& b) const;
   void read_row(const ConvArgs& a, int64_t n, int64_t iy, float* dst) const;
   // Whether sums are gathered before they are stored, whatever the band.
-  bool gathered() const { return problem_.out_packed || problem_.act == ActKind::threshold; }
+  bool gathered() const { return problem_.out_packed || !problem_.bounds(); }
   bool direct(const Band& b, const Unit& u) const;
   void run_sub(Band& b, size_t unit, const Sub& sub) const;
   void run_tiles(const Band& b, const Sub& sub, kernels::DenseTile t, float* acc) const;

@@ -103,7 +103,7 @@ class DepthwiseConv final : public ConvBase {
   // From a dense map to a dense map, without anything in between.
   bool direct(const ConvArgs& a) const {
     const ConvProblem& p = problem_;
-    return !p.in_packed && !p.out_packed && p.act != ActKind::threshold && a.residual == nullptr &&
+    return !p.in_packed && !p.out_packed && p.bounds() && a.residual == nullptr &&
            a.residual_map == nullptr;
   }
 

@@ -11,9 +11,18 @@ namespace {
 
 using namespace actzip::ACTZIP_ISA_NS;
 
+// step * min(max(round(x / step), lo), hi)
+AZ_INLINE vf quantize(vf x, vf lo, vf hi, vf step) {
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds
+  x = x / step;
+  x = x < lo ? lo : x;
+  x = x > hi ? hi : x;
+  return ((x + magic) - magic) * step;
+}
+
 // Comparisons are written so that NaN stays NaN.
 template <int ACT>
-AZ_INLINE vf activate(vf x, vf lo, vf hi) {
+AZ_INLINE vf activate(vf x, vf lo, vf hi, vf step) {
   const vf zero{};
   if constexpr (ACT == 1) return x < zero ? zero : x;
   if constexpr (ACT == 2) {
@@ -21,12 +30,17 @@ AZ_INLINE vf activate(vf x, vf lo, vf hi) {
     return x > hi ? hi : x;
   }
   if constexpr (ACT == 3) return x <= lo ? zero : x;
+  if constexpr (ACT == 4) return quantize(x, lo, hi, step);
   return x;
+}
+
+AZ_INLINE vf before_residual(const EpilogueRow& e, vf x) {
+  return e.pre_step == 0 ? x : quantize(x, splat(e.pre_lo), splat(e.pre_hi), splat(e.pre_step));
 }
 
 template <int ACT>
 void epilogue_act(const EpilogueRow& e) {
-  const vf hi = splat(e.hi);
+  const vf hi = splat(e.hi), step = splat(e.step);
   for (int64_t i = 0; i < e.count; ++i) {
     float* a = e.acc + i * e.acc_stride;
     const float* res = e.residual == nullptr ? nullptr : e.residual + i * e.residual_stride;
@@ -35,17 +49,17 @@ void epilogue_act(const EpilogueRow& e) {
     for (; j + VL <= e.width; j += VL) {
       vf x = load(a + j);
       if (e.bias != nullptr) x += load(e.bias + j);
-      if (res != nullptr) x += load(res + j);
+      if (res != nullptr) x = before_residual(e, x) + load(res + j);
       const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
-      x = activate<ACT>(x, lo, hi);
+      x = activate<ACT>(x, lo, hi, step);
       store(out != nullptr ? out + j : a + j, x);
     }
     if (j < e.width) {
       vf x = load(a + j);
       if (e.bias != nullptr) x += load(e.bias + j);
-      if (res != nullptr) x += load_part(res + j, e.width - j);
+      if (res != nullptr) x = before_residual(e, x) + load_part(res + j, e.width - j);
       const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
-      x = activate<ACT>(x, lo, hi);
+      x = activate<ACT>(x, lo, hi, step);
       if (out == nullptr)
         store(a + j, x);
       else
@@ -62,6 +76,8 @@ void epilogue(const EpilogueRow& e) {
       return epilogue_act<2>(e);
     case 3:
       return epilogue_act<3>(e);
+    case 4:
+      return epilogue_act<4>(e);
     default:
       return epilogue_act<0>(e);
   }

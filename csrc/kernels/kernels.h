@@ -75,7 +75,7 @@ struct LinesTile {
 };
 using LinesFn = void (*)(const LinesTile&);
 
-// act(acc + bias + residual) in place or to a dense map.
+// act(acc + bias + residual) in place or to a dense map; acc + bias quantized where `pre_step` is not 0.
 struct EpilogueRow {
   float* acc;
   int64_t acc_stride;
@@ -85,7 +85,8 @@ struct EpilogueRow {
   const float* residual;  // or null
   int64_t residual_stride;
   int act;  // ActKind
-  float lo, hi;
+  float lo, hi, step;
+  float pre_lo, pre_hi, pre_step;
   const float* thresholds;  // per channel, padded to whole vectors
   float* out;               // dense: width channels a pixel; null: result stays in acc
   int64_t out_stride;

@@ -71,7 +71,7 @@ AZ_INLINE uint32_t compress_part(const EpilogueRow& e, vf x, int64_t j, vf scale
   constexpr bool kRelu = ACT == 1 && TYPE == 0;  // the comparison does it
   if constexpr (!kRelu) {
     const vf lo = ACT == 3 && e.thresholds != nullptr ? load(e.thresholds + j) : splat(e.lo);
-    x = representable<TYPE>(activate<ACT>(x, lo, splat(e.hi)), scales, tops);
+    x = representable<TYPE>(activate<ACT>(x, lo, splat(e.hi), splat(e.step)), scales, tops);
   }
   return compress_vector<kRelu>(x, dst);
 }
@@ -88,7 +88,7 @@ int64_t compress_type(const EpilogueRow& e, float scale, float top, uint64_t* ma
     for (; j + VL <= e.width; j += VL) {
       vf x = load(acc + j);
       if (e.bias != nullptr) x += load(e.bias + j);
-      if (residual != nullptr) x += load(residual + j);
+      if (residual != nullptr) x = before_residual(e, x) + load(residual + j);
       const uint32_t k = compress_part<TYPE, ACT>(e, x, j, scales, tops, dst);
       dst += popcount(k);
       mask |= static_cast<uint64_t>(k) << j;
@@ -96,7 +96,7 @@ int64_t compress_type(const EpilogueRow& e, float scale, float top, uint64_t* ma
     if (j < e.width) {
       vf x = load_part(acc + j, e.width - j);
       if (e.bias != nullptr) x += load(e.bias + j);
-      if (residual != nullptr) x += load_part(residual + j, e.width - j);
+      if (residual != nullptr) x = before_residual(e, x) + load_part(residual + j, e.width - j);
       uint32_t k = compress_part<TYPE, ACT>(e, x, j, scales, tops, dst);
       // An activation may make something of the zeros beyond the channels: they are last, and left out.
       k &= (uint32_t{1} << (e.width - j)) - 1;
@@ -118,6 +118,8 @@ int64_t compress_act(const EpilogueRow& e, float scale, float top, uint64_t* mas
       return compress_type<TYPE, 2>(e, scale, top, masks, dst);
     case 3:
       return compress_type<TYPE, 3>(e, scale, top, masks, dst);
+    case 4:
+      return compress_type<TYPE, 4>(e, scale, top, masks, dst);
     default:
       return compress_type<TYPE, 0>(e, scale, top, masks, dst);
   }

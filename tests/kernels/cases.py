@@ -11,7 +11,8 @@ from actzip._native import _engine
 
 kernels = _engine.kernels
 F32, F16, U8, U16 = range(4)
-NONE, RELU, CLIP, THRESHOLD = range(4)
+NONE, RELU, CLIP, THRESHOLD, QUANTIZE = range(5)
+STEP, LOW, HIGH = 0.11, -4, 9  # of QUANTIZE
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Case:
     per_channel: bool = False
     bias: bool = True
     residual: str = ""
+    pre: bool = False  # a quantizer before the residual
     parts: list[int] = field(default_factory=list)
     in_type: int = F32
     out_type: int = F32
@@ -55,6 +57,10 @@ class Case:
             p.lo = 0.2
             if self.per_channel:
                 p.thresholds = list(np.linspace(0.0, 0.5, self.oc))
+        if self.act == QUANTIZE:
+            p.step, p.lo, p.hi = STEP, LOW, HIGH
+        if self.pre:
+            p.pre_step, p.pre_lo, p.pre_hi = STEP, LOW, HIGH
         if self.parts:
             p.set_in_parts(self.parts)
         p.hint_density = self.density
@@ -68,6 +74,13 @@ def sparse_array(rng, shape, density):
     return np.where(keep, x, np.float32(0))
 
 
+def quantized(y):
+    """``y`` rounded to steps; NaN where it may fall either way in float32."""
+    q = y / STEP
+    near = np.abs(q - np.floor(q) - 0.5) * STEP < 1e-4
+    return np.where(near, np.nan, STEP * np.clip(np.rint(q), LOW, HIGH))
+
+
 def reference(c: Case, x, weight, bias, residual):
     t = torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2)
     t = torch.nn.functional.pad(t, (c.pad[1], c.pad[3], c.pad[0], c.pad[2]))
@@ -76,9 +89,13 @@ def reference(c: Case, x, weight, bias, residual):
     if c.pool > 1:
         y = torch.nn.functional.max_pool2d(y, c.pool)
     y = y.permute(0, 2, 3, 1).numpy().copy()
+    if c.pre:
+        y = quantized(y)
     if residual is not None:
         y += residual
-    if c.act == RELU:
+    if c.act == QUANTIZE:
+        y = quantized(y)
+    elif c.act == RELU:
         y = np.where(y < 0, 0, y)
     elif c.act == CLIP:
         y = np.where(y < 0, 0, np.where(y > 0.7, 0.7, y))

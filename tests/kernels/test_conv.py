@@ -59,6 +59,7 @@ def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False
         cut = int(rng.integers(1, ic))
         parts = [cut, ic - cut]
     packed = bool(rng.random() < 0.5) if in_packed is None else in_packed
+    residual = pick("", "", "dense", "packed")
     return Case(
         n=int(pick(1, 1, 2, 3)),
         h=h,
@@ -73,10 +74,11 @@ def random_case(rng, in_packed=None, depthwise=False, taps=False, winograd=False
         density=float(pick(0.0, 0.05, 0.3, 0.5, 0.8, 1.0)),
         in_packed=packed,
         out_packed=bool(rng.random() < 0.5),
-        act=int(rng.integers(4)),
+        act=int(rng.integers(5)),
         per_channel=bool(rng.random() < 0.5),
         bias=bool(rng.random() < 0.8),
-        residual=pick("", "", "dense", "packed"),
+        residual=residual,
+        pre=bool(residual) and bool(rng.random() < 0.5),
         parts=parts,
         in_type=int(pick(F32, F32, F16, U8, U16)),
         out_type=int(pick(F32, F32, F16, U8, U16)),

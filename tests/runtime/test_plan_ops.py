@@ -348,6 +348,10 @@ ACTS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, list[flo
     "floor": (torch.floor, {}),
     "ceil": (torch.ceil, {}),
     "round": (torch.round, {}),
+    "quantize": (
+        lambda x: (x / np.float32(0.11)).clamp(-4, 9).round() * np.float32(0.11),
+        {"act_alpha": [0.11], "act_lo": [-4.0], "act_hi": [9.0]},
+    ),
     "erf": (torch.erf, {}),
     "sin": (torch.sin, {}),
     "cos": (torch.cos, {}),

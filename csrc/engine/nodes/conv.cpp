@@ -115,6 +115,13 @@ void fuse(const NodeAct& act, ConvProblem* p) {
       p->lo = act.param[0];
       if (act.param.size() > 1) p->thresholds = act.param;
       return;
+    case Fn::quantize:
+      if (!p->out_packed && p->pool == 1) return;  // kernels that finish bounds in place are quicker so
+      p->act = ActKind::quantize;
+      p->lo = act.act.lo;
+      p->hi = act.act.hi;
+      p->step = act.act.alpha;
+      return;
     default:
       return;
   }
@@ -124,6 +131,13 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
   if (s.inputs.size() > 1) same_shape(s, value(values, s.inputs[1]), value(values, s.output));
   act_ = NodeAct(s, p.oc);
   fuse(act_, &p);
+  p.pre_step = static_cast<float>(number(s, "pre_step", 0));
+  p.pre_lo = static_cast<float>(number(s, "pre_lo", 0));
+  p.pre_hi = static_cast<float>(number(s, "pre_hi", 0));
+  if (p.pre_step != 0) {
+    check_quantizer(s, p.pre_step, p.pre_lo, p.pre_hi);
+    if (s.inputs.size() < 2) fail(s, "a quantizer before the residual, and no residual");
+  }
   later_ = act_ && p.act == ActKind::none;
   if (p.pool != 1 && (later_ || s.inputs.size() > 1))
     fail(s, "no residual before a pool, nor this activation");

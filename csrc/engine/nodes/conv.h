@@ -32,7 +32,6 @@ class KernelNode : public Node {
   // The operands of a run whose output is `y`.
   virtual ConvArgs args(const Context& c, const View& y) const = 0;
   const Conv& conv() const { return *conv_; }
-  bool later() const { return later_; }  // an activation that the kernel does not do
 
  protected:
   KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p);

@@ -129,7 +129,6 @@ class ConvPoolNode final : public TurnsNode {
     begin(
         s, values, isa,
         {pool.ints["stride"][0], pool.ints["padding"][0], reach(pool.ints["kernel"], pool.ints["dilation"])});
-    if (conv_->later()) fail(s, "this activation needs the whole map");
     s.arrays.clear();
     s.borrowed.clear();
     spec = std::move(s);

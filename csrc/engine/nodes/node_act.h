@@ -1,6 +1,7 @@
 // Internal: the activation that a node does.
 #pragma once
 
+#include <cmath>
 #include <iterator>
 #include <limits>
 #include <string>
@@ -19,6 +20,11 @@ E named(const NodeSpec& s, const char* const (&names)[N], const char* what, cons
   fail(s, std::string(what) + " '" + name + "' is not known");
 }
 
+inline void check_quantizer(const NodeSpec& s, float step, float lo, float hi) {
+  if (!(step > 0 && std::isfinite(step) && lo > -0x1p22f && lo <= hi && hi < 0x1p22f))
+    fail(s, "a quantizer needs a step above 0 and lo <= hi, both below 2^22");
+}
+
 // The activation of a node: strings["act"], floats act_alpha ..., array act_param (1 or C numbers).
 struct NodeAct {
   Act act;
@@ -35,6 +41,7 @@ struct NodeAct {
     act.hi = static_cast<float>(number(s, "act_hi", std::numeric_limits<float>::infinity()));
     act.limit = static_cast<float>(number(s, "act_limit", 0));
     param = take(s, "act_param", -1);
+    if (act.fn == Fn::quantize) check_quantizer(s, act.alpha, act.lo, act.hi);
     const bool needs = act.fn == Fn::threshold || act.fn == Fn::prelu;
     if (needs != !param.empty() || (param.size() > 1 && static_cast<int64_t>(param.size()) != channels))
       fail(s, "activation parameters: " + std::to_string(param.size()) + " numbers for " +

@@ -83,6 +83,8 @@ ACTS: dict[str, ActRow] = {
     "floor": _row("floor", "Floor"),
     "ceil": _row("ceil", "Ceil"),
     "round": _row("round", "Round"),
+    # alpha * clip(round(x / alpha), lo, hi)
+    "quantize": ActRow({"alpha": 1.0, "lo": -math.inf, "hi": math.inf}),
     "trunc": _row("trunc"),
     "erf": _row("erf", "Erf"),
     "sin": _row("sin", "Sin"),
@@ -135,14 +137,14 @@ class Act:
     @property
     def sparsifies(self) -> bool:
         """Whether it gives exact zeros for a whole range of inputs."""
-        if self.kind == "clip":
+        if self.kind in ("clip", "quantize"):
             return self.lo == 0.0 or self.hi == 0.0
         return ACTS[self.kind].sparsifies
 
     @property
     def keeps_zero(self) -> bool:
         """Whether f(0) = 0."""
-        if self.kind == "clip":
+        if self.kind in ("clip", "quantize"):
             return self.lo <= 0.0 <= self.hi
         if self.kind == "threshold":
             assert self.param is not None

@@ -52,6 +52,7 @@ _OWN: dict[str, Callable[[Act, Tensor], Tensor]] = {
     "prelu": lambda act, x: torch.where(x < 0, x * _param(act, x), x),
     "hardsigmoid": lambda act, x: _cut(x * act.alpha + act.beta, 1.0),
     "scaled_hardswish": lambda act, x: F.hardswish(x) * act.alpha + act.beta,
+    "quantize": lambda act, x: (x / act.alpha).clamp(act.lo, act.hi).round() * act.alpha,
     "gelu_tanh": lambda act, x: F.gelu(x, approximate="tanh"),
 }
 

@@ -162,7 +162,7 @@ class Lowering:
         if not isinstance(pool, ops.Pool):
             return False
         act = n.act
-        rises = act is None or act.kind in ("relu", "clip")
+        rises = act is None or act.kind in ("relu", "clip", "quantize")
         if act is not None and act.kind == "threshold":
             rises = act.param is not None and bool(np.min(act.param) >= 0) and math.isinf(act.hi)
         plain = pool.kind == "max" and pool.kernel_size == pool.stride == (2, 2) and not any(pool.padding)
@@ -365,11 +365,11 @@ def lower(
 
 def _split_late_acts(graph: g.Graph) -> g.Graph:
     """A convolution with an activation before its residual becomes two nodes: the engine adds
-    before it applies one."""
+    before it applies one, but for a quantizer."""
     graph = graph.copy()
     nodes: list[g.Node] = []
     for n in graph.nodes:
-        if isinstance(n, ops.Conv2d) and n.pre_act is not None and len(n.inputs) > 1:
+        if isinstance(n, ops.Conv2d) and n.pre_act is not None and n.pre_act.kind != "quantize":
             mid = graph.fresh(n.output + "_pre")
             graph.values[mid] = g.Value(mid, graph.shape(n.output))
             conv = dataclasses.replace(n, act=n.pre_act, pre_act=None)

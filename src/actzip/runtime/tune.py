@@ -130,6 +130,7 @@ def _key(graph: g.Graph, n: ops.Conv2d, threads: int, batch: int, names: Sequenc
         batch,
         _parts(graph, n.inputs[0]),
         *names,
+        *([] if n.pre_act is None else [n.pre_act.kind]),
     ]
     return json.dumps(what)
 

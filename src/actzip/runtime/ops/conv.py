@@ -49,8 +49,8 @@ class Conv2d(Node):
     + residual).
 
     ``weight`` (O, C / groups, KH, KW); ``padding`` (top, left, bottom, right), zeros. ``act`` is applied
-    after the residual; ``pre_act`` (rare) before it. ``kernel`` is the engine variant chosen ("" =
-    its choice).
+    after the residual; ``pre_act`` (a quantizer, say) before it. ``kernel`` is the engine variant
+    chosen ("" = its choice).
     """
 
     weight: Array = field(kw_only=True)
@@ -98,8 +98,10 @@ class Conv2d(Node):
         act = self.act
         if act is None:
             return True
-        late = act.kind in ("relu", "clip", "threshold") and (act.kind != "threshold" or math.isinf(act.hi))
-        return late and self.pre_act is None
+        late = act.kind in ("relu", "clip", "threshold", "quantize") and (
+            act.kind != "threshold" or math.isinf(act.hi)
+        )
+        return late and (self.pre_act is None or self.pre_act.kind == "quantize")
 
 
 @dataclass(eq=False)
@@ -284,6 +286,8 @@ def _blocks(parts: list[int]) -> list[int]:
 def _conv_fields(n: Conv2d) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The attributes of a native ``conv`` node: strings, floats, arrays, ints."""
     strings, floats, arrays = act_fields(n.act)
+    if n.pre_act is not None:
+        floats |= {f"pre_{k}": [getattr(n.pre_act, a)] for k, a in _PRE.items()}
     arrays["weight"] = np.ascontiguousarray(n.weight, np.float32)
     if n.bias is not None:
         arrays["bias"] = np.ascontiguousarray(n.bias, np.float32)
@@ -295,6 +299,9 @@ def _conv_fields(n: Conv2d) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
         "groups": [n.groups],
     }
     return strings, floats, arrays, ints
+
+
+_PRE = {"step": "alpha", "lo": "lo", "hi": "hi"}
 
 
 def _from_planes(low: Lowering, n: Conv2d) -> bool:
@@ -316,8 +323,6 @@ def _residuals(low: Lowering, n: Conv2d) -> list[int]:
 
 @lowers(Conv2d)
 def lower_conv2d(low: Lowering, n: Conv2d) -> None:
-    if n.pre_act is not None:
-        raise UnsupportedError(f"{n.where()}: an activation before the residual")
     if low.graph.values[n.inputs[0]].storage == "band" or n.name in low.inside:
         return  # the convolution before it does it
     strings, floats, arrays, ints = _conv_fields(n)

@@ -31,6 +31,7 @@ from actzip.runtime.passes.moves import (
 )
 from actzip.runtime.passes.norms import recompose_norms
 from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
+from actzip.runtime.passes.quantizers import recompose_quantizers
 from actzip.runtime.passes.recompose import merge_acts, recompose_activations, scale_activations
 from actzip.runtime.passes.repeats import repeats_as_resizes
 from actzip.runtime.passes.shared import share_weights
@@ -61,6 +62,7 @@ __all__ = [
     "pool_means",
     "recompose_activations",
     "recompose_norms",
+    "recompose_quantizers",
     "repeats_as_resizes",
     "scale_activations",
     "share_weights",
@@ -77,6 +79,7 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     drop_dead,
     merge_moves,
+    recompose_quantizers,
     recompose_activations,
     recompose_norms,
     repeats_as_resizes,

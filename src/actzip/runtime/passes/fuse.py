@@ -57,6 +57,13 @@ def fuse_activations(graph: g.Graph) -> g.Graph:
     return graph
 
 
+def _adds_last(node: ops.Conv2d | ops.Linear) -> bool:
+    """Whether something may be added to what the node computes, behind a quantizer at most."""
+    if node.act is None:
+        return True
+    return isinstance(node, ops.Conv2d) and node.act.kind == "quantize" and node.pre_act is None
+
+
 def fuse_residuals(graph: g.Graph) -> g.Graph:
     """``conv(x) + y`` (then an activation) becomes the convolution's epilogue; also for linear layers.
 
@@ -78,7 +85,7 @@ def fuse_residuals(graph: g.Graph) -> g.Graph:
             p = producers.get(v)
             if (
                 not isinstance(p, (ops.Conv2d, ops.Linear))
-                or p.act is not None
+                or not _adds_last(p)
                 or len(p.inputs) > 1
                 or readers[v] != 1
             ):
@@ -92,6 +99,8 @@ def fuse_residuals(graph: g.Graph) -> g.Graph:
             continue
         _, conv, other = best
         merged = dataclasses.replace(conv, act=node.act)
+        if isinstance(merged, ops.Conv2d):
+            merged.pre_act = conv.act
         merged.inputs = (conv.inputs[0], other)
         merged.output = node.output
         graph.nodes[i] = merged

@@ -24,6 +24,12 @@ def merge_acts(first: Act, second: Act) -> Act | None:
         if lo > hi:
             return None
         return Act.of("relu") if (lo, hi) == (0.0, math.inf) else Act.of("clip", lo=lo, hi=hi)
+    if first.kind == "clip" and second.kind == "quantize":  # which never falls: bounds may be rounded instead
+        return _bounded(second, first.lo, first.hi)
+    if first.kind == "quantize" and second.kind == "clip":
+        lo, hi = first.alpha * first.lo, first.alpha * first.hi
+        if (second.lo <= lo or second.lo == 0.0) and (second.hi >= hi or second.hi == 0.0):
+            return _bounded(first, second.lo, second.hi)
     if first.kind == "clip" and second.kind == "threshold":
         assert second.param is not None
         # above theta >= lo the lower bound has no effect; at theta and below both give 0 if theta >= lo
@@ -41,6 +47,14 @@ def merge_acts(first: Act, second: Act) -> Act | None:
         if math.isinf(first.hi) and bool((first.param >= 0).all()) and bool((second.param >= 0).all()):
             return dataclasses.replace(second, param=np.maximum(first.param, second.param))
     return None
+
+
+def _bounded(quantize: Act, lo: float, hi: float) -> Act | None:
+    """The quantizer of numbers that are cut to ``lo`` and ``hi`` before."""
+    step = np.float32(quantize.alpha)
+    low, high = (float(np.round(np.float32(v) / step)) for v in (lo, hi))
+    low, high = max(low, quantize.lo), min(high, quantize.hi)
+    return None if low > high else dataclasses.replace(quantize, lo=low, hi=high)
 
 
 def recompose_activations(graph: g.Graph) -> g.Graph:
