@@ -55,7 +55,7 @@ struct ConvProblem {
 
   ActKind act = ActKind::none;
   float lo = 0.0f, hi = 0.0f;
-  float step = 1.0f;              // ActKind::quantize
+  float step = 1.0f;  // ActKind::quantize
   // Before the residual: another `quantize`, with numbers of its own; 0: none.
   float pre_step = 0.0f, pre_lo = 0.0f, pre_hi = 0.0f;
   std::vector<float> thresholds;  // ActKind::threshold: oc values, or empty for `lo`

@@ -103,8 +103,7 @@ class DepthwiseConv final : public ConvBase {
   // From a dense map to a dense map, without anything in between.
   bool direct(const ConvArgs& a) const {
     const ConvProblem& p = problem_;
-    return !p.in_packed && !p.out_packed && p.bounds() && a.residual == nullptr &&
-           a.residual_map == nullptr;
+    return !p.in_packed && !p.out_packed && p.bounds() && a.residual == nullptr && a.residual_map == nullptr;
   }
 
   // Where the unit's channels of the kernel's input rows lie: null in the padding. Input blocks may be cut

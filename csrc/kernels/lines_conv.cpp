@@ -215,8 +215,7 @@ void LinesConv::run_item(const ConvArgs& a, int threads, int64_t item, void* scr
   const Scratch s = carve(carver, c, a);
   const int64_t n = c.first_image + item / c.bands, y0 = c.first_row + item % c.bands * c.rows;
   const int64_t rows = std::min(c.rows, c.end_row - y0);
-  const bool direct =
-      !p.out_packed && p.bounds() && a.residual == nullptr && a.residual_map == nullptr;
+  const bool direct = !p.out_packed && p.bounds() && a.residual == nullptr && a.residual_map == nullptr;
   for (int64_t t = 0; t < along_.taps; ++t) {
     const int64_t at = t * along_.dilation;
     s.offsets[t] = at % along_.step * s.phase + at / along_.step;
