@@ -10,15 +10,41 @@
 #include "common/vectors.inl.h"
 #include "engine/functions.h"
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own headers (bug 105593)
+#endif
+
 namespace actzip::engine {
 namespace ACTZIP_ISA_NS {
 namespace {
 
 using namespace actzip::ACTZIP_ISA_NS;
 
-// A NaN in x passes all of these.
-AZ_INLINE vf at_least(vf x, float lo) { return x < lo ? splat(lo) : x; }
-AZ_INLINE vf at_most(vf x, float hi) { return x > hi ? splat(hi) : x; }
+// A NaN in x passes all of these. (The instructions give their second operand where one is NaN or both are
+// 0.)
+AZ_INLINE vf at_least(vf x, float lo) {
+#if ACTZIP_VL == 16
+  return reinterpret_cast<vf>(
+      _mm512_max_ps(reinterpret_cast<__m512>(splat(lo)), reinterpret_cast<__m512>(x)));
+#elif ACTZIP_VL == 8
+  return reinterpret_cast<vf>(
+      _mm256_max_ps(reinterpret_cast<__m256>(splat(lo)), reinterpret_cast<__m256>(x)));
+#else
+  return x < lo ? splat(lo) : x;
+#endif
+}
+AZ_INLINE vf at_most(vf x, float hi) {
+#if ACTZIP_VL == 16
+  return reinterpret_cast<vf>(
+      _mm512_min_ps(reinterpret_cast<__m512>(splat(hi)), reinterpret_cast<__m512>(x)));
+#elif ACTZIP_VL == 8
+  return reinterpret_cast<vf>(
+      _mm256_min_ps(reinterpret_cast<__m256>(splat(hi)), reinterpret_cast<__m256>(x)));
+#else
+  return x > hi ? splat(hi) : x;
+#endif
+}
 AZ_INLINE vf abs_(vf x) { return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff); }
 AZ_INLINE vf with_sign(vf magnitude, vf of) {
   return reinterpret_cast<vf>(reinterpret_cast<vi>(magnitude) |
@@ -32,12 +58,16 @@ AZ_INLINE vf max_(vf a, vf b) {
 
 // x = n ln 2 + r with |r| <= ln 2 / 2, for |x| < 2^22 ln 2. Adding 1.5 * 2^23 rounds to an integer, which the
 // sum's last bits then are: no conversion and no rounding mode.
-AZ_INLINE vi reduce(vf x, vf* r) {
+struct Reduced {
+  vf r, n;
+  vi exponent;  // n
+};
+AZ_INLINE Reduced reduce(vf x) {
   const vf magic = splat(12582912.0f);
   const vf t = x * 1.44269504088896341f + magic;
   const vf n = t - magic;
-  *r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  return reinterpret_cast<vi>(t) - reinterpret_cast<vi>(magic);
+  return {(x - n * 0.693359375f) + n * 2.12194440e-4f, n,
+          reinterpret_cast<vi>(t) - reinterpret_cast<vi>(magic)};
 }
 // e^r - 1 there (Cephes expf)
 AZ_INLINE vf exp_part(vf r) {
@@ -48,30 +78,53 @@ AZ_INLINE vf exp_part(vf r) {
   p = p * r + 5.0000001201e-1f;
   return p * (r * r) + r;
 }
-AZ_INLINE vf power(vi n) { return reinterpret_cast<vf>((n + 127) << 23); }  // 2^n, -126 <= n <= 127
+AZ_INLINE vf power(vi n) { return reinterpret_cast<vf>((n + 127) << 23); }  // 2^n, n <= 127; 0 for n = -127
 
 // exp(x) to about 2 ulp for all x. In two factors, so that the limits become 0 and infinity by themselves.
 AZ_INLINE vf exp_(vf x) {
-  vf r;
-  const vi n = reduce(at_most(at_least(x, -104.0f), 89.0f), &r);
-  const vi half = n >> 1;
-  return (exp_part(r) + 1.0f) * power(half) * power(n - half);
+  const Reduced q = reduce(at_most(at_least(x, -104.0f), 89.0f));
+  const vf p = exp_part(q.r) + 1.0f;
+#if ACTZIP_VL == 16
+  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(q.n)));
+#else
+  const vi half = q.exponent >> 1;
+  return p * power(half) * power(q.exponent - half);
+#endif
+}
+// The same for x <= 0, in one factor: what would be subnormal is 0.
+AZ_INLINE vf exp_down(vf x) {
+  const Reduced q = reduce(at_least(x, -88.0f));
+  return (exp_part(q.r) + 1.0f) * power(q.exponent);
 }
 
 // e^x - 1 for x <= 0
 AZ_INLINE vf expm1_(vf x) {
-  vf r;
-  const vf scale = power(reduce(at_least(x, -80.0f), &r));
-  return exp_part(r) * scale + (scale - 1.0f);
+  const Reduced q = reduce(at_least(x, -80.0f));
+  const vf scale = power(q.exponent);
+  return exp_part(q.r) * scale + (scale - 1.0f);
 }
 
-AZ_INLINE vf sigmoid_(vf x) { return 1.0f / (1.0f + exp_(-x)); }
+// 1 / x for 2^-125 < |x| < 2^125, to 2 ulp
+AZ_INLINE vf inverse(vf x) {
+#if ACTZIP_VL == 16
+  const vf y = reinterpret_cast<vf>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  return y * (2.0f - x * y);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// 0 where the answer is below 5e-38.
+AZ_INLINE vf sigmoid_(vf x) {
+  const vf y = inverse(1.0f + exp_(-at_least(x, -86.0f)));
+  return x < -86.0f ? vf{} : y;
+}
 
 AZ_INLINE vf tanh_(vf x) {
   // small |x| by the odd series, where 1 - e^-2x loses digits
   const vf a = abs_(x);
-  const vf e = exp_(-2.0f * a);
-  const vf big = with_sign((1.0f - e) / (1.0f + e), x);
+  const vf e = exp_down(-2.0f * a);
+  const vf big = with_sign((1.0f - e) * inverse(1.0f + e), x);
   const vf s = x * x;
   vf q = -5.70498872745e-3f * s + 2.06390887954e-2f;
   q = q * s - 5.37397155531e-2f;
@@ -94,7 +147,7 @@ AZ_INLINE vf erf_(vf x) {
   q = q * s - 1.68282697438203e-03f;
   q = q * s - 7.37332916720468e-03f;
   q = q * s - 1.42647390514189e-02f;
-  const vf e = at_most(at_least(y * p / q, -1.0f), 1.0f);
+  const vf e = at_most(at_least(y * p * inverse(q), -1.0f), 1.0f);
   return abs_(x) >= 3.8325f ? with_sign(splat(1.0f), x) : e;
 }
 
@@ -114,7 +167,7 @@ AZ_INLINE vf log1p_(vf z) {  // 0 <= z <= 1 (Cephes logf)
   return upper ? y + 0.69314718056f : y;
 }
 
-AZ_INLINE vf log1p_exp(vf x) { return at_least(x, 0.0f) + log1p_(exp_(-abs_(x))); }  // log(1 + e^x)
+AZ_INLINE vf log1p_exp(vf x) { return at_least(x, 0.0f) + log1p_(exp_down(-abs_(x))); }  // log(1 + e^x)
 
 // in and out may be the same, but not overlap otherwise: the last vector is computed before any is written.
 template <class F>
@@ -218,7 +271,7 @@ void tanh(const Elements& e) {
   each(e, [](vf x) { return tanh_(x); });
 }
 void silu(const Elements& e) {
-  each(e, [](vf x) { return x / (1.0f + exp_(-x)); });
+  each(e, [](vf x) { return x * sigmoid_(x); });
 }
 void gelu(const Elements& e) {
   each(e, [](vf x) { return 0.5f * x * (1.0f + erf_(x * 0.70710678118654752f)); });
@@ -401,3 +454,7 @@ void binary(BinaryFn fn, const float* a, int64_t sa, const float* b, int64_t sb,
 }  // namespace
 }  // namespace ACTZIP_ISA_NS
 }  // namespace actzip::engine
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

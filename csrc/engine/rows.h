@@ -32,7 +32,7 @@ struct Rows {
   // out (rows, n) = a (rows, depth) times b (depth, n), rows ldo, lda and ldb apart
   void (*mat_mat)(float* out, int64_t ldo, const float* a, int64_t lda, const float* b, int64_t ldb,
                   int64_t rows, int64_t depth, int64_t n);
-  void (*softmax)(float* x, int64_t n, bool log);
+  void (*softmax)(const float* in, float* out, int64_t n, bool log);
   // of every column of x (n, kSoftmaxColumns)
   void (*softmax_columns)(float* x, int64_t n, bool log);
   // normalised over n: (x - mean) / sqrt(var + eps) * weight + bias (either may be null)

@@ -122,26 +122,53 @@ AZ_INLINE vf fold(const float* x, int64_t n, float rest, float first, F f, G g) 
   if (i < n) b = g(b, f(load_part(x + i, n - i, rest)));
   return g(a, b);
 }
-AZ_INLINE double total(vf v) {
-  double sum = 0;
-  for (int i = 0; i < VL; ++i) sum += static_cast<double>(v[i]);
-  return sum;
+// All lanes folded by g, in every lane.
+template <int H = VL / 2, class G>
+AZ_INLINE vf across(vf v, G g) {
+  if constexpr (H > 0) {
+    vf a = v, b = v;
+    exchange<H>(a, b, std::make_integer_sequence<int, VL>{});
+    return across<H / 2>(g(a, b), g);
+  }
+  return v;
+}
+AZ_INLINE vf plus(vf a, vf b) { return a + b; }
+AZ_INLINE vf greater(vf a, vf b) { return b > a ? b : a; }  // leaves a NaN out, or not
+AZ_INLINE vf same(vf v) { return v; }
+
+// out = e^(in - top), and its sum in every lane
+AZ_INLINE vf exp_row(const float* in, float* out, int64_t n, vf top) {
+  vf a{}, b{};
+  int64_t i = 0;
+  for (; i + 2 * VL <= n; i += 2 * VL) {
+    const vf x = exp_down(load(in + i) - top), y = exp_down(load(in + i + VL) - top);
+    store(out + i, x);
+    store(out + i + VL, y);
+    a += x;
+    b += y;
+  }
+  for (; i < n; i += VL) {
+    const int64_t m = n - i < VL ? n - i : VL;
+    const vf x = exp_down((m == VL ? load(in + i) : load_part(in + i, m, -INFINITY)) - top);
+    if (m == VL)
+      store(out + i, x);
+    else
+      store_part(out + i, x, m);
+    a += x;
+  }
+  return across(a + b, plus);
 }
 
-void softmax(float* x, int64_t n, bool log) {
-  const auto add = [](vf a, vf b) { return a + b; };
-  const vf tops =
-      fold(x, n, -INFINITY, -INFINITY, [](vf v) { return v; }, [](vf a, vf b) { return max_(a, b); });
-  float top = -INFINITY;
-  for (int i = 0; i < VL; ++i) top = tops[i] > top || tops[i] != tops[i] ? tops[i] : top;
+// A NaN anywhere is in the sum, and so everywhere.
+void softmax(const float* in, float* out, int64_t n, bool log) {
+  const vf top = across(fold(in, n, -INFINITY, -INFINITY, same, greater), greater);
   if (log) {
-    const double sum = total(fold(x, n, -INFINITY, 0.0f, [=](vf v) { return exp_(v - top); }, add));
-    const float shift = top + logf(static_cast<float>(sum));
-    return each(x, x, n, [=](vf v) { return v - shift; });
+    const vf sum = across(fold(in, n, -INFINITY, 0.0f, [=](vf v) { return exp_down(v - top); }, plus), plus);
+    const float shift = top[0] + logf(sum[0]);
+    return each(in, out, n, [=](vf v) { return v - shift; });
   }
-  each(x, x, n, [=](vf v) { return exp_(v - top); });
-  const auto scale = static_cast<float>(1.0 / total(fold(x, n, 0.0f, 0.0f, [](vf v) { return v; }, add)));
-  each(x, x, n, [=](vf v) { return v * scale; });
+  const vf scale = 1.0f / exp_row(in, out, n, top);
+  each(out, out, n, [=](vf v) { return v * scale; });
 }
 
 void softmax_columns(float* x, int64_t n, bool log) {
@@ -149,10 +176,10 @@ void softmax_columns(float* x, int64_t n, bool log) {
   for (int64_t j = 0; j < kStep; j += VL) {
     float* column = x + j;
     vf top = load(column);
-    for (int64_t i = 1; i < n; ++i) top = max_(load(column + i * kStep), top);
+    for (int64_t i = 1; i < n; ++i) top = greater(top, load(column + i * kStep));
     vf sum = splat(0.0f);
     for (int64_t i = 0; i < n; ++i) {
-      const vf e = exp_(load(column + i * kStep) - top);
+      const vf e = exp_down(load(column + i * kStep) - top);
       if (!log) store(column + i * kStep, e);
       sum += e;
     }
@@ -169,11 +196,10 @@ void softmax_columns(float* x, int64_t n, bool log) {
 }
 
 void layer_norm(const float* in, float* out, int64_t n, const float* weight, const float* bias, float eps) {
-  const auto add = [](vf a, vf b) { return a + b; };
-  const auto count = static_cast<double>(n);
-  const auto mean = static_cast<float>(total(fold(in, n, 0.0f, 0.0f, [](vf v) { return v; }, add)) / count);
-  const double square = total(fold(in, n, mean, 0.0f, [=](vf v) { return (v - mean) * (v - mean); }, add));
-  const float scale = 1.0f / sqrtf(static_cast<float>(square / count) + eps);
+  const auto count = static_cast<float>(n);
+  const float mean = across(fold(in, n, 0.0f, 0.0f, same, plus), plus)[0] / count;
+  const vf squares = fold(in, n, mean, 0.0f, [=](vf v) { return (v - mean) * (v - mean); }, plus);
+  const float scale = 1.0f / sqrtf(across(squares, plus)[0] / count + eps);
   if (weight != nullptr && bias != nullptr) {
     for (int64_t i = 0; i < n; ++i) out[i] = (in[i] - mean) * scale * weight[i] + bias[i];
   } else {

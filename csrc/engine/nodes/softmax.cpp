@@ -1,6 +1,5 @@
 // softmax: along `axis`; log: its logarithm.
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "engine/nodes/map_node.h"
@@ -39,13 +38,12 @@ class SoftmaxNode final : public DenseNode {
     parallel_for(product(loops, 0, loops.size()), threads, [&](int64_t at, int worker) {
       const Place p = place(loops, loops.size(), at);
       if (sx == 1 && sy == 1) {
-        std::memcpy(y.data + p.out, x.data + p.a, static_cast<size_t>(n) * sizeof(float));
-        rows_.softmax(y.data + p.out, n, log_);
+        rows_.softmax(x.data + p.a, y.data + p.out, n, log_);
         return;
       }
       auto* line = reinterpret_cast<float*>(c.scratch_of(worker));
       for (int64_t i = 0; i < n; ++i) line[i] = x.data[p.a + i * sx];
-      rows_.softmax(line, n, log_);
+      rows_.softmax(line, line, n, log_);
       for (int64_t i = 0; i < n; ++i) y.data[p.out + i * sy] = line[i];
     });
   }
