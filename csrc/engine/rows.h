@@ -25,6 +25,12 @@ struct Rows {
   void (*sum_rows)(float* out, const float* const* rows, int64_t count, int64_t n, float scale,
                    const float* bias);
   void (*affine)(const float* in, float* out, const float* scale, const float* shift, int64_t n);
+  // out = (in - less) * scale + shift, of pixels of n numbers that begin si and so apart
+  void (*pixel_norm)(const float* in, int64_t si, float* out, int64_t so, int64_t pixels, int64_t n,
+                     const float* less, const float* scale, const float* shift);
+  // sums[i / each] += of all pixels' numbers i their squared distance to less[i], or themselves (less null)
+  void (*pixel_sums)(const float* in, int64_t si, int64_t pixels, int64_t n, const float* less, int64_t each,
+                     double* sums);
   void (*accumulate)(float* acc, const float* in, int64_t n);      // acc += in
   void (*accumulate_max)(float* acc, const float* in, int64_t n);  // acc = max(acc, in), NaN wins
   void (*lerp4)(float* out, const float* a, const float* b, const float* c, const float* d, float wa,

@@ -44,6 +44,96 @@ void affine(const float* in, float* out, const float* scale, const float* shift,
   for (int64_t i = 0; i < n; ++i) out[i] = in[i] * scale[i] + shift[i];
 }
 
+// V vectors of every pixel's numbers, of the last one `last` lanes: f(vector, its first lane) of all pixels.
+template <int V, class F>
+AZ_INLINE void of_pixels(const float* in, int64_t si, int64_t pixels, int64_t last, F f) {
+  for (int64_t p = 0; p < pixels; ++p, in += si) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      f(p, v, v < V - 1 || last == VL ? load(in + v * VL) : load_part(in + v * VL, last));
+  }
+}
+
+template <int V>
+AZ_INLINE void norm_block(const float* in, int64_t si, float* out, int64_t so, int64_t pixels,
+                          const float* less, const float* scale, const float* shift, int64_t last) {
+  vf m[V], a[V], b[V];
+  auto get = [=](const float* p, int v) {
+    return v < V - 1 || last == VL ? load(p + v * VL) : load_part(p + v * VL, last);
+  };
+  for (int v = 0; v < V; ++v) {
+    m[v] = get(less, v);
+    a[v] = get(scale, v);
+    b[v] = get(shift, v);
+  }
+  of_pixels<V>(in, si, pixels, last, [&](int64_t p, int v, vf x) {
+    const vf y = (x - m[v]) * a[v] + b[v];
+    if (v < V - 1 || last == VL)
+      store(out + p * so + v * VL, y);
+    else
+      store_part(out + p * so + v * VL, y, last);
+  });
+}
+void pixel_norm(const float* in, int64_t si, float* out, int64_t so, int64_t pixels, int64_t n,
+                const float* less, const float* scale, const float* shift) {
+  int64_t i = 0;
+  for (; i + 4 * VL <= n; i += 4 * VL)
+    norm_block<4>(in + i, si, out + i, so, pixels, less + i, scale + i, shift + i, VL);
+  for (; i < n; i += VL)
+    norm_block<1>(in + i, si, out + i, so, pixels, less + i, scale + i, shift + i, n - i < VL ? n - i : VL);
+}
+
+template <int V, class F>
+AZ_INLINE void sum_block(const float* in, int64_t si, int64_t pixels, int64_t last, float* sums, F f) {
+  constexpr int kChains = 4 / V;  // so many sums each, for additions take their time
+  vf s[kChains][V] = {};
+  int64_t p = 0;
+  for (; p + kChains <= pixels; p += kChains, in += kChains * si)
+#pragma GCC unroll 4
+    for (int k = 0; k < kChains; ++k)
+      of_pixels<V>(in + k * si, si, 1, last, [&](int64_t, int v, vf x) { s[k][v] += f(x, v); });
+  of_pixels<V>(in, si, pixels - p, last, [&](int64_t, int v, vf x) { s[0][v] += f(x, v); });
+  for (int v = 0; v < V; ++v) {
+    vf all = s[0][v];
+    for (int k = 1; k < kChains; ++k) all += s[k][v];
+    store(sums + v * VL, all);
+  }
+}
+template <int V>
+AZ_INLINE void sum_block(const float* in, int64_t si, int64_t pixels, int64_t last, const float* less,
+                         float* sums) {
+  if (less == nullptr) return sum_block<V>(in, si, pixels, last, sums, [](vf x, int) { return x; });
+  vf m[V];
+  for (int v = 0; v < V; ++v)
+    m[v] = v < V - 1 || last == VL ? load(less + v * VL) : load_part(less + v * VL, last);
+  sum_block<V>(in, si, pixels, last, sums, [&](vf x, int v) { return (x - m[v]) * (x - m[v]); });
+}
+void pixel_sums(const float* in, int64_t si, int64_t pixels, int64_t n, const float* less, int64_t each,
+                double* sums) {
+  float found[4 * VL];
+  int64_t left = each;  // of the sum that is at work
+  auto take = [&](int64_t count) {
+    for (int64_t l = 0; l < count; ++l) {
+      if (left-- == 0) {
+        ++sums;
+        left = each - 1;
+      }
+      *sums += static_cast<double>(found[l]);
+    }
+  };
+  auto at = [&](int64_t i) { return less == nullptr ? nullptr : less + i; };
+  int64_t i = 0;
+  for (; i + 4 * VL <= n; i += 4 * VL) {
+    sum_block<4>(in + i, si, pixels, VL, at(i), found);
+    take(4 * VL);
+  }
+  for (; i < n; i += VL) {
+    const int64_t m = n - i < VL ? n - i : VL;
+    sum_block<1>(in + i, si, pixels, m, at(i), found);
+    take(m);
+  }
+}
+
 void accumulate(float* acc, const float* in, int64_t n) {
   for (int64_t i = 0; i < n; ++i) acc[i] += in[i];
 }
@@ -231,9 +321,9 @@ int64_t count_nonzero(const float* x, int64_t n) {
 }  // namespace
 
 extern const Rows kRows;
-const Rows kRows = {ACTZIP_ISA_ID, activate,        binary,         max_rows,  sum_rows,
-                    affine,        accumulate,      accumulate_max, lerp4,     mat_mat,
-                    softmax,       softmax_columns, layer_norm,     transpose, count_nonzero};
+const Rows kRows = {ACTZIP_ISA_ID, activate,        binary,     max_rows,       sum_rows,     affine,
+                    pixel_norm,    pixel_sums,      accumulate, accumulate_max, lerp4,        mat_mat,
+                    softmax,       softmax_columns, layer_norm, transpose,      count_nonzero};
 
 }  // namespace ACTZIP_ISA_NS
 }  // namespace actzip::engine
