@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from actzip.runtime import graph as g
 from actzip.runtime.graph import Pass
+from actzip.runtime.passes.branches import merge_branches, split_multipliers
 from actzip.runtime.passes.edit import drop_dead
 from actzip.runtime.passes.fold import (
     channel_affine,
@@ -55,6 +56,7 @@ __all__ = [
     "fuse_residuals",
     "lines_as_maps",
     "merge_acts",
+    "merge_branches",
     "merge_moves",
     "merge_pointwise",
     "optimize",
@@ -69,6 +71,7 @@ __all__ = [
     "signals_as_channels",
     "sink_affine",
     "sink_average_pools",
+    "split_multipliers",
     "split_transposed",
     "split_upsampled",
     "spread_batch_norm",
@@ -93,6 +96,7 @@ PASSES: tuple[Pass, ...] = (
     fold_crops,
     spread_batch_norm,
     fold_batch_norm,
+    merge_branches,
     scale_activations,
     fuse_activations,
     fuse_residuals,
@@ -103,6 +107,7 @@ PASSES: tuple[Pass, ...] = (
     split_transposed,
     merge_pointwise,
     split_upsampled,
+    split_multipliers,
     signals_as_channels,
     sink_average_pools,
     pool_means,
