@@ -192,6 +192,30 @@ def test_projections_run_by_turns_too(
     assert all(np.array_equal(y, found[0]) for y in found[1:])
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_projection_that_is_the_next_expansion_begins_with_that(first: int) -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(5, 20, first, padding=first // 2)
+            layers: list[nn.Module] = []
+            for stride in (1, 2, 1):
+                layers += [nn.Conv2d(20, 20, 3, stride, 1, groups=20), nn.Hardswish()]
+                layers += [nn.Conv2d(20, 20, 1), nn.Hardswish()]
+            self.layers = nn.Sequential(*layers)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(torch.tanh(self.stem(x)))
+
+    torch.manual_seed(3)
+    net, x = Chain().eval(), torch.randn(2, 5, 31, 26)
+    fast = compile_graph(capture(net, x), example=x)
+    with torch.no_grad():
+        want = net(x)
+    assert (fast(x) - want).abs().max() <= 2e-5 * want.abs().max()
+    assert [v.storage for v in fast.graph.values.values()].count("band") >= 2
+
+
 def test_a_residual_that_comes_later_keeps_the_projection_apart() -> None:
     class Late(nn.Module):
         def __init__(self) -> None:

@@ -492,3 +492,10 @@ def test_compress_by_constants(axis, chosen, tmp_path):
     from actzip.runtime.from_onnx import from_onnx
 
     from_onnx(model)  # by the engine itself
+
+
+def test_constants_that_the_reference_fails_at(tmp_path):
+    """A depth of one element in a list, which ONNX's own reference does not take."""
+    nodes = [N("OneHot", ["i", "depth", "values"], ["hot"]), N("Add", ["x", "hot"], ["y"])]
+    constants = {"i": np.int64([2, 0]), "depth": np.int64([4]), "values": np.float32([0, 3])}
+    check(make(nodes, constants, [2, 4]), normal(2, 4), tmp_path)

@@ -188,6 +188,7 @@ def projections(graph: g.Graph) -> dict[str, ops.Conv2d]:
             and isinstance(last[0], ops.Conv2d)
             and last[0].inputs[0] == n.output
             and _one_tap(last[0])
+            and graph.values[last[0].output].storage != "band"  # it begins with another
             and len(begin.inputs) == 1
             and all(when.get(v, -1) < when[begin.output] for v in last[0].inputs[1:])
             and n.output not in graph.outputs
