@@ -236,3 +236,62 @@ def test_a_block_that_runs_by_turns_gives_the_same_numbers(isa):
         fast = compile_graph(from_onnx(model), example=x[:1])
         assert "band" in {v.storage for v in fast.graph.values.values()}
         assert np.array_equal(fast(x), want)
+
+
+class Integers(Net):
+    """A network of operators on quantized tensors."""
+
+    def quantizer(self, power, zero=None):
+        info = np.iinfo(self.dtype)
+        zero = info.min if zero is None else zero
+        return self.tensor(self.scale(power)), self.tensor(np.array(zero, self.dtype))
+
+    def of(self, op, *inputs, **attributes):
+        domain = "" if op in ("QLinearConv", "QLinearMatMul") else "com.microsoft"
+        return self.node(op, *inputs, domain=domain, **attributes)
+
+    def weights(self, *shape, each=True):
+        s = self.scale(-5, shape[0]) if each else self.scale(-5)
+        zero = np.zeros(s.shape, np.int8)
+        q = self.rng.integers(-20, 21, shape).astype(np.int8)
+        return self.tensor(q), self.tensor(s), self.tensor(zero)
+
+    def bias(self, n):
+        return self.tensor(self.rng.integers(-900, 900, n).astype(np.int32))
+
+
+def integers(dtype, each):
+    net = Integers(dtype=dtype, opset=17)
+    a, b, c = net.quantizer(-4, 100), net.quantizer(-1), net.quantizer(1)
+    x = net.node("QuantizeLinear", "x", *a)
+    x = net.of("QLinearConv", x, *a, *net.weights(20, 3, 3, 3, each=each), *b, net.bias(20), pads=[1] * 4)
+    x = net.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    w = net.weights(20, 20, 1, 1, each=each)
+    y = net.of("QLinearConv", x, *b, *w, *c)
+    z = net.of("QLinearAdd", x, *b, y, *c, *c)
+    z = net.of("QLinearMul", z, *c, x, *b, *net.quantizer(4))
+    last = net.nodes[-1].input[-2:]
+    z = net.of("QLinearConcat", *c, z, *last, x, *b, axis=1)
+    z = net.of("QLinearLeakyRelu", z, *c, *b, alpha=0.5)
+    z = net.of("QLinearAveragePool", z, *b, *c, kernel_shape=[4, 4], strides=[4, 4])
+    z = net.of("QLinearGlobalAveragePool", z, *c, *c)
+    z = net.node("Flatten", z, axis=1)
+    w, d = net.weights(10, 40, each=each), net.quantizer(2)
+    gemm = net.of("QGemm", z, *c, *w, net.bias(10), *d, transB=1)
+    s = net.tensor(net.scale(-5))
+    w = net.tensor(net.rng.integers(-20, 21, (10, 6)).astype(np.int8))
+    y = net.of("QLinearMatMul", gemm, *d, w, s, net.tensor(np.int8(0)), *d)
+    return net.model(net.node("DequantizeLinear", y, *d))
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_operators_on_quantized_tensors_give_onnx_runtimes_numbers(dtype, each, tmp_path):
+    model = integers(dtype, each)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    x = np.random.default_rng(1).standard_normal((2, 3, 16, 16), np.float32) * 3
+    want = session(model).run(None, {"x": x})[0]
+    assert np.count_nonzero(want) > want.size / 2
+    graph = from_onnx(model)
+    assert np.array_equal(compile_graph(graph, example=x, winograd=False)(x), want)
+    assert sum(isinstance(n, ops.Pool) and n.kind == "max" for n in optimize(graph).nodes) == 1

@@ -1,6 +1,7 @@
 """ONNX models in operators of ai.onnx: functions of the file's own written out where they are called,
-sparse initialisers filled up, and the fused operators that ONNX Runtime writes into optimized files
-(``com.microsoft``) as what they were made of. What has no rule here stays as it is."""
+sparse initialisers filled up, the fused operators that ONNX Runtime writes into optimized files
+(``com.microsoft``) as what they were made of, and operators on quantized tensors as the same between
+DequantizeLinear and QuantizeLinear. What has no rule here stays as it is."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def plain(model: Any) -> Any:
 
         with suppress(Exception):  # of another opset than the model's: they stay calls
             model = inliner.inline_local_functions(_with_defaults(model))
-    fused = any(n.domain == _FUSED and n.op_type in _RULES for n in model.graph.node)
+    fused = any(_rule_of(n) is not None for n in model.graph.node)
     if not fused and not model.graph.sparse_initializer:
         return model
     copied = type(model)()
@@ -95,7 +96,7 @@ class _Rewriter:
 
     def run(self) -> None:
         for node in self.model.graph.node:
-            rule = _RULES.get(node.op_type) if node.domain == _FUSED else None
+            rule = _rule_of(node)
             before = len(self.nodes)
             self.node = node
             self.attributes = {a.name: self.helper.get_attribute_value(a) for a in node.attribute}
@@ -189,6 +190,91 @@ def _skip_layer_norm(
     return r.add("LayerNormalization", x, gamma, *last, epsilon=float(r.said("epsilon", 1e-12)), axis=-1)
 
 
+# -- operators on quantized tensors: the same of floats between DequantizeLinear and QuantizeLinear
+
+
+def _floats(r: _Rewriter, x: str, scale: str, zero: str = "", axis: int = 1) -> str:
+    return r.add("DequantizeLinear", *_some(x, scale, zero), axis=axis)
+
+
+def _integers(r: _Rewriter, x: str, scale: str, zero: str = "") -> str:
+    return r.add("QuantizeLinear", *_some(x, scale, zero))
+
+
+def _some(*names: str) -> list[str]:
+    """Without those left out at the end."""
+    return [n for n in names if n]
+
+
+def _q_conv(r: _Rewriter, *inputs: str) -> str | None:
+    x, xs, xz, w, ws, wz, ys, yz, *bias = inputs
+    if r.said("channels_last", 0):
+        return None
+    own = {k: v for k, v in r.attributes.items() if k != "channels_last"}
+    operands = [_floats(r, x, xs, xz), _floats(r, w, ws, wz, axis=0)]
+    if bias and bias[0]:
+        operands.append(_floats(r, bias[0], r.add("Mul", xs, ws), axis=0))
+    return _integers(r, r.add("Conv", *operands, **own), ys, yz)
+
+
+def _q_matmul(r: _Rewriter, a: str, a_s: str, az: str, b: str, bs: str, bz: str, *y: str) -> str:
+    left, right = _floats(r, a, a_s, az, axis=-2), _floats(r, b, bs, bz, axis=-1)
+    return _integers(r, r.add("MatMul", left, right), *y)
+
+
+def _q_gemm(r: _Rewriter, *inputs: str) -> str | None:
+    a, a_s, az, b, bs, bz, c, ys, yz = (*inputs, *[""] * (9 - len(inputs)))
+    turned = r.said("transB", 0)
+    operands = [_floats(r, a, a_s, az), _floats(r, b, bs, bz, axis=0 if turned else 1)]
+    if c:
+        if r.said("alpha", 1.0) != 1:  # in the bias already
+            return None
+        operands.append(_floats(r, c, r.add("Mul", a_s, bs), axis=-1))
+    y = r.add("Gemm", *operands, **r.attributes)
+    return _integers(r, y, ys, yz) if ys else y
+
+
+def _q_of_two(op: str) -> Callable[..., str]:
+    def rule(r: _Rewriter, a: str, a_s: str, az: str, b: str, bs: str, bz: str, *y: str) -> str:
+        return _integers(r, r.add(op, _floats(r, a, a_s, az), _floats(r, b, bs, bz)), *y)
+
+    return rule
+
+
+def _q_of_one(op: str, *left_out: str) -> Callable[..., str | None]:
+    def rule(r: _Rewriter, x: str, xs: str, xz: str, *y: str) -> str | None:
+        if r.said("channels_last", 0):
+            return None
+        own = {k: v for k, v in r.attributes.items() if k not in ("channels_last", *left_out)}
+        return _integers(r, r.add(op, _floats(r, x, xs, xz), **own), *y)
+
+    return rule
+
+
+def _q_concat(r: _Rewriter, ys: str, yz: str, *inputs: str) -> str:
+    parts = [_floats(r, *three) for three in zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)]
+    return _integers(r, r.add("Concat", *parts, **r.attributes), ys, yz)
+
+
+def _rule_of(node: Any) -> Callable[..., str | None] | None:
+    if node.domain == _FUSED:
+        return _RULES.get(node.op_type) or _QUANTIZED.get(node.op_type)
+    return _QUANTIZED.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+
+
+_QUANTIZED: dict[str, Callable[..., str | None]] = {
+    "QGemm": _q_gemm,
+    "QLinearAdd": _q_of_two("Add"),
+    "QLinearAveragePool": _q_of_one("AveragePool"),
+    "QLinearConcat": _q_concat,
+    "QLinearConv": _q_conv,
+    "QLinearGlobalAveragePool": _q_of_one("GlobalAveragePool"),
+    "QLinearLeakyRelu": _q_of_one("LeakyRelu"),
+    "QLinearMatMul": _q_matmul,
+    "QLinearMul": _q_of_two("Mul"),
+    "QLinearSigmoid": _q_of_one("Sigmoid"),
+    "QLinearSoftmax": _q_of_one("Softmax", "opset"),
+}
 _RULES: dict[str, Callable[..., str | None]] = {
     "BiasGelu": _gelu,
     "FastGelu": _fast_gelu,
