@@ -146,6 +146,25 @@ def test_gelu_written_with_tanh(cube, half, tmp_path):
     assert len(fast.graph.nodes) > 1
 
 
+@pytest.mark.parametrize("inner", ["scaled first", "factored"])
+def test_gelu_by_tanh_of_other_polynomials(inner, tmp_path):
+    """x + x * (x * (0.044715 * x)), as JAX writes it, and x * (1 + 0.044715 * x^2)."""
+    if inner == "factored":
+        nodes = [N("Mul", ["x", "x"], ["s"]), N("Mul", ["s", "k"], ["e"]), N("Add", ["one", "e"], ["g"])]
+        nodes += [N("Mul", ["x", "g"], ["f"])]
+    else:
+        nodes = [N("Mul", ["k", "x"], ["a"]), N("Mul", ["x", "a"], ["b"]), N("Mul", ["x", "b"], ["e"])]
+        nodes += [N("Add", ["x", "e"], ["f"])]
+    nodes += [N("Mul", ["root", "f"], ["h"]), N("Tanh", ["h"], ["t"]), N("Add", ["one", "t"], ["u"])]
+    nodes += [N("Mul", ["half", "u"], ["z"]), N("Mul", ["x", "z"], ["y"])]
+    constants = {"k": F(0.044715), "root": F(np.sqrt(2 / np.pi)), "one": F(1), "half": F(0.5)}
+    fast = compiled(model_of(nodes, constants, ["n", 3, 5, 5]), 3 * normal(2, 3, 5, 5), tmp_path)
+    assert [n.act.kind for n in fast.graph.nodes] == ["gelu_tanh"]
+    constants["k"] = F(0.05)  # another function
+    fast = compiled(model_of(nodes, constants, ["n", 3, 5, 5]), 3 * normal(2, 3, 5, 5), tmp_path)
+    assert len(fast.graph.nodes) > 1
+
+
 @pytest.mark.parametrize("exponent", [3.0, 4.0, 2.0, 1.0, 0.5, -0.5, -1.0, 2.5, -2.0])
 @pytest.mark.parametrize("rank", [0, 1, 4])
 def test_powers_of_a_constant_are_products(exponent, rank, tmp_path):

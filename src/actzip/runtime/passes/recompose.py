@@ -203,26 +203,51 @@ def _gate_kind(gate: Act, a: float, b: float, c: float, d: float) -> str:
 
 def _is_cubic(graph: g.Graph, producers: dict[str, g.Node], z: str, x: str, c: float) -> bool:
     """Whether ``c`` times ``z`` is sqrt(2 / pi) * (x + 0.044715 * x^3), of which GELU takes tanh."""
-    sides = [(z, 1.0)]
-    total = producers.get(z)
-    if isinstance(total, ops.Binary) and total.kind == "add" and total.act is None:
-        sides = [(v, k) for v, k, b in (_affine_of(graph, producers, v, x) for v in total.inputs) if b == 0.0]
-    found = {}
-    for v, k in sides:
-        found[1 if v == x else 3 if _is_cube(producers, v, x) else 0] = k * c
-    return found.keys() == {1, 3} and _all_near(
-        (found[1], math.sqrt(2 / math.pi)), (found[3], 0.044715 * math.sqrt(2 / math.pi))
-    )
-
-
-def _is_cube(producers: dict[str, g.Node], v: str, x: str) -> bool:
-    n = producers.get(v)
-    if not isinstance(n, ops.Binary) or n.kind != "mul" or n.act is not None or x not in n.inputs:
+    found = _polynomial(graph, producers, z, x, 8)
+    if found is None or any(k and degree not in (1, 3) for degree, k in found.items()):
         return False
-    square = producers.get(n.inputs[0] if n.inputs[1] == x else n.inputs[1])
-    if isinstance(square, ops.Binary):
-        return square.kind == "mul" and square.act is None and square.inputs == (x, x)
-    return isinstance(square, ops.Activation) and square.act.kind == "square" and square.inputs[0] == x
+    want = math.sqrt(2 / math.pi)
+    return _all_near((c * found.get(1, 0.0), want), (c * found.get(3, 0.0), 0.044715 * want))
+
+
+def _polynomial(
+    graph: g.Graph, producers: dict[str, g.Node], v: str, x: str, depth: int
+) -> dict[int, float] | None:
+    """The coefficients, by degree, of ``v`` as a polynomial of ``x``; None where it is none of at most
+    ``depth`` operations."""
+    if v == x:
+        return {1: 1.0}
+    if (k := _number(graph, v)) is not None:
+        return {0: k}
+    n = producers.get(v)
+    if depth == 0 or not g.same_shape(graph.shape(v), graph.shape(x)):
+        return None
+    if isinstance(n, ops.Activation) and n.act.kind == "square":
+        p = _polynomial(graph, producers, n.inputs[0], x, depth - 1)
+        return None if p is None else _product(p, p)
+    if not isinstance(n, ops.Binary) or n.act is not None:
+        return None
+    p, q = (_polynomial(graph, producers, i, x, depth - 1) for i in n.inputs)
+    if p is None or q is None:
+        return None
+    if n.kind == "mul":
+        return _product(p, q)
+    if n.kind == "div" and q.keys() == {0} and q[0] != 0:
+        return _product(p, {0: 1 / q[0]})
+    if n.kind == "pow" and q.keys() == {0} and q[0] in (2, 3):
+        return _product(p, p if q[0] == 2 else _product(p, p))
+    if n.kind not in ("add", "sub"):
+        return None
+    sign = 1 if n.kind == "add" else -1
+    return {d: p.get(d, 0.0) + sign * q.get(d, 0.0) for d in p.keys() | q.keys()}
+
+
+def _product(p: dict[int, float], q: dict[int, float]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for i, a in p.items():
+        for j, b in q.items():
+            found[i + j] = found.get(i + j, 0.0) + a * b
+    return found
 
 
 def _all_near(*pairs: tuple[float, float]) -> bool:
