@@ -302,7 +302,7 @@ def test_a_file_that_needs_parts_runs_in_parts_or_is_refused_by_name(
     if verb in ("profile", "quantize"):
         assert code == 0 and "1 of 3 nodes run with ONNX Runtime in this module" in err
     else:
-        words = "all else needs every node" if verb == "export" else "weighed by gradients"
+        words = "all else needs every node" if verb == "export" else "thresholds are not weighed"
         assert code and words in err.strip().splitlines()[-1]
 
 

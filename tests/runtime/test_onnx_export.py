@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import actzip  # noqa: E402
 from actzip.activations import set_thresholds  # noqa: E402
-from actzip.errors import InputError  # noqa: E402
+from actzip.errors import InputError, UnsupportedError  # noqa: E402
 from actzip.runtime.from_onnx import from_onnx  # noqa: E402
 from actzip.runtime.onnx_export import export_onnx  # noqa: E402
 
@@ -147,3 +147,57 @@ def test_a_mask_is_an_output_of_type_bool(tmp_path):
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
     got = actzip.compile(from_onnx(model), x, tune=False, cache=False)(x)
     assert got.dtype == np.bool_ and np.array_equal(got, x > 0.5)
+
+
+def test_lstm_topk_and_nearest_resizes_of_a_file_are_exported(tmp_path):
+    """What PyTorch's exporter does not know of a file's module: it printed its graph, and failed."""
+    ort = pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((4, 3, 3, 3), np.float32),
+        "sizes": np.array([1, 4, 12, 10], np.int64),
+        "flat": np.array([0, 4, -1], np.int64),
+        "lw": 0.3 * rng.standard_normal((1, 20, 120), np.float32),
+        "lr": 0.3 * rng.standard_normal((1, 20, 5), np.float32),
+        "k": np.array([3], np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["a"]),
+        helper.make_node(
+            "Resize", ["a", "", "", "sizes"], ["u"], mode="nearest",
+            coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        ),
+        helper.make_node("Reshape", ["u", "flat"], ["f"]),
+        helper.make_node("Transpose", ["f"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "lw", "lr"], ["", "h"], hidden_size=5),
+        helper.make_node("TopK", ["h", "k"], ["y", "i"]),
+    ]  # fmt: skip
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 3, 6, 5])],
+        [value("y", TensorProto.FLOAT, None), value("i", TensorProto.INT64, None)],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    net, x = actzip.load(tmp_path / "m.onnx"), rng.standard_normal((1, 3, 6, 5), np.float32)
+    written = export_onnx(net, torch.from_numpy(x), tmp_path / "e.onnx", dynamic_batch=False)
+    run = [
+        ort.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (tmp_path / "m.onnx", written)
+    ]
+    want, got = (s.run(None, {s.get_inputs()[0].name: x}) for s in run)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_what_pytorch_cannot_export_is_one_line(tmp_path, capfd):
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x).relu()
+
+    with pytest.raises(UnsupportedError, match=r"PyTorch cannot export this model: .*bessel"):
+        export_onnx(Net(), torch.rand(1, 3, 4, 4), tmp_path / "e.onnx")
+    assert "graph(" not in "".join(capfd.readouterr()) and not (tmp_path / "e.onnx").exists()

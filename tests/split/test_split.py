@@ -9,6 +9,7 @@ import actzip
 from actzip.activations import set_thresholds
 from actzip.errors import ActzipError, DataError, InputError, LayerError, UnsupportedError
 from actzip.models import resolve
+from actzip.runtime.graph import Sym
 from actzip.split.api import open_network
 from torches import needs_2_6
 
@@ -254,3 +255,22 @@ def test_a_file_with_several_inputs_is_refused(tmp_path):
     torch.onnx.export(Two(), (x, x), str(tmp_path / "two.onnx"), dynamo=False)
     with pytest.raises(InputError, match="2 inputs"):
         actzip.split(tmp_path / "two.onnx", 0)
+
+
+class Reader(nn.Module):
+    """Time before the batch within, as recurrent layers have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.r, self.b = nn.Conv1d(3, 8, 3, padding=1), nn.GRU(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.b(self.r(self.a(x).relu().permute(2, 0, 1))[0].permute(1, 0, 2).mean(1))
+
+
+def test_no_cut_is_made_where_the_batch_is_not_the_first_dimension():
+    net, x = Reader().eval(), torch.rand(2, 3, 12)
+    cuts = open_network(net, x).cuts()
+    assert cuts and all(s[0] == Sym() for c in cuts for s in c.shapes)
+    with pytest.raises(InputError, match="behind 'r' the batch is not the first dimension"):
+        actzip.split(net, "r", x)

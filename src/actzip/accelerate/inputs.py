@@ -56,7 +56,7 @@ def open_model(
         found = open_subject(
             chosen, data, weights=weights, images=images, batch=batch, size=size, trust=trust, form=form
         )
-        return _with_gradients(found.model), found.loader, name
+        return _checked(found.model), found.loader, name
     if not isinstance(model, nn.Module):
         from actzip.runtime.models import load
 
@@ -65,21 +65,28 @@ def open_model(
         from actzip.models import load_weights
 
         load_weights(model, weights)
-    return _with_gradients(model), data, name
+    return _checked(model), data, name
 
 
-def _with_gradients(model: nn.Module) -> nn.Module:
+def _checked(model: nn.Module) -> nn.Module:
     """
     Raises:
-        UnsupportedError: some nodes of a file run with ONNX Runtime.
+        InputError: a file of several inputs. UnsupportedError: some nodes of a file run with ONNX
+            Runtime.
     """
     from actzip.runtime.models import GraphNet
 
-    names = model.elsewhere() if isinstance(model, GraphNet) else []
-    if names:
+    if not isinstance(model, GraphNet):
+        return model
+    if model.arity > 1:
+        raise InputError(
+            f"the model has {model.arity} inputs ({', '.join(model.graph.inputs)}); accelerate and split "
+            "take models of one"
+        )
+    if names := model.elsewhere():
         raise UnsupportedError(
-            f"thresholds are weighed by gradients, and {len(names)} nodes have none, which run with "
-            f"ONNX Runtime: {', '.join(names[:6])}"
+            f"{len(names)} nodes run with ONNX Runtime ({', '.join(names[:6])}): thresholds are not weighed "
+            "past them, which have no gradients, and no cut is made around them"
         )
     return model
 

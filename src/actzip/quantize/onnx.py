@@ -15,7 +15,6 @@ are as many as the model has activations.
 from __future__ import annotations
 
 import copy
-import inspect
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -39,6 +38,7 @@ from actzip.quantize.model import (
     quantization,
     remove_quantization,
 )
+from actzip.quantize.torch_onnx import TRACED_OPSET, write_traced
 
 __all__ = ["QdqMap", "export_qdq", "import_qdq", "read_qdq"]
 
@@ -128,29 +128,22 @@ def export_qdq(
     names_out = output_names or (["output"] if count == 1 else [f"output{i}" for i in range(count)])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    parameters = inspect.signature(torch.onnx.export).parameters
-    old: dict[str, Any] = (
-        {"dynamo": False} if "dynamo" in parameters else {}
-    )  # the only one with custom symbols
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.onnx"
-        with ActivationTap(plain, activation, compute), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
+        with ActivationTap(plain, activation, compute), torch.no_grad():
+            write_traced(
                 plain,
                 inputs,
-                str(raw),
-                input_names=names_in,
-                output_names=names_out,
-                opset_version=min(target, 17),
+                raw,
+                (names_in, names_out),
+                target,
+                dynamic_batch,
                 training=torch.onnx.TrainingMode.PRESERVE,
                 custom_opsets={_DOMAIN: 1},
-                dynamic_axes={n: {0: "N"} for n in (*names_in, *names_out)} if dynamic_batch else None,
-                **old,
             )
         graph = onnx.load(str(raw))
         marked = _marks_to_identity(onnx, graph)
-        if target > 17:
+        if target > TRACED_OPSET:
             graph = onnx.version_converter.convert_version(graph, target)
         _insert_qdq(onnx, graph, held, marked)
         onnx.checker.check_model(graph)

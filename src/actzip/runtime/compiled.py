@@ -114,6 +114,9 @@ def compile(
             Of an ONNX file they run with ONNX Runtime where that is installed, of a module in
             PyTorch: the result is then a :class:`~actzip.runtime.parts.PartitionedModel` or
             :class:`~actzip.runtime.torch_parts.PartitionedModule`, and a warning says what runs where.
+            Of a module that torch.export cannot capture (control flow that depends on numbers, as in
+            detectors) the submodules that it can run on the engine:
+            :class:`~actzip.runtime.torch_modules.ModuleOfParts`.
         DataError: an ONNX file that is missing or damaged.
     """
     one_of(storage, "storage", ("float32", "float16"))
@@ -249,11 +252,24 @@ def _in_parts(
     """
     from torch import nn
 
+    from actzip.runtime.torch_modules import module_by_submodules
     from actzip.runtime.torch_parts import module_in_parts
+    from actzip.runtime.tracing import NotCaptured
 
     if not isinstance(model, nn.Module):
         raise refused
-    return module_in_parts(model, example, options, threads, refused)
+    if not isinstance(refused, NotCaptured):
+        return module_in_parts(model, example, options, threads, refused)
+
+    def compiled(part: nn.Module, given: Any) -> Any:
+        try:
+            return compile(part, given, **options, parts=False)
+        except UnsupportedError as error:
+            if isinstance(error, NotCaptured):
+                raise
+            return module_in_parts(part, given, options, threads, error)
+
+    return module_by_submodules(model, example, compiled, threads, refused)
 
 
 @dataclass

@@ -234,6 +234,11 @@ def _resize(n: ops.Resize, x: Tensor) -> Tensor:
         return x[:, :, list(n.rows)][..., list(n.columns)]
     if n.mode == "nearest_exact" or (n.mode == "nearest" and n.coordinates == "asymmetric"):
         exact = n.mode == "nearest_exact"
+        if (
+            not exact and torch.onnx.is_in_onnx_export()
+        ):  # in the words that torch's exporter of ONNX files knows
+            by = {"scale_factor": n.scale} if n.scale else {"size": n.size}
+            return F.interpolate(x, **by, mode="nearest", recompute_scale_factor=False if n.scale else None)
         made: Tensor = (aten._upsample_nearest_exact2d if exact else aten.upsample_nearest2d)(
             x, n.size, *scales
         )

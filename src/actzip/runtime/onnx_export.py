@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, Site, clear_thresholds, get_thresholds, threshold_activation
-from actzip.errors import DataError, InputError, UnsupportedError
+from actzip.errors import DataError, InputError
 from actzip.files import write_bytes
+from actzip.quantize.torch_onnx import OLDEST_OPSET, TRACED_OPSET, write_traced
 
 __all__ = ["export_onnx"]
-
-_OLDEST = 11
-_TRACED = 17  # newest opset of torch's exporter that takes custom symbols; newer ones are converted to
 
 
 class _Threshold(torch.autograd.Function):
@@ -38,26 +34,6 @@ class _Threshold(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, threshold: float) -> Any:
         return g.op("ThresholdedRelu", x, alpha_f=threshold).setType(x.type())
-
-
-@contextmanager
-def _any_threshold() -> Iterator[None]:
-    """torch's exporter takes ``nn.Threshold`` with threshold 0 only; inside the block it takes all
-    that have value 0."""
-
-    onnx: Any = torch.onnx
-
-    def symbolic(graph: Any, x: Any, threshold: Any, value: Any) -> Any:
-        read = onnx.symbolic_helper._maybe_get_const
-        if float(read(value, "f")) != 0:
-            raise UnsupportedError("a threshold with another value than 0")
-        return graph.op("ThresholdedRelu", x, alpha_f=float(read(threshold, "f"))).setType(x.type())
-
-    onnx.register_custom_op_symbolic("aten::threshold", symbolic, _OLDEST)
-    try:
-        yield
-    finally:
-        onnx.unregister_custom_op_symbolic("aten::threshold", _OLDEST)
 
 
 def export_onnx(
@@ -89,8 +65,8 @@ def export_onnx(
     except ModuleNotFoundError as error:
         raise DataError("onnx is not installed; `pip install actzip[onnx]` brings it") from error
     newest = onnx.defs.onnx_opset_version()
-    if not _OLDEST <= opset <= newest:
-        raise InputError(f"opset {opset}; {_OLDEST} to {newest} can be written")
+    if not OLDEST_OPSET <= opset <= newest:
+        raise InputError(f"opset {opset}; {OLDEST_OPSET} to {newest} can be written")
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     plain = copy.deepcopy(model).eval()
     thresholds = get_thresholds(plain)
@@ -118,26 +94,9 @@ def export_onnx(
     outs = list(output_names or (["output"] if count == 1 else [f"output{i}" for i in range(count)]))
     with tempfile.TemporaryDirectory() as folder, ActivationTap(plain, visit), torch.no_grad():
         raw = Path(folder) / "raw.onnx"
-        try:
-            with warnings.catch_warnings(), _any_threshold():
-                warnings.simplefilter("ignore")
-                torch.onnx.export(
-                    plain,
-                    inputs,
-                    str(raw),
-                    input_names=ins,
-                    output_names=outs,
-                    opset_version=min(opset, _TRACED),
-                    dynamo=False,
-                    dynamic_axes={n: {0: "N"} for n in (*ins, *outs)} if dynamic_batch else None,
-                )
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise UnsupportedError(
-                f"PyTorch cannot export this model: {type(error).__name__}: {first}"
-            ) from error
+        write_traced(plain, inputs, raw, (ins, outs), opset, dynamic_batch)
         graph = onnx.load(str(raw))
-    if opset > _TRACED:
+    if opset > TRACED_OPSET:
         graph = onnx.version_converter.convert_version(graph, opset)
     _without_relus(graph)
     onnx.checker.check_model(graph)

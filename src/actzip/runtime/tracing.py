@@ -9,12 +9,14 @@ What cannot be exported, or would not do again what it did, is refused with the 
 from __future__ import annotations
 
 import inspect
+import io
 import itertools
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,6 +163,10 @@ class NotWhole(UnsupportedError):
     def __init__(self, message: str, traced: Traced | None = None) -> None:
         super().__init__(message)
         self.traced = traced
+
+
+class NotCaptured(UnsupportedError):
+    """torch.export cannot capture the model, whose submodules it might."""
 
 
 def graph_of(model: nn.Module, traced: Traced) -> g.Graph:
@@ -337,7 +343,7 @@ def _changes_each_time(
 @contextmanager
 def _without_logs() -> Iterator[None]:
     """What torch.export cannot work out about sizes comes as an exception or not at all, not as pages
-    of tracebacks in its log."""
+    of tracebacks in its log, nor as the program so far on standard error."""
     logs = [
         logging.getLogger(f"torch.{n}") for n in ("fx.experimental.symbolic_shapes", "_subclasses", "export")
     ]
@@ -345,7 +351,15 @@ def _without_logs() -> Iterator[None]:
     try:
         for log in logs:
             log.setLevel(logging.CRITICAL)
-        yield
+        held, program = io.StringIO(), ""
+        try:
+            with redirect_stderr(held):
+                yield
+        except Exception as error:
+            program = f"{getattr(error, 'partial_fx_graph', '')}\n"
+            raise
+        finally:
+            sys.stderr.write(held.getvalue().replace(program, "") if program else held.getvalue())
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
@@ -400,11 +414,14 @@ def _export(
         except ValueError:  # a module without a signature
             return None
         args, kwargs = pytree.tree_map(grown, args), pytree.tree_map(grown, kwargs)
-    with warnings.catch_warnings(), _without_logs():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            exported = torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
-            return exported.run_decompositions(decompositions())
+            with _without_logs():
+                exported = torch.export.export(
+                    model, args, kwargs or None, dynamic_shapes=shapes, strict=False
+                )
+                return exported.run_decompositions(decompositions())
         except Exception as error:
             if dynamic:
                 return None
@@ -528,8 +545,12 @@ def _call(model: nn.Module, exported: Any, graph: g.Graph) -> dict[str, Any]:
     return {"names": names, "var": var, "places": places, "constants": constants, "defaults": defaults}
 
 
+_MOST_SAID = 200  # letters of what torch.export says
+
+
 def _export_error(error: Exception) -> Exception:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = first if len(first) <= _MOST_SAID else f"{first[:_MOST_SAID]} ..."
     text = f"torch.export cannot capture this model: {type(error).__name__}: {first}"
     frames = [
         f
@@ -551,7 +572,7 @@ def _export_error(error: Exception) -> Exception:
             "the model was converted to PyTorch's quantized kernels, whose weights have no graph: give the "
             "float32 module that it was made of, and quantize that (actzip.quantize), or an ONNX file"
         )
-    return UnsupportedError(text)
+    return NotCaptured(text)
 
 
 #: Not supported, and not taken apart either: the message then names what the model says.

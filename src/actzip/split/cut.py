@@ -63,7 +63,8 @@ def cuts(graph: g.Graph, layers: Layers) -> list[Cut]:
     """Every place where the engine would cut, in order of execution.
 
     Left out are those within what the engine runs as one node (a convolution and its ReLU), those
-    that the input itself crosses, and those behind which nothing is left.
+    that the input itself crosses, those where the batch is not the first dimension of what crosses
+    (in a recurrent layer), and those behind which nothing is left.
     """
     kept = set(optimize(graph).values)
     made: list[Cut] = []
@@ -73,6 +74,8 @@ def cuts(graph: g.Graph, layers: Layers) -> list[Cut]:
         floats = all(graph.values[v].dtype == "float32" for v in values)
         if values in seen or not floats or not kept.issuperset(values) or _useless(graph, values):
             continue
+        if _batch_within(graph, values):
+            continue
         seen.add(values)
         made.append(_cut(graph, values, len(made), position, layers))
     return made
@@ -80,6 +83,12 @@ def cuts(graph: g.Graph, layers: Layers) -> list[Cut]:
 
 def _useless(graph: g.Graph, values: Sequence[str]) -> bool:
     return not values or any(v in graph.inputs for v in values) or set(values) <= set(graph.outputs)
+
+
+def _batch_within(graph: g.Graph, values: Sequence[str]) -> bool:
+    """Whether a value has the batch, which an input has first, elsewhere or not at all."""
+    grows = any(graph.shape(v)[:1] == (g.Sym(),) for v in graph.inputs)
+    return grows and any(graph.shape(v)[:1] != (g.Sym(),) for v in values)
 
 
 def _cut(graph: g.Graph, values: tuple[str, ...], index: int, position: int, layers: Layers) -> Cut:
@@ -102,6 +111,10 @@ def find_cut(graph: g.Graph, at: int | str, layers: Layers) -> Cut:
         if set(values) & set(graph.inputs):
             raise InputError(
                 f"behind {at!r} the network still reads its input, which would cross too: cut later"
+            )
+        if _batch_within(graph, values):
+            raise InputError(
+                f"behind {at!r} the batch is not the first dimension of what crosses: cut earlier or later"
             )
         if _useless(graph, values):
             raise InputError(f"behind {at!r} nothing is left to compute: cut earlier")

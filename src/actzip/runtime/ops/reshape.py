@@ -326,24 +326,30 @@ def onnx_depth_space(imp: Importer, node: OnnxNode) -> Any:
     b = node.integer("blocksize", 0)
     if len(shape) != 4 or b < 1:
         raise node.wrong(f"blocksize {b} for a tensor of shape {shape}")
-    n = shape[0]
-    c, h, w = (int(d) for d in shape[1:])  # type: ignore[arg-type]
+    n, c, h, w = shape
+    if isinstance(h, Sym) or isinstance(w, Sym):
+        raise node.refuse("the batch as rows or columns")
+    channels = c.mul if isinstance(c, Sym) else c  # TensorFlow's dilated convolutions have the batch there
+
+    def of(count: int) -> Dim:
+        return Sym(count) if isinstance(c, Sym) else count
+
     if node.op == "SpaceToDepth":
         if h % b or w % b:
             raise node.wrong(f"{h} x {w} does not divide by {b}")
         t = imp.emit(Reshape, x, shape=(n, c, h // b, b, w // b, b))
         crd = node.attribute("mode", "DCR") == "CRD"
         t = imp.emit(Transpose, t, perm=(0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4))
-        return imp.emit(Reshape, t, shape=(n, c * b * b, h // b, w // b))
-    if c % (b * b):
+        return imp.emit(Reshape, t, shape=(n, of(channels * b * b), h // b, w // b))
+    if channels % (b * b):
         raise node.wrong(f"{c} channels do not divide by {b * b}")
     if node.attribute("mode", "DCR") == "DCR":
-        t = imp.emit(Reshape, x, shape=(n, b, b, c // (b * b), h, w))
+        t = imp.emit(Reshape, x, shape=(n, b, b, of(channels // (b * b)), h, w))
         t = imp.emit(Transpose, t, perm=(0, 3, 4, 1, 5, 2))
     else:
-        t = imp.emit(Reshape, x, shape=(n, c // (b * b), b, b, h, w))
+        t = imp.emit(Reshape, x, shape=(n, of(channels // (b * b)), b, b, h, w))
         t = imp.emit(Transpose, t, perm=(0, 1, 4, 2, 5, 3))
-    return imp.emit(Reshape, t, shape=(n, c // (b * b), h * b, w * b))
+    return imp.emit(Reshape, t, shape=(n, of(channels // (b * b)), h * b, w * b))
 
 
 @onnx_op("Identity", "Dropout")
