@@ -164,9 +164,9 @@ KernelNode::KernelNode(NodeSpec s, const Values& values, Isa isa, ConvProblem p)
   spec = std::move(s);
 }
 
-void KernelNode::run_part(Context& c, const ConvArgs& a, int threads) const {
-  parallel_for(conv_->items(a, threads), threads, [&](int64_t i, int worker) {
-    conv_->run_item(a, threads, i, c.scratch_of(worker));
+void KernelNode::run_part(Context& c, const ConvArgs& a, int threads, int worker) const {
+  parallel_for(conv_->items(a, threads), threads, [&](int64_t i, int one) {
+    conv_->run_item(a, threads, i, c.scratch_of(worker < 0 ? one : worker));
     if (later_ && !conv_->apart()) activate(a, conv_->part(a, threads, i));
   });
   if (!later_ || !conv_->apart()) return;

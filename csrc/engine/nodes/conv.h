@@ -26,7 +26,8 @@ class KernelNode : public Node {
     return conv_->scratch_bytes(args(c, out(c)), threads);
   }
   void run(Context& c, int threads) const override { run_part(c, args(c, out(c)), threads); }
-  void run_part(Context& c, const ConvArgs& a, int threads) const;
+  // `worker`: the thread that runs all of it alone, with its scratch; -1: `threads` together.
+  void run_part(Context& c, const ConvArgs& a, int threads, int worker = -1) const;
   int in_place() const override { return spec.inputs.size() > 1 ? 1 : -1; }  // the residual
 
   // The operands of a run whose output is `y`.

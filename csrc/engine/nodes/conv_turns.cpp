@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 
+#include "common/thread_pool.h"
 #include "engine/nodes/conv.h"
 #include "engine/nodes/map_node.h"
 
@@ -18,44 +19,31 @@ class TurnsNode : public Node {
   std::string kernel() const override { return conv_->kernel(); }
   std::string kind() const override { return conv_->kind(); }
   size_t scratch(const Context& c, int threads) const override {
+    if (alone_) threads = 1;
     size_t most = 0;
-    turns(c.views[static_cast<size_t>(mid_)].h(), out(c).h(), [&](const Turn& t) {
-      ConvArgs a = conv_->args(c, c.views[static_cast<size_t>(mid_)]);
-      a.images = 1;
-      a.first_row = t.have;
-      a.rows = t.end - t.have;
-      if (a.rows > 0) most = std::max(most, conv_->conv().scratch_bytes(a, threads));
+    turns(c.views[static_cast<size_t>(mid_)].h(), 0, out(c).h(), [&](const Turn& t) {
+      for (const int64_t from : {t.first, t.have}) {
+        const ConvArgs a =
+            rows_of(conv_->args(c, c.views[static_cast<size_t>(mid_)]), 0, from, std::max(from, t.end));
+        if (a.rows > 0) most = std::max(most, conv_->conv().scratch_bytes(a, threads));
+      }
       most = std::max(most, next_scratch(c, t.y0, t.y1, threads));
     });
     return most;
   }
+  int bands(int threads) const override { return alone_ ? threads : 1; }
 
   void run(Context& c, int threads) const override {
     const View& y = out(c);
-    View mid = c.views[static_cast<size_t>(mid_)];
-    float* const base = mid.data;
-    const int64_t row = mid.strides[2], height = mid.h();
-    mid.strides[0] = 0;
-    for (int64_t n = 0; n < y.n(); ++n) {
-      int64_t from = 0;  // the row that lies at base
-      turns(height, y.h(), [&](const Turn& t) {
-        if (t.have > t.first && t.first > from)
-          std::memmove(base, base + (t.first - from) * row,
-                       static_cast<size_t>((t.have - t.first) * row) * sizeof(float));
-        from = t.first;
-        mid.data = base - from * row;
-        if (t.end > t.have) {
-          ConvArgs a = conv_->args(c, mid);
-          a.out = mid.data - n * height * row;
-          a.first_image = n;
-          a.images = 1;
-          a.first_row = t.have;
-          a.rows = t.end - t.have;
-          conv_->run_part(c, a, threads);
-        }
-        next_rows(c, mid, n, t.y0, t.y1, threads);
-      });
+    if (!alone_ || threads == 1) {
+      for (int64_t n = 0; n < y.n(); ++n) run_rows(c, n, 0, y.h(), {threads, -1});
+      return;
     }
+    const int64_t shares = y.n() % threads == 0 ? 1 : threads;  // of an image's rows
+    parallel_for(y.n() * shares, threads, [&](int64_t i, int worker) {
+      const int64_t share = i % shares;
+      run_rows(c, i / shares, share * y.h() / shares, (share + 1) * y.h() / shares, {1, worker});
+    });
   }
 
  protected:
@@ -69,28 +57,64 @@ class TurnsNode : public Node {
     rows_ = rows;
     const int64_t band = value(values, mid_).band;
     if (band < rows.reach) fail(conv, "the band is lower than the window");
+    band_ = band;
     step_ = (band - rows.reach) / rows.stride + 1;
     conv_ = make_conv_kernel(std::move(conv), values, isa);
   }
+  // All threads together, or one that has scratch and bands of its own: its number.
+  struct Who {
+    int threads, worker;
+    int64_t own() const { return worker < 0 ? 0 : worker; }
+  };
   // Rows [y0, y1) of the output: of image n, from the map between.
   virtual size_t next_scratch(const Context& c, int64_t y0, int64_t y1, int threads) const = 0;
-  virtual void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1,
-                         int threads) const = 0;
+  virtual void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1, Who who) const = 0;
 
+  // Of rows [y0, y1) of image n.
+  static ConvArgs rows_of(ConvArgs a, int64_t n, int64_t y0, int64_t y1) {
+    a.first_image = n;
+    a.images = 1;
+    a.first_row = y0;
+    a.rows = y1 - y0;
+    return a;
+  }
   int64_t step() const { return step_; }  // rows of the output that a turn makes, at most
 
   std::unique_ptr<KernelNode> conv_;
   int mid_ = -1;
+  bool alone_ = false;  // each thread takes rows of its own, and their turns: kernels whose sums do not
+                        // depend on which rows are computed together
 
  private:
   struct Turn {
     int64_t y0, y1;            // rows of the output
     int64_t first, have, end;  // of the map between: rows [first, end) are needed, [first, have) are there
   };
+  // Rows [low, high) of image n of the output.
+  void run_rows(Context& c, int64_t n, int64_t low, int64_t high, Who who) const {
+    View mid = c.views[static_cast<size_t>(mid_)];
+    const int64_t row = mid.strides[2], height = mid.h();
+    float* const base = mid.data + who.own() * band_ * row;
+    mid.strides[0] = 0;
+    int64_t from = 0;  // the row that lies at base
+    turns(height, low, high, [&](const Turn& t) {
+      if (t.have > t.first && t.first > from)
+        std::memmove(base, base + (t.first - from) * row,
+                     static_cast<size_t>((t.have - t.first) * row) * sizeof(float));
+      from = t.first;
+      mid.data = base - from * row;
+      if (t.end > t.have) {
+        ConvArgs a = rows_of(conv_->args(c, mid), n, t.have, t.end);
+        a.out = mid.data - n * height * row;
+        conv_->run_part(c, a, who.threads, who.worker);
+      }
+      next_rows(c, mid, n, t.y0, t.y1, who);
+    });
+  }
   template <class F>
-  void turns(int64_t height, int64_t high, F&& f) const {
+  void turns(int64_t height, int64_t low, int64_t high, F&& f) const {
     int64_t have = 0;
-    for (int64_t y0 = 0; y0 < high; y0 += step_) {
+    for (int64_t y0 = low; y0 < high; y0 += step_) {
       Turn t{};
       t.y0 = y0;
       t.y1 = std::min(high, y0 + step_);
@@ -104,7 +128,7 @@ class TurnsNode : public Node {
   }
 
   Rows rows_{1, 0, 1};
-  int64_t step_ = 1;
+  int64_t band_ = 1, step_ = 1;
 };
 
 // What belongs to the window of `kernel`, ...: of a pool or a convolution.
@@ -138,8 +162,8 @@ class ConvPoolNode final : public TurnsNode {
   size_t next_scratch(const Context& c, int64_t, int64_t, int threads) const override {
     return pool_->scratch(c, threads);
   }
-  void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1, int threads) const override {
-    pool_->run_rows(c, mid, out(c), n, y0, y1, threads);
+  void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1, Who who) const override {
+    pool_->run_rows(c, mid, out(c), n, y0, y1, who.threads);
   }
 
   std::unique_ptr<RowsNode> pool_;
@@ -168,8 +192,10 @@ class ConvDepthwiseNode final : public TurnsNode {
       last_ = make_conv_kernel(std::move(last), values, isa);
     }
     begin(std::move(first), values, isa, rows);
-    if (end_ >= 0 && value(values, end_).band < step()) fail(s, "the second band is lower than a turn");
+    if (end_ >= 0) end_band_ = value(values, end_).band;
+    if (end_ >= 0 && end_band_ < step()) fail(s, "the second band is lower than a turn");
     next_ = make_conv_kernel(std::move(next), values, isa);
+    alone_ = conv_->kind() != "winograd";
     s.arrays.clear();
     s.borrowed.clear();
     spec = std::move(s);
@@ -202,17 +228,14 @@ class ConvDepthwiseNode final : public TurnsNode {
     take(s.borrowed, n.borrowed);
     return n;
   }
-  // Of rows [y0, y1) of image n.
-  static ConvArgs rows_of(ConvArgs a, int64_t n, int64_t y0, int64_t y1) {
-    a.first_image = n;
-    a.images = 1;
-    a.first_row = y0;
-    a.rows = y1 - y0;
-    return a;
-  }
   // Where row 0 of image n would lie, if row `first` lies at the beginning of a band.
   static float* shifted(const View& band, int64_t n, int64_t first) {
     return band.data - (n * band.h() + first) * band.strides[2];
+  }
+  View second_band(const Context& c, Who who) const {
+    View y = c.views[static_cast<size_t>(end_)];
+    y.data += who.own() * end_band_ * y.strides[2];
+    return y;
   }
 
   size_t next_scratch(const Context& c, int64_t y0, int64_t y1, int threads) const override {
@@ -221,20 +244,21 @@ class ConvDepthwiseNode final : public TurnsNode {
     if (last_ == nullptr) return bytes;
     return std::max(bytes, last_->conv().scratch_bytes(rows_of(last_->args(c, out(c)), 0, y0, y1), threads));
   }
-  void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1, int threads) const override {
-    const View& y = end_ < 0 ? out(c) : c.views[static_cast<size_t>(end_)];
+  void next_rows(Context& c, const View& mid, int64_t n, int64_t y0, int64_t y1, Who who) const override {
+    const View y = end_ < 0 ? out(c) : second_band(c, who);
     ConvArgs a = rows_of(next_->args(c, y), n, y0, y1);
     a.in = shifted(mid, n, 0);
     if (last_ != nullptr) a.out = shifted(y, n, y0);
-    next_->run_part(c, a, threads);
+    next_->run_part(c, a, who.threads, who.worker);
     if (last_ == nullptr) return;
     a = rows_of(last_->args(c, out(c)), n, y0, y1);
     a.in = shifted(y, n, y0);
-    last_->run_part(c, a, threads);
+    last_->run_part(c, a, who.threads, who.worker);
   }
 
   std::unique_ptr<KernelNode> next_, last_;
   int end_ = -1;
+  int64_t end_band_ = 0;  // rows
 };
 
 }  // namespace
