@@ -142,7 +142,7 @@ def test_models_that_onnxruntime_quantized(tmp_path, per_channel):
         ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     )  # the graph as it is written
     session = ort.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"])
-    fast = actzip.compile(tmp_path / "q.onnx", images[0]["x"], tune=False, cache=False)
+    fast = actzip.compile(tmp_path / "q.onnx", images[0]["x"], tune=False, cache=False, fallback=False)
     for image in images:
         want = session.run(None, image)[0]
         assert (
@@ -368,3 +368,27 @@ def test_mutated_models_raise_typed_errors_or_work(seed):
         except ActzipError:
             pass
     assert survived > 0  # most mutations of weights leave a valid model: the fuzzer gets deep
+
+
+def test_files_in_bfloat16_take_and_give_float32(tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 3, 3, 3)).astype(ml_dtypes.bfloat16)
+    kind = onnx.TensorProto.BFLOAT16
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w"], ["c"]), onnx.helper.make_node("Relu", ["c"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", kind, ["n", 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", kind, None)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
+    onnx.save(model, tmp_path / "b.onnx")
+    x = torch.from_numpy(rng.standard_normal((2, 3, 8, 8)).astype(np.float32))
+    want = torch.nn.functional.conv2d(x, torch.from_numpy(weight.astype(np.float32))).relu()
+    for example in (None, x):
+        got = actzip.compile(tmp_path / "b.onnx", example, tune=False, cache=False)(x)
+        assert got.dtype == torch.float32
+        assert torch.allclose(got, want, atol=1e-5)
+    with pytest.raises(InputError, match=r"give x.to\(torch.float32\)"):
+        actzip.compile(tmp_path / "b.onnx", x.bfloat16(), tune=False)

@@ -66,8 +66,10 @@ def quicker(made: Any, source: str | os.PathLike[str], example: Any, threads: in
     _open_declared(model, arrays)
     names = [v.name for v in inputs_of(model)]
     given = [arrays[n] for n in names]
+    data = model.SerializeToString()
+    del model
     try:
-        other = FallbackModel(model.SerializeToString(), names, made, threads)
+        other = FallbackModel(data, names, made, threads)
         other.run_elsewhere(given)
     except Exception as error:
         made.note = f"the engine runs it: {line_of(error)}"

@@ -6,7 +6,8 @@ initialisers alone is
 computed here; shape arithmetic (Shape, Gather, Concat ... Reshape) is worked out at a few batches.
 Quantized graphs
 (QuantizeLinear,
-DequantizeLinear) become the same arithmetic in float32; so do those in float16.
+DequantizeLinear) become the same arithmetic in float32; so do those in float16, and in bfloat16, whose
+inputs and outputs are float32 too.
 
 Nothing in a file is trusted: sizes are checked before memory is taken, external data must lie in the model's
 folder, and whatever does not fit raises a typed error that names the node.
@@ -83,7 +84,13 @@ def from_onnx(
         except Exception:  # a reader of nodes that meets the batch where it wants a number, too
             if not importer.assumed:
                 raise
-        return Importer(model, shapes, constants or {}, title, False).build()
+        finally:
+            importer.release()
+        importer = Importer(model, shapes, constants or {}, title, False)
+        try:
+            return importer.build()
+        finally:
+            importer.release()
     except ActzipError:
         raise
     except RecursionError as error:
@@ -215,6 +222,13 @@ class Importer:
             raise UnsupportedError(f"output {loose[0]!r} does not grow with the batch")
         return self.graph
 
+    def release(self) -> None:
+        """Lets go of arrays, which nodes that know the importer would keep until the collector comes."""
+        self.env.clear()
+        self.interned.clear()
+        self.masks.clear()
+        self.graph = g.Graph(self.graph.name)
+
     def read_inputs(self) -> None:
         """Initialisers and inputs into ``env`` and ``graph``."""
         proto = self.model.graph
@@ -317,8 +331,10 @@ class Importer:
             raise UnsupportedError(f"input {value.name!r} is a {kind or 'value of no type'}, not a tensor")
         tensor = value.type.tensor_type
         dtype = self._type(tensor.elem_type)
-        if dtype not in _FLOATS | _NARROW | _WIDE or dtype == "bfloat16":
+        if dtype not in _FLOATS | _NARROW | _WIDE:
             raise UnsupportedError(f"input {value.name!r} is of type {dtype}; the engine computes in float32")
+        if dtype == "bfloat16":  # which NumPy does not have: given and computed in float32, as outputs are
+            dtype = "float32"
         dims: list[g.Dim]
         if not tensor.HasField("shape"):
             if given is None:

@@ -172,10 +172,20 @@ def _example(model: Any, names: Sequence[str], given: Any) -> list[Array]:
     return usual_inputs(model)
 
 
+def _numpy(name: str, x: Any) -> Array:
+    try:
+        array: Array = x.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"input {name!r} is {x.dtype}, which NumPy cannot hold: {error}") from error
+    return array
+
+
 def _plain(name: str, x: Any, dtype: np.dtype[Any]) -> Array:
     """An array of its own type, from a tensor or array."""
     if hasattr(x, "detach"):
-        x = x.detach().resolve_neg().cpu().numpy()
+        x = x.detach().resolve_neg().cpu()
+        narrow = str(x.dtype) == "torch.bfloat16"
+        x = x.float().numpy().astype(dtype) if narrow and dtype.name == "bfloat16" else _numpy(name, x)
     if not isinstance(x, np.ndarray):
         raise InputError(f"input {name!r} is of type {type(x).__name__}, not a tensor or array")
     if x.dtype != dtype:

@@ -109,17 +109,16 @@ def can_pack(graph: g.Graph, value: str) -> bool:
 def keeps_integers(graph: g.Graph, name: str) -> bool:
     """Whether all that is written into a value is quantized, so that it is stored as integers once
     it is packed."""
-    producers = graph.producers()
+    return _quantized(graph, graph.producers(), name)
 
-    def quantized(v: str) -> bool:
-        p = producers.get(v)
-        if isinstance(p, ops.Concat):
-            return all(quantized(i) for i in p.inputs)
-        if isinstance(p, ops.Pool) and p.kind == "max":
-            return quantized(p.inputs[0])
-        return graph.values[v].quant is not None
 
-    return quantized(name)
+def _quantized(graph: g.Graph, producers: Mapping[str, g.Node], v: str) -> bool:
+    p = producers.get(v)
+    if isinstance(p, ops.Concat):
+        return all(_quantized(graph, producers, i) for i in p.inputs)
+    if isinstance(p, ops.Pool) and p.kind == "max":
+        return _quantized(graph, producers, p.inputs[0])
+    return graph.values[v].quant is not None
 
 
 def banded(graph: g.Graph) -> set[str]:
