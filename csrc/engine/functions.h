@@ -46,7 +46,16 @@
   row(trunc) \
   row(erf) \
   row(sin) \
-  row(cos)
+  row(cos) \
+  row(tan) \
+  row(atan) \
+  row(asin) \
+  row(acos) \
+  row(sinh) \
+  row(cosh) \
+  row(asinh) \
+  row(acosh) \
+  row(atanh)
 
 #define ACTZIP_BINARY_FUNCTIONS(row) \
   row(add) \

@@ -351,6 +351,33 @@ void sin(const Elements& e) {
 void cos(const Elements& e) {
   scalar(e, [](float x) { return cosf(x); });
 }
+void tan(const Elements& e) {
+  scalar(e, [](float x) { return tanf(x); });
+}
+void atan(const Elements& e) {
+  scalar(e, [](float x) { return atanf(x); });
+}
+void asin(const Elements& e) {
+  scalar(e, [](float x) { return asinf(x); });
+}
+void acos(const Elements& e) {
+  scalar(e, [](float x) { return acosf(x); });
+}
+void sinh(const Elements& e) {
+  scalar(e, [](float x) { return sinhf(x); });
+}
+void cosh(const Elements& e) {
+  scalar(e, [](float x) { return coshf(x); });
+}
+void asinh(const Elements& e) {
+  scalar(e, [](float x) { return asinhf(x); });
+}
+void acosh(const Elements& e) {
+  scalar(e, [](float x) { return acoshf(x); });
+}
+void atanh(const Elements& e) {
+  scalar(e, [](float x) { return atanhf(x); });
+}
 
 }  // namespace fn
 

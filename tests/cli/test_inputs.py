@@ -350,3 +350,31 @@ def test_a_quick_profile_of_a_model_with_two_inputs(run, tmp_path):
     given = [f"--input={n}={tmp_path / n}.npy" for n in "ab"]
     code, out, _ = run("profile", tmp_path / "m.onnx", "--quick", *given)
     assert code == 0 and "density 0.5" in out
+
+
+class Remembering(nn.Module):
+    """A state beside its input, the batch second, and a number of no dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(1, 8, 3, padding=1), nn.Linear(24, 8)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor, rate: torch.Tensor) -> Any:
+        y = self.a(x[:, None]).relu().mean(-1)
+        y = self.b(torch.cat([y, state[0], state[1]], 1)).relu()
+        return y * rate, torch.stack([y, state[0]])
+
+
+@pytest.mark.parametrize("verb", ["profile", "compile", "bench", "quantize"])
+def test_a_state_beside_an_input_is_taken_as_it_is(run: Any, tmp_path: Path, verb: str) -> None:
+    example = (torch.rand(1, 32), torch.rand(2, 1, 8), torch.tensor(0.5))
+    pytest.importorskip("onnxruntime")
+    path, names = tmp_path / "m.onnx", ["x", "state", "rate"]
+    torch.onnx.export(Remembering().eval(), example, path, dynamo=False, input_names=names)
+    given = []
+    for name, array in zip(names, example, strict=True):
+        np.save(tmp_path / f"{name}.npy", array.numpy())
+        given += ["--input", f"{name}={tmp_path / name}.npy"]
+    code, out, err = run(verb, path, *given, *args_of(verb, tmp_path))
+    assert code == 0, err
+    json.loads(out)

@@ -355,6 +355,15 @@ ACTS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, list[flo
     "erf": (torch.erf, {}),
     "sin": (torch.sin, {}),
     "cos": (torch.cos, {}),
+    "tan": (torch.tan, {}),
+    "atan": (torch.atan, {}),
+    "asin": (torch.asin, {}),
+    "acos": (torch.acos, {}),
+    "sinh": (torch.sinh, {}),
+    "cosh": (torch.cosh, {}),
+    "asinh": (torch.asinh, {}),
+    "acosh": (torch.acosh, {}),
+    "atanh": (torch.atanh, {}),
 }
 POSITIVE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "log": torch.log,
@@ -376,7 +385,13 @@ def test_activations(isa: str, kind: str) -> None:
     f, floats = ACTS[kind]
     x = (RNG.standard_normal((2, 7, 5, 9)) * 4).astype(np.float32)
     x.flat[:8] = [0.0, -0.0, 30.0, -30.0, 88.0, -100.0, np.nan, 1e-6]
-    if kind not in ("sin", "cos", "gelu", "gelu_tanh"):  # PyTorch's own vectors and scalars differ there
+    if kind not in (
+        "sin",
+        "cos",
+        "tan",
+        "gelu",
+        "gelu_tanh",
+    ):  # PyTorch's own vectors and scalars differ there
         x.flat[8:10] = [np.inf, -np.inf]
     want = f(torch.from_numpy(x))
     for layout in ("plain", "map"):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from actzip.activations import ActivationTap, ComputeCall, Site, call_model, eval_mode
 from actzip.profile.stats import read_part
 from actzip.profile.workloads import LeftOut, Workload, one_stride
-from actzip.training.batches import arguments
+from actzip.training.batches import arguments, first_of
 
 __all__ = ["export"]
 
@@ -47,7 +47,7 @@ def export(
 
     args, kwargs = arguments(model, batch)
     with eval_mode(model), ActivationTap(model, None, take), torch.no_grad():
-        call_model(model, tuple(map(_first, args)), {k: _first(v) for k, v in kwargs.items()})
+        call_model(model, *first_of(args, kwargs, 1))
     done = [w for w in known.values() if w.name in written]
     rows = [",".join(_COLUMNS), *(",".join(map(str, _dimensions(w))) for w in done)]
     (folder / "layers.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -55,10 +55,6 @@ def export(
     (folder / "commands.sh").write_text("\n".join(lines) + "\n", encoding="utf-8")
     left += [LeftOut(w.name, "the first image does not run it") for w in known.values() if w not in done]
     return left
-
-
-def _first(value: Any) -> Any:
-    return value[:1] if isinstance(value, Tensor) and value.dim() else value
 
 
 def _write(folder: Path, layer: Workload, call: ComputeCall) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from actzip.activations import ActivationTap, ComputeCall, Site, count_macs, eval_mode, threshold_activation
 from actzip.profile.collect import Collection
-from actzip.training.batches import arguments, batch_size
+from actzip.training.batches import arguments, batch_size, first_of
 
 __all__ = ["what_if"]
 
@@ -74,8 +74,7 @@ def _first(model: nn.Module, batches: Iterable[Any], most: int) -> tuple[Inputs,
         args, kwargs = arguments(model, batch)
         # a model that was exported for a fixed batch takes no part of one
         left = getattr(model, "batch", None) or most - images
-        args = tuple(a[:left] if isinstance(a, Tensor) and a.dim() else a for a in args)
-        kwargs = {k: v[:left] if isinstance(v, Tensor) and v.dim() else v for k, v in kwargs.items()}
+        args, kwargs = first_of(args, kwargs, left)
         images += batch_size(args, kwargs)
         inputs.append((args, kwargs))
     return inputs, images

@@ -89,6 +89,15 @@ ACTS: dict[str, ActRow] = {
     "erf": _row("erf", "Erf"),
     "sin": _row("sin", "Sin"),
     "cos": _row("cos", "Cos", keeps_zero=False),
+    "tan": _row("tan", "Tan"),
+    "atan": _row("atan", "Atan"),
+    "asin": _row("asin", "Asin"),
+    "acos": _row("acos", "Acos", keeps_zero=False),
+    "sinh": _row("sinh", "Sinh"),
+    "cosh": _row("cosh", "Cosh", keeps_zero=False),
+    "asinh": _row("asinh", "Asinh"),
+    "acosh": _row("acosh", "Acosh", keeps_zero=False),
+    "atanh": _row("atanh", "Atanh"),
 }
 # fmt: on
 ACT_KINDS: dict[str, dict[str, float]] = {kind: dict(row.numbers) for kind, row in ACTS.items()}

@@ -77,7 +77,7 @@ def _channels(model: Any, name: str) -> int:
 
 def _filled(model: Any, name: str, dims: list[int | str], k: int, named: dict[str, int]) -> tuple[int, ...]:
     """``dims`` with the ``k``-th usual sizes; ``named``: those of dimensions with a name."""
-    last = isinstance(dims[-1], int) and dims[-1] in (1, 3, 4) and isinstance(dims[-2], str)
+    last = len(dims) > 1 and isinstance(dims[-1], int) and dims[-1] in (1, 3, 4) and isinstance(dims[-2], str)
     rows = len(dims) - 3 if last else len(dims) - 2
 
     def usual(i: int) -> int:

@@ -84,7 +84,10 @@ class _Importer(Importer):
         for n in dict.fromkeys(reads(node.proto)):
             value = self.env.get(n)
             if isinstance(value, Mask):
-                self.env[n] = value = self.ref(value)
+                try:
+                    self.env[n] = value = self.ref(value)
+                except UnsupportedError as error:  # of integers: what compares them runs elsewhere too
+                    self._force(self.makers[n], error)
             if isinstance(value, Probed):
                 self._force(self.makers[n], node.refuse(f"reads the shape {n!r}"))
             if isinstance(value, str):

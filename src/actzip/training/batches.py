@@ -25,6 +25,7 @@ __all__ = [
     "check_loader",
     "device_of",
     "epoch_batches",
+    "first_of",
     "logits",
     "output_tensors",
     "samples_of",
@@ -219,6 +220,19 @@ def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         if isinstance(value, (list, tuple)) and all(isinstance(v, Tensor) for v in value):
             return len(value)  # images of unlike sizes, as detectors take them
     return 1
+
+
+def first_of(
+    args: tuple[Any, ...], kwargs: dict[str, Any], most: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments for the first ``most`` inputs. Tensors of another first dimension than the batch (a
+    recurrent model's state) stay as they are."""
+    n = batch_size(args, kwargs)
+
+    def part(value: Any) -> Any:
+        return value[:most] if isinstance(value, Tensor) and value.ndim and len(value) == n else value
+
+    return tuple(map(part, args)), {k: part(v) for k, v in kwargs.items()}
 
 
 def check_loader(loader: Any, name: str) -> Any:
