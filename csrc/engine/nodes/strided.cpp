@@ -34,18 +34,29 @@ namespace {
 // The last loop is contiguous in the output, loop `i` in the source. Cut into pieces of the source's
 // contiguous dimension, so that threads have something to share.
 void transpose(const Rows& rows, Loops loops, size_t i, const float* src, float* dst, int threads) {
-  constexpr int64_t kPiece = 64;
   const Loop last = loops.back(), cols = loops[i];
+  // columns whose lines lie in the same few sets of the first cache: as many as a set has room for
+  const int64_t piece = cols.out * static_cast<int64_t>(sizeof(float)) % 1024 == 0 ? 8 : 64;
   loops.erase(loops.begin() + static_cast<std::ptrdiff_t>(i));
-  const int64_t pieces = (cols.size + kPiece - 1) / kPiece;
-  loops.insert(loops.begin(), Loop{pieces, cols.out * kPiece, kPiece, 0});
+  const int64_t pieces = (cols.size + piece - 1) / piece;
+  loops.insert(loops.begin(), Loop{pieces, cols.out * piece, piece, 0});
   const size_t outer = loops.size() - 1;
   const int64_t each = product(loops, 1, outer);  // places of a piece
-  parallel_for(pieces * each, threads, [&](int64_t at, int) {
-    const Place p = place(loops, outer, at);
-    const int64_t width = std::min(kPiece, cols.size - at / each * kPiece);
-    rows.transpose(src + p.a, last.a, dst + p.out, cols.out, last.size, width);
+  const int64_t total = pieces * each, chunk = std::max<int64_t>(1, 4096 / (last.size * piece));
+  parallel_for((total + chunk - 1) / chunk, threads, [&](int64_t block, int) {
+    int64_t at = block * chunk;
+    const int64_t end = std::min(total, at + chunk);
+    for (Places places(loops, outer, at); at < end; ++at, ++places) {
+      const int64_t width = std::min(piece, cols.size - at / each * piece);
+      rows.transpose(src + (*places).a, last.a, dst + (*places).out, cols.out, last.size, width);
+    }
   });
+}
+
+// Runs of N numbers, which are moved by an instruction or two.
+template <int64_t N>
+void copy_runs(const Loops& loops, const float* src, float* dst, int threads) {
+  over(loops, threads, [&](const Place& p) { std::memcpy(dst + p.out, src + p.a, N * sizeof(float)); });
 }
 
 }  // namespace
@@ -55,6 +66,10 @@ void copy_strided(const Rows& rows, Loops loops, const float* src, float* dst, i
     if (l.size == 0) return;
   loops = arranged(std::move(loops));
   const Loop last = loops.back();
+  if (last.out == 1 && last.a == 1 && last.size == 2) return copy_runs<2>(loops, src, dst, threads);
+  if (last.out == 1 && last.a == 1 && last.size == 4) return copy_runs<4>(loops, src, dst, threads);
+  if (last.out == 1 && last.a == 1 && last.size == 8) return copy_runs<8>(loops, src, dst, threads);
+  if (last.out == 1 && last.a == 1 && last.size == 16) return copy_runs<16>(loops, src, dst, threads);
   if (last.out == 1 && last.a == 1)
     return over(loops, threads, [&](const Place& p) {
       std::memcpy(dst + p.out, src + p.a, static_cast<size_t>(last.size) * sizeof(float));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -40,6 +41,38 @@ inline Place place(const Loops& loops, size_t count, int64_t index) {
   return p;
 }
 
+// Counts through loops [0, count), at most kMaxRank + 1 of them, from an index on: no division a step.
+class Places {
+ public:
+  Places(const Loops& loops, size_t count, int64_t index)
+      : loops_(loops.data()), count_(count), at_(place(loops, count, index)) {
+    for (size_t i = count; i-- > 0;) {
+      index_[i] = index % loops[i].size;
+      index /= loops[i].size;
+    }
+  }
+  const Place& operator*() const { return at_; }
+  void operator++() {
+    for (size_t i = count_; i-- > 0;) {
+      const Loop& l = loops_[i];
+      at_.out += l.out;
+      at_.a += l.a;
+      at_.b += l.b;
+      if (++index_[i] < l.size) return;
+      at_.out -= l.out * l.size;
+      at_.a -= l.a * l.size;
+      at_.b -= l.b * l.size;
+      index_[i] = 0;
+    }
+  }
+
+ private:
+  const Loop* loops_;
+  size_t count_;
+  Place at_;
+  std::array<int64_t, kMaxRank + 1> index_{};
+};
+
 // f(place) for every index of all loops but the last.
 template <class F>
 void over(const Loops& loops, int threads, F f) {
@@ -47,8 +80,8 @@ void over(const Loops& loops, int threads, F f) {
   const int64_t total = product(loops, 0, outer);
   const int64_t chunk = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, loops[outer].size));
   parallel_for((total + chunk - 1) / chunk, threads, [&](int64_t block, int) {
-    for (int64_t at = block * chunk; at < std::min(total, (block + 1) * chunk); ++at)
-      f(place(loops, outer, at));
+    Places places(loops, outer, block * chunk);
+    for (int64_t left = std::min(total - block * chunk, chunk); left > 0; --left, ++places) f(*places);
   });
 }
 
