@@ -160,3 +160,44 @@ def test_a_file_optimized_for_one_kind_of_cpu_says_which_to_give(tmp_path: Path)
     onnx.save(model_of(nodes, {"v": normal(16, 3, 3, 3)}), tmp_path / "m.onnx")
     with pytest.raises(UnsupportedError, match=r"the file that it was made of, or .* ORT_ENABLE_EXTENDED"):
         actzip.compile(tmp_path / "m.onnx", normal(1, 3, 8, 8), parts=False)
+
+
+@pytest.mark.parametrize(
+    "opset,node",
+    [
+        (18, N("MeanVarianceNormalization", ["c"], ["y"])),
+        (18, N("Shrink", ["c"], ["y"], lambd=0.3, bias=0.1)),
+        (23, N("RMSNormalization", ["s", "g"], ["y"], axis=-1)),
+        (23, N("Attention", ["s", "s", "s"], ["y"], q_num_heads=2, kv_num_heads=2)),
+        (24, N("Swish", ["c"], ["y"], alpha=1.5)),
+    ],
+)
+def test_operators_that_onnx_defines_by_others_run_on_the_engine(
+    opset: int, node: Any, tmp_path: Path
+) -> None:
+    if opset > onnx.defs.onnx_opset_version():
+        pytest.skip(f"this onnx has no opset {opset}")
+    nodes = [
+        N("Conv", ["x", "v"], ["c"], strides=[2, 2]),
+        N("Reshape", ["c", "rows"], ["r"]),
+        N("Transpose", ["r"], ["s"], perm=[0, 2, 1]),
+        node,
+    ]
+    weights = {"v": normal(8, 3, 3, 3), "g": normal(8), "rows": np.int64([0, 0, -1])}
+    agrees(model_of(nodes, weights, opset=opset), tmp_path)
+
+
+def test_a_constant_with_sparse_values(tmp_path: Path) -> None:
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.float32([1, 2, 3]), "v"),
+        numpy_helper.from_array(np.int64([0, 3, 6]), "i"),
+        [8],
+    )
+    nodes = [
+        N("Conv", ["x", "v"], ["c"]),
+        N("Constant", [], ["k"], sparse_value=sparse),
+        N("Reshape", ["k", "shape"], ["r"]),
+        N("Add", ["c", "r"], ["y"]),
+    ]
+    weights = {"v": normal(8, 3, 3, 3), "shape": np.int64([1, 8, 1, 1])}
+    agrees(model_of(nodes, weights), tmp_path)

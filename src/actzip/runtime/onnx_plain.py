@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from actzip.errors import DataError
+from actzip.runtime.onnx_defined import defined
 from actzip.runtime.onnx_file import MAX_ELEMENTS, onnx_package, tensor_array
 
 __all__ = ["plain"]
@@ -32,8 +33,10 @@ def plain(model: Any) -> Any:
 
         with suppress(Exception):  # of another opset than the model's: they stay calls
             model = inliner.inline_local_functions(_with_defaults(model))
+    model = defined(model)
     fused = any(_rule_of(n) is not None for n in model.graph.node)
-    if not fused and not model.graph.sparse_initializer:
+    sparse = any(a.name == "sparse_value" for n in model.graph.node for a in n.attribute)
+    if not fused and not sparse and not model.graph.sparse_initializer:
         return model
     copied = type(model)()
     copied.CopyFrom(model)
@@ -59,24 +62,36 @@ def _with_defaults(model: Any) -> Any:
 
 
 def _fill(graph: Any) -> None:
-    """Sparse initialisers as plain ones."""
-    onnx = onnx_package()
+    """Sparse initialisers, and constants, as plain ones."""
     for sparse in graph.sparse_initializer:
-        name = sparse.values.name
-        where = f"sparse initialiser {name!r}"
-        shape = tuple(int(d) for d in sparse.dims)
-        values = tensor_array(onnx, sparse.values, where).reshape(-1)
-        at = tensor_array(onnx, sparse.indices, where)
-        if min(shape, default=1) < 0 or math.prod(shape) > MAX_ELEMENTS or len(at) != values.size:
-            raise DataError(f"{where}: {values.size} values at {at.shape} places of a tensor {shape}")
-        dense = np.zeros(shape, values.dtype)
-        try:
-            flat = at if at.ndim == 1 else np.ravel_multi_index(tuple(at.T), shape)
-            dense.reshape(-1)[flat] = values
-        except (ValueError, IndexError) as error:
-            raise DataError(f"{where}: a place outside of {shape}") from error
-        graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
+        graph.initializer.append(_dense(sparse, sparse.values.name))
     del graph.sparse_initializer[:]
+    for node in [n for n in graph.node if n.op_type == "Constant" and n.output]:
+        for sparse in [a.sparse_tensor for a in node.attribute if a.name == "sparse_value"]:
+            graph.initializer.append(_dense(sparse, node.output[0]))
+            graph.node.remove(node)
+
+
+def _dense(sparse: Any, name: str) -> Any:
+    """A sparse tensor as a plain one of this name.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    onnx = onnx_package()
+    where = f"sparse initialiser {name!r}"
+    shape = tuple(int(d) for d in sparse.dims)
+    values = tensor_array(onnx, sparse.values, where).reshape(-1)
+    at = tensor_array(onnx, sparse.indices, where)
+    if min(shape, default=1) < 0 or math.prod(shape) > MAX_ELEMENTS or len(at) != values.size:
+        raise DataError(f"{where}: {values.size} values at {at.shape} places of a tensor {shape}")
+    dense = np.zeros(shape, values.dtype)
+    try:
+        flat = at if at.ndim == 1 else np.ravel_multi_index(tuple(at.T), shape)
+        dense.reshape(-1)[flat] = values
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{where}: a place outside of {shape}") from error
+    return onnx.numpy_helper.from_array(dense, name)
 
 
 class _Rewriter:
