@@ -1,6 +1,6 @@
 // Plans under sanitizers: a network of convolutions (packed and dense), pools, a concatenation, a residual
-// sum, a linear layer and a softmax; residual blocks by direct and Winograd kernels; on every instruction set
-// of this CPU.
+// sum, a linear layer and a softmax; residual blocks by direct and Winograd kernels; inverted residual blocks
+// by turns; on every instruction set of this CPU.
 //
 //   plan_test             all checks, each small
 //   plan_test concurrent  only many threads on one plan, with different batches (for thread sanitizer)
@@ -54,7 +54,7 @@ struct Net {
     return v;
   }
   int value(const std::string& name, std::vector<int64_t> dims, Layout layout,
-            std::vector<int64_t> parts = {}, int parent = -1, int64_t offset = 0) {
+            std::vector<int64_t> parts = {}, int parent = -1, int64_t offset = 0, int64_t band = 0) {
     ValueSpec v;
     v.name = name;
     v.batch.assign(dims.size(), false);
@@ -66,25 +66,66 @@ struct Net {
     v.offset = offset;
     v.density = density;
     v.parts = std::move(parts);
+    v.band = band;
     return b.value(std::move(v));
   }
   Layout storage() const { return packed ? Layout::packed : Layout::map; }
   void node(NodeSpec s) { b.node(std::move(s)); }
-  void conv(const std::string& name, std::vector<int> in, int out, int64_t ic, int64_t oc, int64_t k,
-            int64_t stride, int64_t groups = 1, const std::string& variant = "", int64_t pool = 1) {
+  NodeSpec conv_spec(const std::string& name, std::vector<int> in, int out, int64_t ic, int64_t oc, int64_t k,
+                     int64_t stride, int64_t groups = 1) {
     NodeSpec s;
     s.op = "conv";
     s.name = name;
     s.inputs = std::move(in);
     s.output = out;
-    s.ints = {{"kernel", {k, k}},   {"stride", {stride, stride}}, {"padding", {k / 2, k / 2, k / 2, k / 2}},
-              {"dilation", {1, 1}}, {"groups", {groups}},         {"pool", {pool}}};
-    s.strings["variant"] = variant;
+    s.ints = {{"kernel", {k, k}},
+              {"stride", {stride, stride}},
+              {"padding", {k / 2, k / 2, k / 2, k / 2}},
+              {"dilation", {1, 1}},
+              {"groups", {groups}}};
     s.arrays["weight"] =
         numbers(oc * (ic / groups) * k * k, 1.4f / std::sqrt(static_cast<float>(ic / groups * k * k)));
     s.arrays["bias"] = numbers(oc, 0.1f);
     s.strings["act"] = "relu";
+    return s;
+  }
+  void conv(const std::string& name, std::vector<int> in, int out, int64_t ic, int64_t oc, int64_t k,
+            int64_t stride, int64_t groups = 1, const std::string& variant = "", int64_t pool = 1) {
+    NodeSpec s = conv_spec(name, std::move(in), out, ic, oc, k, stride, groups);
+    s.ints["pool"] = {pool};
+    s.strings["variant"] = variant;
     node(std::move(s));
+  }
+  // An inverted residual block of map x (`ic` channels, kH x kW): its output. by_turns: one node.
+  int block(const std::string& name, int x, int64_t ic, int64_t wide, int64_t oc, int64_t stride,
+            bool by_turns) {
+    const int64_t h = (kH + stride - 1) / stride, w = (kW + stride - 1) / stride, rows = 2;
+    const int64_t first = by_turns ? (rows - 1) * stride + 3 : 0;
+    const int a = value(name + "a", {1, wide, kH, kW}, Layout::map, {}, -1, 0, first);
+    const int b_ = value(name + "b", {1, wide, h, w}, Layout::map, {}, -1, 0, by_turns ? rows : 0);
+    const int y = value(name + "y", {1, oc, h, w}, Layout::map);
+    NodeSpec s = conv_spec(name, {x}, a, ic, wide, 1, 1),
+             next = conv_spec(name + "d", {a}, b_, wide, wide, 3, stride, wide);
+    NodeSpec last = conv_spec(name + "p", {b_}, y, wide, oc, 1, 1);
+    if (stride == 1 && ic == oc) last.inputs.push_back(x);
+    if (!by_turns) {
+      for (NodeSpec* one : {&s, &next, &last}) node(std::move(*one));
+      return y;
+    }
+    const auto put = [&](const std::string& prefix, NodeSpec& n) {
+      for (auto& [k, v] : n.ints) s.ints[prefix + '_' + k] = v;
+      for (auto& [k, v] : n.arrays) s.arrays[prefix + '_' + k] = v;
+      for (auto& [k, v] : n.strings) s.strings[prefix + '_' + k] = v;
+      s.strings[prefix] = n.name;
+    };
+    put("next", next);
+    put("last", last);
+    s.op = "conv_depthwise";
+    s.ints["band"] = {a, b_};
+    s.inputs.insert(s.inputs.end(), last.inputs.begin() + 1, last.inputs.end());
+    s.output = y;
+    node(std::move(s));
+    return y;
   }
   void pool(const std::string& name, const std::string& kind, int in, int out, int64_t k, int64_t stride,
             int64_t pad) {
@@ -196,6 +237,31 @@ std::unique_ptr<Plan> residual(bool packed, const std::string& variant) {
   return n.b.build();
 }
 
+// Two inverted residual blocks, the first with a residual.
+std::unique_ptr<Plan> inverted(bool by_turns) {
+  Net n(false, 1.0);
+  const int x = n.value("x", {1, kC, kH, kW}, Layout::plain);
+  const int xm = n.value("xm", {1, kC, kH, kW}, Layout::map);
+  const int a = n.value("a", {1, 24, kH, kW}, Layout::map);
+  n.b.input(x);
+  n.simple("copy", x, xm);
+  n.conv("c0", {xm}, a, kC, 24, 3, 1);
+  const int b = n.block("one", a, 24, 72, 24, 1, by_turns), c = n.block("two", b, 24, 72, 40, 2, by_turns);
+  const int g = n.value("g", {1, 40, 1, 1}, Layout::map);
+  const int flat = n.value("flat", {1, 40}, Layout::plain, {}, g, 0);
+  const int logits = n.value("logits", {1, kClasses}, Layout::plain);
+  n.simple("adaptive_pool", c, g, {}, {{"kind", "avg"}});
+  NodeSpec fc;
+  fc.op = "linear";
+  fc.name = "fc";
+  fc.inputs = {flat};
+  fc.output = logits;
+  fc.arrays["weight"] = n.numbers(kClasses * 40, 0.3f);
+  n.node(std::move(fc));
+  n.b.output(logits);
+  return n.b.build();
+}
+
 std::vector<float> image(int64_t batch, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> d;
@@ -214,8 +280,7 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-void concurrent() {
-  const auto plan = network(true, 0.5);
+void concurrent(const std::unique_ptr<Plan>& plan) {
   constexpr int kThreads = 4, kRounds = 6;
   std::vector<std::vector<float>> inputs, want;
   for (int t = 0; t < kThreads; ++t) {
@@ -294,6 +359,17 @@ void tiles() {
     }
 }
 
+void turns() {
+  const auto apart = inverted(false), plan = inverted(true);
+  for (int64_t batch : {1, 2, 5}) {
+    const auto x = image(batch, 5);
+    const auto want = run(*apart, x, batch, 1);
+    for (int threads : {1, 2, 3, 5})
+      expect(same(run(*plan, x, batch, threads), want), "layers by turns differ from those apart");
+  }
+  expect(plan->arena_bytes(1, 1) < apart->arena_bytes(1, 1), "bands take as much as whole maps");
+}
+
 template <class F>
 void refuses(const std::string& what, F f) {
   try {
@@ -364,8 +440,10 @@ int main(int argc, char** argv) {
     if (mode != "concurrent") {
       agreement();
       tiles();
+      turns();
     }
-    concurrent();
+    concurrent(network(true, 0.5));
+    concurrent(inverted(true));
   }
   force_isa("");
   if (mode != "concurrent") refusals();
