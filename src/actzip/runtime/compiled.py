@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from actzip import heap
 from actzip._native import _engine
 from actzip.checks import flag, one_of, shown, whole
 from actzip.errors import DataError, InputError, UnsupportedError, told
@@ -48,7 +49,6 @@ from actzip.runtime.sizes import Resizer, Sizes, as_stored, owned, shelved, unst
 from actzip.runtime.tree import class_of, is_plain, plain_outputs, unflattener
 from actzip.runtime.tune import Tuned, nonfinite_parameters, tune
 from actzip.runtime.whole import file_behind
-from actzip.training import heap
 
 __all__ = ["CompiledModel", "advice", "compile", "compile_graph", "load", "peak_gflops"]
 

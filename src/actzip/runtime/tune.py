@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from actzip import heap
 from actzip._native import _engine
 from actzip.errors import UnsupportedError
 from actzip.runtime import graph as g
@@ -44,7 +45,6 @@ from actzip.runtime.winograd import (
     transforms,
     weights_share,
 )
-from actzip.training import heap
 
 __all__ = ["Tuned", "tune"]
 

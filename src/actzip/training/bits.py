@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from actzip import heap
 from actzip._native import _engine
-from actzip.training import heap
 
 __all__ = [
     "NATIVE",

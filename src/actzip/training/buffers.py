@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from actzip.heap import LARGE, settle
 from actzip.training.bits import empty, fresh
-from actzip.training.heap import LARGE, settle
 
 __all__ = ["Buffers"]
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from actzip import heap
 from actzip.activations import ROOT, Selector, Site, select_sites
 from actzip.activations.hooks import Hooks
 from actzip.checks import flag, shown
 from actzip.errors import InputError
-from actzip.training import heap
 from actzip.training.bits import Predicate
 from actzip.training.buffers import Buffers
 from actzip.training.rules import CODED, CONVOLVED, ITSELF, SHAPE, Rule, Window, rule_of

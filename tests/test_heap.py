@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from actzip.training import heap
+from actzip import heap
 
 HOLES = """
 import sys
 import torch
 from pathlib import Path
-from actzip.training import heap
+from actzip import heap
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
