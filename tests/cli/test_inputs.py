@@ -378,3 +378,18 @@ def test_a_state_beside_an_input_is_taken_as_it_is(run: Any, tmp_path: Path, ver
     code, out, err = run(verb, path, *given, *args_of(verb, tmp_path))
     assert code == 0, err
     json.loads(out)
+
+
+@pytest.mark.parametrize("verb", ["compile", "quantize", "export"])
+def test_the_file_that_is_read_is_not_written_over(run: Any, nhwc: Path, tmp_path: Path, verb: str) -> None:
+    before = nhwc.read_bytes()
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((4, 24, 32, 3), np.float32))
+    options = {"compile": ["--no-tune", "--out", nhwc], "quantize": ["--out", nhwc], "export": [nhwc]}[verb]
+    code, _, err = run(verb, nhwc, *options, "--input", tmp_path / "x.npy")
+    assert code == 2 and "is the file that is read; give another name" in err
+    assert nhwc.read_bytes() == before
+
+
+def test_channels_first_for_a_file_that_has_them_last_is_said(run: Any, nhwc: Path) -> None:
+    code, _, err = run("compile", nhwc, "--no-tune", "--shape", "1,3,24,32")
+    assert code == 2 and "dimension 3 is 3, not 32: the file has its channels last (N, H, W, C)" in err

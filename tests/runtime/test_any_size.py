@@ -517,6 +517,7 @@ class TwoImages(nn.Module):
         return self.c(z).softmax(-1)
 
 
+@needs_2_6
 def test_files_of_two_inputs_of_one_size_take_others(tmp_path: Path) -> None:
     net = TwoImages().eval()
     fast = actzip.compile(net, (torch.rand(2, 3, 32, 48), torch.rand(2, 3, 32, 48)), tune=False, cache=False)

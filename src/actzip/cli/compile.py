@@ -19,6 +19,7 @@ from actzip.cli.common import (
     WEIGHTS,
     errors,
     model_and_input,
+    other_than,
     print_json,
 )
 from actzip.text import visible
@@ -67,6 +68,8 @@ def register(app: typer.Typer) -> None:
         from actzip import compile as compile_model
         from actzip.files import write_bytes
 
+        if output is not None:
+            other_than(Path(model), output)
         found, _, x = model_and_input(model, weights, data, batch, size, trust, inputs)
         fast = compile_model(
             found,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from actzip.cli._inputs import takes_inputs
-from actzip.cli.common import JSON, TRUST, WEIGHTS, errors, print_json
+from actzip.cli.common import JSON, TRUST, WEIGHTS, errors, other_than, print_json
 from actzip.text import visible
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def run(
         raise InputError(
             "--thresholds and --scales exclude each other: give the one that the model was made with"
         )
+    other_than(Path(model), target)
     torch.manual_seed(0)
     form = form or Form()
     first = None if form.first is None else form.first[1:]

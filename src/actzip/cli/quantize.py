@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from actzip.cli._inputs import takes_inputs
-from actzip.cli.common import JSON, TRUST, complain, out, print_json
+from actzip.cli.common import JSON, TRUST, complain, other_than, out, print_json
 from actzip.text import cell
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def register(app: typer.Typer) -> None:
         from actzip.quantize.files import quantization_to_dict, save_quantization
         from actzip.runtime.models import load_whole
 
+        other_than(Path(model), target)
         first = None if inputs.first is None else inputs.first[1:]
         network, shape, mean, std = load_whole(model, first, shapes=inputs.given, trust=trust)
         for m in network.modules():  # an exported program's module refuses eval()

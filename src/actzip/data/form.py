@@ -194,18 +194,20 @@ class Form:
 
     def batches(self, names: Iterable[str], batch: int | None, *, fixed: bool = True) -> Iterator[Any]:
         """The arrays as batches for inputs called ``names``: a tensor, or a tuple of several; where
-        the model's batch is not ``fixed``, the last may be smaller. Arrays of unlike lengths (a
-        recurrent model's state beside its input) are one batch.
+        the model's batch is not ``fixed``, the last may be smaller. One input beside a longer array
+        (a recurrent model's state) is a batch as it is.
 
         Raises:
-            InputError: arrays missing, or of other names.
+            InputError: arrays missing, of other names, or of other lengths.
         """
         wanted = list(names)
         arrays = [self._array(n, wanted) for n in wanted]
         counts = {len(a) for a in arrays if a.ndim}
-        if len(counts) > 1 and 0 not in counts:
+        if len(counts) > 1 and min(counts) == 1:
             yield tuple(torch.from_numpy(np.array(a)) for a in arrays)
             return
+        if len(counts) > 1:
+            raise InputError(f"arrays of {' and '.join(map(str, sorted(counts)))} inputs; as many of each")
         count = min(counts, default=1)
         if count == 0:
             raise DataError("the arrays hold no input")

@@ -44,6 +44,8 @@ _OLDEST, _OLDEST_READ = 7, 11  # opsets: converted from, read as they are
 
 #: Integer types that float32 holds, and those that it holds to 2^24 only.
 _NARROW, _WIDE = {"bool", "uint8", "int8", "uint16", "int16"}, {"int32", "uint32", "int64", "uint64"}
+#: Channels of an image.
+_CHANNELS = (1, 3, 4)
 _FLOATS = {"float32", "float16", "bfloat16"}
 
 
@@ -354,6 +356,8 @@ class Importer:
             raise InputError(f"input {name!r} has {len(declared)} dimensions, not {len(given)}")
         # exporters write 0 and -1 for what is dynamic
         sizes = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else None for d in declared]
+        last = len(sizes) == 4 and sizes[3] in _CHANNELS and sizes[1] not in _CHANNELS
+        channels = 3 if last else 1  # the one that no example may change
         dims: list[g.Dim] = []
         for i, size in enumerate(sizes):
             if i == 0 and self.dynamic and (size is None or (alone and len(sizes) > 1)):
@@ -361,8 +365,9 @@ class Importer:
                 self.strict = self.strict or size is not None
                 dims.append(g.Sym())
             elif given is not None:
-                if i == 1 and size not in (None, given[i]):
-                    raise InputError(f"input {name!r}: dimension {i} is {size}, not {given[i]}")
+                if i == channels and size not in (None, given[i]):
+                    order = ": the file has its channels last (N, H, W, C)" if last else ""
+                    raise InputError(f"input {name!r}: dimension {i} is {size}, not {given[i]}{order}")
                 if given[i] < 1:
                     raise UnsupportedError(f"input {name!r} of shape {tuple(given)} is empty")
                 dims.append(int(given[i]))
