@@ -137,7 +137,8 @@ def test_where_nothing_can_be_timed_one_line_says_so(tmp_path, monkeypatch, lack
     if lacks == "onnxruntime":
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
     elif lacks == "path":
-        model, x = actzip.load(path), torch.from_numpy(x)
+        with pytest.warns(ActzipWarning, match="the file is quantized"):
+            model, x = actzip.load(path), torch.from_numpy(x)
     fast, said = compiled(model, x, tune=lacks == "path")
     hint = {"onnxruntime": "pip install onnxruntime", "tune": "fallback=True", "path": "the file itself"}
     assert isinstance(fast, CompiledModel) and not races
@@ -290,3 +291,14 @@ def test_compiling_leaves_no_weights_to_the_garbage_collector(tmp_path):
         gc.garbage.clear()
         gc.enable()
     assert fast(x).shape == (1, 8, 10, 9)
+
+
+def test_the_module_of_a_quantized_file_is_said_to_compute_in_float32(tmp_path):
+    path, x = saved(tmp_path), torch.from_numpy(normal(1, 3, 12, 11))
+    with pytest.warns(ActzipWarning, match="its module computes the same in float32") as said:
+        net = actzip.load(path)
+    assert len(said) == 1
+    np.testing.assert_allclose(net(x).detach().numpy(), theirs(path, x.numpy()), atol=1.01 * TENSORS["s"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actzip.load(saved(tmp_path, model_of(nodes_of([], activations=False))))

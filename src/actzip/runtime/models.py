@@ -63,6 +63,7 @@ def load(
         m.training = False
     if weights is not None:
         load_weights(net, weights)
+    _say_quantized(net)
     return net
 
 
@@ -140,7 +141,9 @@ def load_whole(
         UnsupportedError: nodes that the engine lacks, with what can be done with the file.
     """
     try:
-        return load_model(ref, shape, shapes=shapes, trust=trust, parts=parts)
+        found = load_model(ref, shape, shapes=shapes, trust=trust, parts=parts)
+        _say_quantized(found[0])
+        return found
     except UnsupportedError as error:
         if Path(ref).suffix != ".onnx":
             raise
@@ -268,6 +271,14 @@ def open_size(net: nn.Module) -> Callable[[tuple[int, ...]], bool] | None:
     if not isinstance(net, GraphNet) or net.arity != 1 or not net.open:
         return None
     return lambda shape: net.takes([(1, *shape)])
+
+
+def _say_quantized(net: nn.Module) -> None:
+    if isinstance(net, GraphNet) and net.graph.meta.get("quantized"):
+        told(
+            "the file is quantized: its module computes the same in float32, and so does what is exported "
+            "or compiled of it"
+        )
 
 
 def say_open(net: nn.Module, taken: tuple[int, ...] | None = None) -> None:
