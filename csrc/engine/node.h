@@ -96,10 +96,7 @@ class Node {
   }
   virtual void run(Context& c, int threads) const = 0;
   // How many copies of the values that it keeps in bands are there.
-  virtual int bands(int threads) const {
-    (void)threads;
-    return 1;
-  }
+  virtual int bands(const Context&) const { return 1; }
   // The input whose memory the output may take over, for each number of it is read before it is written; -1.
   virtual int in_place() const { return -1; }
   // Where its packed weights lie, and bytes of them: nodes may share some.

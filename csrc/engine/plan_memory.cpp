@@ -220,7 +220,7 @@ std::vector<Plan::Piece> Plan::value_pieces(Context& c) const {
       if (r.slots < 0 || r.slots == static_cast<int>(i))
         pieces.push_back({r.capacity, first_[i], last[i], &r.values});
     } else {
-      const auto copies = [&] { return nodes_[static_cast<size_t>(first_[i])]->bands(c.threads); };
+      const auto copies = [&] { return nodes_[static_cast<size_t>(first_[i])]->bands(c); };
       const int64_t count = v.band > 0 ? copies() * v.band * v.dims[1] * v.dims[3] : all;
       const size_t bytes = rounded(static_cast<size_t>(count) * sizeof(float) + kSlack);
       pieces.push_back({bytes, first_[i], last[i], &r.values});

@@ -19,7 +19,7 @@ class TurnsNode : public Node {
   std::string kernel() const override { return conv_->kernel(); }
   std::string kind() const override { return conv_->kind(); }
   size_t scratch(const Context& c, int threads) const override {
-    if (alone_) threads = 1;
+    if (alone(c, threads)) threads = 1;
     size_t most = 0;
     turns(c.views[static_cast<size_t>(mid_)].h(), 0, out(c).h(), [&](const Turn& t) {
       for (const int64_t from : {t.first, t.have}) {
@@ -31,15 +31,15 @@ class TurnsNode : public Node {
     });
     return most;
   }
-  int bands(int threads) const override { return alone_ ? threads : 1; }
+  int bands(const Context& c) const override { return alone(c, c.threads) ? c.threads : 1; }
 
   void run(Context& c, int threads) const override {
     const View& y = out(c);
-    if (!alone_ || threads == 1) {
+    if (!alone(c, threads)) {
       for (int64_t n = 0; n < y.n(); ++n) run_rows(c, n, 0, y.h(), {threads, -1});
       return;
     }
-    const int64_t shares = y.n() % threads == 0 ? 1 : threads;  // of an image's rows
+    const int64_t shares = shares_of(y, threads);
     parallel_for(y.n() * shares, threads, [&](int64_t i, int worker) {
       const int64_t share = i % shares;
       run_rows(c, i / shares, share * y.h() / shares, (share + 1) * y.h() / shares, {1, worker});
@@ -82,14 +82,22 @@ class TurnsNode : public Node {
 
   std::unique_ptr<KernelNode> conv_;
   int mid_ = -1;
-  bool alone_ = false;  // each thread takes rows of its own, and their turns: kernels whose sums do not
-                        // depend on which rows are computed together
+  bool apart_ = false;  // sums do not depend on which rows are computed together
 
  private:
   struct Turn {
     int64_t y0, y1;            // rows of the output
     int64_t first, have, end;  // of the map between: rows [first, end) are needed, [first, have) are there
   };
+  static int64_t shares_of(const View& y, int threads) {  // of the rows of an image
+    return y.n() % threads == 0 ? 1 : threads;
+  }
+  // Whether each thread takes rows of its own, and all their turns: two at least, for it computes the rows
+  // between its own and its neighbour's once more.
+  bool alone(const Context& c, int threads) const {
+    const View& y = out(c);
+    return apart_ && threads > 1 && y.h() >= 2 * step_ * shares_of(y, threads);
+  }
   // Rows [low, high) of image n of the output.
   void run_rows(Context& c, int64_t n, int64_t low, int64_t high, Who who) const {
     View mid = c.views[static_cast<size_t>(mid_)];
@@ -195,7 +203,7 @@ class ConvDepthwiseNode final : public TurnsNode {
     if (end_ >= 0) end_band_ = value(values, end_).band;
     if (end_ >= 0 && end_band_ < step()) fail(s, "the second band is lower than a turn");
     next_ = make_conv_kernel(std::move(next), values, isa);
-    alone_ = conv_->kind() != "winograd";
+    apart_ = conv_->kind() != "winograd";
     s.arrays.clear();
     s.borrowed.clear();
     spec = std::move(s);
