@@ -168,3 +168,14 @@ def test_a_copy_of_what_a_transpose_gives_is_a_map_where_all_is_dense():
     y = np.empty((4, 8, 8, 12), np.float32)
     lower(graph).plan.run(1, [given], [y], 1)
     np.testing.assert_allclose(y, interpret(graph, {"x": torch.from_numpy(given)})[0][0], atol=1e-4)
+
+
+def test_a_view_of_a_view_is_named_once(tmp_path):
+    """Two sweeps put a transpose behind one node: the second found the name taken."""
+    nodes = [
+        N("Transpose", ["x"], ["a"], perm=LAST),
+        N("Transpose", ["a"], ["b"], perm=LAST),
+        N("Softmax", ["b"], ["s"], axis=1),
+        N("HardSwish", ["s"], ["y"]),
+    ]
+    compiled(model_of(nodes, {}, ["n", 1, 7, 5]), normal(2, 1, 7, 5), tmp_path)

@@ -190,6 +190,7 @@ def _sink_transpose(graph: g.Graph) -> bool:
 
     changed = False
     nodes: list[g.Node] = []
+    taken = {n.name for n in graph.nodes}
     for node in graph.nodes:
         new = _before_transpose(graph, node, source)
         if new is None:
@@ -205,11 +206,8 @@ def _sink_transpose(graph: g.Graph) -> bool:
         graph.values[new.output] = dataclasses.replace(
             graph.values[node.output], name=new.output, shape=tuple(shape[k] for k in TO_FIRST)
         )
-        back = ops.Transpose(
-            node.name + ":nhwc", (new.output,), node.output, perm=TO_LAST, source=node.source
-        )
-        while any(back.name == x.name for x in nodes):
-            back.name += "_"
+        name = g.unused(node.name + ":nhwc", taken)
+        back = ops.Transpose(name, (new.output,), node.output, perm=TO_LAST, source=node.source)
         nodes += [new, back]
         producers[new.output], producers[node.output] = new, back
     graph.nodes = nodes
