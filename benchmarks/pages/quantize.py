@@ -69,6 +69,21 @@ def quantize_engine() -> list[str]:
 
 
 @table
+def quantize_files() -> list[str]:
+    rows = [
+        (
+            r["network"],
+            r["file"],
+            f"{r['onnxruntime_ms']:.2f}",
+            f"{r['actzip_ms']:.2f}",
+            f"{r['onnxruntime_ms'] / r['actzip_ms']:.2f}x",
+        )
+        for r in load("quantize/files")["rows"]
+    ]
+    return grid("network | file | ONNX Runtime, ms | engine, ms | speed-up", "llrrr", rows)
+
+
+@table
 def quantize_lenet() -> list[str]:
     wanted = [(s, s, b) for s in ("control", "sparse") for b in (16, 8)]
     return grid(CODED, "lrrrrr", coded_rows("lenet5-mnist/long", wanted, 1))
