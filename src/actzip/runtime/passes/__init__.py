@@ -29,6 +29,7 @@ from actzip.runtime.passes.moves import (
     lines_as_maps,
     merge_moves,
     place_concats,
+    tokens_as_maps,
 )
 from actzip.runtime.passes.norms import recompose_norms
 from actzip.runtime.passes.pointwise import merge_pointwise, split_upsampled
@@ -75,6 +76,7 @@ __all__ = [
     "split_transposed",
     "split_upsampled",
     "spread_batch_norm",
+    "tokens_as_maps",
     "volumes_as_frames",
 ]
 
@@ -86,6 +88,7 @@ PASSES: tuple[Pass, ...] = (
     recompose_activations,
     recompose_norms,
     repeats_as_resizes,
+    tokens_as_maps,
     channels_last,
     recompose_activations,  # what transposes stood in
     recompose_norms,

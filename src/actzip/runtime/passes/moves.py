@@ -118,6 +118,55 @@ def channels_last(graph: g.Graph) -> g.Graph:
     return merge_moves(graph)
 
 
+def tokens_as_maps(graph: g.Graph) -> g.Graph:
+    """Tokens (N, H * W, C) that become a map, and maps that become tokens, do so by way of (N, H, W, C).
+
+    As models write it, (N, C, H * W) stands between, so that all is moved twice; channels last, as
+    maps are kept, they lie as tokens do.
+    """
+    graph = graph.copy()
+    producers = graph.producers()
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        before = producers.get(node.inputs[0]) if node.inputs else None
+        shape, out = graph.shape(before.inputs[0]) if before is not None else (), graph.shape(node.output)
+        middle = graph.shape(node.inputs[0]) if node.inputs else ()
+        if _swaps(before) and isinstance(node, ops.Reshape) and len(out) == 4 and out[:2] == middle[:2]:
+            nodes += _by_way_of(graph, node, before.inputs[0], (out[0], *out[2:], out[1]), first=True)  # type: ignore[union-attr]
+        elif _swaps(node) and isinstance(before, ops.Reshape) and len(shape) == 4 and shape[:2] == middle[:2]:
+            nodes += _by_way_of(graph, node, before.inputs[0], (shape[0], *shape[2:], shape[1]), first=False)
+        else:
+            nodes.append(node)
+    graph.nodes = nodes
+    return drop_dead(graph)
+
+
+def _swaps(node: g.Node | None) -> bool:
+    return isinstance(node, ops.Transpose) and node.perm == (0, 2, 1)
+
+
+def _by_way_of(graph: g.Graph, node: g.Node, x: str, shape: g.Shape, first: bool) -> list[g.Node]:
+    """``node``'s output of ``x`` by way of (N, H, W, C), ``shape``: a reshape (``first``) and a transpose."""
+    v = graph.fresh(node.output + "_last")
+    graph.values[v] = g.Value(v, shape)
+    ends = (x, v), (v, node.output)
+    names = node.name + ":last", node.name
+    reshape, transpose = (0, 1) if first else (1, 0)
+    to = shape if first else graph.shape(node.output)
+    made: list[g.Node] = [node, node]
+    made[reshape] = ops.Reshape(
+        names[reshape], ends[reshape][:1], ends[reshape][1], shape=to, source=node.source
+    )
+    made[transpose] = ops.Transpose(
+        names[transpose],
+        ends[transpose][:1],
+        ends[transpose][1],
+        perm=TO_FIRST if first else TO_LAST,
+        source=node.source,
+    )
+    return made
+
+
 def _before_transpose(graph: g.Graph, node: g.Node, source: Callable[[str], str | None]) -> g.Node | None:
     """``node`` as said of (N, C, H, W), where ``source`` knows what its inputs are views of; its
     output is to be set."""
