@@ -201,3 +201,21 @@ def test_a_constant_with_sparse_values(tmp_path: Path) -> None:
     ]
     weights = {"v": normal(8, 3, 3, 3), "shape": np.int64([1, 8, 1, 1])}
     agrees(model_of(nodes, weights), tmp_path)
+
+
+def test_gelu_as_tensorflows_exporter_leaves_it(tmp_path: Path) -> None:
+    """Erfc is no operator of ONNX: ONNX Runtime refuses the file, Keras' own GELU gives it."""
+
+    def gelu(op: str) -> list[Any]:
+        turned = [N("Mul", ["c", "turn"], ["t"]), N("Mul", ["c", "half"], ["h"])]
+        ends = [N("Erf", ["t"], ["f"]), N("Sub", ["one", "f"], ["e"])]
+        ends = [N("Erfc", ["t"], ["e"])] if op == "Erfc" else ends
+        return [N("Conv", ["x", "v"], ["c"]), *turned, *ends, N("Mul", ["h", "e"], ["y"])]
+
+    numbers = {"turn": np.float32(-(0.5**0.5)), "half": np.float32(0.5), "one": np.float32(1)}
+    weights = {"v": normal(8, 3, 3, 3), **numbers}
+    onnx.save(model_of(gelu("Erfc"), weights), tmp_path / "m.onnx")
+    session = ort.InferenceSession(model_of(gelu("Erf"), weights).SerializeToString())
+    x = normal(2, 3, 12, 14)
+    fast = actzip.compile(tmp_path / "m.onnx", x, tune=False, parts=False)
+    np.testing.assert_allclose(fast(x), session.run(None, {"x": x})[0], rtol=0, atol=1e-5)

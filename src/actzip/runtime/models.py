@@ -145,7 +145,7 @@ def load_whole(
         _say_quantized(found[0])
         return found
     except UnsupportedError as error:
-        if Path(ref).suffix != ".onnx":
+        if Path(ref).suffix != ".onnx" or parts:  # which ONNX Runtime has refused, or is not there for
             raise
         hint = (
             "compile, bench, profile and quantize run such nodes with ONNX Runtime where it is "

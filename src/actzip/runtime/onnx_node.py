@@ -26,6 +26,8 @@ class OnnxNode:
         self.index = index
         self.foreign = proto.domain not in ("", "ai.onnx")
         self.op = f"{proto.domain}.{proto.op_type}" if self.foreign else proto.op_type
+        if self.op == "Erfc":  # which is none of ONNX's
+            self.op, self.foreign = "tf2onnx.Erfc", True
         self.name = inside + (proto.name or f"{proto.op_type}_{index}")
         self.attributes = {a.name: a for a in proto.attribute}
 

@@ -183,3 +183,9 @@ def _operand(low: Lowering, n: Binary, v: str) -> int:
     if apart and shape[1:] == low.graph.shape(n.output)[1:] and shape[1] != 1 and shape[2:] != (1, 1):
         return low.read(v, "map")
     return low.dense(v)
+
+
+@onnx_op("tf2onnx.Erfc")
+def onnx_erfc(imp: Importer, node: OnnxNode) -> Any:
+    """What TensorFlow's exporter leaves as it is of Keras' GELU: no operator of ONNX."""
+    return imp.emit(Binary, np.array(1, np.float32), imp.act(node.need(0), "erf"), kind="sub")
