@@ -12,6 +12,7 @@ import torch  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
+import actzip  # noqa: E402
 from actzip import cpu  # noqa: E402
 from actzip.runtime import ops  # noqa: E402
 from actzip.runtime.acts import Act  # noqa: E402
@@ -295,3 +296,41 @@ def test_operators_on_quantized_tensors_give_onnx_runtimes_numbers(dtype, each, 
     graph = from_onnx(model)
     assert np.array_equal(compile_graph(graph, example=x, winograd=False)(x), want)
     assert sum(isinstance(n, ops.Pool) and n.kind == "max" for n in optimize(graph).nodes) == 1
+
+
+class Decomposed(torch.nn.Module):
+    """As PyTorch's own quantization (``convert_pt2e``) writes a convolution."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.register_buffer("w", torch.randint(-20, 21, (8, 3, 3, 3), generator=rng, dtype=torch.int8))
+        self.register_buffer("ws", 2.0 ** torch.randint(-6, -3, (8,), generator=rng))
+        self.register_buffer("wz", torch.zeros(8, dtype=torch.int64))
+        self.register_buffer("s", torch.tensor(0.125))
+        self.register_buffer("z", torch.tensor(3))
+        self.tensors = tensors
+
+    def qdq(self, x, scale, zero):
+        q = torch.ops.quantized_decomposed
+        if self.tensors:
+            scale, zero = self.s, self.z
+        x = q.quantize_per_tensor(x, scale, zero, 0, 255, torch.uint8)
+        return q.dequantize_per_tensor(x, scale, zero, 0, 255, torch.uint8)
+
+    def forward(self, x):
+        per_channel = torch.ops.quantized_decomposed.dequantize_per_channel
+        w = per_channel(self.w, self.ws, self.wz, 0, -127, 127, torch.int8)
+        x = torch.nn.functional.conv2d(self.qdq(x, 0.0625, 128), w)
+        return self.qdq(torch.relu(x), 0.25, 0)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_programs_that_pytorch_quantized_run_whole(tensors):
+    pytest.importorskip("torch.ao.quantization.fx._decomposed")
+    net = Decomposed(tensors).eval()
+    x = torch.randn(2, 3, 12, 11, generator=torch.Generator().manual_seed(1)) * 2
+    fast = actzip.compile(net, x, tune=False, cache=False, parts=False, winograd=False)
+    assert torch.equal(fast(x), net(x))
+    acts = [n.act for n in fast.graph.nodes if isinstance(n, ops.Conv2d)]
+    assert [a.kind for a in acts] == ["quantize"]

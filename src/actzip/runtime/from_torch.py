@@ -90,6 +90,9 @@ def _as_text(spec: Any) -> Any:
         return spec
 
 
+_NAMESPACES = ("aten::", "actzip::", "quantized_decomposed::")
+
+
 class Builder:
     """A Graph as it is built from an exported program: what
     :data:`~actzip.runtime.registry.TORCH`'s functions work with."""
@@ -407,7 +410,7 @@ class Builder:
             raise self.refuse("random numbers are other ones in each call")
         name = schema.name.partition("::")[2]
         handler = TORCH.get(name)
-        if handler is None or not schema.name.startswith(("aten::", "actzip::")):
+        if handler is None or not schema.name.startswith(_NAMESPACES):
             raise self.refuse(f"operator {target} is not supported")
         try:
             result = handler(self, bound)
