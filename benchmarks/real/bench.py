@@ -55,7 +55,9 @@ INT8 = "openvino int8"
 #: Networks of timm's that ``timm`` stands for, each of another family; none is a file's.
 TIMM = (
     "mobilenetv4_conv_small", "ghostnet_050", "repvgg_a0", "regnetx_002", "resnet18d", "hgnet_tiny",
-    "rexnet_100", "repvit_m0_9",
+    "rexnet_100", "repvit_m0_9", "fastvit_t8", "poolformer_s12", "mobilevit_xxs", "levit_128s",
+    "convnext_atto", "efficientformerv2_s0", "efficientvit_b0", "vit_tiny_patch16_224", "pvt_v2_b0",
+    "mobilenetv4_hybrid_medium", "swin_tiny_patch4_window7_224",
 )  # fmt: skip
 
 
