@@ -256,14 +256,15 @@ def fits(graph: g.Graph, shapes: Sequence[tuple[int, ...]]) -> bool:
     return True
 
 
-def resized(graph: g.Graph, shapes: Sequence[tuple[int, ...]]) -> str:
-    """The first input that has as many dimensions as the graph's and one of another size, a batch that
-    is symbolic not counted; '' where there is none."""
+def resized(graph: g.Graph, shapes: Sequence[tuple[int, ...]], batch: bool = False) -> str:
+    """The first input that has as many dimensions as the graph's and one but the first of another size,
+    with ``batch`` the first too where it is no symbol; '' where there is none."""
     for v, got in zip(graph.inputs, shapes, strict=True):
         want = graph.shape(v)
         if len(want) != len(got) or 0 in got:
             continue
-        if any(w != d for w, d in zip(want, got, strict=True) if not isinstance(w, g.Sym)):
+        first = 0 if batch else 1
+        if any(w != d for w, d in list(zip(want, got, strict=True))[first:] if not isinstance(w, g.Sym)):
             return v
     return ""
 

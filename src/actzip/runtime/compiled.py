@@ -41,7 +41,7 @@ from actzip.runtime.graph_data import all_to_data, from_data
 from actzip.runtime.lower import Lowered, lower
 from actzip.runtime.machine import advice, advise, identity, peak_gflops
 from actzip.runtime.model_file import read_model_file, write_model_file
-from actzip.runtime.origin import Shapes
+from actzip.runtime.origin import OnnxOrigin, Shapes
 from actzip.runtime.parts import PartitionedModel, compile_parts
 from actzip.runtime.passes import optimize
 from actzip.runtime.rules import Rules, find_rules
@@ -563,7 +563,8 @@ class CompiledModel:
         if self._sizes is None or len(leaves) != len(self._in) or not all(map(_has_shape, leaves)):
             return self
         shapes = [tuple(x.shape) for x in leaves]
-        name = resized(self.graph, shapes)
+        origin = getattr(self._resizer, "origin", None)
+        name = resized(self.graph, shapes, isinstance(origin, OnnxOrigin))
         if not name:
             return self
         try:

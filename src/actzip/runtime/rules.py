@@ -152,7 +152,7 @@ def _free(resizer: Resizer) -> list[Dims]:
             return False
         return True
 
-    dims = [(i, a) for i, v in enumerate(graph.inputs) for a, d in enumerate(graph.shape(v)) if d != g.Sym()]
+    dims = [(i, a) for i, v in enumerate(graph.inputs) for a in range(1, len(graph.shape(v)))]
     found: list[Dims] = [(d,) for d in dims if takes((d,))]
     like: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for i, a in dims:
@@ -286,7 +286,7 @@ class Rules:
     def _check(self, shapes: Shapes) -> None:
         for i, (shape, own) in enumerate(zip(shapes, self.shapes, strict=True)):
             for axis, n in enumerate(shape):
-                if axis == 0 and self.graph.shape(self.graph.inputs[i])[0] == g.Sym():
+                if axis == 0:
                     continue
                 low, high, step = self.free.get((i, axis), (own[axis], own[axis], 1))
                 if not low <= n <= high or n % step:
