@@ -593,3 +593,33 @@ def test_a_network_for_one_batch_is_made_again_for_another(tmp_path: Path) -> No
         else:
             with pytest.raises(InputError, match="fixes dimension 0 of 'x' at 2"):
                 fast(x)
+
+
+@pytest.mark.parametrize("by", [0, 2])
+def test_small_weights_that_depend_on_the_size_are_refused_and_never_wrong(by: int, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    rng = np.random.default_rng(0)
+    branches = [
+        onnx.helper.make_graph([make("Conv", ["x", w], [f"{w}_y"])], w, [], [value(f"{w}_y", 1, None)])
+        for w in "ab"
+    ]
+    nodes = [
+        make("Shape", ["x"], ["s"]),
+        make("Gather", ["s", "axis"], ["n"]),
+        make("Equal", ["n", "one"], ["c"]),
+        make("If", ["c"], ["i"], then_branch=branches[0], else_branch=branches[1]),
+        make("Relu", ["i"], ["y"]),
+    ]
+    numbers = {"axis": np.int64(by), "one": np.int64(1 if by == 0 else 8)}
+    numbers |= {w: rng.standard_normal((8, 3, 3, 3)).astype(np.float32) for w in "ab"}
+    tensors = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in numbers.items()]
+    shapes = [value("x", 1, ["n", 3, "h", 8])], [value("y", 1, None)]
+    graph, opset = onnx.helper.make_graph(nodes, "g", *shapes, tensors), [onnx.helper.make_opsetid("", 17)]
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    fast = actzip.compile(path, np.zeros((1, 3, 8, 8), np.float32), tune=False, cache=False)
+    fast(np.zeros((1, 3, 8, 8), np.float32))
+    other = (2, 3, 8, 8) if by == 0 else (1, 3, 9, 8)
+    with pytest.raises(InputError, match="are other ones at this size"):
+        fast(np.zeros(other, np.float32))

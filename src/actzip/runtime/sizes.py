@@ -301,10 +301,13 @@ class Resizer:
         """
         base, ours = self._known(), _arrays(self.plain)
         fresh: list[tuple[Any, ...]] = []
+        packed = {n.name for n in self.plain.nodes if hasattr(n, "weight")}  # by name, for all sizes
 
         def put(at: tuple[Any, ...], a: g.Array) -> g.Array:
             if base.digests.get(at) == digest(a):
                 return ours[at]
+            if at[0] in packed and at in base.digests:
+                raise UnsupportedError(f"the weights of {at[0]!r} are other ones at this size")
             fresh.append(at)
             return a
 
