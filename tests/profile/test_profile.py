@@ -17,6 +17,9 @@ from torch import nn
 import actzip
 from actzip.errors import ActzipWarning, DataError, InputError, LayerError
 from actzip.profile import Collection, collect, compare, load_report, profile, split_inputs
+from actzip.runtime.passes import optimize
+from actzip.runtime.to_torch import to_torch
+from actzip.runtime.tracing import capture
 
 
 class Net(nn.Module):
@@ -85,6 +88,25 @@ def test_what_is_not_sparse_or_never_runs_is_said(net):
     assert "unused" in text and "not ReLU" in text
     with pytest.warns(ActzipWarning, match="unused"):
         collect(net, LOADER)
+
+
+@QUIET
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_layers_that_are_not_counted_are_said(kind, tmp_path):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reader, self.head = kind(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.reader(x)[0]))
+
+    r = profile(Reader(), [torch.rand(4, 2, 6)], codecs=(), engine=False)
+    assert any("recurrent" in w and "reader" in w for w in r.data["warnings"])
+    if kind is not nn.RNN:
+        graph = to_torch(optimize(capture(Reader().eval(), torch.rand(4, 2, 6))))
+        r = profile(graph, [torch.rand(4, 2, 6)], codecs=(), engine=False)
+        assert any("recurrent" in w for w in r.data["warnings"])
 
 
 @QUIET

@@ -138,6 +138,7 @@ def profile(
         data["environment"] = info
         data["maps"], data["layers"] = build_maps(collection, bits), build_layers(collection)
         data["totals"], data["whatif"], data["engine"] = {}, {}, None  # in the order of the schema
+        notes += _uncounted(subject.model)
         data["warnings"] = [*_warnings_of(collection, notes, random, skipped)]
         if data["model"]["random_weights"]:
             data["warnings"].insert(0, RANDOM_WEIGHTS)
@@ -224,6 +225,15 @@ def _warnings_as(notes: list[str]) -> Iterator[None]:
             notes.append(str(w.message))
         else:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+
+
+def _uncounted(model: nn.Module) -> Iterator[str]:
+    """Recurrent layers, whose products are no layer of the report."""
+    found = [path for path, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))]
+    graph = getattr(model, "graph", None)
+    found += [n.name for n in getattr(graph, "nodes", ()) if getattr(n, "op", "") == "recurrent"]
+    if found:
+        yield f"the MACs of {len(found)} recurrent layers are not counted: {_first(found, ', ')}"
 
 
 def _warnings_of(
