@@ -42,32 +42,34 @@ void depthwise_pixel(const DepthwiseRow& d, int64_t i) {
 // One vector of channels of PX neighbouring pixels: their K x K windows, which begin at `at` of the rows,
 // share what they load. EDGE: columns may lie outside the map, x0 is the first. The sums of eight pixels hide
 // the latency of one addition behind the next; an address that steps from column to column needs one register
-// where GCC would take one a column, and spill them.
+// where GCC would take one a column, and spill them. Kernel rows stay a loop: unrolled, the code is three
+// times as large, and five times as long to compile, for 5 to 10 % in the first-level cache.
 template <int K, int SW, int PX, bool EDGE, bool PART>
 AZ_INLINE void depthwise_group(const float* const (&rows)[K], int64_t at, int64_t stride, const float* w,
                                vf bias, int64_t lanes, int64_t x0, int64_t iw, vf (&a)[PX]) {
   constexpr int COLUMNS = (PX - 1) * SW + K;
-  unrolled<PX>([&](auto j) AZ_LAMBDA { a[j] = bias; });
-  unrolled<K>([&](auto ky) AZ_LAMBDA {
-    if (rows[ky] == nullptr) return;
+#pragma GCC unroll 8
+  for (int j = 0; j < PX; ++j) a[j] = bias;
+  for (int ky = 0; ky < K; ++ky, w += K * VL) {
+    if (rows[ky] == nullptr) continue;
     const float* p = rows[ky] + at;
     vf k[K];
-    unrolled<K>([&](auto x) AZ_LAMBDA {
-      k[x] = load(w + (ky * K + x) * VL);
+#pragma GCC unroll 8
+    for (int x = 0; x < K; ++x) {
+      k[x] = load(w + x * VL);
       keep(k[x]);
-    });
+    }
     unrolled<COLUMNS>([&](auto x) AZ_LAMBDA {
       if (!EDGE || static_cast<uint64_t>(x0 + x) < static_cast<uint64_t>(iw)) {
         vf v = PART ? load_part(p, lanes) : load(p);
         keep(v);
-        unrolled<PX>([&](auto j) AZ_LAMBDA {
-          constexpr int tap = decltype(x)::value - decltype(j)::value * SW;
-          if constexpr (tap >= 0 && tap < K) a[j] += v * k[tap];
-        });
+#pragma GCC unroll 8
+        for (int j = 0; j < PX; ++j)
+          if (x - j * SW >= 0 && x - j * SW < K) a[j] += v * k[x - j * SW];
       }
       p = step(p, stride);
     });
-  });
+  }
 }
 
 // All channels of PX pixels from i on, of which `pixels` are wanted. What the loop needs is in local

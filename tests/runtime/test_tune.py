@@ -47,7 +47,7 @@ class Bench:
 
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def lower(graph: Graph, variants: Any = None, want_variants: bool = False) -> Any:
+    def lower(graph: Graph, variants: Any = None, want_variants: bool = False, **_: Any) -> Any:
         return SimpleNamespace(chosen=variants or {}, variants={n.name: list(SECONDS) for n in graph.nodes})
 
     monkeypatch.setattr(t, "lower", lower)
