@@ -153,6 +153,22 @@ struct Net {
     s.strings = std::move(strings);
     node(std::move(s));
   }
+  // A linear layer on the means of map x: what it gives.
+  int head(int x, int64_t channels) {
+    const int g = value("g", {1, channels, 1, 1}, Layout::map);
+    const int flat = value("flat", {1, channels}, Layout::plain, {}, g, 0);
+    const int logits = value("logits", {1, kClasses}, Layout::plain);
+    simple("adaptive_pool", x, g, {}, {{"kind", "avg"}});
+    NodeSpec fc;
+    fc.op = "linear";
+    fc.name = "fc";
+    fc.inputs = {flat};
+    fc.output = logits;
+    fc.arrays["weight"] = numbers(kClasses * channels, 0.3f);
+    fc.arrays["bias"] = numbers(kClasses, 0.1f);
+    node(std::move(fc));
+    return logits;
+  }
 };
 
 std::unique_ptr<Plan> network(bool packed, double density, int64_t images = 0) {
@@ -169,9 +185,6 @@ std::unique_ptr<Plan> network(bool packed, double density, int64_t images = 0) {
   const int d = n.value("d", {1, 96, 10, 12}, s, {96});
   const int e = n.value("e", {1, 96, 10, 12}, s, {96});
   const int dw = n.value("dw", {1, 96, 5, 6}, s, {96});
-  const int g = n.value("g", {1, 96, 1, 1}, Layout::map);
-  const int flat = n.value("flat", {1, 96}, Layout::plain, {}, g, 0);
-  const int logits = n.value("logits", {1, kClasses}, Layout::plain);
   const int out = n.value("out", {1, kClasses}, Layout::plain);
   n.b.input(x);
   n.simple("copy", x, xm);
@@ -183,15 +196,7 @@ std::unique_ptr<Plan> network(bool packed, double density, int64_t images = 0) {
   n.conv("c3", {q}, d, 103, 96, 3, 1);
   n.conv("c4", {d, d}, e, 96, 96, 3, 1, 3);
   n.conv("c5", {e}, dw, 96, 96, 3, 2, 96);
-  n.simple("adaptive_pool", dw, g, {}, {{"kind", "avg"}});
-  NodeSpec fc;
-  fc.op = "linear";
-  fc.name = "fc";
-  fc.inputs = {flat};
-  fc.output = logits;
-  fc.arrays["weight"] = n.numbers(kClasses * 96, 0.3f);
-  fc.arrays["bias"] = n.numbers(kClasses, 0.1f);
-  n.node(std::move(fc));
+  const int logits = n.head(dw, 96);
   n.simple("softmax", logits, out, {{"axis", {1}}});
   n.b.output(out);
   return n.b.build();
@@ -212,9 +217,6 @@ std::unique_ptr<Plan> residual(bool packed, const std::string& variant) {
   const int e = n.value("e", {1, 64, kH, kW}, s);
   const int whole = n.value("whole", {1, 96, kH, kW}, s);
   const int p = n.value("p", {1, 96, kH / 2, kW / 2}, s);
-  const int g = n.value("g", {1, 96, 1, 1}, Layout::map);
-  const int flat = n.value("flat", {1, 96}, Layout::plain, {}, g, 0);
-  const int logits = n.value("logits", {1, kClasses}, Layout::plain);
   n.b.input(x);
   n.simple("copy", x, xm);
   n.conv("r0", {xm}, a, kC, 64, 3, 1);
@@ -224,15 +226,7 @@ std::unique_ptr<Plan> residual(bool packed, const std::string& variant) {
   n.conv("r4", {d, c}, e, 64, 64, 3, 1, 1, variant);
   n.conv("r5", {e}, tiles ? p : whole, 64, 96, 3, 1, 1, variant, tiles ? 2 : 1);
   if (!tiles) n.pool("max", "max", whole, p, 2, 2, 0);
-  n.simple("adaptive_pool", p, g, {}, {{"kind", "avg"}});
-  NodeSpec fc;
-  fc.op = "linear";
-  fc.name = "fc";
-  fc.inputs = {flat};
-  fc.output = logits;
-  fc.arrays["weight"] = n.numbers(kClasses * 96, 0.3f);
-  fc.arrays["bias"] = n.numbers(kClasses, 0.1f);
-  n.node(std::move(fc));
+  const int logits = n.head(p, 96);
   n.b.output(logits);
   return n.b.build();
 }
@@ -247,17 +241,7 @@ std::unique_ptr<Plan> inverted(bool by_turns) {
   n.simple("copy", x, xm);
   n.conv("c0", {xm}, a, kC, 24, 3, 1);
   const int b = n.block("one", a, 24, 72, 24, 1, by_turns), c = n.block("two", b, 24, 72, 40, 2, by_turns);
-  const int g = n.value("g", {1, 40, 1, 1}, Layout::map);
-  const int flat = n.value("flat", {1, 40}, Layout::plain, {}, g, 0);
-  const int logits = n.value("logits", {1, kClasses}, Layout::plain);
-  n.simple("adaptive_pool", c, g, {}, {{"kind", "avg"}});
-  NodeSpec fc;
-  fc.op = "linear";
-  fc.name = "fc";
-  fc.inputs = {flat};
-  fc.output = logits;
-  fc.arrays["weight"] = n.numbers(kClasses * 40, 0.3f);
-  n.node(std::move(fc));
+  const int logits = n.head(c, 40);
   n.b.output(logits);
   return n.b.build();
 }

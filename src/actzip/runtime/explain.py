@@ -25,7 +25,7 @@ from actzip.runtime.winograd import (
     transforms,
 )
 
-__all__ = ["Explanation", "LayerRow", "explain", "together"]
+__all__ = ["Explanation", "LayerRow", "elsewhere_row", "explain", "together"]
 
 
 @dataclass
@@ -252,6 +252,12 @@ def _copy_row(graph: g.Graph, value: str, seconds: float) -> LayerRow:
         None,
         "",
     )
+
+
+def elsewhere_row(name: str, engine: str, why: str, milliseconds: float, source: str = "") -> LayerRow:
+    """What another engine runs, as one row: it multiplies nothing that is counted here."""
+    row = (name, engine, engine, "", why, "dense", "dense", None, None, 0, 0, milliseconds, None, source)
+    return LayerRow(*row)
 
 
 def _row(

@@ -78,7 +78,6 @@ class Lowering:
         }
         #: What a depthwise convolution leaves in a band -> the 1x1 convolution that takes it from there.
         self.last = projections(graph) if three else {}
-        self.inside = {n.name for n in self.last.values()}  # by turns with two others
         self.native: dict[str, int] = {}
         self.copies: dict[tuple[str, str], int] = {}
         self.views: set[str] = set()  # channel ranges of other maps: their pixels are apart

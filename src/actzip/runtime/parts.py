@@ -22,7 +22,7 @@ from actzip.errors import ActzipError, InputError, UnsupportedError
 from actzip.runtime.binding import no_memory
 from actzip.runtime.blame import MOST_CUTS, first_failing, reasons
 from actzip.runtime.drawn import drawn as drawn_of
-from actzip.runtime.explain import Explanation, LayerRow, together
+from actzip.runtime.explain import Explanation, LayerRow, elsewhere_row, together
 from actzip.runtime.from_onnx import Importer, at_least_opset
 from actzip.runtime.graph import Array, Graph
 from actzip.runtime.onnx_file import inputs_of, load_onnx, onnx_package, tensor_array
@@ -717,22 +717,9 @@ class PartitionedModel:
     def _foreign_row(self, part: _Part, number: int, milliseconds: float) -> LayerRow:
         nodes = self._nodes_of(part)
         counts = ", ".join(f"{k} {op}" for op, k in Counter(n.op_type for n in nodes).most_common())
-        return LayerRow(
-            f"part {number}",
-            "onnxruntime",
-            "onnxruntime",
-            "",
-            self._reason(counts, part.why),
-            "dense",
-            "dense",
-            None,
-            None,
-            0,
-            0,
-            milliseconds,
-            None,
-            ", ".join(n.name for n in nodes if n.name)[:200],
-        )
+        source = ", ".join(n.name for n in nodes if n.name)[:200]
+        reason = self._reason(counts, part.why)
+        return elsewhere_row(f"part {number}", "onnxruntime", reason, milliseconds, source)
 
     def _reason(self, counts: str, why: list[str]) -> str:
         return f"not for the engine: {counts}: {reasons(why, 100)}"

@@ -125,16 +125,12 @@ def banded(graph: g.Graph) -> set[str]:
     """Values that one convolution writes and one pool, or depthwise convolution, reads, and nothing
     else: they need never be there in whole."""
     producers = graph.producers()
-    readers: dict[str, list[g.Node]] = {}
-    for n in graph.nodes:
-        for v in n.inputs:
-            readers.setdefault(v, []).append(n)
     found = set()
-    for v, nodes in readers.items():
+    for v, nodes in graph.consumers().items():
         p, value = producers.get(v), graph.values[v]
-        pool = nodes[0]
-        if not isinstance(p, ops.Conv2d) or len(nodes) > 1 or v in graph.outputs or value.place is not None:
+        if not isinstance(p, ops.Conv2d) or len(nodes) != 1 or v in graph.outputs or value.place is not None:
             continue
+        pool = nodes[0]
         if isinstance(pool, ops.Conv2d) and _expands(graph, p, pool):
             found.add(v)
         if not isinstance(pool, ops.Pool):
@@ -171,16 +167,13 @@ def projections(graph: g.Graph) -> dict[str, ops.Conv2d]:
     is there before them."""
     when = {n.output: i for i, n in enumerate(graph.nodes)}
     producers = graph.producers()
-    readers: dict[str, list[g.Node]] = {}
-    for n in graph.nodes:
-        for v in n.inputs:
-            readers.setdefault(v, []).append(n)
+    readers = graph.consumers()
     found: dict[str, ops.Conv2d] = {}
     for n in graph.nodes:
         value = graph.values[n.output]
         if not isinstance(n, ops.Conv2d) or graph.values[n.inputs[0]].storage != "band":
             continue
-        last = readers.get(n.output, [])
+        last = readers[n.output]
         begin = producers[n.inputs[0]]
         if (
             len(last) == 1

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from actzip.activations.tap import call_model
 from actzip.errors import ActzipError, InputError, UnsupportedError, told
 from actzip.runtime.binding import as_call
-from actzip.runtime.explain import Explanation, LayerRow, together
+from actzip.runtime.explain import Explanation, elsewhere_row, together
 from actzip.runtime.tracing import flat_inputs
 
 __all__ = ["ModuleOfParts", "module_by_submodules"]
@@ -152,12 +152,7 @@ class ModuleOfParts:
                 reports.append(report)
                 rows += report.rows
         why = f"not for the engine: {self._refused}"
-        rows.append(
-            LayerRow(
-                "the rest", "pytorch", "pytorch", "", why, "dense", "dense",
-                None, None, 0, 0, 1e3 * self._elsewhere(), None, "",
-            )
-        )  # fmt: skip
+        rows.append(elsewhere_row("the rest", "pytorch", why, 1e3 * self._elsewhere()))
         tensors = [t for t in pytree.tree_leaves(call) if hasattr(t, "shape")]
         shapes = {f"input {i}": list(t.shape) for i, t in enumerate(tensors)}
         return together(reports, rows, 1, self.threads, shapes)

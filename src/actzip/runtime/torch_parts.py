@@ -25,7 +25,7 @@ from actzip.runtime.binding import as_call
 from actzip.runtime.blame import reasons
 from actzip.runtime.drawn import drawn
 from actzip.runtime.dynamo import effect_of
-from actzip.runtime.explain import Explanation, LayerRow, together
+from actzip.runtime.explain import Explanation, elsewhere_row, together
 from actzip.runtime.from_torch import refused_nodes
 from actzip.runtime.program_parts import engine_parts, parts_of
 from actzip.runtime.sizes import Sizes
@@ -271,12 +271,7 @@ class PartitionedModule:
         self._time(cut, inputs)
         counts = ", ".join(f"{k} {op}" for op, k in Counter(map(_short, cut.left)).most_common())
         why = f"not for the engine: {counts}: {reasons(cut.lacking + cut.failed, 100)}"
-        rows.append(
-            LayerRow(
-                "the rest", "pytorch", "pytorch", "", why, "dense", "dense",
-                None, None, 0, 0, cut.elsewhere, None, "",
-            )
-        )  # fmt: skip
+        rows.append(elsewhere_row("the rest", "pytorch", why, cut.elsewhere))
         batch = int(inputs[0].shape[0]) if inputs[0].ndim else 1
         shapes = {f"input {i}": list(t.shape) for i, t in enumerate(inputs)}
         return together(reports, rows, batch, self.threads, shapes)

@@ -323,7 +323,7 @@ def _residuals(low: Lowering, n: Conv2d) -> list[int]:
 
 @lowers(Conv2d)
 def lower_conv2d(low: Lowering, n: Conv2d) -> None:
-    if low.graph.values[n.inputs[0]].storage == "band" or n.name in low.inside:
+    if low.graph.values[n.inputs[0]].storage == "band" or n.name in low.out.inside:
         return  # the convolution before it does it
     strings, floats, arrays, ints = _conv_fields(n)
     strings["weights"] = low.keeper(n)

@@ -272,10 +272,7 @@ def fold_affine_forward(graph: g.Graph) -> g.Graph:
     """A BatchNorm that only convolutions without padding read goes into them: their weights are scaled and
     its shift, seen through them, is added to their bias."""
     graph = graph.copy()
-    readers: dict[str, list[g.Node]] = {}
-    for n in graph.nodes:
-        for v in n.inputs:
-            readers.setdefault(v, []).append(n)
+    readers = graph.consumers()
     for node in list(graph.nodes):
         behind = readers.get(node.output, [])
         plain = isinstance(node, ops.BatchNorm) and node.act is None and node.output not in graph.outputs
